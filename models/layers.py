@@ -1,0 +1,162 @@
+"""The parts that the paper varies: activation, normalisation and shortcut.
+
+Everything here follows Shang, Chiu, Sohn, "Exploring Normalization in Deep Residual Networks with
+Concatenated Rectified Linear Units" (AAAI 2017); section names below are that paper's.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Act = Literal["relu", "crelu"]
+Norm = Literal["bn", "plain", "nobias", "np", "np2", "np3"]
+ACTS: tuple[Act, ...] = get_args(Act)
+NORMS: tuple[Norm, ...] = get_args(Norm)
+
+# Start value of NormProp's gain, and its fixed value in NormProp3 ("Normalization Propagation in ResNets").
+NORMPROP_GAIN = 1 / 1.21
+
+# Mean and standard deviation of ReLU(x) for x ~ N(0, 1). The paper's Proposition 2 prints the mean as
+# 1/(2 pi), a misprint of 1/sqrt(2 pi): its NormProp formula has the latter.
+RECTIFIED_MEAN = 1 / math.sqrt(2 * math.pi)
+RECTIFIED_STD = math.sqrt(1 / 2 - 1 / (2 * math.pi))
+
+
+class CReLU(nn.Module):
+    """Concatenated ReLU (Definition 1): (B, C, ...) -> (B, 2C, ...), `cat(relu(x), relu(-x))`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((F.relu(x), F.relu(-x)), dim=1)
+
+
+class StandardizeRectified(nn.Module):
+    """NormProp's constants: bring a rectified standard normal variable to mean 0 and variance 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.std = RECTIFIED_MEAN, RECTIFIED_STD  # TorchScript reads attributes, not globals
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+@torch.fx.wrap  # a leaf of torch.fx graphs, because it branches on the tensor's type
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or unchanged if it is float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class NormPropConv2d(nn.Conv2d):
+    """Convolution with normalised filters, `g * (W x) / |W| + b` (NormProp2; NormProp without its activation).
+
+    `|W|` is the L2 norm of each output filter over (in, kh, kw). It takes part in the gradient and is
+    computed in float32 at least, whatever the precision of the convolution itself.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding: as in `torch.nn.Conv2d`.
+        learn_gain: whether `g` is trained (NormProp, NormProp2) or fixed at 1/1.21 (NormProp3).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        learn_gain: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=True)
+        gain = torch.full((out_channels,), NORMPROP_GAIN)
+        if learn_gain:
+            self.gain = nn.Parameter(gain)
+        else:
+            self.register_buffer("gain", gain)
+
+    def normalized_weight(self) -> Tensor:
+        """The filters that are convolved with: `g * W / |W|`, shape (out, in, kh, kw)."""
+        weight = at_least_float32(self.weight)
+        norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3))
+        return (weight * (self.gain / norm).view(-1, 1, 1, 1)).to(self.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.normalized_weight(), self.bias)
+
+
+class SubsampleAndPad(nn.Module):
+    """The parameter-free type-A shortcut: keep every `stride`-th position, append zero channels last.
+
+    (B, in, H, W) -> (B, out, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.extra = out_channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+
+
+def activation(act: Act, standardize: bool = False) -> nn.Module:
+    """ReLU or CReLU, followed by NormProp's constants when `standardize` is set."""
+    rectifier = CReLU() if act == "crelu" else nn.ReLU()
+    return nn.Sequential(rectifier, StandardizeRectified()) if standardize else rectifier
+
+
+def conv_norm(
+    norm: Norm, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+) -> tuple[nn.Conv2d, nn.Module]:
+    """A "same"-padded convolution and what normalises its output (an identity where the convolution does)."""
+    padding = kernel_size // 2
+    if norm == "bn":
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        return conv, nn.BatchNorm2d(out_channels)
+    if norm in ("plain", "nobias"):
+        bias = norm == "plain"
+        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias), nn.Identity()
+    learn_gain = norm != "np3"
+    return NormPropConv2d(in_channels, out_channels, kernel_size, stride, padding, learn_gain), nn.Identity()
+
+
+def shortcut(norm: Norm, kind: Literal["A", "B"], in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """The identity path of a block: type A (CIFAR) or type B (ImageNet) where the channel count changes.
+
+    Footnote 2 of the paper: where the spatial size shrinks, the NormProp family has BatchNorm on this path,
+    after the shortcut's own operation. Elsewhere it uses its own normalisation, without activation.
+    """
+    if in_channels == out_channels and stride == 1:
+        return nn.Identity()
+    batch_norm = norm.startswith("np") and stride > 1
+    if kind == "A":
+        subsample = SubsampleAndPad(in_channels, out_channels, stride)
+        return nn.Sequential(subsample, nn.BatchNorm2d(out_channels)) if batch_norm else subsample
+    return nn.Sequential(*conv_norm("bn" if batch_norm else norm, in_channels, out_channels, 1, stride))
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, norm: Norm) -> None:
+    """Set one layer's start values; for use with `nn.Module.apply`-like loops over a model of kind `norm`.
+
+    Convolutions: MSR, N(0, sqrt(2 / (k k C_out))), in BatchNorm models and Xavier uniform in all others, bias 0
+    (Experiments section). Linear: U(+-1/sqrt(fan_in)), bias 0 (fb.resnet.torch). BatchNorm: scale 1, shift 0.
+    """
+    if isinstance(module, nn.Conv2d):
+        if norm == "bn":
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        else:
+            nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, NormPropConv2d):
+            module.gain.fill_(NORMPROP_GAIN)
+    elif isinstance(module, nn.BatchNorm2d):
+        module.reset_parameters()
+    elif isinstance(module, nn.Linear):
+        bound = 1 / math.sqrt(module.in_features)
+        nn.init.uniform_(module.weight, -bound, bound)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,210 @@
+"""The command line: load a table, run what it lacks, render it."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from suite import report, spec
+from suite.errors import InputError
+from suite.store import Store
+
+RESULTS = Path("results/local")
+
+
+class _Choices(click.ParamType[tuple[Any, ...]]):
+    """A comma-separated list; each entry is converted by `convert_one` and must be legal."""
+
+    def __init__(self, name: str, convert_one: Callable[[str], Any]) -> None:
+        self.name = name
+        self.convert_one = convert_one
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        entries = [entry.strip() for entry in value.split(",")]
+        try:
+            return tuple(dict.fromkeys(self.convert_one(entry) for entry in entries))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _provider(text: str) -> str:
+    legal = ("cpu", "cuda", "tensorrt")
+    if text not in legal:
+        raise ValueError(f"{text!r} is not legal; legal: {', '.join(legal)}")
+    return text
+
+
+def _batch_size(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{text!r} is not a batch size; legal: whole numbers from 1, as in 1,8")
+    return int(text)
+
+
+def _glob(text: str) -> str:
+    if not text:
+        raise ValueError("an empty pattern matches no row")
+    return text
+
+
+def _data(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    """NAME=PATH, repeated."""
+    found: dict[str, Path] = {}
+    for value in values:
+        name, separator, path = value.partition("=")
+        if name not in spec.EMBEDDED or not separator or not path:
+            raise InputError(f"--data {value}: must be NAME=PATH with NAME one of {', '.join(spec.EMBEDDED)}")
+        if name in found:
+            raise InputError(f"--data {name} is given twice")
+        found[name] = Path(path)
+    return found
+
+
+def _table(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    legal = spec.NUMBERS if ctx.info_name == "show" else spec.RUNNABLE
+    if value not in legal:
+        raise InputError(f"--table {value}: legal for {ctx.info_name}: {', '.join(map(str, legal))}")
+    return value
+
+
+_results = click.option("--results", type=Path, default=RESULTS, show_default=True, help="Folder of the records.")
+_metric = click.option(
+    "--metric",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    help="Errors of the last epoch, or the least.",
+)
+_form = click.option("--format", "form", type=click.Choice(report.FORMATS), default="github", show_default=True)
+_positive = click.IntRange(min=1)
+_depth = click.option(
+    "--depth",
+    type=click.Choice(list(map(str, spec.CIFAR_DEPTHS))),
+    help="Another depth than 110 for Tables 2 and 3.",
+)
+_rows = click.option(
+    "--rows",
+    type=_Choices("GLOB,...", _glob),
+    default=(),
+    help="Only rows whose model, or model@data, matches.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def suite() -> None:
+    """Residual networks with ReLU or CReLU under six normalisations: train, export to ONNX, check, time, tabulate."""
+
+
+@suite.command()
+@click.option("--table", type=int, required=True, callback=_table, help="2, 3 or 4, as in the paper.")
+@click.option(
+    "--profile",
+    type=click.Choice(["quick", "paper"]),
+    default="quick",
+    show_default=True,
+    help="A few steps with everything else complete, or the paper's recipe.",
+)
+@_rows
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="NAME=PATH",
+    callback=_data,
+    help="cifar10, cifar100 or imagenet; repeat.",
+)
+@click.option(
+    "--data-download",
+    type=Path,
+    metavar="DIR",
+    help="Fetch the CIFAR sets of the rows into DIR and use them.",
+)
+@_results
+@click.option("--seeds", type=_positive, default=1, show_default=True, help="Training runs a row; errors are medians.")
+@click.option("--epochs", type=_positive, help="Whole epochs: the recipe over so many, its milestones in proportion.")
+@click.option("--steps", type=_positive, help="At most so many training steps.")
+@_depth
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--providers", type=_Choices("cpu,cuda,...", _provider), default="cpu", show_default=True)
+@click.option("--batch-sizes", type=_Choices("N,...", _batch_size), default="1,8", show_default=True)
+@_metric
+@_form
+def run(table: int, data_download: Path | None, depth: str | None, metric: Any, form: str, **options: Any) -> int:
+    """Train, export, check and time the rows of a table, as far as that is not stored yet, and print the table."""
+    from suite import runner
+
+    chosen = runner.Options(table=table, depth=int(depth) if depth else None, **options)
+    if data_download:
+        chosen = runner.with_downloads(chosen, data_download)
+    outcome = runner.run(chosen)
+    click.echo(
+        report.render(report.build(outcome.table, Store(chosen.results), metric, outcome.trained), form),
+        nl=False,
+    )
+    if outcome.failed:
+        click.echo(f"{outcome.failed} stages failed; the footnotes say why", err=True)
+    return 1 if outcome.failed else 0
+
+
+@suite.command()
+@click.option("--table", type=int, required=True, callback=_table, help="1, 2, 3 or 4, as in the paper.")
+@_rows
+@_results
+@_depth
+@_metric
+@_form
+def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, metric: Any, form: str) -> int:
+    """Print a table from the records that there are, of each row those that say most."""
+    chosen = spec.selected(table, rows, int(depth) if depth else None)
+    click.echo(report.render(report.build(chosen, Store(results), metric), form), nl=False)
+    return 0
+
+
+@suite.command("list")
+@click.argument("what", type=click.Choice(["models", "tables", "data"]))
+def list_(what: str) -> int:
+    """Print the models, the tables or the data sets that there are."""
+    if what == "models":
+        import timm
+
+        import models  # noqa: F401 - registers the networks with timm
+
+        lines = timm.list_models(module="crelu_resnet")
+    elif what == "tables":
+        tables = map(spec.load_table, spec.NUMBERS)
+        lines = [f"{table.number}  {len(table.rows):2} rows  {table.title}" for table in tables]
+    else:
+        lines = [f"{name:9} given by --data {name}=PATH; stand-in: {spec.EMBEDDED[name]}" for name in spec.EMBEDDED]
+        lines += [f"{name:9} embedded" for name in spec.EMBEDDED.values()]
+    click.echo("\n".join(lines))
+    return 0
+
+
+def main() -> NoReturn:
+    """Run the command line; exit code 0, 1 (a stage failed), 2 (bad input), 130 (interrupted) or 143 (terminated)."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(suite.main(standalone_mode=False))
+    except (InputError, click.ClickException) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"error: {message}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; what is finished is kept, and the same command goes on from there", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

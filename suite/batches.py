@@ -1,0 +1,138 @@
+"""Batches of a data set by a recipe: what the network sees, in training and in test.
+
+A batch depends on (seed, epoch, position) alone, never on which batches came before it, on the device or on the
+number of worker processes. So a run can be taken up at any batch, and two runs of a seed see the same images.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from suite import augment
+from suite.data import Dataset, Split, read_image
+from suite.spec import Recipe
+
+Batch = tuple[Tensor, Tensor]
+TEST_BATCH = 250
+
+
+def generator(*words: int) -> torch.Generator:
+    """A CPU random generator of its own for each sequence of words, such as (seed, epoch)."""
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
+
+
+class Batches:
+    """The images of one data set as a recipe prepares them.
+
+    Args:
+        dataset: where the images come from. Images in memory under the "cifar" transforms are held on the device
+            as uint8; all others are decoded and transformed by worker processes.
+        recipe: transforms, sizes and batch size.
+        device: where the batches lie.
+        workers: processes that decode and transform images; 0 does it in this one.
+    """
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, device: torch.device, workers: int = 0) -> None:
+        self.dataset = dataset
+        self.recipe = recipe
+        self.device = device
+        self.workers = workers
+        self._on_device: dict[str, Batch] = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps an epoch, the last and smaller batch among them."""
+        return -(-len(self.dataset.train) // self.recipe.batch_size)
+
+    @property
+    def test_images(self) -> int:
+        """How many test images the recipe uses."""
+        return min(len(self.dataset.test), self.recipe.max_test_images or len(self.dataset.test))
+
+    def train(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """One epoch, shuffled and augmented: float32 (B, 3, size, size) channels_last and int64 (B,) labels."""
+        draws = generator(seed, epoch)
+        order = torch.randperm(len(self.dataset.train), generator=draws)
+        if self.recipe.augment == "cifar":
+            crops = augment.draw_crop_flip(len(order), draws)
+            yield from self._train_on_device(order, crops)
+        else:
+            transform = partial(_train_image, recipe=self.recipe, dataset=self.dataset, words=(seed, epoch))
+            yield from self._load(self.dataset.train, order, self.recipe.batch_size, transform)
+
+    def test(self, ten_crop: bool = False) -> Iterator[Batch]:
+        """The test images in order; with `ten_crop` float32 (B, 10, 3, size, size)."""
+        # Evenly spaced, since some sets are sorted by class.
+        order = torch.arange(self.test_images) * len(self.dataset.test) // self.test_images
+        if self.recipe.augment == "cifar":
+            pixels, labels = self._held("test", self.dataset.test)
+            for part in torch.split(order, TEST_BATCH):
+                index = part.to(self.device)
+                yield augment.normalize(pixels[index], self.dataset.mean, self.dataset.std), labels[index]
+        else:
+            transform = partial(_test_image, recipe=self.recipe, dataset=self.dataset, ten_crop=ten_crop)
+            yield from self._load(self.dataset.test, order, 5 if ten_crop else 50, transform)
+
+    def _train_on_device(self, order: Tensor, crops: augment.CropFlip) -> Iterator[Batch]:
+        pixels, labels = self._held("train", self.dataset.train)
+        mean, std = (torch.tensor(values, device=self.device) for values in (self.dataset.mean, self.dataset.std))
+        order, crops = order.to(self.device), crops.to(self.device)
+        for start in range(0, len(order), self.recipe.batch_size):
+            part = slice(start, start + self.recipe.batch_size)
+            index = order[part]
+            yield augment.crop_flip(pixels[index], crops[part], mean, std), labels[index]
+
+    def _held(self, name: str, split: Split) -> Batch:
+        """The split's pixels and labels on the device, put there once."""
+        if name not in self._on_device:
+            images = torch.from_numpy(split.images).to(self.device)
+            self._on_device[name] = images, torch.from_numpy(split.labels).to(self.device)
+        return self._on_device[name]
+
+    def _load(
+        self, split: Split, order: Tensor, batch_size: int, transform: Callable[[Tensor, int], Tensor]
+    ) -> Iterator[Batch]:
+        loader = DataLoader(
+            _Transformed(split, transform),
+            batch_size=batch_size,
+            sampler=order.tolist(),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        for images, labels in loader:
+            images = images.to(self.device, non_blocking=True)
+            if images.dim() == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield images, labels.to(self.device, non_blocking=True)
+
+
+class _Transformed(TorchDataset[tuple[Tensor, int]]):
+    """One image at a time, for the worker processes of a `DataLoader`."""
+
+    def __init__(self, split: Split, transform: Callable[[Tensor, int], Tensor]) -> None:
+        self.split = split
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        source = self.split.images[index]
+        pixels = source if isinstance(source, np.ndarray) else read_image(source)
+        return self.transform(torch.from_numpy(pixels), index), int(self.split.labels[index])
+
+
+def _train_image(image: Tensor, index: int, recipe: Recipe, dataset: Dataset, words: tuple[int, int]) -> Tensor:
+    draws = generator(*words, index)
+    return augment.imagenet_train(image, recipe.train_size, dataset.mean, dataset.std, draws, recipe.resize)
+
+
+def _test_image(image: Tensor, index: int, recipe: Recipe, dataset: Dataset, ten_crop: bool) -> Tensor:
+    transform = augment.imagenet_ten_crop if ten_crop else augment.imagenet_test
+    return transform(image, recipe.test_size, dataset.mean, dataset.std, recipe.resize)

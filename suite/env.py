@@ -1,0 +1,89 @@
+"""What a figure was measured with: hardware, versions, commit. Nothing here loads torch."""
+
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
+
+
+@cache
+def machine() -> dict[str, object]:
+    """The hardware. `id` names it in tables: machines with the same id are comparable, others never share a column."""
+    cpu, cores, gpu = _cpu_name(), available_cores(), _gpu()
+    parts = [f"{cpu} ({cores} core{'s' if cores > 1 else ''})"]
+    if gpu:
+        parts.append(gpu["name"])
+    return {
+        "id": " + ".join(parts),
+        "cpu": cpu,
+        "cores": cores,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu": gpu,
+        "system": platform.platform(),
+    }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict[str, object]:
+    """Everything that goes beside a result."""
+    return {"machine": machine(), "versions": versions(), "source": _source(), "command": sys.argv}
+
+
+def available_cores() -> int:
+    """Cores that this process may run on, which a container can make fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _gpu() -> dict[str, str] | None:
+    """The first NVIDIA GPU and its driver, or None."""
+    text = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    if not text:
+        return None
+    name, _, driver = text.splitlines()[0].partition(",")
+    return {"name": name.strip(), "driver": driver.strip()}
+
+
+@cache
+def _source() -> dict[str, object]:
+    """Commit of this checkout and whether files differ from it; empty for an installed copy."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return {}
+    commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
+    changes = _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": bool(changes)} if commit else {}
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,87 @@
+"""What a run says while it works: bars on a terminal, plain lines when piped."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+Steps = Callable[[int, int, str], None]
+
+
+class Lines:
+    """Progress as one line for each finished stage, on standard error, so that the table can be piped alone."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+
+    def note(self, text: str) -> None:
+        """Say something that belongs to no stage."""
+        print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Steps]:
+        """Accompany one stage; yields what the stage calls with steps done, steps in all, and a note."""
+        start = perf_counter()
+        outcome = "failed"
+        try:
+            yield lambda done, total, note: None
+            outcome = "done"
+        finally:
+            self.done += 1
+            seconds = perf_counter() - start
+            self.note(f"[{self.done:{len(str(self.total))}}/{self.total}] {name}: {outcome}, {seconds:.1f} s")
+
+    def skip(self, name: str) -> None:
+        """Count a stage whose result is stored already."""
+        self.done += 1
+
+    def close(self) -> None:
+        """End the display."""
+
+
+class Bars(Lines):
+    """Progress as two bars: all stages with the time left, and the steps of the stage under way."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total)
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._all = self._progress.add_task("stages", total=total)
+        self._one = self._progress.add_task("", total=None, visible=False)
+        self._progress.start()
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Steps]:
+        self._progress.reset(self._one, description=name, total=None, visible=True)
+
+        def step(done: int, total: int, note: str) -> None:
+            self._progress.update(self._one, completed=done, total=total, description=f"{name}, {note}")
+
+        with super().stage(name):
+            yield step
+        self._progress.update(self._all, completed=self.done)
+
+    def skip(self, name: str) -> None:
+        super().skip(name)
+        self._progress.update(self._all, completed=self.done)
+
+    def close(self) -> None:
+        self._progress.update(self._one, visible=False)
+        self._progress.stop()
+
+
+def display(total: int) -> Lines:
+    """The display that suits standard error: bars on a terminal, else lines."""
+    return Bars(total) if sys.stderr.isatty() else Lines(total)

@@ -1,0 +1,300 @@
+"""Run the stages of a table's cells that the results folder lacks.
+
+A cell is a row with a seed. Its stages are train, export, parity and latency; each is a function of values, and this
+module alone knows how they hang together and what is stored. A stage is imported when it runs, so that a run of which
+everything is stored already does not load torch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+from suite import env, progress, spec
+from suite.errors import InputError
+from suite.spec import Recipe, Row, Table
+from suite.store import Record, Store
+
+if TYPE_CHECKING:
+    from suite.batches import Batches
+    from suite.data import Dataset
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run, as the command line takes it; `suite run --help` explains each."""
+
+    table: int
+    results: Path
+    profile: Literal["quick", "paper"] = "quick"
+    rows: tuple[str, ...] = ()
+    data: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    seeds: int = 1
+    epochs: int | None = None
+    steps: int | None = None
+    depth: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    providers: tuple[str, ...] = ("cpu",)
+    batch_sizes: tuple[int, ...] = (1, 8)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row with one seed: a network to train, export, check and time."""
+
+    row: Row
+    recipe: Recipe
+    dataset: "Dataset"
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: the table it ran, the keys of its training records, and how many stages failed."""
+
+    table: Table
+    trained: frozenset[str]
+    failed: int
+
+
+def run(options: Options) -> Outcome:
+    """Run a table; what is stored already is not done again, and a stage that fails does not stop the others.
+
+    Raises:
+        InputError: the options or the data are not usable.
+    """
+    table = spec.selected(options.table, options.rows, options.depth)
+    cells = plan(table, options)
+    return _Run(options, len(cells)).all(table, cells)
+
+
+def plan(table: Table, options: Options) -> list[Cell]:
+    """The cells to run, with their data loaded.
+
+    Without `--data` every row runs on the embedded stand-in of its data set; with it, only rows whose data set is
+    given do.
+
+    Raises:
+        InputError: the paper profile without data, data that no row uses, or data that cannot be read.
+    """
+    from suite import data
+
+    wanted = {row.data for row in table.rows}
+    for name in options.data:
+        if name not in wanted:
+            raise InputError(f"--data {name}=...: no row to run uses {name}; legal here: {', '.join(sorted(wanted))}")
+    if options.profile == "paper" and not options.data:
+        names = " ".join(f"--data {name}=PATH" for name in sorted(wanted))
+        raise InputError(f"--profile paper trains on the paper's data: give {names} (one of them runs its rows)")
+    datasets = {name: data.load(name, path) for name, path in options.data.items()}
+    if not options.data:
+        datasets = {name: data.load(spec.EMBEDDED[name]) for name in sorted(wanted)}
+    return [
+        Cell(
+            row,
+            spec.recipe_for(table, row, options.profile, options.epochs, options.steps),
+            datasets[row.data],
+            seed,
+        )
+        for row in table.rows
+        if row.data in datasets
+        for seed in range(options.seeds)
+    ]
+
+
+def with_downloads(options: Options, folder: Path) -> Options:
+    """The options with the CIFAR data of their rows, as far as not given, fetched into `folder`.
+
+    Raises:
+        InputError: a data set cannot be fetched.
+    """
+    from suite import data
+
+    table = spec.selected(options.table, options.rows, options.depth)
+    lacking = sorted({row.data for row in table.rows} - set(options.data))
+    return dataclasses.replace(
+        options, data={**options.data, **{name: data.download(name, folder) for name in lacking}}
+    )
+
+
+class _Run:
+    """One call of `run`: its options, store and display, and what the cells share."""
+
+    def __init__(self, options: Options, cells: int) -> None:
+        self.options = options
+        self.store = Store(options.results)
+        self.threads = env.available_cores()
+        self.device = _device(options.device)
+        for provider in options.providers:
+            _require_provider(provider)
+        stages = cells * 3 + (cells // options.seeds) * (len(options.batch_sizes) + 1) * len(options.providers)
+        self.display = progress.display(stages)
+        self.failed = 0
+
+    def all(self, table: Table, cells: list[Cell]) -> Outcome:
+        self._say_what_is_left_out(table, cells)
+        trained: set[str] = set()
+        exported: list[tuple[Cell, Record, Record]] = []
+        try:
+            for cell in cells:
+                train = self._train(cell)
+                export = train and self._export(cell, train)
+                if train:
+                    trained.add(train.key)
+                if train and export:
+                    self._parity(cell, train, export)
+                    exported.append((cell, train, export))
+            # Timed one after the other at the end: the closer in time, the better two figures compare.
+            for cell, train, export in exported:
+                if cell.seed == 0:
+                    self._latency(cell, train, export)
+        finally:
+            self.display.close()
+        return Outcome(table, frozenset(trained), self.failed)
+
+    def _say_what_is_left_out(self, table: Table, cells: list[Cell]) -> None:
+        running = {cell.row.data for cell in cells}
+        for name in sorted({row.data for row in table.rows} - running):
+            count = sum(row.data == name for row in table.rows)
+            self.display.note(f"left out: {count} rows on {name}; add --data {name}=PATH to run them")
+
+    def _stage(
+        self,
+        stage: str,
+        cell: Cell,
+        inputs: dict[str, Any],
+        work: Callable[[Path, progress.Steps], dict[str, Any]],
+        detail: str = "",
+    ) -> Record | None:
+        """The record of a stage, from the store or by doing it; None if it failed."""
+        seed = f" seed {cell.seed}" if self.options.seeds > 1 else ""
+        name = f"{cell.row.model} on {cell.dataset.name}{seed}: {stage}{detail}"
+        inputs = {"model": cell.row.model, **inputs}
+        found = self.store.get(stage, inputs)
+        if found:
+            self.display.skip(name)
+            return found
+        start = perf_counter()
+        with self.store.workspace() as folder:
+            try:
+                with self.display.stage(name) as step:
+                    result = work(folder, step)
+                    seconds = perf_counter() - start
+                    files = folder if any(folder.iterdir()) else None
+                    return self.store.put(stage, inputs, result, env.environment(), seconds, files)
+            except InputError:
+                raise
+            except Exception as error:
+                # Whatever goes wrong in one cell must not take the others with it; the reason is kept and shown.
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                self.store.fail(stage, inputs, reason)
+                self.display.note(f"{name}: {reason}")
+                self.failed += 1
+                return None
+
+    def _train(self, cell: Cell) -> Record | None:
+        inputs = {
+            "data": cell.dataset.fingerprint,
+            "recipe": dataclasses.asdict(cell.recipe),
+            "seed": cell.seed,
+        }
+
+        def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
+            from suite.train import train
+
+            return train(cell.row.model, self._batches(cell, self.device), cell.seed, folder, progress=step)
+
+        return self._stage("train", cell, inputs, work)
+
+    def _export(self, cell: Cell, train: Record) -> Record | None:
+        inputs = {"train": train.key, "version": spec.EXPORT_VERSION, "size": cell.recipe.test_size}
+
+        def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
+            from suite.export import export
+
+            weights = self.store.artifact(train, "model.safetensors").parent
+            metadata = {
+                "model": cell.row.model,
+                "weights_sha256": train.artifacts["model.safetensors"]["sha256"],
+            }
+            return export(weights, cell.recipe.test_size, folder / "model.onnx", metadata)
+
+        return self._stage("export", cell, inputs, work)
+
+    def _parity(self, cell: Cell, train: Record, export: Record) -> Record | None:
+        inputs = {
+            "export": export.key,
+            "data": cell.dataset.fingerprint,
+            "recipe": dataclasses.asdict(cell.recipe),
+            "provider": "cpu",
+        }
+
+        def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
+            from suite.export import load_weights
+            from suite.parity import compare
+
+            model = load_weights(self.store.artifact(train, "model.safetensors").parent)
+            batches = self._batches(cell, "cpu")
+            return compare(model, self.store.artifact(export, "model.onnx"), batches, self.threads, step)
+
+        return self._stage("parity", cell, inputs, work)
+
+    def _latency(self, cell: Cell, train: Record, export: Record) -> None:
+        from suite import latency
+
+        protocol = latency.QUICK if self.options.profile == "quick" else latency.THOROUGH
+        onnx = str(self.store.artifact(export, "model.onnx"))
+        weights = str(self.store.artifact(train, "model.safetensors").parent)
+        size, threads = cell.recipe.test_size, self.threads
+        requests = []
+        for provider in self.options.providers:
+            for batch in self.options.batch_sizes:
+                requests.append(latency.Request("onnxruntime", onnx, provider, batch, size, threads, protocol))
+            batch = self.options.batch_sizes[0]
+            requests.append(latency.Request("torch", weights, provider, batch, size, threads, protocol))
+        for request in requests:
+            settings = dataclasses.asdict(request)
+            del settings["path"]  # the export's key stands for the file
+            versions = {k: v for k, v in env.versions().items() if k.startswith(("onnxruntime", "torch"))}
+            inputs = {"export": export.key, "machine": env.machine()["id"], "versions": versions} | settings
+
+            def work(folder: Path, step: progress.Steps, request: latency.Request = request) -> dict[str, Any]:
+                return latency.measure(request)
+
+            detail = f" {request.runtime} {request.provider} batch {request.batch_size}"
+            self._stage("latency", cell, inputs, work, detail)
+
+    def _batches(self, cell: Cell, device: str) -> "Batches":
+        import torch
+
+        from suite.batches import Batches
+
+        workers = 0 if cell.dataset.train.in_memory else self.threads
+        return Batches(cell.dataset, cell.recipe, torch.device(device), workers)
+
+
+def _device(wanted: str) -> str:
+    """The device to train on; "auto" is a GPU where there is one.
+
+    Raises:
+        InputError: "cuda" where there is none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and env.machine()["gpu"] is None):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
+        raise InputError("--device cuda: torch finds no CUDA GPU here; legal: auto, cpu")
+    return "cpu"
+
+
+def _require_provider(provider: str) -> None:
+    from suite.latency import unavailable
+
+    reason = unavailable(provider)
+    if reason:
+        raise InputError(f"--providers {provider}: not available here: {reason}")
