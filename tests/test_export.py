@@ -1,0 +1,151 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+import models
+from suite.export import OPSET, check, cost, export, fold, load_weights
+
+# Two of every kind of block and shortcut: BatchNorm, NormProp with and without constants, both layouts.
+NAMES = ["resnet20_relu_bn", "resnet20_crelu_np", "resnet20_relu_np2", "resnet20_crelu_nobias", "resnet34_crelu_np3"]
+
+
+def randomized(name: str, **arguments: int) -> nn.Module:
+    """A model in which every parameter and statistic has a value of its own, so that a wrong fold shows."""
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, num_classes=7, **arguments)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d | models.NormPropConv2d):
+                for value in (module.bias, getattr(module, "gain", None), getattr(module, "running_var", None)):
+                    if value is not None:
+                        value.uniform_(0.5, 1.5)
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.2, 0.6)
+                module.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
+    return model.eval()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[nn.Module], Path]:
+    def save(model: nn.Module) -> Path:
+        folder = tmp_path / "weights"
+        folder.mkdir()
+        save_for_hf(model, str(folder), safe_serialization=True)
+        return folder
+
+    return save
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folding_changes_nothing_but_rounding(name: str) -> None:
+    model = randomized(name).double()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    folded = fold(model)
+    with torch.inference_mode():
+        expected, actual = model(images), folded.double()(images)
+    assert torch.allclose(actual, expected, rtol=0, atol=2e-5 * expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("resnet20_relu_bn", 0), ("resnet50_crelu_bn", 0), ("resnet20_crelu_np", 2)]
+)
+def test_batchnorm_is_left_only_where_no_convolution_precedes_it(name: str, left: int) -> None:
+    folded = fold(timm.create_model(name))
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == left
+    assert not any(isinstance(module, models.NormPropConv2d) for module in folded.modules())
+
+
+def test_folding_leaves_the_model_itself_alone() -> None:
+    model = randomized("resnet20_relu_np2")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fold(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(value.dtype == torch.float32 for value in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_exported_file_gives_torchs_logits_at_any_batch_size(
+    name: str, saved: Callable[[nn.Module], Path], tmp_path: Path
+) -> None:
+    model = randomized(name)
+    out = tmp_path / "model.onnx"
+    result = export(saved(model), 32, out, {"model": name})
+    session = ort.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        images = torch.randn(batch, 3, 32, 32)
+        with torch.inference_mode():
+            expected = model(images).numpy()
+        (actual,) = session.run(["logits"], {"input": images.numpy()})
+        assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert result["opset"] == OPSET
+    assert result["bytes"] == out.stat().st_size
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ""] == ["model.onnx"]
+    assert {entry.key: entry.value for entry in onnx.load(str(out)).metadata_props}["model"] == name
+
+
+def test_normalisations_of_one_architecture_export_to_the_same_operators(tmp_path: Path) -> None:
+    found = []
+    for norm in ("bn", "plain", "np2", "np3"):
+        folder = tmp_path / norm
+        folder.mkdir()
+        # The ImageNet layout: type-A shortcuts keep a BatchNorm under np2 and np3.
+        save_for_hf(timm.create_model(f"resnet34_relu_{norm}", num_classes=5), str(folder), safe_serialization=True)
+        found.append(export(folder, 32, folder / "model.onnx", {})["operators"])
+    assert found[0] == found[1] == found[2] == found[3]
+    assert found[0]["Conv"] == 36
+
+
+def test_weights_come_back_in_evaluation_mode(saved: Callable[[nn.Module], Path]) -> None:
+    model = randomized("resnet20_relu_bn")
+    loaded = load_weights(saved(model))
+    assert not loaded.training
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "parameters", "macs"),
+    [
+        # Convolutions and classifier written out: 3x3 stem, 6 blocks a stage at 32, 16 and 8 pixels.
+        ("resnet20_relu_bn", 32, 269_722, 40_551_040),
+        # He et al. 2016a print 3.8e9 for ResNet-50, which has the stride on the 1x1; on the 3x3 it is 4.09e9.
+        ("resnet50_relu_bn", 224, 25_557_032, 4_089_184_256),
+    ],
+)
+def test_cost_counts_parameters_and_multiply_accumulates(name: str, size: int, parameters: int, macs: int) -> None:
+    assert cost(timm.create_model(name), size) == {"parameters": parameters, "macs": macs}
+
+
+def graph(path: Path, operator: str = "Relu", batch: str | int = "batch", opset: int = OPSET) -> Path:
+    value = onnx.helper.make_tensor_value_info
+    ends = ([value("input", 1, [batch, 3])], [value("logits", 1, [batch, 3])])
+    constants = [onnx.helper.make_tensor(name, 1, [3], [1.0] * 3) for name in "abcd"]
+    inputs = ["input", *"abcd"] if operator == "BatchNormalization" else ["input"]
+    node = onnx.helper.make_node(operator, inputs, ["logits"])
+    made = onnx.helper.make_graph([node], "g", *ends, constants if len(inputs) > 1 else [])  # type: ignore[arg-type]
+    onnx.save(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10), path)
+    return path
+
+
+def test_check_accepts_a_good_file_and_counts_its_operators(tmp_path: Path) -> None:
+    assert check(graph(tmp_path / "g.onnx"))["operators"] == {"Relu": 1}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"batch": 2}, "a fixed batch size"),
+        ({"opset": 17}, "opset 17 instead of 18"),
+        ({"operator": "BatchNormalization"}, "1 BatchNorm not folded"),
+    ],
+)
+def test_check_refuses_a_file_that_breaks_a_promise(tmp_path: Path, fault: dict[str, object], message: str) -> None:
+    with pytest.raises(RuntimeError, match=f"g.onnx: the exported graph has {message}"):
+        check(graph(tmp_path / "g.onnx", **fault))  # type: ignore[arg-type]

@@ -1,0 +1,85 @@
+"""The arrows between modules: who may import whom. What a module may import stands in `ALLOWED` and nowhere else."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STAGES = {"train", "export", "parity", "latency"}
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "env": set(),
+    "augment": set(),
+    "progress": set(),
+    "spec": {"errors"},
+    "store": {"errors"},
+    "cifar": {"errors"},
+    "data": {"cifar", "errors", "spec"},
+    "batches": {"augment", "data", "spec"},
+    "train": {"batches", "data", "spec", "models"},
+    "export": {"models"},
+    "parity": {"batches"},
+    "latency": {"models"},
+    "report": {"spec", "store"},
+    "runner": STAGES | {"batches", "data", "env", "errors", "progress", "spec", "store"},
+    "__main__": {"errors", "report", "runner", "spec", "store", "models"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Names of this project's modules that a file imports, at any depth and for types too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "suite"
+                else [node.module or ""]
+            )
+        else:
+            continue
+        for name in names:
+            head, _, rest = name.partition(".")
+            if head == "models":
+                found.add("models")
+            elif head == "suite":
+                found.add(rest.partition(".")[0] or "__init__")
+    return found
+
+
+def test_every_module_of_the_suite_has_its_arrows_listed() -> None:
+    assert {path.stem for path in (ROOT / "suite").glob("*.py")} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_a_module_imports_only_what_it_may(module: str) -> None:
+    assert imports(ROOT / "suite" / f"{module}.py") <= ALLOWED[module]
+
+
+def test_stages_know_neither_each_other_nor_the_store() -> None:
+    for stage in STAGES:
+        assert not ALLOWED[stage] & (STAGES | {"store", "runner", "report"})
+
+
+def test_models_know_nothing_of_the_suite() -> None:
+    for path in (ROOT / "models").glob("*.py"):
+        assert not any(name != "models" for name in imports(path)), path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["show", "--table", "4"], ["run", "--help"]])
+def test_answers_that_need_no_torch_do_not_load_it(arguments: list[str], tmp_path: Path) -> None:
+    code = f"import sys; sys.argv = ['suite', *{arguments!r}]; import suite.__main__ as m\ntry: m.main()\n"
+    code += (
+        "except SystemExit as e: assert not e.code, e.code\nassert not {'torch', 'numpy', 'rich'} & set(sys.modules)"
+    )
+    start = perf_counter()
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    # 0.3 s on an idle core; the bound leaves room for a busy machine and none for an import of torch.
+    assert perf_counter() - start < 3

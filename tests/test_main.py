@@ -1,0 +1,218 @@
+"""The command line as a user meets it: one run from end to end, and what bad input is answered with."""
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import suite.__main__ as command_line
+
+Run = Callable[..., tuple[int, str, str]]
+ROW = ("--table", "2", "--depth", "20", "--rows", "resnet20_crelu_bn@cifar10")
+
+
+@pytest.fixture
+def suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command line; returns exit code, standard output and standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["suite", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A results folder after one quick row, and how the command ended."""
+    folder = tmp_path_factory.mktemp("results")
+    command = [sys.executable, "-m", "suite", "run", *ROW, "--steps", "2", "--results", str(folder)]
+    return folder, subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_run_trains_exports_checks_times_and_prints_the_table(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, done = finished
+    assert done.returncode == 0, done.stderr
+    assert "ResNet-20" in done.stdout.splitlines()[0]
+    (row,) = [line for line in done.stdout.splitlines() if "resnet20_crelu_bn" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[4] == "5.72"
+    assert all(cells)
+    assert "quick run, not comparable with the paper" in done.stdout
+    stages = {path.name: len(list(path.iterdir())) for path in (folder / "records").iterdir()}
+    assert stages == {"train": 1, "export": 1, "parity": 1, "latency": 3}
+    parity = json.loads(next((folder / "records" / "parity").iterdir()).read_text())["result"]
+    assert parity["passed"]
+    assert parity["max_logit_difference"] <= 1e-4 * parity["scale"]
+    assert list((folder / "work").iterdir()) == []
+
+
+def test_piped_progress_is_a_line_for_each_stage(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    lines = [line for line in finished[1].stderr.splitlines() if line.startswith("[")]
+    assert len(lines) == 6
+    assert lines[0].startswith("[1/6] resnet20_crelu_bn on digits10: train: done")
+    assert lines[-1].startswith("[6/6] resnet20_crelu_bn on digits10: latency torch cpu batch 1: done")
+
+
+def test_the_same_command_again_does_no_work_twice(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], suite: Run
+) -> None:
+    folder, done = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
+    code, out, err = suite("run", *ROW, "--steps", "2", "--results", str(folder))
+    assert (code, err) == (0, "")
+    assert out == done.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == before
+
+
+def test_show_prints_what_run_printed(finished: tuple[Path, subprocess.CompletedProcess[str]], suite: Run) -> None:
+    folder, done = finished
+    assert suite("show", *ROW, "--results", str(folder)) == (0, done.stdout, "")
+
+
+def test_show_speaks_csv_and_json(finished: tuple[Path, subprocess.CompletedProcess[str]], suite: Run) -> None:
+    _, text, _ = suite("show", *ROW, "--results", str(finished[0]), "--format", "csv")
+    (row,) = csv.DictReader(io.StringIO(text))
+    _, text, _ = suite("show", *ROW, "--results", str(finished[0]), "--format", "json")
+    (same,) = json.loads(text)["rows"]
+    assert float(row["top1"]) == same["top1"]
+    assert float(row["onnxruntime_cpu_b8_p50_ms"]) == same["onnxruntime_cpu_b8_p50_ms"] > 0
+
+
+def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> None:
+    # The second row's export is broken by a weights file that is not there any more.
+    code = (
+        "import sys, suite.train as t, suite.__main__ as m\n"
+        "whole = t.train\n"
+        "def train(name, *rest, **options):\n"
+        "    if 'crelu' in name: raise MemoryError('no room')\n"
+        "    return whole(name, *rest, **options)\n"
+        "t.train = train\n"
+        "m.main()\n"
+    )
+    rows = "resnet20_relu_bn@cifar10,resnet20_crelu_bn@cifar10"
+    options = ["--steps", "1", "--batch-sizes", "1", "--results", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "--table", "2", "--depth", "20", "--rows", rows, *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "train failed: MemoryError: no room" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "records" / "latency").iterdir())) == 2
+
+
+def test_a_terminated_run_leaves_nothing_half_done(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "suite", "run", *ROW, "--epochs", "50", "--results", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("work/*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert list((tmp_path / "work").iterdir()) == []
+    assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--table", "7"], "--table 7: legal for run: 2, 3, 4"),
+        (["run", "--table", "1"], "--table 1: legal for run: 2, 3, 4"),
+        (["show", "--table", "5"], "--table 5: legal for show: 1, 2, 3, 4"),
+        (["run"], "Missing option '--table'"),
+        (["run", "--table", "2", "--rows", "resnet9*"], "'resnet9*' matches no row of table 2"),
+        (["run", "--table", "2", "--rows", ""], "an empty pattern matches no row"),
+        (["run", "--table", "4", "--depth", "20"], "legal for tables 2 and 3"),
+        (["run", "--table", "2", "--depth", "21"], "'21' is not one of '20', '32', '44', '56', '110'"),
+        (
+            ["run", "--table", "2", "--data", "mnist=."],
+            "must be NAME=PATH with NAME one of cifar10, cifar100, imagenet",
+        ),
+        (["run", "--table", "2", "--data", "cifar10"], "must be NAME=PATH"),
+        (["run", "--table", "2", "--data", "cifar10=a", "--data", "cifar10=b"], "given twice"),
+        (["run", "--table", "2", "--data", "cifar10=no/such/folder"], "no/such/folder"),
+        (["run", "--table", "2", "--data", "imagenet=."], "no row to run uses imagenet; legal here: cifar10, cifar100"),
+        (["run", "--table", "2", "--profile", "paper"], "--data cifar10=PATH --data cifar100=PATH"),
+        (["run", "--table", "2", "--seeds", "0"], "0 is not in the range x>=1"),
+        (["run", "--table", "2", "--batch-sizes", "1,x"], "'x' is not a batch size"),
+        (["run", "--table", "2", "--providers", "cpu,gpu"], "'gpu' is not legal; legal: cpu, cuda, tensorrt"),
+        (["run", "--table", "2", "--profile", "slow"], "'slow' is not one of 'quick', 'paper'"),
+        (["show", "--table", "2", "--format", "xml"], "'xml' is not one of"),
+        (["run", "--tabel", "2"], "No such option '--tabel'"),
+        (["train"], "No such command 'train'"),
+        (["list", "colours"], "'colours' is not one of 'models', 'tables', 'data'"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_exit_code_2(
+    arguments: list[str], message: str, suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = suite(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_data_file_is_named(suite: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for name in [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]:
+        (folder / name).write_bytes(bytes(3073 * 2))
+    (folder / "data_batch_3.bin").write_bytes(bytes(3073 * 2 - 1))
+    (folder / "batches.meta.txt").write_text("\n".join("abcdefghij"))
+    code, _, err = suite("run", *ROW, "--data", f"cifar10={tmp_path}", "--results", str(tmp_path / "results"))
+    assert code == 2
+    assert "data_batch_3.bin" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_damaged_record_is_named(suite: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "records" / "train"
+    folder.mkdir(parents=True)
+    (folder / "resnet20_relu_bn-0.json").write_text("{")
+    code, _, err = suite("show", "--table", "2", "--results", str(tmp_path))
+    assert code == 2
+    assert "resnet20_relu_bn-0.json: not a record" in err
+
+
+def test_cuda_is_refused_where_there_is_none(suite: Run, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA GPU")
+    for option in (("--device", "cuda"), ("--providers", "cuda")):
+        code, _, err = suite("run", *ROW, *option, "--results", str(tmp_path / "results"))
+        assert code == 2
+        assert "cuda" in err
+        assert err.count("\n") == 1
+
+
+def test_list_prints_models_tables_and_data(suite: Run) -> None:
+    _, out, _ = suite("list", "models")
+    assert {"resnet110_relu_bn", "resnet50_crelu_np3", "resnet110_w24_crelu_bn"} <= set(out.split())
+    _, out, _ = suite("list", "tables")
+    assert [line[0] for line in out.splitlines()] == ["1", "2", "3", "4"]
+    _, out, _ = suite("list", "data")
+    assert "digits1000" in out
+    assert "--data imagenet=PATH" in out

@@ -1,0 +1,174 @@
+import csv
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from suite import report, spec
+from suite.store import Store
+
+AddRun = Callable[..., dict[str, Any]]
+
+
+def build(store: Store, model: str = "resnet110_relu_bn", number: int = 2, **options: Any) -> report.Report:
+    return report.build(spec.matching(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
+
+
+def notes(result: report.Report, key: str) -> str:
+    return "; ".join(result.lines[0].notes.get(key, []))
+
+
+def test_the_paper_figure_and_ours_stand_in_columns_of_their_own(store: Store, add_run: AddRun) -> None:
+    add_run(top1=6.5)
+    values = build(store).lines[0].values
+    assert (values["paper_top1"], values["top1"]) == (6.35, 6.5)
+
+
+def test_without_records_every_measured_cell_is_empty_and_says_why(store: Store) -> None:
+    result = build(store)
+    measured = [c.key for c in result.columns if not c.key.startswith(("heading", "model", "paper"))]
+    assert measured
+    for key in measured:
+        assert result.lines[0].values[key] is None
+        assert notes(result, key) in ("not run", "not exported")
+
+
+def test_the_error_is_the_median_over_seeds(store: Store, add_run: AddRun) -> None:
+    for seed, top1 in enumerate((6.0, 9.0, 6.2, 6.1, 6.4)):
+        add_run(seed=seed, top1=top1)
+    result = build(store)
+    assert result.lines[0].values["top1"] == 6.2
+    assert "top1" not in result.lines[0].notes
+
+
+def test_fewer_seeds_than_the_paper_are_said(store: Store, add_run: AddRun) -> None:
+    add_run(seed=0)
+    add_run(seed=1)
+    assert "2 of the 5 runs" in notes(build(store), "top1")
+
+
+def test_best_prints_the_least_error_over_epochs(store: Store, add_run: AddRun) -> None:
+    add_run(top1=6.5, best=6.25)
+    assert build(store, metric="last").lines[0].values["top1"] == 6.5
+    assert build(store, metric="best").lines[0].values["top1"] == 6.25
+
+
+def test_a_quick_run_on_embedded_data_is_not_comparable(store: Store, add_run: AddRun) -> None:
+    add_run(data="digits10", max_steps=4)
+    text = notes(build(store), "top1")
+    assert "quick run, not comparable with the paper" in text
+    assert "on the embedded digits10, not on cifar10" in text
+    assert "4 training steps" in text
+
+
+def test_a_shortened_run_says_how_many_epochs(store: Store, add_run: AddRun) -> None:
+    add_run(epochs=3)
+    assert "shortened run, not comparable with the paper: 3 of 164 epochs" in notes(build(store), "top1")
+
+
+def test_a_run_of_the_whole_recipe_has_no_such_note(store: Store, add_run: AddRun) -> None:
+    add_run()
+    assert "comparable" not in notes(build(store), "top1")
+
+
+def test_the_run_that_says_most_is_shown(store: Store, add_run: AddRun) -> None:
+    add_run(data="digits10", epochs=164, top1=1.0)
+    add_run(epochs=3, top1=30.0)
+    assert build(store).lines[0].values["top1"] == 30.0
+    add_run(epochs=10, top1=20.0)
+    assert build(store).lines[0].values["top1"] == 20.0
+
+
+def test_the_runs_of_one_command_can_be_asked_for(store: Store, add_run: AddRun) -> None:
+    add_run(epochs=10, top1=20.0)
+    short = add_run(epochs=3, top1=30.0)["train"]
+    assert build(store, trained=frozenset({short.key})).lines[0].values["top1"] == 30.0
+
+
+def test_a_net_that_did_not_train_is_an_empty_cell_with_the_reason(store: Store, add_run: AddRun) -> None:
+    add_run(top1=None)
+    result = build(store)
+    assert result.lines[0].values["top1"] is None
+    assert "did not train at any learning rate" in notes(result, "top1")
+    assert "the loss was not finite" in notes(result, "top1")
+
+
+def test_a_failed_stage_is_an_empty_cell_with_the_reason(store: Store) -> None:
+    inputs = {"model": "resnet110_relu_bn", "data": {"name": "cifar10"}}
+    store.fail("train", inputs, "RuntimeError: out of memory")
+    assert notes(build(store), "top1") == "train failed: RuntimeError: out of memory"
+
+
+def test_parity_is_shown_relative_to_the_scale_and_a_failure_is_loud(store: Store, add_run: AddRun) -> None:
+    add_run()
+    result = build(store)
+    assert result.lines[0].values["parity_logits"] == pytest.approx(1e-7)
+    assert result.lines[0].values["parity_agreement"] == 99.99
+    assert "1 ties" in notes(result, "parity_top1")
+    assert "PARITY FAILED" not in notes(result, "parity_top1")
+    add_run(seed=1, passed=False)
+    assert "PARITY FAILED" in notes(build(store), "parity_top1")
+
+
+def test_latency_is_the_median_in_milliseconds_and_speed_counts_the_batch(store: Store, add_run: AddRun) -> None:
+    add_run(samples=(0.030, 0.010, 0.020, 0.020, 0.020))
+    values = build(store).lines[0].values
+    assert values["onnxruntime_cpu_b8_p50_ms"] == pytest.approx(20.0)
+    assert values["onnxruntime_cpu_b8_images_per_s"] == pytest.approx(8 / 0.020)
+
+
+def test_scattered_samples_are_marked_unstable(store: Store, add_run: AddRun) -> None:
+    add_run(samples=(0.010, 0.020, 0.030, 0.040))
+    assert "unstable" in notes(build(store), "onnxruntime_cpu_b8_p50_ms")
+
+
+def test_two_machines_never_share_a_column(store: Store, add_run: AddRun) -> None:
+    add_run(seed=0, machine="A")
+    add_run(seed=1, machine="B", samples=(0.002,) * 4)
+    result = build(store)
+    values = result.lines[0].values
+    assert values["onnxruntime_cpu_b8_m1_p50_ms"] == pytest.approx(10.0)
+    assert values["onnxruntime_cpu_b8_m2_p50_ms"] == pytest.approx(2.0)
+    assert result.remarks == ["machine 1: A", "machine 2: B"]
+
+
+def test_markdown_numbers_its_footnotes_and_explains_each(store: Store, add_run: AddRun) -> None:
+    add_run(epochs=3)
+    text = report.render(build(store), "github")
+    assert "| 6.50 [1] [2] |" in text
+    assert "- [1] shortened run" in text
+    assert "- latency: Test CPU (2 cores)" in text
+
+
+def test_csv_has_plain_numbers_and_a_column_of_notes(store: Store, add_run: AddRun) -> None:
+    add_run(epochs=3)
+    rows = list(csv.DictReader(io.StringIO(report.render(build(store), "csv"))))
+    assert len(rows) == 1
+    assert rows[0]["top1"] == "6.5"
+    assert "top1: shortened run" in rows[0]["notes"]
+
+
+def test_json_keeps_missing_values_as_null(store: Store) -> None:
+    content = json.loads(report.render(build(store), "json"))
+    assert content["rows"][0]["top1"] is None
+    assert content["rows"][0]["notes"]["top1"] == ["not run"]
+    assert [column["key"] for column in content["columns"]][:4] == ["heading_0", "heading_1", "heading_2", "model"]
+
+
+def test_latex_is_escaped_and_uses_booktabs(store: Store, add_run: AddRun) -> None:
+    add_run()
+    text = report.render(build(store), "latex")
+    assert "\\toprule" in text
+    assert "resnet110\\_relu\\_bn" in text
+    assert "test error (\\%)" in text
+
+
+@pytest.mark.parametrize("form", report.FORMATS)
+@pytest.mark.parametrize("number", spec.NUMBERS)
+def test_every_table_renders_in_every_format(store: Store, number: int, form: str) -> None:
+    table = spec.load_table(number)
+    text = report.render(report.build(table, store), form)
+    assert text.endswith("\n")
+    assert all(row.model in text.replace("\\_", "_") for row in table.rows)

@@ -1,0 +1,172 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from suite import data, spec, train
+from suite.batches import Batches
+from suite.data import Dataset, Split
+
+CPU = torch.device("cpu")
+RECIPE = dataclasses.replace(spec.load_table(2).recipe, epochs=2, batch_size=24, learning_rate=0.05, milestones=(2,))
+
+
+def small(train_images: int = 60, test_images: int = 30) -> Dataset:
+    """A few of the embedded digits."""
+    whole = data.load("digits10")
+    parts = [
+        Split(split.images[:count], split.labels[:count])
+        for split, count in ((whole.train, train_images), (whole.test, test_images))
+    ]
+    return dataclasses.replace(whole, train=parts[0], test=parts[1])
+
+
+def run(out: Path, recipe: spec.Recipe = RECIPE, seed: int = 0, **options: Any) -> dict[str, Any]:
+    return train.train("resnet20_relu_bn", Batches(small(), recipe, CPU), seed, out, **options)
+
+
+def weights(folder: Path) -> list[torch.Tensor]:
+    return list(timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict().values())
+
+
+def test_training_visits_every_step_and_records_every_epoch(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    result = run(tmp_path, progress=lambda done, total, note: seen.append((done, total)))
+    # 60 images in batches of 24 are three steps an epoch, the last of 12.
+    assert seen == [(step, 6) for step in range(1, 7)]
+    assert result["steps"] == 6
+    assert [epoch["learning_rate"] for epoch in result["epochs"]] == pytest.approx([0.05, 0.005])
+    assert result["trained"]
+    assert result["tries"] == [{"learning_rate": 0.05, "epochs": 2, "outcome": "trained"}]
+    assert result["top1"] == result["epochs"][-1]["top1"]
+    assert result["best_top1"] == min(epoch["top1"] for epoch in result["epochs"])
+    assert result["test_images"] == 30
+
+
+def test_enough_steps_on_real_digits_beat_chance(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, batch_size=50, epochs=2, milestones=(2,), augment="cifar")
+    batches = Batches(small(600, 200), recipe, CPU)
+    result = train.train("resnet20_crelu_bn", batches, 0, tmp_path)
+    assert result["epochs"][1]["train_loss"] < 0.9 * result["epochs"][0]["train_loss"]
+    assert result["epochs"][1]["train_error"] < 75
+
+
+def test_a_seed_decides_the_trained_weights(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    for folder, seed in zip(folders, (0, 0, 1), strict=True):
+        folder.mkdir()
+        run(folder, seed=seed)
+    first, again, other = map(weights, folders)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_the_callers_random_state_is_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run(tmp_path, dataclasses.replace(RECIPE, max_steps=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_steps_end_training_early(tmp_path: Path) -> None:
+    result = run(tmp_path, dataclasses.replace(RECIPE, max_steps=2))
+    assert result["steps"] == 2
+    assert len(result["epochs"]) == 1
+
+
+def test_one_step_is_nesterov_sgd_with_decay_on_every_parameter(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, max_steps=2, weight_decay=0.01)
+    batches = Batches(small(), recipe, CPU)
+    train.train("resnet20_relu_plain", batches, 0, tmp_path)
+    torch.manual_seed(0)
+    model = timm.create_model("resnet20_relu_plain", num_classes=10).double()
+    parameters = list(model.parameters())
+    velocity = [torch.zeros_like(p) for p in parameters]
+    for _, (images, labels) in zip(range(2), batches.train(0, 1), strict=False):
+        loss = nn.functional.cross_entropy(model(images.double()), labels)
+        for p, v, gradient in zip(parameters, velocity, torch.autograd.grad(loss, parameters), strict=True):
+            gradient = gradient + 0.01 * p.detach()
+            # v starts at zero, so that the first step has v = gradient, as without dampening.
+            v.mul_(0.9).add_(gradient)
+            p.data -= 0.05 * (gradient + 0.9 * v)
+    for trained, expected in zip(weights(tmp_path), model.state_dict().values(), strict=True):
+        assert torch.allclose(trained.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_infeasible_rate_is_halved_until_the_loss_is_finite(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, max_steps=3)
+    batches = Batches(small(), recipe, CPU)
+    halvings = 120
+    result = train.train("resnet20_relu_plain", batches, 0, tmp_path)
+    rates = [attempt["learning_rate"] for attempt in result["tries"]]
+    assert rates == [1e30 / 2**k for k in range(len(rates))]
+    assert len(rates) < halvings
+    assert {attempt["outcome"] for attempt in result["tries"][:-1]} == {"the loss was not finite"}
+    assert result["tries"][-1]["outcome"] == "trained"
+    assert result["epochs"][-1]["learning_rate"] == rates[-1]
+    assert all(bool(value.isfinite().all()) for value in weights(tmp_path))
+
+
+def test_below_the_floor_a_net_did_not_train_and_keeps_its_start_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "LEAST_LEARNING_RATE", 1e29)
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, max_steps=3)
+    result = train.train("resnet20_relu_plain", Batches(small(), recipe, CPU), 0, tmp_path)
+    assert not result["trained"]
+    assert result["top1"] is result["top5"] is result["best_top1"] is None
+    assert len(result["tries"]) == 4
+    torch.manual_seed(0)
+    start = timm.create_model("resnet20_relu_plain", num_classes=10).state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path), start, strict=True))
+
+
+def test_a_net_that_stays_at_chance_counts_as_not_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "FIRST_EPOCHS", 1)
+    monkeypatch.setattr(train, "LEAST_LEARNING_RATE", 1e-12)
+    recipe = dataclasses.replace(RECIPE, learning_rate=1.5e-12)
+    result = train.train("resnet20_relu_bn", Batches(small(), recipe, CPU), 0, tmp_path)
+    assert [attempt["outcome"] for attempt in result["tries"]] == ["no better than chance"]
+    assert not result["trained"]
+
+
+@pytest.mark.parametrize(("error", "beats"), [(90.0, False), (88.0, False), (86.0, True)])
+def test_chance_is_beaten_by_three_deviations(error: float, beats: bool) -> None:
+    labels = np.arange(1000) % 10  # 3 deviations of 1,000 guesses at 10 % are 2.85 points
+    assert train._beats_chance(error, labels) is beats
+
+
+def test_errors_are_counted_as_written_out_by_hand() -> None:
+    logits = torch.tensor([[5.0, 4, 3, 2, 1, 0, -1], [0, 1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4, torch.nan]])
+    labels = torch.tensor([0, 2, 0])
+    # Right; second best at rank five, so wrong for top-1 alone; not finite, so wrong for both.
+    model = nn.Identity()
+    result = train.evaluate(model, [(logits, labels)])
+    assert result == {"top1": pytest.approx(200 / 3), "top5": pytest.approx(100 / 3)}
+
+
+def test_ten_crops_are_judged_by_their_summed_logits() -> None:
+    class Mean(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3))
+
+    images = torch.zeros(1, 10, 3, 2, 2)
+    images[0, :9, 1] = 1.0  # nine crops say class 1
+    images[0, 9, 2] = 10.0  # one crop says class 2, and louder than the nine together
+    assert train.evaluate(Mean(), [(images, torch.tensor([2]))])["top1"] == 0.0
+
+
+def test_weights_load_by_timm_with_the_data_sets_classes_and_statistics(tmp_path: Path) -> None:
+    run(tmp_path, dataclasses.replace(RECIPE, max_steps=1))
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    whole = data.load("digits10")
+    assert model.num_classes == 10
+    assert model.pretrained_cfg["mean"] == pytest.approx([value / 255 for value in whole.mean])
+    assert model.pretrained_cfg["std"] == pytest.approx([value / 255 for value in whole.std])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
