@@ -121,7 +121,11 @@ def _in_fresh_process(request: dict[str, Any], threads: int) -> dict[str, Any]:
     )
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RuntimeError(lines[-1] if lines else f"the timing process ended with code {done.returncode}")
+        raise RuntimeError(
+            lines[-1].removeprefix("RuntimeError: ")
+            if lines
+            else f"the timing process ended with code {done.returncode}"
+        )
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
@@ -145,7 +149,7 @@ def _steady(run: Callable[[int], None], protocol: Protocol) -> tuple[float, list
     return first, samples
 
 
-def _session(source: str | bytes, provider: str, threads: int) -> Any:
+def open_session(source: str | bytes, provider: str, threads: int) -> Any:
     """A session that runs on this provider and on no other.
 
     Raises:
@@ -176,7 +180,7 @@ def _time_onnxruntime(request: Request) -> dict[str, Any]:
     import onnxruntime as ort
 
     start = perf_counter()
-    session = _session(request.path, request.provider, request.threads)
+    session = open_session(request.path, request.provider, request.threads)
     load = perf_counter() - start
     device = "cpu" if request.provider == "cpu" else "cuda"
     random = np.random.default_rng(0)
@@ -258,7 +262,7 @@ def _probe(provider: str) -> dict[str, Any]:
         [node], "probe", [value("x", TensorProto.FLOAT, [1])], [value("y", TensorProto.FLOAT, [1])]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    return {"provider": _session(model.SerializeToString(), provider, 1).get_providers()[0]}
+    return {"provider": open_session(model.SerializeToString(), provider, 1).get_providers()[0]}
 
 
 def main() -> None:

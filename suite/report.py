@@ -199,10 +199,10 @@ def _scale(table: Table, row: Row, train: list[Record]) -> list[str]:
         parts.append(f"{result['test_images']} of {data['test']} test images")
     rates = {run.result["tries"][-1]["learning_rate"] for run in train}
     notes = []
+    quick = recipe["max_steps"] is not None or data["name"] != row.data
     if parts:
-        quick = recipe["max_steps"] is not None or data["name"] != row.data
         notes.append(f"{'quick run' if quick else 'shortened run'}, not comparable with the paper: {', '.join(parts)}")
-    if len(train) < table.seeds:
+    if not quick and len(train) < table.seeds:
         notes.append(f"{len(train)} of the {table.seeds} runs whose median the paper gives")
     if rates != {recipe["learning_rate"]} and any(run.result["trained"] for run in train):
         notes.append(f"trained at a learning rate of {', '.join(f'{r:g}' for r in sorted(rates))} after halving")

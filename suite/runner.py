@@ -171,7 +171,7 @@ class _Run:
         """The record of a stage, from the store or by doing it; None if it failed."""
         seed = f" seed {cell.seed}" if self.options.seeds > 1 else ""
         name = f"{cell.row.model} on {cell.dataset.name}{seed}: {stage}{detail}"
-        inputs = {"model": cell.row.model, **inputs}
+        inputs = {"model": cell.row.model, "version": spec.VERSIONS[stage], **inputs}
         found = self.store.get(stage, inputs)
         if found:
             self.display.skip(name)
@@ -209,7 +209,7 @@ class _Run:
         return self._stage("train", cell, inputs, work)
 
     def _export(self, cell: Cell, train: Record) -> Record | None:
-        inputs = {"train": train.key, "version": spec.EXPORT_VERSION, "size": cell.recipe.test_size}
+        inputs = {"train": train.key, "size": cell.recipe.test_size}
 
         def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
             from suite.export import export

@@ -32,8 +32,13 @@ CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 # The embedded data set that stands in for each of the paper's where none is given.
 EMBEDDED = {"cifar10": "digits10", "cifar100": "digits100", "imagenet": "digits1000"}
 
-# Version of what the export stage makes of a network. A new one makes new files of the same weights.
-EXPORT_VERSION = 1
+# Versions of what each stage makes of the same inputs, with their history. A new one makes new records.
+VERSIONS = {
+    "train": 1,  # 1: first
+    "export": 1,  # 1: first
+    "parity": 1,  # 1: first
+    "latency": 1,  # 1: first
+}
 
 T = TypeVar("T")
 

@@ -94,21 +94,24 @@ def train(
 def evaluate(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
     """Top-1 and top-5 error in percent; ten crops of an image have their logits summed.
 
-    An image whose logits are not all finite counts as an error.
+    An image whose logits are not all finite counts as an error, and `finite` is then False.
     """
     model.eval()
     wrong1 = wrong5 = count = 0
+    finite = True
     for images, labels in batches:
         if images.dim() == 5:
             logits = model(images.flatten(0, 1)).view(*images.shape[:2], -1).sum(1)
         else:
             logits = model(images)
         best = logits.topk(min(5, logits.shape[1])).indices
-        hits = (best == labels[:, None]) & logits.isfinite().all(1, keepdim=True)
+        sound = logits.isfinite().all(1, keepdim=True)
+        finite = finite and bool(sound.all())
+        hits = (best == labels[:, None]) & sound
         wrong1 += len(labels) - int(hits[:, 0].sum())
         wrong5 += len(labels) - int(hits.sum())
         count += len(labels)
-    return {"top1": 100 * wrong1 / count, "top5": 100 * wrong5 / count}
+    return {"top1": 100 * wrong1 / count, "top5": 100 * wrong5 / count, "finite": finite}
 
 
 def _fresh(model_name: str, model_args: dict[str, Any], seed: int, device: torch.device) -> nn.Module:
@@ -159,11 +162,14 @@ def _fit(model: nn.Module, batches: Batches, recipe: Recipe, seed: int, progress
         loss_mean, error = float(loss_sum) / seen, 100 - 100 * float(hits) / seen
         training_seconds += perf_counter() - start
         images_seen += seen
-        if not (math.isfinite(loss_mean) and _finite(model)):
+        tested: dict[str, Any] = {}
+        if math.isfinite(loss_mean):
+            # The last step can spoil the weights after its loss was read, so the test's logits must be finite too.
+            tested = evaluate(model, batches.test())
+        if not tested.pop("finite", False):
             outcome = "the loss was not finite"
         elif epoch == FIRST_EPOCHS and steps == epoch * batches.steps_per_epoch:
             outcome = "trained" if _beats_chance(error, batches.dataset.train.labels) else "no better than chance"
-        tested = evaluate(model, batches.test()) if outcome == "trained" else {}
         epochs.append(
             {
                 "epoch": epoch,
@@ -182,11 +188,6 @@ def _fit(model: nn.Module, batches: Batches, recipe: Recipe, seed: int, progress
         "steps": steps,
         "images_per_second": images_seen / training_seconds,
     }
-
-
-def _finite(model: nn.Module) -> bool:
-    """Whether all weights are finite: the last step of an epoch can spoil them after its loss was read."""
-    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 def _beats_chance(error: float, labels: np.ndarray) -> bool:

@@ -137,7 +137,7 @@ def test_two_machines_never_share_a_column(store: Store, add_run: AddRun) -> Non
 def test_markdown_numbers_its_footnotes_and_explains_each(store: Store, add_run: AddRun) -> None:
     add_run(epochs=3)
     text = report.render(build(store), "github")
-    assert "| 6.50 [1] [2] |" in text
+    assert "| 6.50 [1] [2]" in text
     assert "- [1] shortened run" in text
     assert "- latency: Test CPU (2 cores)" in text
 
