@@ -181,7 +181,7 @@ class ResNet(nn.Module):
         self.conv1, self.norm1 = conv_norm(norm, in_chans, width, 3 if cifar else 7, 1 if cifar else 2)
         self.act1 = nn.Identity() if preact else activation("relu", standardize=norm == "np")
         self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(3, stride=2, padding=1)
-        self.feature_info: list[dict[str, Any]] = [dict(num_chs=width, reduction=1 if cifar else 2, module="act1")]
+        feature_info: list[dict[str, Any]] = [dict(num_chs=width, reduction=1 if cifar else 2, module="act1")]
 
         channels, reduction = width, 1 if cifar else 4
         counts = ((depth - 2) // 6,) * 3 + (0,) if cifar else IMAGENET_BLOCKS[depth]
@@ -196,14 +196,15 @@ class ResNet(nn.Module):
             name = f"layer{stage + 1}"
             self.add_module(name, nn.Sequential(*blocks))  # layer4 of the CIFAR layout is empty
             if blocks:
-                self.feature_info.append(dict(num_chs=channels, reduction=reduction, module=name))
-        self.stage_names = [info["module"] for info in self.feature_info[1:]]
+                feature_info.append(dict(num_chs=channels, reduction=reduction, module=name))
+        self.feature_info = feature_info
+        self.stage_names = [info["module"] for info in feature_info[1:]]
 
-        self.final_act: nn.Module = nn.Identity()
+        standardize = norm == "np" and np_constants == "all"
+        self.final_act = activation(act, standardize) if preact else nn.Identity()
         if preact:
-            self.final_act = activation(act, standardize=norm == "np" and np_constants == "all")
             channels *= 2
-            self.feature_info[-1]["num_chs_norm"] = channels
+            feature_info[-1]["num_chs_norm"] = channels
         self.num_features = channels
         self.global_pool, self.fc = create_classifier(channels, num_classes, pool_type=global_pool)
         self.head_hidden_size = channels * self.global_pool.feat_mult()
@@ -295,10 +296,10 @@ class ResNet(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, num_features, H / r, W / r), after the last activation."""
         x = self.maxpool(self.act1(self.norm1(self.conv1(x))))
-        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4], x, flatten=True)
         else:
-            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[operator]
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.final_act(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -55,16 +55,20 @@ class Batches:
         """How many test images the recipe uses."""
         return min(len(self.dataset.test), self.recipe.max_test_images or len(self.dataset.test))
 
-    def train(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """One epoch, shuffled and augmented: float32 (B, 3, size, size) channels_last and int64 (B,) labels."""
+    def train(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """One epoch, shuffled and augmented: float32 (B, 3, size, size) channels_last and int64 (B,) labels.
+
+        The first `skip` batches are left out.
+        """
         draws = generator(seed, epoch)
         order = torch.randperm(len(self.dataset.train), generator=draws)
         if self.recipe.augment == "cifar":
             crops = augment.draw_crop_flip(len(order), draws)
-            yield from self._train_on_device(order, crops)
+            yield from self._train_on_device(order, crops, skip)
         else:
             transform = partial(_train_image, recipe=self.recipe, dataset=self.dataset, words=(seed, epoch))
-            yield from self._load(self.dataset.train, order, self.recipe.batch_size, transform)
+            rest = order[skip * self.recipe.batch_size :]
+            yield from self._load(self.dataset.train, rest, self.recipe.batch_size, transform)
 
     def test(self, ten_crop: bool = False) -> Iterator[Batch]:
         """The test images in order; with `ten_crop` float32 (B, 10, 3, size, size)."""
@@ -79,11 +83,11 @@ class Batches:
             transform = partial(_test_image, recipe=self.recipe, dataset=self.dataset, ten_crop=ten_crop)
             yield from self._load(self.dataset.test, order, 5 if ten_crop else 50, transform)
 
-    def _train_on_device(self, order: Tensor, crops: augment.CropFlip) -> Iterator[Batch]:
+    def _train_on_device(self, order: Tensor, crops: augment.CropFlip, skip: int) -> Iterator[Batch]:
         pixels, labels = self._held("train", self.dataset.train)
         mean, std = (torch.tensor(values, device=self.device) for values in (self.dataset.mean, self.dataset.std))
         order, crops = order.to(self.device), crops.to(self.device)
-        for start in range(0, len(order), self.recipe.batch_size):
+        for start in range(skip * self.recipe.batch_size, len(order), self.recipe.batch_size):
             part = slice(start, start + self.recipe.batch_size)
             index = order[part]
             yield augment.crop_flip(pixels[index], crops[part], mean, std), labels[index]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from suite import env, progress, spec
 from suite.errors import InputError
+from suite.interrupt import Interruption
 from suite.spec import Recipe, Row, Table
 from suite.store import Record, Store
 
@@ -171,7 +172,6 @@ class _Run:
         """The record of a stage, from the store or by doing it; None if it failed."""
         seed = f" seed {cell.seed}" if self.options.seeds > 1 else ""
         name = f"{cell.row.model} on {cell.dataset.name}{seed}: {stage}{detail}"
-        inputs = {"model": cell.row.model, "version": spec.VERSIONS[stage], **inputs}
         found = self.store.get(stage, inputs)
         if found:
             self.display.skip(name)
@@ -181,9 +181,9 @@ class _Run:
             try:
                 with self.display.stage(name) as step:
                     result = work(folder, step)
-                    seconds = perf_counter() - start
+                    timing = {"seconds": perf_counter() - start} | result.pop("timing", {})
                     files = folder if any(folder.iterdir()) else None
-                    return self.store.put(stage, inputs, result, env.environment(), seconds, files)
+                    return self.store.put(stage, inputs, result, env.environment(), timing, files)
             except InputError:
                 raise
             except Exception as error:
@@ -194,22 +194,33 @@ class _Run:
                 self.failed += 1
                 return None
 
+    def _inputs(self, stage: str, cell: Cell, **inputs: Any) -> dict[str, Any]:
+        return {"model": cell.row.model, "version": spec.VERSIONS[stage], **inputs}
+
     def _train(self, cell: Cell) -> Record | None:
-        inputs = {
-            "data": cell.dataset.fingerprint,
-            "recipe": dataclasses.asdict(cell.recipe),
-            "seed": cell.seed,
-        }
+        inputs = self._inputs(
+            "train", cell, data=cell.dataset.fingerprint, recipe=dataclasses.asdict(cell.recipe), seed=cell.seed
+        )
 
         def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
             from suite.train import train
 
-            return train(cell.row.model, self._batches(cell, self.device), cell.seed, folder, progress=step)
+            with Interruption() as interruption:
+                return train(
+                    cell.row.model,
+                    self._batches(cell, self.device),
+                    cell.seed,
+                    folder,
+                    checkpoints=self.store.checkpoints("train", inputs),
+                    interruption=interruption,
+                    progress=step,
+                    warn=self.display.note,
+                )
 
         return self._stage("train", cell, inputs, work)
 
     def _export(self, cell: Cell, train: Record) -> Record | None:
-        inputs = {"train": train.key, "size": cell.recipe.test_size}
+        inputs = self._inputs("export", cell, train=train.key, size=cell.recipe.test_size)
 
         def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
             from suite.export import export
@@ -224,12 +235,14 @@ class _Run:
         return self._stage("export", cell, inputs, work)
 
     def _parity(self, cell: Cell, train: Record, export: Record) -> Record | None:
-        inputs = {
-            "export": export.key,
-            "data": cell.dataset.fingerprint,
-            "recipe": dataclasses.asdict(cell.recipe),
-            "provider": "cpu",
-        }
+        inputs = self._inputs(
+            "parity",
+            cell,
+            export=export.key,
+            data=cell.dataset.fingerprint,
+            recipe=dataclasses.asdict(cell.recipe),
+            provider="cpu",
+        )
 
         def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
             from suite.export import load_weights
@@ -258,7 +271,8 @@ class _Run:
             settings = dataclasses.asdict(request)
             del settings["path"]  # the export's key stands for the file
             versions = {k: v for k, v in env.versions().items() if k.startswith(("onnxruntime", "torch"))}
-            inputs = {"export": export.key, "machine": env.machine()["id"], "versions": versions} | settings
+            machine = env.machine()["id"]
+            inputs = self._inputs("latency", cell, export=export.key, machine=machine, versions=versions, **settings)
 
             def work(folder: Path, step: progress.Steps, request: latency.Request = request) -> dict[str, Any]:
                 return latency.measure(request)

@@ -3,6 +3,7 @@
     DIR/records/STAGE/MODEL-KEY.json   what went in, what came out, with which hardware and versions
     DIR/artifacts/KEY/                 the stage's files (weights, ONNX), listed with their hashes in the record
     DIR/failures/STAGE/MODEL-KEY.json  why a stage failed last time; gone once it succeeds
+    DIR/checkpoints/KEY/               state of a training that was stopped; gone once it succeeds
     DIR/work/                          stages under way; safe to delete when nothing runs
 
 KEY is the hash of the stage's inputs, its upstream's key among them, so nothing is done twice and a run that was
@@ -36,11 +37,12 @@ class Record:
         stage: "train", "export", "parity" or "latency".
         key: hash of the stage and its inputs.
         inputs: everything that the result depends on.
-        result: what the stage measured, in the units that the stage's docstring gives.
+        result: what the stage found, in the units that the stage's docstring gives. For training on the CPU it is
+            the same, bit for bit, whenever the inputs are.
+        timing: `seconds` of the stage, and what else a stage says of its own speed.
         artifacts: the stage's files by name: path below the results folder, SHA-256 and bytes.
         environment: hardware, versions, commit and command (see `suite.env`).
         finished: when, in UTC.
-        seconds: how long the stage took.
         format: version of this layout.
     """
 
@@ -48,10 +50,10 @@ class Record:
     key: str
     inputs: Mapping[str, Any]
     result: Mapping[str, Any]
+    timing: Mapping[str, float]
     artifacts: Mapping[str, Mapping[str, Any]]
     environment: Mapping[str, Any]
     finished: str
-    seconds: float
     format: int = FORMAT
 
 
@@ -92,6 +94,10 @@ class Store:
         paths = sorted((self.root / "failures").glob("*/*.json"))
         return [json.loads(path.read_text("utf-8")) for path in paths]
 
+    def checkpoints(self, stage: str, inputs: Mapping[str, Any]) -> Path:
+        """Where a stage may keep what it needs to go on after it was stopped."""
+        return self.root / "checkpoints" / key_of(stage, inputs)
+
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:
         """An empty folder for a stage's files, gone afterwards unless `put` has taken it over."""
@@ -112,7 +118,7 @@ class Store:
         inputs: Mapping[str, Any],
         result: Mapping[str, Any],
         environment: Mapping[str, Any],
-        seconds: float,
+        timing: Mapping[str, float],
         files: Path | None = None,
     ) -> Record:
         """Keep a result, and the folder `files` with what the stage made; returns the record.
@@ -136,9 +142,10 @@ class Store:
                 shutil.rmtree(target, ignore_errors=True)  # left by a run that was killed before its record
                 files.rename(target)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        record = Record(stage, key, inputs, result, artifacts, environment, finished, round(seconds, 3))
+        record = Record(stage, key, inputs, result, timing, artifacts, environment, finished)
         _write(self._path("records", stage, inputs), asdict(record), replace=False)
         self._path("failures", stage, inputs).unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints(stage, inputs), ignore_errors=True)
         return _read(self._path("records", stage, inputs))
 
     def fail(self, stage: str, inputs: Mapping[str, Any], reason: str) -> None:

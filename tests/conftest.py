@@ -44,10 +44,10 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         }
         fingerprint = {"name": data, "train": 50000, "test": 10000, "sha256": "0" * 64}
         train = store.put(
-            "train", {"model": model, "data": fingerprint, "recipe": recipe, "seed": seed}, train_result, {}, 1.0
+            "train", {"model": model, "data": fingerprint, "recipe": recipe, "seed": seed}, train_result, {}, {}
         )
         export = store.put(
-            "export", {"model": model, "train": train.key}, {"parameters": 1_727_962, "macs": 252_887_680}, {}, 1.0
+            "export", {"model": model, "train": train.key}, {"parameters": 1_727_962, "macs": 252_887_680}, {}, {}
         )
         parity_result = {
             "images": 10000,
@@ -58,10 +58,10 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
             "ties": 1,
             "passed": passed,
         }
-        parity = store.put("parity", {"model": model, "export": export.key}, parity_result, {}, 1.0)
+        parity = store.put("parity", {"model": model, "export": export.key}, parity_result, {}, {})
         inputs = {"model": model, "export": export.key, "machine": machine, "runtime": "onnxruntime"}
         latency = store.put(
-            "latency", inputs | {"provider": "cpu", "batch_size": 8}, {"samples": list(samples)}, {}, 1.0
+            "latency", inputs | {"provider": "cpu", "batch_size": 8}, {"samples": list(samples)}, {}, {}
         )
         return {"train": train, "export": export, "parity": parity, "latency": latency}
 

@@ -116,19 +116,20 @@ def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> Non
     assert len(list((tmp_path / "records" / "latency").iterdir())) == 2
 
 
-def test_a_terminated_run_leaves_nothing_half_done(tmp_path: Path) -> None:
+def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "suite", "run", *ROW, "--epochs", "50", "--results", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("work/*")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    time.sleep(1)
+    time.sleep(20)  # torch is imported and some steps are done
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "Traceback" not in err
     assert list((tmp_path / "work").iterdir()) == []
     assert not (tmp_path / "records").exists()
+    assert len(list(tmp_path.glob("checkpoints/*/*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(

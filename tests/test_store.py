@@ -15,7 +15,9 @@ def put(store: Store, inputs: dict[str, Any] = INPUTS, result: object = 1, **fil
     with store.workspace() as folder:
         for name, text in files.items():
             (folder / name).write_text(text)
-        return store.put("train", inputs, {"value": result}, {"machine": "m"}, 1.5, folder if files else None)
+        return store.put(
+            "train", inputs, {"value": result}, {"machine": "m"}, {"seconds": 1.5}, folder if files else None
+        )
 
 
 def test_a_record_comes_back_as_it_was_put(store: Store) -> None:

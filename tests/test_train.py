@@ -1,4 +1,7 @@
 import dataclasses
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import nn
 from suite import data, spec, train
 from suite.batches import Batches
 from suite.data import Dataset, Split
+from suite.interrupt import Interruption
 
 CPU = torch.device("cpu")
 RECIPE = dataclasses.replace(spec.load_table(2).recipe, epochs=2, batch_size=24, learning_rate=0.05, milestones=(2,))
@@ -64,6 +68,86 @@ def test_a_seed_decides_the_trained_weights(tmp_path: Path) -> None:
     first, again, other = map(weights, folders)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+class CrashError(Exception):
+    """Stands for a process that is killed."""
+
+
+def crash_after(steps: int) -> Callable[[int, int, str], None]:
+    """A progress callback that ends the run at its n-th step, before that step's checkpoint."""
+    calls = iter(range(1, steps + 1))
+
+    def progress(done: int, total: int, note: str) -> None:
+        if next(calls) == steps:
+            raise CrashError
+
+    return progress
+
+
+@pytest.mark.parametrize("model", ["resnet20_relu_bn", "resnet20_crelu_np2"])
+def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_undisturbed(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    batches = Batches(small(), RECIPE, CPU)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    expected = train.train(model, batches, 0, whole)
+    # Six steps in all; a crash at step n loses that step, so the runs begin at steps 0, 1, 3 and 4.
+    for steps in (2, 3, 2):
+        with pytest.raises(CrashError):
+            train.train(model, batches, 0, parts, checkpoints=tmp_path / "saved", progress=crash_after(steps))
+    result = train.train(model, batches, 0, parts, checkpoints=tmp_path / "saved")
+    for outcome in (expected, result):
+        assert outcome.pop("timing")["images_per_second"] > 0
+    assert result == expected
+    assert all(torch.equal(a, b) for a, b in zip(weights(parts), weights(whole), strict=True))
+
+
+def test_a_run_killed_after_halving_goes_on_at_the_halved_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, max_steps=4)
+    batches = Batches(small(), recipe, CPU)
+    expected = train.train("resnet20_relu_plain", batches, 0, tmp_path)
+    tries = len(expected["tries"])
+    last = [0]
+
+    def progress(done: int, total: int, note: str) -> None:
+        last[0] += done == 1
+        if last[0] == tries and done == 3:
+            raise CrashError
+
+    saved = tmp_path / "saved"
+    with pytest.raises(CrashError):
+        train.train("resnet20_relu_plain", batches, 0, tmp_path, checkpoints=saved, progress=progress)
+    seen: list[int] = []
+    result = train.train(
+        "resnet20_relu_plain", batches, 0, tmp_path, checkpoints=saved, progress=lambda done, _, __: seen.append(done)
+    )
+    assert seen == [3, 4]
+    assert result["tries"] == expected["tries"]
+    assert result["epochs"] == expected["epochs"]
+
+
+def test_an_interruption_is_given_way_to_after_a_checkpoint(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    batches = Batches(small(), RECIPE, CPU)
+    with Interruption() as interruption, pytest.raises(KeyboardInterrupt):
+        train.train(
+            "resnet20_relu_bn",
+            batches,
+            0,
+            tmp_path,
+            checkpoints=saved,
+            interruption=interruption,
+            progress=lambda done, *_: os.kill(os.getpid(), signal.SIGINT) if done == 4 else None,
+        )
+    assert len(list(saved.iterdir())) == 1
+    seen: list[int] = []
+    train.train("resnet20_relu_bn", batches, 0, tmp_path, checkpoints=saved, progress=lambda d, _, __: seen.append(d))
+    assert seen == [5, 6]
 
 
 def test_the_callers_random_state_is_left_alone(tmp_path: Path) -> None:

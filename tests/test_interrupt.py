@@ -1,0 +1,54 @@
+import os
+import signal
+
+import pytest
+
+from suite.interrupt import Interruption
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_waits_until_it_is_delivered(number: int, error: type[BaseException]) -> None:
+    reached = []
+
+    def work() -> None:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), number)
+            reached.append(interruption.pending)
+            interruption.deliver()
+
+    with pytest.raises(error) as caught:
+        work()
+    assert reached == [True]
+    if error is SystemExit:
+        assert caught.value.code == 143
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    def work() -> None:
+        with Interruption():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the second signal was held back")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
+def test_a_signal_that_the_work_never_saw_is_delivered_at_its_end() -> None:
+    done = []
+
+    def work() -> None:
+        with Interruption():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [True]
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Interruption() as interruption:
+        assert not interruption.pending
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
