@@ -1,5 +1,7 @@
 """Options of the benchmarks, and what they write beside their figures."""
 
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info["suite"] = env.environment()
+
+
+RATIOS = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def ratio(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Report the median ratio of interleaved pairs (first over second) with its range, and hold it to a bar."""
+    if request.config.getoption("benchmark_skip"):
+        pytest.skip("a benchmark")
+
+    def report(
+        name: str, pairs: list[tuple[float, float]], least: float | None = None, most: float | None = None
+    ) -> None:
+        ratios = [first / second for first, second in pairs]
+        median = statistics.median(ratios)
+        bar = f"at least {least}" if least is not None else f"at most {most}"
+        line = f"{name}: {median:.3g} ({min(ratios):.3g} to {max(ratios):.3g}); bar: {bar}"
+        request.config.stash.setdefault(RATIOS, []).append(line)
+        assert least is None or median >= least, line
+        assert most is None or median <= most, line
+
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(RATIOS, [])
+    if lines:
+        terminalreporter.section("ratios: median (range) of interleaved pairs")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,156 @@
+"""Training against a plain PyTorch loop, and image input against torchvision's, as ratios of interleaved medians.
+
+The plain loop is what a tutorial would write: NCHW, float32, a DataLoader with two workers, torchvision's transforms.
+"""
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchvision import datasets
+from torchvision.transforms import v2 as transforms
+
+import models  # noqa: F401 - registers the networks with timm
+from suite import batches, data, spec, train
+
+MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
+ROUNDS, STEPS, WARM_UP = 5, 4, 2
+
+
+class PlainImages(Dataset[tuple[torch.Tensor, int]]):
+    """Images in memory behind torchvision's transforms, one at a time."""
+
+    def __init__(self, split: data.Split) -> None:
+        self.split = split
+        self.transform = transforms.Compose(
+            [
+                transforms.ToImage(),
+                transforms.ToDtype(torch.float32, scale=True),
+                transforms.Normalize([m / 255 for m in MEAN], [s / 255 for s in STD]),
+                transforms.RandomHorizontalFlip(),
+                transforms.RandomCrop(32, padding=4),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.split.images[index]), int(self.split.labels[index])
+
+
+def random_images(count: int) -> data.Dataset:
+    random = np.random.default_rng(0)
+    split = data.Split(
+        random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), random.integers(0, 10, count, dtype=np.int64)
+    )
+    return data.Dataset("random", tuple("abcdefghij"), split, split, MEAN, STD, {})
+
+
+def plain_steps(model_name: str, source: data.Dataset) -> Iterator[float]:
+    """Seconds of each step of the plain loop, the wait for its data among them."""
+    model = timm.create_model(model_name, num_classes=10).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    images = PlainImages(source.train)
+    sampler = RandomSampler(images, num_samples=10**6, replacement=True)
+    loader = iter(DataLoader(images, 128, sampler=sampler, num_workers=2))
+    while True:
+        start = perf_counter()
+        x, y = next(loader)
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield perf_counter() - start
+
+
+def our_steps(model_name: str, source: data.Dataset, out: Path, count: int) -> list[float]:
+    """Seconds of each step of the suite's own training."""
+    recipe = dataclasses.replace(spec.load_table(2).recipe, max_steps=count, max_test_images=1, learning_rate=0.01)
+    ends: list[float] = []
+    train.train(
+        model_name,
+        batches.Batches(source, recipe, torch.device("cpu")),
+        0,
+        out,
+        progress=lambda done, total, note: ends.append(perf_counter()),
+    )
+    return [b - a for a, b in itertools.pairwise(ends)]
+
+
+@pytest.mark.parametrize("model", ["resnet20_relu_bn", "resnet110_crelu_bn"])
+def test_training_step(model: str, tmp_path: Path, ratio: Callable[..., None]) -> None:
+    source = random_images(128 * 20)
+    plain = plain_steps(model, source)
+    for _ in range(WARM_UP):
+        next(plain)
+    pairs = []
+    for _ in range(ROUNDS):
+        ours = statistics.median(our_steps(model, source, tmp_path, STEPS + WARM_UP)[WARM_UP - 1 :])
+        theirs = statistics.median(itertools.islice(plain, STEPS))
+        pairs.append((theirs, ours))
+    ratio(f"{model}, batch 128: images/s over the plain loop's", pairs, least=1.4)
+
+
+def test_share_of_input_in_a_step(tmp_path: Path, ratio: Callable[..., None]) -> None:
+    source = random_images(128 * 40)
+    feed = batches.Batches(source, spec.load_table(2).recipe, torch.device("cpu")).train(0, 1)
+    next(feed)
+    times = []
+    for _ in range(30):
+        start = perf_counter()
+        next(feed)
+        times.append(perf_counter() - start)
+    step = statistics.median(our_steps("resnet20_relu_bn", source, tmp_path, 8)[1:])
+    ratio("resnet20_relu_bn, batch 128: share of input in a step", [(statistics.median(times), step)], most=0.03)
+
+
+def test_imagenet_input(tmp_path: Path, ratio: Callable[..., None]) -> None:
+    """Images/s of one core from 500x375 JPEG files to 224x224 training tensors."""
+    random = np.random.default_rng(0)
+    (tmp_path / "class").mkdir()
+    for index in range(24):
+        # Smooth noise, since the size of a JPEG file, and with it the decoder's work, depends on detail.
+        small = Image.fromarray(random.integers(0, 256, (47, 63, 3), dtype=np.uint8))
+        small.resize((500, 375), Image.Resampling.BICUBIC).save(tmp_path / "class" / f"{index}.jpg", quality=90)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    plain = datasets.ImageFolder(
+        str(tmp_path),
+        transforms.Compose(
+            [
+                transforms.RandomResizedCrop(224, interpolation=transforms.InterpolationMode.BICUBIC),
+                transforms.ColorJitter(0.4, 0.4, 0.4),
+                transforms.ToImage(),
+                transforms.ToDtype(torch.float32, scale=True),
+                transforms.Normalize(mean, std),
+                transforms.RandomHorizontalFlip(),
+            ]
+        ),
+    )
+    paths = tuple(sorted((tmp_path / "class").iterdir()))
+    split = data.Split(paths, np.zeros(len(paths), np.int64))
+    scaled = [tuple(255 * value for value in values) for values in (mean, std)]
+    source = data.Dataset("files", ("class",), split, split, scaled[0], scaled[1], {})  # type: ignore[arg-type]
+    recipe = dataclasses.replace(spec.load_table(4).recipe, batch_size=len(paths))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pairs = []
+    for epoch in range(ROUNDS + 1):
+        start = perf_counter()
+        for index in range(len(paths)):
+            plain[index]
+        middle = perf_counter()
+        list(batches.Batches(source, recipe, torch.device("cpu")).train(0, epoch))
+        pairs.append((middle - start, perf_counter() - middle))
+    torch.set_num_threads(threads)
+    ratio("ImageNet input, one core: images/s over torchvision's", pairs[1:], least=1.3)
