@@ -56,7 +56,6 @@ class Bars(Lines):
             console=Console(stderr=True),
         )
         self._all = self._progress.add_task("stages", total=total)
-        self._one = self._progress.add_task("", total=None, visible=False)
         self._progress.start()
 
     def note(self, text: str) -> None:
@@ -64,21 +63,23 @@ class Bars(Lines):
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Steps]:
-        self._progress.reset(self._one, description=name, total=None, visible=True)
+        task = self._progress.add_task(name, total=None)
 
         def step(done: int, total: int, note: str) -> None:
-            self._progress.update(self._one, completed=done, total=total, description=f"{name}, {note}")
+            self._progress.update(task, completed=done, total=total, description=f"{name}, {note}")
 
-        with super().stage(name):
-            yield step
-        self._progress.update(self._all, completed=self.done)
+        try:
+            with super().stage(name):
+                yield step
+        finally:
+            self._progress.remove_task(task)
+            self._progress.update(self._all, completed=self.done)
 
     def skip(self, name: str) -> None:
         super().skip(name)
         self._progress.update(self._all, completed=self.done)
 
     def close(self) -> None:
-        self._progress.update(self._one, visible=False)
         self._progress.stop()
 
 
