@@ -23,7 +23,10 @@ RATIOS = pytest.StashKey[list[str]]()
 
 @pytest.fixture
 def ratio(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Report the median ratio of interleaved pairs (first over second) with its range, and hold it to a bar."""
+    """Report the median ratio of interleaved pairs (first over second) with its range, and the bar it is meant to pass.
+
+    A figure below its bar is printed as such and fails nothing: it is a measurement of this machine, not a test.
+    """
     if request.config.getoption("benchmark_skip"):
         pytest.skip("a benchmark")
 
@@ -32,11 +35,10 @@ def ratio(request: pytest.FixtureRequest) -> Callable[..., None]:
     ) -> None:
         ratios = [first / second for first, second in pairs]
         median = statistics.median(ratios)
+        passed = (least is None or median >= least) and (most is None or median <= most)
         bar = f"at least {least}" if least is not None else f"at most {most}"
-        line = f"{name}: {median:.3g} ({min(ratios):.3g} to {max(ratios):.3g}); bar: {bar}"
+        line = f"{name}: {median:.3g} ({min(ratios):.3g} to {max(ratios):.3g}); bar: {bar}, {'met' if passed else 'MISSED'}"
         request.config.stash.setdefault(RATIOS, []).append(line)
-        assert least is None or median >= least, line
-        assert most is None or median <= most, line
 
     return report
 
