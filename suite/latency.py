@@ -93,7 +93,7 @@ def unavailable(provider: str) -> str | None:
     try:
         _in_fresh_process({"probe": provider}, threads=1)
     except RuntimeError as error:
-        return str(error)
+        return f"ONNX Runtime cannot load {PROVIDERS[provider]}, for want of a GPU or of its libraries ({error})"
     return None
 
 

@@ -105,6 +105,7 @@ class Store:
         try:
             work.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(dir=work))
+            folder.chmod(0o755)  # tempfile makes what only its owner may read, but results are there to be shared
         except OSError as error:
             raise InputError(f"--results {self.root}: cannot write there: {error.strerror}") from None
         try:
@@ -178,6 +179,7 @@ def _write(path: Path, content: Mapping[str, Any], replace: bool = True) -> None
             json.dump(content, file, indent=1, sort_keys=True, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
         if replace:
             os.replace(temporary, path)
         else:

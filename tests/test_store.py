@@ -30,6 +30,13 @@ def test_a_record_comes_back_as_it_was_put(store: Store) -> None:
     assert record.artifacts["weights"]["sha256"].startswith("ba7816bf8f01cfea")
 
 
+def test_other_users_of_a_shared_folder_may_read_results(store: Store) -> None:
+    record = put(store, weights="abc")
+    (path,) = (store.root / "records" / "train").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert store.artifact(record, "weights").parent.stat().st_mode & 0o777 == 0o755
+
+
 def test_what_was_not_put_is_not_there(store: Store) -> None:
     put(store)
     assert store.get("train", INPUTS | {"seed": 1}) is None
