@@ -129,6 +129,22 @@ def suite() -> None:
 @click.option("--steps", type=_positive, help="At most so many training steps.")
 @_depth
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of activations in training; auto is what the device multiplies faster.",
+)
+@click.option(
+    "--compile",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Whether to train with torch.compile; auto decides from measured steps.",
+)
+@click.option("--pack", type=_positive, default=1, show_default=True, help="Train so many cells at the same time.")
+@click.option("--tensorboard", type=Path, metavar="DIR", help="Write learning curves for TensorBoard.")
 @click.option("--providers", type=_Choices("cpu,cuda,...", _provider), default="cpu", show_default=True)
 @click.option("--batch-sizes", type=_Choices("N,...", _batch_size), default="1,8", show_default=True)
 @_metric
@@ -141,6 +157,8 @@ def run(table: int, data_download: Path | None, depth: str | None, metric: Any, 
     if data_download:
         chosen = runner.with_downloads(chosen, data_download)
     outcome = runner.run(chosen)
+    if not outcome.speaks:
+        return 0
     click.echo(
         report.render(report.build(outcome.table, Store(chosen.results), metric, outcome.trained), form),
         nl=False,

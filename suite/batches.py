@@ -15,10 +15,13 @@ from torch.utils.data import Dataset as TorchDataset
 
 from suite import augment
 from suite.data import Dataset, Split, read_image
+from suite.distributed import ALONE, Group
+from suite.errors import InputError
 from suite.spec import Recipe
 
 Batch = tuple[Tensor, Tensor]
-TEST_BATCH = 250
+# A GPU is kept waiting by small batches; a CPU's caches overflow with large ones.
+TEST_BATCH = {"cpu": 250, "cuda": 2500}
 
 
 def generator(*words: int) -> torch.Generator:
@@ -36,13 +39,17 @@ class Batches:
         recipe: transforms, sizes and batch size.
         device: where the batches lie.
         workers: processes that decode and transform images; 0 does it in this one.
+        group: the processes that share each batch; every one sees its part.
     """
 
-    def __init__(self, dataset: Dataset, recipe: Recipe, device: torch.device, workers: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset, recipe: Recipe, device: torch.device, workers: int = 0, group: Group = ALONE
+    ) -> None:
         self.dataset = dataset
         self.recipe = recipe
         self.device = device
         self.workers = workers
+        self.group = group
         self._on_device: dict[str, Batch] = {}
 
     @property
@@ -55,10 +62,14 @@ class Batches:
         """How many test images the recipe uses."""
         return min(len(self.dataset.test), self.recipe.max_test_images or len(self.dataset.test))
 
+    def batch_size_of(self, step: int) -> int:
+        """Images of a 0-based step of an epoch, over all processes."""
+        return min(self.recipe.batch_size, len(self.dataset.train) - step * self.recipe.batch_size)
+
     def train(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """One epoch, shuffled and augmented: float32 (B, 3, size, size) channels_last and int64 (B,) labels.
 
-        The first `skip` batches are left out.
+        The first `skip` batches are left out. Several processes get every group.size-th image of a batch each.
         """
         draws = generator(seed, epoch)
         order = torch.randperm(len(self.dataset.train), generator=draws)
@@ -67,30 +78,43 @@ class Batches:
             yield from self._train_on_device(order, crops, skip)
         else:
             transform = partial(_train_image, recipe=self.recipe, dataset=self.dataset, words=(seed, epoch))
-            rest = order[skip * self.recipe.batch_size :]
-            yield from self._load(self.dataset.train, rest, self.recipe.batch_size, transform)
+            yield from self._load(self.dataset.train, self._shares(order)[skip:], transform)
 
     def test(self, ten_crop: bool = False) -> Iterator[Batch]:
-        """The test images in order; with `ten_crop` float32 (B, 10, 3, size, size)."""
+        """The test images in order; with `ten_crop` float32 (B, 10, 3, size, size). Several processes share them."""
         # Evenly spaced, since some sets are sorted by class.
         order = torch.arange(self.test_images) * len(self.dataset.test) // self.test_images
+        order = order[self.group.rank :: self.group.size]
         if self.recipe.augment == "cifar":
             pixels, labels = self._held("test", self.dataset.test)
-            for part in torch.split(order, TEST_BATCH):
+            for part in torch.split(order, TEST_BATCH[self.device.type]):
                 index = part.to(self.device)
                 yield augment.normalize(pixels[index], self.dataset.mean, self.dataset.std), labels[index]
         else:
             transform = partial(_test_image, recipe=self.recipe, dataset=self.dataset, ten_crop=ten_crop)
-            yield from self._load(self.dataset.test, order, 5 if ten_crop else 50, transform)
+            yield from self._load(self.dataset.test, list(torch.split(order, 5 if ten_crop else 50)), transform)
 
     def _train_on_device(self, order: Tensor, crops: augment.CropFlip, skip: int) -> Iterator[Batch]:
         pixels, labels = self._held("train", self.dataset.train)
         mean, std = (torch.tensor(values, device=self.device) for values in (self.dataset.mean, self.dataset.std))
         order, crops = order.to(self.device), crops.to(self.device)
-        for start in range(skip * self.recipe.batch_size, len(order), self.recipe.batch_size):
-            part = slice(start, start + self.recipe.batch_size)
+        for part in self._shares(torch.arange(len(order), device=self.device))[skip:]:
             index = order[part]
             yield augment.crop_flip(pixels[index], crops[part], mean, std), labels[index]
+
+    def _shares(self, order: Tensor) -> list[Tensor]:
+        """This process's part of each batch of an epoch.
+
+        Raises:
+            InputError: a batch has fewer images than there are processes.
+        """
+        batches = torch.split(order, self.recipe.batch_size)
+        if len(batches[-1]) < self.group.size:
+            raise InputError(
+                f"{self.group.size} processes cannot share a batch of {len(batches[-1])}, which is the last of "
+                f"{len(order)} images in batches of {self.recipe.batch_size}; legal: {len(batches[-1])} or fewer"
+            )
+        return [batch[self.group.rank :: self.group.size] for batch in batches]
 
     def _held(self, name: str, split: Split) -> Batch:
         """The split's pixels and labels on the device, put there once."""
@@ -99,13 +123,10 @@ class Batches:
             self._on_device[name] = images, torch.from_numpy(split.labels).to(self.device)
         return self._on_device[name]
 
-    def _load(
-        self, split: Split, order: Tensor, batch_size: int, transform: Callable[[Tensor, int], Tensor]
-    ) -> Iterator[Batch]:
+    def _load(self, split: Split, batches: list[Tensor], transform: Callable[[Tensor, int], Tensor]) -> Iterator[Batch]:
         loader = DataLoader(
             _Transformed(split, transform),
-            batch_size=batch_size,
-            sampler=order.tolist(),
+            batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )

@@ -19,6 +19,10 @@ class Lines:
         """Say something that belongs to no stage."""
         print(text, file=sys.stderr, flush=True)
 
+    def log(self, text: str) -> None:
+        """Say what a bar shows anyway, such as the figures of an epoch."""
+        self.note(text)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[Steps]:
         """Accompany one stage; yields what the stage calls with steps done, steps in all, and a note."""
@@ -61,6 +65,9 @@ class Bars(Lines):
     def note(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False)
 
+    def log(self, text: str) -> None:
+        pass
+
     @contextmanager
     def stage(self, name: str) -> Iterator[Steps]:
         task = self._progress.add_task(name, total=None)
@@ -83,6 +90,15 @@ class Bars(Lines):
         self._progress.stop()
 
 
-def display(total: int) -> Lines:
-    """The display that suits standard error: bars on a terminal, else lines."""
+class Silent(Lines):
+    """No progress: that of a process whose work another one reports."""
+
+    def note(self, text: str) -> None:
+        pass
+
+
+def display(total: int, speaks: bool = True) -> Lines:
+    """The display that suits standard error: bars on a terminal, else lines; none for a process that does not speak."""
+    if not speaks:
+        return Silent(total)
     return Bars(total) if sys.stderr.isatty() else Lines(total)

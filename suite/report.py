@@ -82,7 +82,7 @@ class _Index:
         for record in self.train:
             inputs = record.inputs
             if inputs["model"] == row.model and inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
-                group = json.dumps([inputs["data"], inputs["recipe"]], sort_keys=True)
+                group = json.dumps([inputs["data"], inputs["recipe"], inputs.get("processes", 1)], sort_keys=True)
                 groups.setdefault(group, []).append(record)
         if not groups:
             return _Runs([], None, [], [])

@@ -6,17 +6,21 @@ everything is stored already does not load torch.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from suite import env, progress, spec
+from suite import distributed, env, progress, spec
+from suite.distributed import Group
 from suite.errors import InputError
 from suite.interrupt import Interruption
 from suite.spec import Recipe, Row, Table
-from suite.store import Record, Store
+from suite.store import Record, Store, key_of
 
 if TYPE_CHECKING:
     from suite.batches import Batches
@@ -39,6 +43,10 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     providers: tuple[str, ...] = ("cpu",)
     batch_sizes: tuple[int, ...] = (1, 8)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "always", "never"] = "auto"
+    pack: int = 1
+    tensorboard: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: the table it ran, the keys of its training records, and how many stages failed."""
+    """What a run came to: the table it ran, the keys of its training records, and how many stages failed.
+
+    Of several processes that `torchrun` has started, the one that `speaks` is to print it.
+    """
 
     table: Table
     trained: frozenset[str]
     failed: int
+    speaks: bool = True
 
 
 def run(options: Options) -> Outcome:
@@ -68,7 +80,11 @@ def run(options: Options) -> Outcome:
     """
     table = spec.selected(options.table, options.rows, options.depth)
     cells = plan(table, options)
-    return _Run(options, len(cells)).all(table, cells)
+    group = distributed.join()
+    try:
+        return _Run(options, len(cells), group).all(table, cells)
+    finally:
+        group.leave()
 
 
 def plan(table: Table, options: Options) -> list[Cell]:
@@ -121,17 +137,23 @@ def with_downloads(options: Options, folder: Path) -> Options:
 
 
 class _Run:
-    """One call of `run`: its options, store and display, and what the cells share."""
+    """One call of `run`: its options, store and display, and what the cells share.
 
-    def __init__(self, options: Options, cells: int) -> None:
+    Several processes train together; the first does all the rest, and alone touches the store.
+    """
+
+    def __init__(self, options: Options, cells: int, group: Group) -> None:
         self.options = options
+        self.group = group
         self.store = Store(options.results)
         self.threads = env.available_cores()
         self.device = _device(options.device)
+        if options.tensorboard:
+            _require_tensorboard()
         for provider in options.providers:
             _require_provider(provider)
         stages = cells * 3 + (cells // options.seeds) * (len(options.batch_sizes) + 1) * len(options.providers)
-        self.display = progress.display(stages)
+        self.display = progress.display(stages, speaks=group.rank == 0)
         self.failed = 0
 
     def all(self, table: Table, cells: list[Cell]) -> Outcome:
@@ -139,27 +161,32 @@ class _Run:
         trained: set[str] = set()
         exported: list[tuple[Cell, Record, Record]] = []
         try:
-            for cell in cells:
-                train = self._train(cell)
-                export = train and self._export(cell, train)
-                if train:
-                    trained.add(train.key)
-                if train and export:
-                    self._parity(cell, train, export)
-                    exported.append((cell, train, export))
+            for start in range(0, len(cells), self.options.pack):
+                pack = cells[start : start + self.options.pack]
+                for cell, train in zip(pack, self._train(pack), strict=True):
+                    export = train and self._export(cell, train)
+                    if train:
+                        trained.add(train.key)
+                    if train and export:
+                        self._parity(cell, train, export)
+                        exported.append((cell, train, export))
             # Timed one after the other at the end: the closer in time, the better two figures compare.
             for cell, train, export in exported:
                 if cell.seed == 0:
                     self._latency(cell, train, export)
         finally:
             self.display.close()
-        return Outcome(table, frozenset(trained), self.failed)
+        return Outcome(table, frozenset(trained), self.failed, speaks=self.group.rank == 0)
 
     def _say_what_is_left_out(self, table: Table, cells: list[Cell]) -> None:
         running = {cell.row.data for cell in cells}
         for name in sorted({row.data for row in table.rows} - running):
             count = sum(row.data == name for row in table.rows)
             self.display.note(f"left out: {count} rows on {name}; add --data {name}=PATH to run them")
+
+    def _name(self, stage: str, cell: Cell, detail: str = "") -> str:
+        seed = f" seed {cell.seed}" if self.options.seeds > 1 else ""
+        return f"{cell.row.model} on {cell.dataset.name}{seed}: {stage}{detail}"
 
     def _stage(
         self,
@@ -170,8 +197,7 @@ class _Run:
         detail: str = "",
     ) -> Record | None:
         """The record of a stage, from the store or by doing it; None if it failed."""
-        seed = f" seed {cell.seed}" if self.options.seeds > 1 else ""
-        name = f"{cell.row.model} on {cell.dataset.name}{seed}: {stage}{detail}"
+        name = self._name(stage, cell, detail)
         found = self.store.get(stage, inputs)
         if found:
             self.display.skip(name)
@@ -180,44 +206,118 @@ class _Run:
         with self.store.workspace() as folder:
             try:
                 with self.display.stage(name) as step:
-                    result = work(folder, step)
-                    timing = {"seconds": perf_counter() - start} | result.pop("timing", {})
-                    files = folder if any(folder.iterdir()) else None
-                    return self.store.put(stage, inputs, result, env.environment(), timing, files)
+                    return self._keep(stage, inputs, work(folder, step), folder, start)
             except InputError:
                 raise
             except Exception as error:
                 # Whatever goes wrong in one cell must not take the others with it; the reason is kept and shown.
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                self.store.fail(stage, inputs, reason)
-                self.display.note(f"{name}: {reason}")
-                self.failed += 1
+                self._fail(name, stage, inputs, error)
                 return None
+
+    def _keep(self, stage: str, inputs: dict[str, Any], result: dict[str, Any], folder: Path, start: float) -> Record:
+        timing = {"seconds": perf_counter() - start} | result.pop("timing", {})
+        files = folder if any(folder.iterdir()) else None
+        return self.store.put(stage, inputs, result, env.environment(), timing, files)
+
+    def _fail(self, name: str, stage: str, inputs: dict[str, Any], error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        self.store.fail(stage, inputs, reason)
+        self.display.note(f"{name}: {reason}")
+        self.failed += 1
 
     def _inputs(self, stage: str, cell: Cell, **inputs: Any) -> dict[str, Any]:
         return {"model": cell.row.model, "version": spec.VERSIONS[stage], **inputs}
 
-    def _train(self, cell: Cell) -> Record | None:
-        inputs = self._inputs(
-            "train", cell, data=cell.dataset.fingerprint, recipe=dataclasses.asdict(cell.recipe), seed=cell.seed
+    def _train(self, cells: Sequence[Cell]) -> list[Record | None]:
+        """The training records of these cells; those that the store lacks are trained at the same time."""
+        inputs = [self._training_inputs(cell) for cell in cells]
+        names = [self._name("train", cell) for cell in cells]
+        writes = self.group.rank == 0
+        found = [self.store.get("train", each) if writes else None for each in inputs]
+        wanted = self.group.share([index for index, record in enumerate(found) if record is None])
+        for index in set(range(len(cells))) - set(wanted):
+            self.display.skip(names[index])
+        if not wanted:
+            return found
+        from suite.step import Engine
+        from suite.train import Job, train_packed
+
+        start = perf_counter()
+        with ExitStack() as stack:
+            folders = [stack.enter_context(self.store.workspace() if writes else _scratch()) for _ in wanted]
+            stages = [stack.enter_context(ExitStack()) for _ in wanted]
+            shown = [
+                stage.enter_context(self.display.stage(names[index]))
+                for index, stage in zip(wanted, stages, strict=True)
+            ]
+            jobs = [
+                Job(
+                    cells[index].row.model,
+                    self._batches(cells[index], self.device, self.group),
+                    cells[index].seed,
+                    folder,
+                    checkpoints=self.store.checkpoints("train", inputs[index]),
+                    on_step=on_step,
+                    on_epoch=self._epoch_log(cells[index], inputs[index]),
+                )
+                for index, folder, on_step in zip(wanted, folders, shown, strict=True)
+            ]
+            interruption = stack.enter_context(Interruption())
+            engine = Engine(self.options.precision, self.options.compile)
+            outcomes = train_packed(jobs, engine, interruption, self.display.note)
+            for index, folder, stage, outcome in zip(wanted, folders, stages, outcomes, strict=True):
+                if isinstance(outcome, InputError):
+                    raise outcome
+                if isinstance(outcome, Exception):
+                    with suppress(Exception), stage:
+                        raise outcome  # through the display, which then says so
+                    self._fail(names[index], "train", inputs[index], outcome)
+                    continue
+                stage.close()
+                if writes:
+                    found[index] = self._keep("train", inputs[index], outcome, folder, start)
+        return found
+
+    def _training_inputs(self, cell: Cell) -> dict[str, Any]:
+        # BatchNorm's statistics are a process's own, so that the result depends on how many share a batch.
+        processes = {"processes": self.group.size} if self.group.size > 1 else {}
+        return self._inputs(
+            "train",
+            cell,
+            data=cell.dataset.fingerprint,
+            recipe=dataclasses.asdict(cell.recipe),
+            seed=cell.seed,
+            precision=self.options.precision,
+            **processes,
         )
 
-        def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
-            from suite.train import train
+    def _epoch_log(self, cell: Cell, inputs: dict[str, Any]) -> Callable[[dict[str, Any], float], None]:
+        """What is said of each epoch: a line where there is no bar, and the curves of TensorBoard."""
+        name, writer = self._name("train", cell), None
+        if self.options.tensorboard and self.group.rank == 0:
+            from torch.utils.tensorboard import SummaryWriter
 
-            with Interruption() as interruption:
-                return train(
-                    cell.row.model,
-                    self._batches(cell, self.device),
-                    cell.seed,
-                    folder,
-                    checkpoints=self.store.checkpoints("train", inputs),
-                    interruption=interruption,
-                    progress=step,
-                    warn=self.display.note,
-                )
+            run = f"{cell.row.model}-{cell.dataset.name}-seed{cell.seed}-{key_of('train', inputs)}"
+            writer = SummaryWriter(str(self.options.tensorboard / run))
 
-        return self._stage("train", cell, inputs, work)
+        def log(epoch: dict[str, Any], images_per_second: float) -> None:
+            number = epoch["epoch"]
+            shown = {
+                "train loss": epoch["train_loss"],
+                "train error": epoch["train_error"],
+                "test error": epoch.get("top1"),
+                "learning rate": epoch["learning_rate"],
+                "images per second": images_per_second,
+            }
+            figures = ", ".join(f"{what} {value:.4g}" for what, value in shown.items() if value is not None)
+            self.display.log(f"{name}: epoch {number}/{cell.recipe.epochs}, {figures}")
+            if writer:
+                for what, value in shown.items():
+                    if value is not None:
+                        writer.add_scalar(what.replace(" ", "_"), value, number)
+                writer.flush()
+
+        return log
 
     def _export(self, cell: Cell, train: Record) -> Record | None:
         inputs = self._inputs("export", cell, train=train.key, size=cell.recipe.test_size)
@@ -280,13 +380,21 @@ class _Run:
             detail = f" {request.runtime} {request.provider} batch {request.batch_size}"
             self._stage("latency", cell, inputs, work, detail)
 
-    def _batches(self, cell: Cell, device: str) -> "Batches":
+    def _batches(self, cell: Cell, device: str, group: Group = distributed.ALONE) -> "Batches":
         import torch
 
         from suite.batches import Batches
 
         workers = 0 if cell.dataset.train.in_memory else self.threads
-        return Batches(cell.dataset, cell.recipe, torch.device(device), workers)
+        place = torch.device(device, group.local_rank) if device == "cuda" else torch.device(device)
+        return Batches(cell.dataset, cell.recipe, place, workers, group)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """An empty folder that is gone afterwards, for a process whose files nobody keeps."""
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def _device(wanted: str) -> str:
@@ -304,6 +412,11 @@ def _device(wanted: str) -> str:
     if wanted == "cuda":
         raise InputError("--device cuda: torch finds no CUDA GPU here; legal: auto, cpu")
     return "cpu"
+
+
+def _require_tensorboard() -> None:
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard: needs the package tensorboard, which is not installed here")
 
 
 def _require_provider(provider: str) -> None:

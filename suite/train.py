@@ -1,7 +1,8 @@
-"""Train one network by a recipe, and test it."""
+"""Train networks by a recipe, and test them."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -12,13 +13,14 @@ import timm
 import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import models  # noqa: F401 - registers the networks with timm
 from suite import checkpoint
 from suite.batches import Batch, Batches
 from suite.data import Dataset
+from suite.distributed import ALONE, Group
 from suite.interrupt import Interruption
+from suite.step import AUTOMATIC, Engine, Step, try_compile
 
 # Halving stops here and the cell is "did not train". The paper gives no floor. A plain ResNet-110 with CReLU first
 # has a finite loss between 1e-5 and 1e-6, since its sum grows by a factor of 1.2 a block at the start.
@@ -27,19 +29,39 @@ LEAST_LEARNING_RATE = 1e-7
 FIRST_EPOCHS = 5
 # A kill costs at most the work of so long.
 CHECKPOINT_SECONDS = 30.0
+# Steps between two questions of several processes to each other whether one of them is to stop.
+AGREE_EVERY = 10
 
-Progress = Callable[[int, int, str], None]
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train.
+
+    Attributes:
+        model_name: a timm model.
+        batches: the data set, the recipe, the device, and the processes that share the work.
+        seed: of the start values, the order of the images and their augmentation.
+        out: an existing folder for the weights.
+        model_args: further arguments of the model; not for dropout, whose draws a checkpoint does not hold.
+        checkpoints: folder of this run's checkpoints; None for none.
+        on_step: called with steps done, steps in all, and a note on speed.
+        on_epoch: called with an entry of the result's `epochs` and with the images/s of that epoch.
+    """
+
+    model_name: str
+    batches: Batches
+    seed: int
+    out: Path
+    model_args: dict[str, Any] = field(default_factory=dict)
+    checkpoints: Path | None = None
+    on_step: Callable[[int, int, str], None] = lambda done, total, note: None
+    on_epoch: Callable[[dict[str, Any], float], None] = lambda epoch, images_per_second: None
 
 
 def train(
-    model_name: str,
-    batches: Batches,
-    seed: int,
-    out: Path,
-    model_args: dict[str, Any] | None = None,
-    checkpoints: Path | None = None,
+    job: Job,
+    engine: Engine = AUTOMATIC,
     interruption: Interruption | None = None,
-    progress: Progress = lambda done, total, note: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Train a network and write its weights to `out` in timm's local layout (`model.safetensors`, `config.json`).
@@ -51,62 +73,74 @@ def train(
     on the CPU the result is bit for bit that of a run which was never stopped.
 
     Args:
-        model_name: a timm model.
-        batches: the data set, the recipe and the device: "cpu" trains in float32, "cuda" under bfloat16 autocast
-            with float32 weights.
-        seed: of the start values, the order of the images and their augmentation.
-        out: an existing folder.
-        model_args: further arguments of the model.
-        checkpoints: folder of this run's checkpoints; None for none.
+        job: what to train.
+        engine: how to compute it.
         interruption: a pending one is delivered after a checkpoint.
-        progress: called with steps done, steps in all, and a note.
         warn: told of a damaged checkpoint.
 
     Returns:
         `top1`, `top5` (and `top1_10crop`, `top5_10crop`): test errors of the last epoch in percent, None when no
         learning rate was feasible; `best_top1`: the least over epochs; `trained`; `tries`: each learning rate and
         what came of it; `epochs`: learning rate, training loss and error, and test errors of each epoch; `steps`;
-        `test_images`; `device`; `precision`; `timing`: `training_seconds`, without tests, and `images_per_second`.
+        `test_images`; `device`; `precision`; `compiled`; `processes` and the `batch_per_process`; `timing`:
+        `training_seconds`, without tests, `images_per_second`, `packed` (networks trained at the same time), and what
+        was measured to decide on torch.compile.
     """
-    model_args = {"num_classes": len(batches.dataset.classes)} | (model_args or {})
-    fit = _Fit(model_name, model_args, batches, seed, checkpoints, interruption or Interruption(), progress, warn)
-    while fit.one_try() != "trained" and fit.at.learning_rate / 2 >= LEAST_LEARNING_RATE:
-        fit.start_over(fit.at.learning_rate / 2)
-    at = fit.at
-    trained = at.tries[-1]["outcome"] == "trained"
-    errors: dict[str, float | None] = dict.fromkeys(("top1", "top5", "best_top1"))
-    if trained:
-        last = at.epochs[-1]
-        errors = {"top1": last["top1"], "top5": last["top5"]}
-        errors["best_top1"] = min(epoch["top1"] for epoch in at.epochs)
-        if batches.recipe.ten_crop:
-            ten = evaluate(fit.model, batches.test(ten_crop=True))
-            errors |= {"top1_10crop": ten["top1"], "top5_10crop": ten["top5"]}
-    else:
-        fit.start_over(batches.recipe.learning_rate)  # start values, so that the net can still be exported and timed
-    _save(fit.model, out, model_args, batches.dataset)
-    return {
-        **errors,
-        "trained": trained,
-        "tries": at.tries,
-        "epochs": at.epochs,
-        "steps": at.steps,
-        "test_images": batches.test_images,
-        "device": batches.device.type,
-        "precision": "bfloat16 autocast" if batches.device.type == "cuda" else "float32",
-        "timing": {"training_seconds": at.seconds, "images_per_second": at.images / at.seconds},
-    }
+    (outcome,) = train_packed([job], engine, interruption, warn)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def train_packed(
+    jobs: Sequence[Job],
+    engine: Engine = AUTOMATIC,
+    interruption: Interruption | None = None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any] | Exception]:
+    """Train several networks at the same time, each as `train` would alone.
+
+    They take turns step by step, and on a GPU each has a stream of its own, so that the small kernels of one fill the
+    gaps of the others.
+
+    Returns:
+        For each job what `train` returns, or the exception that ended it; it does not end the others.
+    """
+    interruption = interruption or Interruption()
+    outcomes: dict[int, dict[str, Any] | Exception] = {}
+    fits = {index: _Fit(job, engine, len(jobs), warn) for index, job in enumerate(jobs)}
+    turns = {index: fit.run() for index, fit in fits.items()}
+    while turns:
+        for index, steps in list(turns.items()):
+            try:
+                with fits[index].stream():
+                    next(steps)
+                fits[index].checkpoint_if_due(interruption)
+            except StopIteration as end:
+                outcomes[index] = end.value
+            except Exception as error:
+                if fits[index].group.size > 1:
+                    raise  # the other processes wait for this one, and only its end tells them
+                outcomes[index] = error
+            if index in outcomes:
+                del turns[index], fits[index]
+        if any(fit.must_stop for fit in fits.values()):
+            for fit in fits.values():
+                fit.checkpoint()
+            interruption.deliver()
+    return [outcomes[index] for index in range(len(jobs))]
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
+def evaluate(model: nn.Module, batches: Iterable[Batch], group: Group = ALONE) -> dict[str, Any]:
     """Top-1 and top-5 error in percent; ten crops of an image have their logits summed.
 
-    An image whose logits are not all finite counts as an error, and `finite` is then False.
+    An image whose logits are not all finite counts as an error, and `finite` is then False. Several processes test
+    a part of the images each.
     """
     model.eval()
-    wrong1 = wrong5 = count = 0
-    finite = True
+    counts: Tensor | None = None  # right at rank one, right up to rank five, finite; on the device until the end
+    images_seen = 0
     for images, labels in batches:
         if images.dim() == 5:
             logits = model(images.flatten(0, 1)).view(*images.shape[:2], -1).sum(1)
@@ -114,12 +148,18 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Any]:
             logits = model(images)
         best = logits.topk(min(5, logits.shape[1])).indices
         sound = logits.isfinite().all(1, keepdim=True)
-        finite = finite and bool(sound.all())
         hits = (best == labels[:, None]) & sound
-        wrong1 += len(labels) - int(hits[:, 0].sum())
-        wrong5 += len(labels) - int(hits.sum())
-        count += len(labels)
-    return {"top1": 100 * wrong1 / count, "top5": 100 * wrong5 / count, "finite": finite}
+        found = torch.stack((hits[:, 0].sum(), hits.sum(), sound.sum()))
+        counts = found if counts is None else counts + found
+        images_seen += len(labels)
+    right1, right5, sound_images, count = group.sums(
+        *(counts.tolist() if counts is not None else (0, 0, 0)), images_seen
+    )
+    return {
+        "top1": 100 * (count - right1) / count,
+        "top5": 100 * (count - right5) / count,
+        "finite": sound_images == count,
+    }
 
 
 @dataclass
@@ -127,6 +167,7 @@ class _Position:
     """How far training is: what a checkpoint holds besides tensors."""
 
     learning_rate: float
+    compile: dict[str, Any]  # what was measured to decide on torch.compile, and `compiled`
     tries: list[dict[str, Any]] = field(default_factory=list)
     epochs: list[dict[str, Any]] = field(default_factory=list)  # of the present try
     step: int = 0  # steps done in the present epoch
@@ -139,72 +180,119 @@ class _Position:
 class _Fit:
     """The fitting of one network: tries at falling learning rates, each of which can be taken up at any step."""
 
-    def __init__(
-        self,
-        model_name: str,
-        model_args: dict[str, Any],
-        batches: Batches,
-        seed: int,
-        checkpoints: Path | None,
-        interruption: Interruption,
-        progress: Progress,
-        warn: Callable[[str], None],
-    ) -> None:
-        self.model_name, self.model_args, self.batches, self.seed = model_name, model_args, batches, seed
-        self.checkpoints, self.interruption, self.progress = checkpoints, interruption, progress
-        self.at = _Position(batches.recipe.learning_rate)
-        self.total = batches.recipe.epochs * batches.steps_per_epoch
-        if batches.recipe.max_steps is not None:
-            self.total = min(self.total, batches.recipe.max_steps)
-        self._begin(self.at.learning_rate)
-        saved = checkpoint.read(checkpoints, warn) if checkpoints else None
-        if saved:
-            self._restore(*saved)
+    def __init__(self, job: Job, engine: Engine, packed: int, warn: Callable[[str], None]) -> None:
+        self.job, self.batches, self.packed = job, job.batches, packed
+        self.recipe, self.device, self.group = self.batches.recipe, self.batches.device, self.batches.group
+        self.model_args = {"num_classes": len(self.batches.dataset.classes)} | job.model_args
+        self.bfloat16 = engine.bfloat16_on(self.device)
+        self.total = self.recipe.epochs * self.batches.steps_per_epoch
+        if self.recipe.max_steps is not None:
+            self.total = min(self.total, self.recipe.max_steps)
+        # Networks that are trained at the same time on one GPU overlap only in streams of their own.
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self.must_stop = False
+        saved = checkpoint.read(job.checkpoints, warn) if job.checkpoints and self.group.rank == 0 else None
+        saved = self.group.share(saved)
+        with self.stream():
+            if saved:
+                self._restore(*saved)
+            else:
+                self.at = _Position(self.recipe.learning_rate, self._decide_on_compile(engine))
+                self._begin()
         self._last_checkpoint = monotonic()
+        self._mark = perf_counter()  # until when `at.seconds` counts
+        self._waited = 0.0  # seconds of the present epoch in which the next batch was waited for
 
-    def _begin(self, learning_rate: float) -> None:
-        """Start values and a fresh optimiser."""
-        recipe, device = self.batches.recipe, self.batches.device
+    def stream(self) -> AbstractContextManager[Any]:
+        """Where this network's work is queued."""
+        return torch.cuda.stream(self._stream) if self._stream else nullcontext()
+
+    def _decide_on_compile(self, engine: Engine) -> dict[str, Any]:
+        if engine.compile != "auto":
+            return {"compiled": engine.compile == "always"}
+        if self.group.size > 1:
+            return {"compiled": self.device.type == "cuda"}
+        images, labels = next(iter(self.batches.train(self.job.seed, 1)))
+        return try_compile(self._start(), self.recipe, self.bfloat16, (images, labels), self.total)
+
+    def _start(self) -> nn.Module:
+        """The network with the start values of its seed."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            model: nn.Module = timm.create_model(self.model_name, **self.model_args)
-        self.model = model.to(device).to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.momentum > 0,
-            fused=True,
-        )
-        # Summed on the device and read once an epoch, so that the host never waits for a GPU's step.
-        self.loss_sum = torch.zeros((), device=device)
-        self.hits = torch.zeros((), device=device)
+            torch.manual_seed(self.job.seed)
+            model: nn.Module = timm.create_model(self.job.model_name, **self.model_args)
+            return model
 
-    def start_over(self, learning_rate: float) -> None:
+    def _begin(self) -> None:
+        """Start values and a fresh optimiser."""
+        compiled = self.at.compile["compiled"]
+        self.step = Step(self._start(), self.recipe, self.device, self.bfloat16, compiled, self.group)
+        self.model = self.step.model
+
+    def _start_over(self, learning_rate: float) -> None:
         """Begin again with start values; the tries so far stay in the record."""
         self.at = replace(self.at, learning_rate=learning_rate, epochs=[], step=0, seen=0, steps=0)
-        self._begin(learning_rate)
+        self._begin()
 
-    def one_try(self) -> str:
+    def run(self) -> Generator[None, None, dict[str, Any]]:
+        """Do all that is left, yielding after each step; returns the result."""
+        while (yield from self._one_try()) != "trained" and self.at.learning_rate / 2 >= LEAST_LEARNING_RATE:
+            self._start_over(self.at.learning_rate / 2)
+        at, recipe = self.at, self.recipe
+        trained = at.tries[-1]["outcome"] == "trained"
+        errors: dict[str, float | None] = dict.fromkeys(("top1", "top5", "best_top1"))
+        if trained:
+            last = at.epochs[-1]
+            errors = {"top1": last["top1"], "top5": last["top5"]}
+            errors["best_top1"] = min(epoch["top1"] for epoch in at.epochs)
+            if recipe.ten_crop:
+                ten = evaluate(self.model, self.batches.test(ten_crop=True), self.group)
+                errors |= {"top1_10crop": ten["top1"], "top5_10crop": ten["top5"]}
+        else:
+            self._start_over(recipe.learning_rate)  # start values, so that the net can still be exported and timed
+        if self.group.rank == 0:
+            _save(self.model, self.job.out, self.model_args, self.batches.dataset)
+        return {
+            **errors,
+            "trained": trained,
+            "tries": at.tries,
+            "epochs": at.epochs,
+            "steps": at.steps,
+            "test_images": self.batches.test_images,
+            "device": self.device.type,
+            "precision": "bfloat16 autocast" if self.bfloat16 else "float32",
+            "compiled": at.compile["compiled"],
+            "processes": self.group.size,
+            "batch_per_process": -(-recipe.batch_size // self.group.size),
+            "timing": {
+                "training_seconds": at.seconds,
+                "images_per_second": at.images / at.seconds,
+                "packed": self.packed,
+                **{name: value for name, value in at.compile.items() if name != "compiled"},
+            },
+        }
+
+    def _one_try(self) -> Generator[None, None, str]:
         """Train at the present learning rate to the end, or until it turns out to be infeasible; says which."""
         outcome = "trained"
         while outcome == "trained" and (self.at.steps < self.total or self.at.step):
-            outcome = self._epoch()
+            outcome = yield from self._epoch()
         tried = {"learning_rate": self.at.learning_rate, "epochs": len(self.at.epochs), "outcome": outcome}
         self.at.tries.append(tried)
         return outcome
 
-    def _epoch(self) -> str:
+    def _epoch(self) -> Generator[None, None, str]:
         """Do what is left of an epoch, and test; says what came of it."""
         at, number = self.at, len(self.at.epochs) + 1
-        rate = replace(self.batches.recipe, learning_rate=at.learning_rate).learning_rate_at(number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self._steps(number)
-        loss, error = float(self.loss_sum) / at.seen, 100 - 100 * float(self.hits) / at.seen
+        rate = replace(self.recipe, learning_rate=at.learning_rate).learning_rate_at(number)
+        self.step.set_learning_rate(rate)
+        images, seconds = at.images, at.seconds
+        yield from self._steps(number)
+        loss_sum, hits = self.group.sums(float(self.step.loss_sum), float(self.step.hits))
+        self._count_time()  # reading the sums has waited for the device
+        loss, error = loss_sum / at.seen, 100 - 100 * hits / at.seen
         # The last step can spoil the weights after its loss was read, so the test's logits must be finite too.
-        tested = evaluate(self.model, self.batches.test()) if math.isfinite(loss) else {}
+        tested = evaluate(self.model, self.batches.test(), self.group) if math.isfinite(loss) else {}
+        self._mark = perf_counter()
         outcome = "trained"
         if not tested.pop("finite", False):
             outcome = "the loss was not finite"
@@ -212,64 +300,88 @@ class _Fit:
             labels = self.batches.dataset.train.labels
             outcome = "trained" if _beats_chance(error, labels) else "no better than chance"
         train_loss = loss if math.isfinite(loss) else None
-        at.epochs.append(
-            {"epoch": number, "learning_rate": rate, "train_loss": train_loss, "train_error": error, **tested}
-        )
+        entry = {"epoch": number, "learning_rate": rate, "train_loss": train_loss, "train_error": error, **tested}
+        at.epochs.append(entry)
+        self.job.on_epoch(entry, (at.images - images) / max(at.seconds - seconds, 1e-9))
         at.step = at.seen = 0
-        self.loss_sum.zero_()
-        self.hits.zero_()
+        self.step.loss_sum.zero_()
+        self.step.hits.zero_()
         return outcome
 
-    def _steps(self, epoch: int) -> None:
+    def _steps(self, epoch: int) -> Generator[None]:
         """Do what is left of an epoch's steps; a loss that is not finite ends them early on the CPU."""
-        at, device = self.at, self.batches.device
+        at = self.at
         self.model.train()
-        start = perf_counter()
-        for images, labels in self.batches.train(self.seed, epoch, skip=at.step):
-            if at.steps == self.total:
+        self._mark, self._waited = perf_counter(), 0.0
+        images_before, seconds_before = at.images, at.seconds
+        feed = iter(self.batches.train(self.job.seed, epoch, skip=at.step))
+        while at.steps < self.total:
+            start = perf_counter()
+            batch = next(feed, None)
+            self._waited += perf_counter() - start
+            if batch is None:
                 break
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = self.model(images)
-                loss = F.cross_entropy(logits, labels)
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            self.optimizer.step()
-            self.loss_sum += loss.detach() * len(labels)
-            self.hits += (logits.detach().argmax(1) == labels).sum()
+            count = self.batches.batch_size_of(at.step)
+            loss = self.step(*batch, count)
             at.step += 1
             at.steps += 1
-            at.seen += len(labels)
-            at.images += len(labels)
-            at.seconds, start = at.seconds + perf_counter() - start, perf_counter()
-            self.progress(at.steps, self.total, f"epoch {epoch}/{self.batches.recipe.epochs}")
-            if device.type == "cpu" and not math.isfinite(loss.item()):
+            at.seen += count
+            at.images += count
+            self._count_time()
+            seconds = at.seconds - seconds_before
+            speed = (
+                f"{(at.images - images_before) / seconds:,.0f} images/s, {100 * self._waited / seconds:.0f} % data wait"
+            )
+            self.job.on_step(at.steps, self.total, f"epoch {epoch}/{self.recipe.epochs}, {speed}")
+            if self.device.type == "cpu" and self.group.size == 1 and not math.isfinite(loss.item()):
                 break
-            if self.interruption.pending or monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
-                self._checkpoint()
+            yield
+
+    def _count_time(self) -> None:
+        now = perf_counter()
+        self.at.seconds += now - self._mark
+        self._mark = now
+
+    def checkpoint_if_due(self, interruption: Interruption) -> None:
+        """Save after enough time; note in `must_stop` that an interruption is pending, here or in another process."""
+        due = monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS
+        stop = interruption.pending
+        if self.group.size > 1:
+            if self.at.steps % AGREE_EVERY:
+                return
+            due, stop = (value > 0 for value in self.group.sums(float(due), float(stop)))
+        self.must_stop = stop
+        if due and not stop:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Save everything that the rest of the training depends on; all processes of a group must call this."""
+        with self.stream():
+            self._checkpoint()
+        self._last_checkpoint = monotonic()
 
     def _checkpoint(self) -> None:
-        """Save everything that the rest of the training depends on, then give way to a pending interruption."""
-        if self.checkpoints is not None:
+        step = self.step
+        loss_sum, hits = self.group.sums(float(step.loss_sum), float(step.hits))
+        if self.job.checkpoints is not None and self.group.rank == 0:
             tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
             for name, parameter in self.model.named_parameters():
-                tensors[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
-            tensors |= {"loss_sum": self.loss_sum, "hits": self.hits, "random": torch.get_rng_state()}
+                tensors[f"momentum.{name}"] = step.optimizer.state[parameter]["momentum_buffer"]
+            tensors |= {"loss_sum": torch.tensor(loss_sum), "hits": torch.tensor(hits)}
             # Counted over all tries, so that a later checkpoint has the higher number.
-            checkpoint.write(self.checkpoints, self.at.images, tensors, asdict(self.at))
-            self._last_checkpoint = monotonic()
-        if self.interruption.pending:
-            self.interruption.deliver()
+            checkpoint.write(self.job.checkpoints, self.at.images, tensors, asdict(self.at))
 
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.at = _Position(**state)
+        self._begin()
         self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
         for name, parameter in self.model.named_parameters():
             # In the layout of its parameter, as the optimiser makes it: sums over it depend on the order.
             buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-            self.optimizer.state[parameter]["momentum_buffer"] = buffer
-        self.loss_sum.copy_(tensors["loss_sum"])
-        self.hits.copy_(tensors["hits"])
-        torch.set_rng_state(tensors["random"])
+            self.step.optimizer.state[parameter]["momentum_buffer"] = buffer
+        if self.group.rank == 0:  # which then stands for all
+            self.step.loss_sum.copy_(tensors["loss_sum"])
+            self.step.hits.copy_(tensors["hits"])
 
 
 def _beats_chance(error: float, labels: np.ndarray) -> bool:

@@ -18,17 +18,20 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "interrupt": set(),
     "checkpoint": set(),
+    "distributed": set(),
     "spec": {"errors"},
     "store": {"errors"},
     "cifar": {"errors"},
     "data": {"cifar", "errors", "spec"},
-    "batches": {"augment", "data", "spec"},
-    "train": {"batches", "checkpoint", "data", "interrupt", "models"},
+    "batches": {"augment", "data", "distributed", "errors", "spec"},
+    "step": {"distributed", "env", "models", "spec"},
+    "train": {"batches", "checkpoint", "data", "distributed", "interrupt", "models", "step"},
     "export": {"models"},
     "parity": {"batches"},
     "latency": {"models"},
     "report": {"spec", "store"},
-    "runner": STAGES | {"batches", "data", "env", "errors", "interrupt", "progress", "spec", "store"},
+    "runner": STAGES
+    | {"batches", "data", "distributed", "env", "errors", "interrupt", "progress", "spec", "step", "store"},
     "__main__": {"errors", "report", "runner", "spec", "store", "models"},
 }
 

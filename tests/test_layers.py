@@ -160,6 +160,24 @@ def test_crelu_concatenates_the_positive_and_the_negative_part_on_channels() -> 
     assert torch.equal(CReLU()(x), expected)
 
 
+def test_crelu_has_the_gradient_of_its_definition() -> None:
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    x[0, 0, 0, :2] = 0.0  # where ReLU's gradient is 0 on either side
+    weight = torch.randn(2, 6, 4, 4, dtype=torch.float64)
+    gradients = []
+    for function in (CReLU(), lambda v: torch.cat((torch.relu(v), torch.relu(-v)), dim=1)):
+        leaf = x.clone().requires_grad_()
+        (function(leaf) * weight).sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+    assert torch.autograd.gradgradcheck(CReLU(), (torch.randn(1, 2, 2, 2, dtype=torch.float64, requires_grad=True),))
+
+
+def test_crelu_computes_the_same_with_and_without_a_gradient() -> None:
+    x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    assert torch.equal(CReLU()(x), CReLU()(x.clone().requires_grad_()))
+
+
 def test_crelu_loses_nothing_of_its_input() -> None:
     x = torch.randn(3, 5, 4, 2)
     positive, negative = CReLU()(x).chunk(2, dim=1)

@@ -95,11 +95,11 @@ def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> Non
     # The second row's export is broken by a weights file that is not there any more.
     code = (
         "import sys, suite.train as t, suite.__main__ as m\n"
-        "whole = t.train\n"
-        "def train(name, *rest, **options):\n"
-        "    if 'crelu' in name: raise MemoryError('no room')\n"
-        "    return whole(name, *rest, **options)\n"
-        "t.train = train\n"
+        "whole = t._save\n"
+        "def save(model, *rest):\n"
+        "    if 'CReLU' in str(model): raise MemoryError('no room')\n"
+        "    return whole(model, *rest)\n"
+        "t._save = save\n"
         "m.main()\n"
     )
     rows = "resnet20_relu_bn@cifar10,resnet20_crelu_bn@cifar10"
@@ -114,6 +114,62 @@ def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> Non
     assert "train failed: MemoryError: no room" in done.stdout
     assert "Traceback" not in done.stderr
     assert len(list((tmp_path / "records" / "latency").iterdir())) == 2
+
+
+def test_packed_rows_are_as_if_run_alone_and_one_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
+    code = (
+        "import sys, suite.train as t, suite.__main__ as m\n"
+        "whole = t._save\n"
+        "def save(model, *rest):\n"
+        "    if 'NormPropConv2d' in str(model): raise MemoryError('no room')\n"
+        "    return whole(model, *rest)\n"
+        "t._save = save\n"
+        "m.main()\n"
+    )
+    rows = "resnet20_relu_bn@cifar10,resnet20_relu_np2@cifar10,resnet20_crelu_bn@cifar10"
+    row = ["--table", "2", "--depth", "20", "--steps", "2", "--batch-sizes", "1"]
+    command = [sys.executable, "-c", code, "run", *row, "--rows", rows]
+    done = [
+        subprocess.run(
+            [*command, "--results", str(tmp_path / pack), "--pack", pack], capture_output=True, text=True, check=False
+        )
+        for pack in ("1", "3")
+    ]
+    assert [each.returncode for each in done] == [1, 1], done[1].stderr
+    assert "resnet20_relu_np2 on digits10: train: failed" in done[1].stderr
+    records = [
+        {path.name: json.loads(path.read_text()) for path in (tmp_path / pack / "records/train").iterdir()}
+        for pack in ("1", "3")
+    ]
+    assert len(records[0]) == 2
+    assert {name: record["result"] for name, record in records[0].items()} == {
+        name: record["result"] for name, record in records[1].items()
+    }
+    assert {record["timing"]["packed"] for record in records[1].values()} == {3}
+
+
+def test_a_run_killed_outright_three_times_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    code = "import suite.train as t, suite.__main__ as m\nt.CHECKPOINT_SECONDS = 0.0\nm.main()\n"
+    command = [sys.executable, "-c", code, "run", *ROW, "--steps", "24", "--batch-sizes", "1"]
+    subprocess.run([*command, "--results", str(tmp_path / "whole")], capture_output=True, check=True)
+    killed = [*command, "--results", str(tmp_path / "killed")]
+    for wanted in (2, 9, 17):
+        process = subprocess.Popen(killed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            # A checkpoint's number is that of the images seen; a step has 32.
+            numbers = [int(path.stem) // 32 for path in (tmp_path / "killed").glob("checkpoints/*/*.safetensors")]
+            if max(numbers, default=0) >= wanted:
+                break
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    subprocess.run(killed, capture_output=True, check=True)
+    whole, resumed = (
+        json.loads(next((tmp_path / name / "records" / "train").iterdir()).read_text()) for name in ("whole", "killed")
+    )
+    for field in ("key", "inputs", "result", "artifacts"):
+        assert resumed[field] == whole[field]
 
 
 def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from suite import data, spec, train
 from suite.batches import Batches
 from suite.data import Dataset, Split
 from suite.interrupt import Interruption
+from suite.step import Engine
 
 CPU = torch.device("cpu")
+EXACT = Engine(precision="float32", compile="never")
 RECIPE = dataclasses.replace(spec.load_table(2).recipe, epochs=2, batch_size=24, learning_rate=0.05, milestones=(2,))
 
 
@@ -30,8 +32,20 @@ def small(train_images: int = 60, test_images: int = 30) -> Dataset:
     return dataclasses.replace(whole, train=parts[0], test=parts[1])
 
 
+def fit(
+    model: str,
+    batches: Batches,
+    seed: int,
+    out: Path,
+    engine: Engine = EXACT,
+    interruption: Interruption | None = None,
+    **job: Any,
+) -> dict[str, Any]:
+    return train.train(train.Job(model, batches, seed, out, **job), engine, interruption)
+
+
 def run(out: Path, recipe: spec.Recipe = RECIPE, seed: int = 0, **options: Any) -> dict[str, Any]:
-    return train.train("resnet20_relu_bn", Batches(small(), recipe, CPU), seed, out, **options)
+    return fit("resnet20_relu_bn", Batches(small(), recipe, CPU), seed, out, **options)
 
 
 def weights(folder: Path) -> list[torch.Tensor]:
@@ -40,7 +54,7 @@ def weights(folder: Path) -> list[torch.Tensor]:
 
 def test_training_visits_every_step_and_records_every_epoch(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    result = run(tmp_path, progress=lambda done, total, note: seen.append((done, total)))
+    result = run(tmp_path, on_step=lambda done, total, note: seen.append((done, total)))
     # 60 images in batches of 24 are three steps an epoch, the last of 12.
     assert seen == [(step, 6) for step in range(1, 7)]
     assert result["steps"] == 6
@@ -54,7 +68,7 @@ def test_training_visits_every_step_and_records_every_epoch(tmp_path: Path) -> N
 
 def test_a_few_epochs_on_real_digits_beat_chance(tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, batch_size=50, epochs=6, milestones=(6,))
-    result = train.train("resnet20_relu_bn", Batches(small(600, 200), recipe, CPU), 0, tmp_path)
+    result = fit("resnet20_relu_bn", Batches(small(600, 200), recipe, CPU), 0, tmp_path)
     first, *_, last = result["epochs"]
     assert last["train_loss"] < first["train_loss"] - 0.1
     assert last["train_error"] < 85
@@ -94,12 +108,12 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_undisturbed(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    expected = train.train(model, batches, 0, whole)
+    expected = fit(model, batches, 0, whole)
     # Six steps in all; a crash at step n loses that step, so the runs begin at steps 0, 1, 3 and 4.
     for steps in (2, 3, 2):
         with pytest.raises(CrashError):
-            train.train(model, batches, 0, parts, checkpoints=tmp_path / "saved", progress=crash_after(steps))
-    result = train.train(model, batches, 0, parts, checkpoints=tmp_path / "saved")
+            fit(model, batches, 0, parts, checkpoints=tmp_path / "saved", on_step=crash_after(steps))
+    result = fit(model, batches, 0, parts, checkpoints=tmp_path / "saved")
     for outcome in (expected, result):
         assert outcome.pop("timing")["images_per_second"] > 0
     assert result == expected
@@ -110,7 +124,7 @@ def test_a_run_killed_after_halving_goes_on_at_the_halved_rate(tmp_path: Path, m
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
     recipe = dataclasses.replace(RECIPE, learning_rate=1e30, max_steps=4)
     batches = Batches(small(), recipe, CPU)
-    expected = train.train("resnet20_relu_plain", batches, 0, tmp_path)
+    expected = fit("resnet20_relu_plain", batches, 0, tmp_path)
     tries = len(expected["tries"])
     last = [0]
 
@@ -121,10 +135,10 @@ def test_a_run_killed_after_halving_goes_on_at_the_halved_rate(tmp_path: Path, m
 
     saved = tmp_path / "saved"
     with pytest.raises(CrashError):
-        train.train("resnet20_relu_plain", batches, 0, tmp_path, checkpoints=saved, progress=progress)
+        fit("resnet20_relu_plain", batches, 0, tmp_path, checkpoints=saved, on_step=progress)
     seen: list[int] = []
-    result = train.train(
-        "resnet20_relu_plain", batches, 0, tmp_path, checkpoints=saved, progress=lambda done, _, __: seen.append(done)
+    result = fit(
+        "resnet20_relu_plain", batches, 0, tmp_path, checkpoints=saved, on_step=lambda done, _, __: seen.append(done)
     )
     assert seen == [3, 4]
     assert result["tries"] == expected["tries"]
@@ -135,18 +149,18 @@ def test_an_interruption_is_given_way_to_after_a_checkpoint(tmp_path: Path) -> N
     saved = tmp_path / "saved"
     batches = Batches(small(), RECIPE, CPU)
     with Interruption() as interruption, pytest.raises(KeyboardInterrupt):
-        train.train(
+        fit(
             "resnet20_relu_bn",
             batches,
             0,
             tmp_path,
             checkpoints=saved,
             interruption=interruption,
-            progress=lambda done, *_: os.kill(os.getpid(), signal.SIGINT) if done == 4 else None,
+            on_step=lambda done, *_: os.kill(os.getpid(), signal.SIGINT) if done == 4 else None,
         )
     assert len(list(saved.iterdir())) == 1
     seen: list[int] = []
-    train.train("resnet20_relu_bn", batches, 0, tmp_path, checkpoints=saved, progress=lambda d, _, __: seen.append(d))
+    fit("resnet20_relu_bn", batches, 0, tmp_path, checkpoints=saved, on_step=lambda d, _, __: seen.append(d))
     assert seen == [5, 6]
 
 
@@ -167,7 +181,7 @@ def test_steps_end_training_early(tmp_path: Path) -> None:
 def test_one_step_is_nesterov_sgd_with_decay_on_every_parameter(tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, max_steps=2, weight_decay=0.01)
     batches = Batches(small(), recipe, CPU)
-    train.train("resnet20_relu_plain", batches, 0, tmp_path)
+    fit("resnet20_relu_plain", batches, 0, tmp_path)
     torch.manual_seed(0)
     model = timm.create_model("resnet20_relu_plain", num_classes=10).double()
     parameters = list(model.parameters())
@@ -187,7 +201,7 @@ def test_an_infeasible_rate_is_halved_until_the_loss_is_finite(tmp_path: Path) -
     recipe = dataclasses.replace(RECIPE, learning_rate=1e30, max_steps=3)
     batches = Batches(small(), recipe, CPU)
     halvings = 120
-    result = train.train("resnet20_relu_plain", batches, 0, tmp_path)
+    result = fit("resnet20_relu_plain", batches, 0, tmp_path)
     rates = [attempt["learning_rate"] for attempt in result["tries"]]
     assert rates == [1e30 / 2**k for k in range(len(rates))]
     assert len(rates) < halvings
@@ -202,7 +216,7 @@ def test_below_the_floor_a_net_did_not_train_and_keeps_its_start_values(
 ) -> None:
     monkeypatch.setattr(train, "LEAST_LEARNING_RATE", 1e29)
     recipe = dataclasses.replace(RECIPE, learning_rate=1e30, max_steps=3)
-    result = train.train("resnet20_relu_plain", Batches(small(), recipe, CPU), 0, tmp_path)
+    result = fit("resnet20_relu_plain", Batches(small(), recipe, CPU), 0, tmp_path)
     assert not result["trained"]
     assert result["top1"] is result["top5"] is result["best_top1"] is None
     assert len(result["tries"]) == 4
@@ -215,7 +229,7 @@ def test_a_net_that_stays_at_chance_counts_as_not_training(tmp_path: Path, monke
     monkeypatch.setattr(train, "FIRST_EPOCHS", 1)
     monkeypatch.setattr(train, "LEAST_LEARNING_RATE", 1e-12)
     recipe = dataclasses.replace(RECIPE, learning_rate=1.5e-12)
-    result = train.train("resnet20_relu_bn", Batches(small(), recipe, CPU), 0, tmp_path)
+    result = fit("resnet20_relu_bn", Batches(small(), recipe, CPU), 0, tmp_path)
     assert [attempt["outcome"] for attempt in result["tries"]] == ["no better than chance"]
     assert not result["trained"]
 
@@ -254,3 +268,67 @@ def test_weights_load_by_timm_with_the_data_sets_classes_and_statistics(tmp_path
     assert model.pretrained_cfg["mean"] == pytest.approx([value / 255 for value in whole.mean])
     assert model.pretrained_cfg["std"] == pytest.approx([value / 255 for value in whole.std])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_packed_networks_are_trained_as_each_would_be_alone(tmp_path: Path) -> None:
+    names = ("resnet20_relu_bn", "resnet20_crelu_np2")
+    jobs, alone = [], []
+    for seed, name in enumerate(names):
+        folders = [tmp_path / f"{name}{kind}" for kind in ("alone", "packed")]
+        for folder in folders:
+            folder.mkdir()
+        # The second ends after two steps, the first goes on.
+        recipe = dataclasses.replace(RECIPE, max_steps=5 - 3 * seed)
+        alone.append(fit(name, Batches(small(), recipe, CPU), seed, folders[0]))
+        jobs.append(train.Job(name, Batches(small(), recipe, CPU), seed, folders[1]))
+    packed = train.train_packed(jobs, EXACT)
+    for name, one, other in zip(names, alone, packed, strict=True):
+        assert isinstance(other, dict)
+        assert other.pop("timing")["packed"] == 2
+        del one["timing"]
+        assert one == other
+        pairs = zip(weights(tmp_path / f"{name}alone"), weights(tmp_path / f"{name}packed"), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_an_interruption_checkpoints_every_packed_network(tmp_path: Path) -> None:
+    def stop(done: int, total: int, note: str) -> None:
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    jobs = []
+    for seed in range(2):
+        job = train.Job("resnet20_relu_bn", Batches(small(), RECIPE, CPU), seed, tmp_path)
+        jobs.append(dataclasses.replace(job, checkpoints=tmp_path / str(seed), on_step=stop))
+    with Interruption() as interruption, pytest.raises(SystemExit):
+        train.train_packed(jobs[:1] + [dataclasses.replace(jobs[1], on_step=lambda *_: None)], EXACT, interruption)
+    assert [len(list((tmp_path / str(seed)).iterdir())) for seed in range(2)] == [1, 1]
+
+
+def test_every_epoch_is_told_with_its_speed(tmp_path: Path) -> None:
+    told: list[tuple[dict[str, Any], float]] = []
+    result = run(tmp_path, on_epoch=lambda epoch, speed: told.append((epoch, speed)))
+    assert [epoch for epoch, _ in told] == result["epochs"]
+    assert all(speed > 0 for _, speed in told)
+
+
+def test_bfloat16_trains_and_is_named(tmp_path: Path) -> None:
+    result = run(tmp_path, engine=Engine(precision="bfloat16", compile="never"))
+    exact = run(tmp_path)
+    assert (result["precision"], exact["precision"]) == ("bfloat16 autocast", "float32")
+    # Eight bits of mantissa: near, but not the same.
+    losses = [[epoch["train_loss"] for epoch in each["epochs"]] for each in (result, exact)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
+
+
+def test_what_decided_on_compiling_is_kept_over_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    automatic = Engine(precision="float32", compile="auto")
+    saved = tmp_path / "saved"
+    with pytest.raises(CrashError):
+        run(tmp_path, engine=automatic, checkpoints=saved, on_step=crash_after(3))
+    monkeypatch.setattr(train, "try_compile", lambda *_: pytest.fail("measured again"))
+    result = run(tmp_path, engine=automatic, checkpoints=saved)
+    assert result["compiled"] is False
+    assert 0 < result["timing"]["step_seconds"] < 10

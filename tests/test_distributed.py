@@ -1,0 +1,55 @@
+"""Several processes, as `torchrun` starts them, against one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suite import distributed
+
+ROW = ("--table", "2", "--depth", "20", "--steps", "3", "--batch-sizes", "1", "--precision", "float32")
+
+
+def run(folder: Path, row: str, processes: int) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
+    """A quick row by so many processes: its training record, and how the command ended."""
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        launcher += ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"]
+    command = [*launcher, "suite", "run", *ROW, "--rows", row, "--results", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (path,) = (folder / "records" / "train").iterdir()
+    return json.loads(path.read_text()), done
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    one, _ = run(tmp_path / "one", "resnet20_crelu_np2@cifar10", 1)
+    two, done = run(tmp_path / "two", "resnet20_crelu_np2@cifar10", 2)
+    assert (two["result"]["processes"], two["result"]["batch_per_process"]) == (2, 16)
+    # The shortcuts that shrink have BatchNorm, but its statistics of half a batch change little in three steps.
+    losses = [record["result"]["epochs"][-1]["train_loss"] for record in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+    assert one["key"] != two["key"]
+    assert done.stdout.count("resnet20_crelu_np2") == 1  # one process prints
+    stages = {path.name: len(list(path.iterdir())) for path in (tmp_path / "two" / "records").iterdir()}
+    assert stages == {"train": 1, "export": 1, "parity": 1, "latency": 2}
+
+
+def test_without_batch_norm_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    records = [run(tmp_path / str(n), "resnet20_relu_plain@cifar10", n)[0]["result"] for n in (1, 2)]
+    assert records[1]["epochs"][-1]["train_loss"] == pytest.approx(records[0]["epochs"][-1]["train_loss"], rel=1e-6)
+    assert records[1]["epochs"][-1]["train_error"] == records[0]["epochs"][-1]["train_error"]
+    assert records[1]["top1"] == pytest.approx(records[0]["top1"], abs=1.0)
+
+
+def test_a_process_that_no_launcher_started_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    group = distributed.join()
+    assert group == distributed.ALONE
+    assert group.sums(1.5, 2.0) == [1.5, 2.0]
+    assert group.share("x") == "x"
+    assert group.any(True)
+    assert not group.any(False)
