@@ -9,7 +9,7 @@ from time import perf_counter
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STAGES = {"train", "export", "parity", "latency"}
+STAGES = {"train", "export", "parity", "latency", "analyze"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
@@ -29,6 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"models"},
     "parity": {"batches"},
     "latency": {"models"},
+    "analyze": {"batches", "models"},
+    "theory": {"analyze", "models"},
     "report": {"spec", "store"},
     "runner": STAGES
     | {"batches", "data", "distributed", "env", "errors", "interrupt", "progress", "spec", "step", "store"},
