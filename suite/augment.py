@@ -233,7 +233,7 @@ def _crop(image: Tensor, top: int, left: int, size: int) -> Tensor:
 
 
 def _grey(image: Tensor) -> Tensor:
-    return (image * image.new_tensor(GREY)[:, None, None]).sum(0)
+    return torch.einsum("c,chw->hw", image.new_tensor(GREY), image)
 
 
 def brightness(image: Tensor, alpha: float) -> Tensor:
@@ -243,12 +243,12 @@ def brightness(image: Tensor, alpha: float) -> Tensor:
 
 def contrast(image: Tensor, alpha: float) -> Tensor:
     """Blend float (3, H, W) with the mean of its grey image: alpha * image + (1 - alpha) * mean."""
-    return image * alpha + (1 - alpha) * _grey(image).mean()
+    return (image * alpha).add_(_grey(image).mean(), alpha=1 - alpha)
 
 
 def saturation(image: Tensor, alpha: float) -> Tensor:
     """Blend float (3, H, W) with its grey image: alpha * image + (1 - alpha) * grey."""
-    return image * alpha + (1 - alpha) * _grey(image)
+    return (image * alpha).add_(_grey(image), alpha=1 - alpha)
 
 
 def lighting(image: Tensor, alpha: Tensor) -> Tensor:

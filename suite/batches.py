@@ -4,8 +4,10 @@ A batch depends on (seed, epoch, position) alone, never on which batches came be
 number of worker processes. So a run can be taken up at any batch, and two runs of a seed see the same images.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from suite.errors import InputError
 from suite.spec import Recipe
 
 Batch = tuple[Tensor, Tensor]
+Transform = Callable[[Tensor, int], Tensor]
 # A GPU is kept waiting by small batches; a CPU's caches overflow with large ones.
 TEST_BATCH = {"cpu": 250, "cuda": 2500}
 
@@ -123,24 +126,84 @@ class Batches:
             self._on_device[name] = images, torch.from_numpy(split.labels).to(self.device)
         return self._on_device[name]
 
-    def _load(self, split: Split, batches: list[Tensor], transform: Callable[[Tensor, int], Tensor]) -> Iterator[Batch]:
+    def _load(self, split: Split, batches: list[Tensor], transform: Transform) -> Iterator[Batch]:
+        # The decoder takes files' bytes; images in memory need none.
+        decodes_here = self.device.type == "cuda" and not split.in_memory and has_gpu_decoder()
         loader = DataLoader(
-            _Transformed(split, transform),
+            _Files(split) if decodes_here else _Transformed(split, transform),
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=self.device.type == "cuda" and not decodes_here,
+            collate_fn=list if decodes_here else None,
         )
-        for images, labels in loader:
-            images = images.to(self.device, non_blocking=True)
+        for loaded in loader:
+            if decodes_here:
+                images, labels = decode_on(self.device, loaded, transform)
+            else:
+                images = loaded[0].to(self.device, non_blocking=True)
+                labels = loaded[1].to(self.device, non_blocking=True)
             if images.dim() == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
-            yield images, labels.to(self.device, non_blocking=True)
+            yield images, labels
+
+
+def has_gpu_decoder() -> bool:
+    """Whether torchvision still has its JPEG decoder, which it deprecates since version 0.29."""
+    import torchvision.io
+
+    return hasattr(torchvision.io, "decode_jpeg")
+
+
+def decode_on(device: torch.device, files: list[tuple[Tensor, Path, int, int]], transform: Transform) -> Batch:
+    """Decode JPEG files by torchvision's decoder for this device and transform them there.
+
+    A GPU's decoder rounds differently than a CPU's. What it cannot read is decoded on the CPU.
+
+    Args:
+        device: where the batch is to lie.
+        files: of each image the bytes, the path, its index in the split, and its label.
+        transform: of an image (H, W, 3) and its index.
+    """
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    def decode(raw: list[Tensor]) -> list[Tensor]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # see `has_gpu_decoder`
+            return [image.permute(1, 2, 0) for image in decode_jpeg(raw, mode=ImageReadMode.RGB, device=device)]
+
+    def decode_one(raw: Tensor, path: Path) -> Tensor:
+        try:
+            return decode([raw])[0]
+        except RuntimeError:
+            return torch.from_numpy(read_image(path)).to(device)
+
+    try:
+        pixels = decode([raw for raw, *_ in files])
+    except RuntimeError:  # one of them is no JPEG file, and the decoder does not say which
+        pixels = [decode_one(raw, path) for raw, path, *_ in files]
+    images = [transform(image, index) for image, (_, _, index, _) in zip(pixels, files, strict=True)]
+    return torch.stack(images), torch.tensor([label for *_, label in files], device=device)
+
+
+class _Files(TorchDataset[tuple[Tensor, Path, int, int]]):
+    """The bytes of one file at a time."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Path, int, int]:
+        path = Path(self.split.images[index])
+        raw = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
+        return raw, path, index, int(self.split.labels[index])
 
 
 class _Transformed(TorchDataset[tuple[Tensor, int]]):
-    """One image at a time, for the worker processes of a `DataLoader`."""
+    """One image at a time, decoded and transformed, for the worker processes of a `DataLoader`."""
 
-    def __init__(self, split: Split, transform: Callable[[Tensor, int], Tensor]) -> None:
+    def __init__(self, split: Split, transform: Transform) -> None:
         self.split = split
         self.transform = transform
 

@@ -4,11 +4,13 @@ Three sets of composed digits come with the package (from scikit-learn) and stan
 sets of the paper; the paper's own are read from a path.
 """
 
+import contextlib
 import hashlib
 import http.client
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -265,11 +267,44 @@ def _both(root: Path, test: str, suffixes: tuple[str, ...]) -> tuple[_Listing, _
     return splits
 
 
+# Below so many images a listing takes no time worth a file.
+_WORTH_CACHING = 20_000
+
+
 def _list(folder: Path, suffixes: tuple[str, ...]) -> _Listing:
-    """List the images of each class folder in sorted order, without opening one."""
+    """List the images of each class folder in sorted order, without opening one.
+
+    A long list is kept in the user's cache, and used as long as no class folder's time has changed: to ask a network
+    file system for the size of 1.28 million files takes minutes.
+    """
     classes = _scan(folder, lambda entry: entry.is_dir())
     if not classes:
         raise InputError(f"{folder}: holds no class folders")
+    stamp = json.dumps([suffixes, [(name, (folder / name).stat().st_mtime_ns) for name, _ in classes]])
+    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:20]
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crelu-suite" / f"{digest}.listing"
+    with contextlib.suppress(OSError, zlib.error):
+        head, _, body = zlib.decompress(cached.read_bytes()).partition(b"\n")
+        if head == stamp.encode():
+            return _from_listing(folder, tuple(name for name, _ in classes), body)
+    listing = _list_anew(folder, classes, suffixes)
+    if listing.listing.count(b"\n") == len(listing.files) >= _WORTH_CACHING:  # no name holds a line break
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            aside = cached.with_suffix(f".{os.getpid()}")
+            aside.write_bytes(zlib.compress(stamp.encode() + b"\n" + listing.listing, 1))
+            aside.replace(cached)
+    return listing
+
+
+def _from_listing(folder: Path, classes: tuple[str, ...], listing: bytes) -> _Listing:
+    names = [os.fsdecode(line.partition(b"\0")[0]) for line in listing.split(b"\n")[:-1]]
+    number = {name: index for index, name in enumerate(classes)}
+    labels = np.array([number[name.partition("/")[0]] for name in names], dtype=np.int64)
+    return _Listing(classes, tuple(folder / name for name in names), labels, listing)
+
+
+def _list_anew(folder: Path, classes: list[tuple[str, int]], suffixes: tuple[str, ...]) -> _Listing:
     files: list[Path] = []
     lines: list[str] = []
     counts = []
@@ -322,7 +357,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             if image.has_transparency_data:
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image.convert("RGBA"))
-            return np.array(image.convert("RGB"))
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except (
         OSError,
         ValueError,

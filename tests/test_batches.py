@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from suite import augment, spec
+from suite import augment, batches, spec
 from suite.batches import Batches, generator
 from suite.data import Dataset, Split
 
@@ -110,3 +111,24 @@ def test_images_in_memory_follow_the_imagenet_recipe_too() -> None:
     ((images, _), *_) = Batches(dataset(20, 20), IMAGENET, CPU).train(0, 1)
     assert images.shape == (20, 3, 16, 16)
     assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_files_decoded_by_the_device_are_those_that_workers_decode(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.jpg", "b.png", "c.jpg")]
+    for path, size in zip(paths, ((60, 50), (48, 48), (50, 70)), strict=True):
+        noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    split = Split(tuple(paths), np.array([2, 0, 1]))
+    source = dataclasses.replace(dataset(), train=split, test=split)
+    recipe = dataclasses.replace(IMAGENET, batch_size=3)
+    made = Batches(source, recipe, CPU)
+    order = torch.arange(3)
+    transform = partial(batches._test_image, recipe=recipe, dataset=source, ten_crop=False)
+    (expected,) = made._load(split, [order], transform)
+    files = [batches._Files(split)[index] for index in order.tolist()]
+    # All three, one of which is no JPEG file; and the two that are.
+    images, labels = batches.decode_on(CPU, files, transform)
+    assert torch.equal(images, expected[0])
+    assert torch.equal(labels, expected[1])
+    both, _ = batches.decode_on(CPU, [files[0], files[2]], transform)
+    assert torch.equal(both, expected[0][[0, 2]])

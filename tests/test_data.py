@@ -285,6 +285,35 @@ def test_a_dangling_link_is_named(tmp_path):
     assert error("imagenet", root) == f"{root / 'train/n01/x.jpg'}: No such file or directory"
 
 
+def test_a_long_listing_is_kept_until_a_folder_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_WORTH_CACHING", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = imagenet_folder(tmp_path / "set")
+
+    def read():
+        data._from_path.cache_clear()
+        return data.load("imagenet", root)
+
+    first = read()
+    assert len(list((tmp_path / "cache" / "crelu-suite").iterdir())) == 2
+    with monkeypatch.context() as without:
+        without.setattr(data, "_list_anew", lambda *_: pytest.fail("listed again"))
+        again = read()
+    assert again.fingerprint == first.fingerprint
+    assert again.train.images == first.train.images
+    assert again.train.labels.tolist() == first.train.labels.tolist()
+    added = picture(root / "train" / first.classes[0] / "added.jpg")
+    assert added in read().train.images
+    for damaged in (tmp_path / "cache" / "crelu-suite").iterdir():
+        damaged.write_bytes(b"damaged")
+    assert added in read().train.images
+
+
+def test_pixels_are_pillows_whoever_decodes(tmp_path):
+    path = picture(tmp_path / "a.jpg", size=(50, 37))
+    assert np.array_equal(data.read_image(path), np.array(Image.open(path)))
+
+
 def test_the_fingerprint_of_imagenet_follows_names_and_sizes(tmp_path):
     def fingerprint(root):
         data._from_path.cache_clear()
