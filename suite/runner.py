@@ -416,7 +416,7 @@ def _device(wanted: str) -> str:
 
 def _require_tensorboard() -> None:
     if importlib.util.find_spec("tensorboard") is None:
-        raise InputError("--tensorboard: needs the package tensorboard, which is not installed here")
+        raise InputError("--tensorboard: needs the package tensorboard, which is not installed here: pip install tensorboard")
 
 
 def _require_provider(provider: str) -> None:

@@ -172,6 +172,21 @@ def test_a_run_killed_outright_three_times_ends_as_an_undisturbed_one(tmp_path: 
         assert resumed[field] == whole[field]
 
 
+def test_tensorboard_gets_the_curves_that_the_record_holds(tmp_path: Path, suite: Run) -> None:
+    pytest.importorskip("tensorboard", reason="an optional dependency")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = tmp_path / "curves"
+    arguments = ("--steps", "2", "--batch-sizes", "1", "--results", str(tmp_path), "--tensorboard", str(curves))
+    assert suite("run", *ROW, *arguments)[0] == 0
+    (folder,) = curves.iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    (epoch,) = json.loads(next((tmp_path / "records/train").iterdir()).read_text())["result"]["epochs"]
+    for name, value in (("train_loss", epoch["train_loss"]), ("test_error", epoch["top1"])):
+        (event,) = events.Scalars(name)
+        assert (event.step, event.value) == (1, pytest.approx(value))
+
+
 def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "suite", "run", *ROW, "--epochs", "50", "--results", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import datasets
 from torchvision.transforms import v2 as transforms
 
-import models  # noqa: F401 - registers the networks with timm
+import models
 from suite import batches, data, spec, train
+from suite.step import Engine, Precision
 
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 ROUNDS, STEPS, WARM_UP = 5, 4, 2
@@ -74,32 +75,51 @@ def plain_steps(model_name: str, source: data.Dataset) -> Iterator[float]:
         yield perf_counter() - start
 
 
-def our_steps(model_name: str, source: data.Dataset, out: Path, count: int) -> list[float]:
+def our_steps(
+    model_name: str, source: data.Dataset, out: Path, count: int, precision: Precision = "auto"
+) -> list[float]:
     """Seconds of each step of the suite's own training."""
     recipe = dataclasses.replace(spec.load_table(2).recipe, max_steps=count, max_test_images=1, learning_rate=0.01)
     ends: list[float] = []
     train.train(
-        model_name,
-        batches.Batches(source, recipe, torch.device("cpu")),
-        0,
-        out,
-        progress=lambda done, total, note: ends.append(perf_counter()),
+        train.Job(
+            model_name,
+            batches.Batches(source, recipe, torch.device("cpu")),
+            0,
+            out,
+            on_step=lambda done, total, note: ends.append(perf_counter()),
+        ),
+        Engine(precision, "never"),
     )
     return [b - a for a, b in itertools.pairwise(ends)]
 
 
+@pytest.mark.parametrize("precision", ["auto", "float32"])
 @pytest.mark.parametrize("model", ["resnet20_relu_bn", "resnet110_crelu_bn"])
-def test_training_step(model: str, tmp_path: Path, ratio: Callable[..., None]) -> None:
+def test_training_step(model: str, precision: Precision, tmp_path: Path, ratio: Callable[..., None]) -> None:
     source = random_images(128 * 20)
     plain = plain_steps(model, source)
     for _ in range(WARM_UP):
         next(plain)
     pairs = []
     for _ in range(ROUNDS):
-        ours = statistics.median(our_steps(model, source, tmp_path, STEPS + WARM_UP)[WARM_UP - 1 :])
+        ours = statistics.median(our_steps(model, source, tmp_path, STEPS + WARM_UP, precision)[WARM_UP - 1 :])
         theirs = statistics.median(itertools.islice(plain, STEPS))
         pairs.append((theirs, ours))
-    ratio(f"{model}, batch 128: images/s over the plain loop's", pairs, least=1.4)
+    ratio(f"{model}, batch 128, precision {precision}: images/s over the plain loop's", pairs, least=1.4)
+
+
+def test_the_norm_of_normprops_weights(tmp_path: Path, ratio: Callable[..., None]) -> None:
+    """What NormProp2 adds to a step of a plain network: the norms of its filters, and their gradients."""
+    convs = [m for m in timm.create_model("resnet110_relu_np2").modules() if isinstance(m, models.NormPropConv2d)]
+    times = []
+    for _ in range(ROUNDS * STEPS):
+        start = perf_counter()
+        sum(conv.normalized_weight().sum() for conv in convs).backward()
+        times.append(perf_counter() - start)
+    step = statistics.median(our_steps("resnet110_relu_np2", random_images(128 * 20), tmp_path, STEPS + 1)[1:])
+    name = "resnet110_relu_np2, batch 128: share of filter norms in a step"
+    ratio(name, [(statistics.median(times), step)], most=0.05)
 
 
 def test_share_of_input_in_a_step(tmp_path: Path, ratio: Callable[..., None]) -> None:
