@@ -119,8 +119,8 @@ def test_a_rewrite_that_changes_the_logits_is_refused(
     saved: Callable[[nn.Module], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoil(model: ir.Model) -> dict[str, int]:
-        bias = model.graph.initializers["fc.bias"]
-        bias.const_value = ir.tensor(bias.const_value.numpy() + np.float32(0.01))  # type: ignore[union-attr]
+        weight = model.graph.initializers["fc.weight"]
+        weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01))  # type: ignore[union-attr]
         return {}
 
     monkeypatch.setattr("suite.export.apply_rewrites", spoil)

@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "batches": {"augment", "data", "spec"},
     "train": {"batches", "checkpoint", "data", "interrupt", "models"},
     "rewrite": set(),
+    "precision": set(),
     "export": {"models", "rewrite"},
     "parity": {"batches"},
     "latency": {"models"},
