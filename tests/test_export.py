@@ -7,6 +7,7 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
+from onnxscript import ir
 from timm.models import save_for_hf
 from torch import nn
 
@@ -86,6 +87,7 @@ def test_the_exported_file_gives_torchs_logits_at_any_batch_size(
         (actual,) = session.run(["logits"], {"input": images.numpy()})
         assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
     assert result["opset"] == OPSET
+    assert result["rewrite_difference"] <= 1e-5
     assert result["bytes"] == out.stat().st_size
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ""] == ["model.onnx"]
     assert {entry.key: entry.value for entry in onnx.load(str(out)).metadata_props}["model"] == name
@@ -96,11 +98,34 @@ def test_normalisations_of_one_architecture_export_to_the_same_operators(tmp_pat
     for norm in ("bn", "plain", "np2", "np3"):
         folder = tmp_path / norm
         folder.mkdir()
-        # The ImageNet layout: type-A shortcuts keep a BatchNorm under np2 and np3.
-        save_for_hf(timm.create_model(f"resnet34_relu_{norm}", num_classes=5), str(folder), safe_serialization=True)
+        # Type-A shortcuts, on which np2 and np3 have a BatchNorm that follows no convolution.
+        save_for_hf(timm.create_model(f"resnet20_crelu_{norm}", num_classes=5), str(folder), safe_serialization=True)
         found.append(export(folder, 32, folder / "model.onnx", {})["operators"])
     assert found[0] == found[1] == found[2] == found[3]
-    assert found[0]["Conv"] == 36
+    # 19 convolutions, a CReLU before each but the first and before the pool, 2 shortcuts.
+    assert found[0] == {"Conv": 40, "Relu": 19, "Add": 9, "GlobalAveragePool": 1, "Reshape": 1, "Gemm": 1}
+
+
+def test_an_export_that_is_not_rewritten_keeps_the_exporters_operators(
+    saved: Callable[[nn.Module], Path], tmp_path: Path
+) -> None:
+    result = export(saved(randomized("resnet20_crelu_np2")), 32, tmp_path / "model.onnx", {}, rewrite=False)
+    assert result["operators"]["Neg"] == 19
+    assert result["operators"]["BatchNormalization"] == 2
+    assert "rewrites" not in result
+
+
+def test_a_rewrite_that_changes_the_logits_is_refused(
+    saved: Callable[[nn.Module], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(model: ir.Model) -> dict[str, int]:
+        weight = model.graph.initializers["fc.weight"]
+        weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01))  # type: ignore[union-attr]
+        return {}
+
+    monkeypatch.setattr("suite.export.apply_rewrites", spoil)
+    with pytest.raises(RuntimeError, match=r"model\.onnx: rewriting changed the logits by .* of the largest"):
+        export(saved(randomized("resnet20_relu_bn")), 32, tmp_path / "model.onnx", {})
 
 
 def test_weights_come_back_in_evaluation_mode(saved: Callable[[nn.Module], Path]) -> None:

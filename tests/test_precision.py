@@ -1,0 +1,108 @@
+"""Half precision and eight bits: what the files hold, and that they still compute the network."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import timm
+import torch
+from onnxscript import ir
+from torch import nn
+
+import models  # noqa: F401 - registers the networks with timm
+from suite.export import _to_onnx, fold
+from suite.precision import to_float16, to_int8
+from suite.rewrite import apply_rewrites, name_after_layers
+
+NAMES = ["resnet20_crelu_bn", "resnet20_relu_np"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    module = timm.create_model(request.param)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.2, 0.6)
+            nn.init.uniform_(norm.bias, -0.3, 0.3)
+    model = _to_onnx(fold(module), 32).model
+    apply_rewrites(model)
+    name_after_layers(model)
+    path = tmp_path_factory.mktemp(request.param) / "model.onnx"
+    ir.save(model, path)
+    return path
+
+
+def images(seed: int, batch: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, 3, 32, 32), np.float32)
+
+
+def logits(path: Path, batch: int = 8) -> Any:
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"input": images(9, batch)})[0]
+
+
+def relative_error(path: Path, reference: Path, batch: int = 8) -> float:
+    """Root mean square of the difference of two files' logits over that of the second's."""
+    expected, actual = logits(reference, batch), logits(path, batch)
+    assert actual.dtype == np.float32
+    return float(np.sqrt(np.square(actual - expected).mean() / np.square(expected).mean()))
+
+
+def test_half_precision_computes_the_network_from_float32_to_float32(exported: Path, tmp_path: Path) -> None:
+    out = tmp_path / "half.onnx"
+    to_float16(exported, out)
+    assert relative_error(out, exported) < 0.005
+    weights = [tensor for tensor in onnx.load(out).graph.initializer if tensor.name.endswith("weight")]
+    assert weights
+    assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.FLOAT16}
+
+
+def test_a_weight_beyond_the_range_of_float16_is_refused(exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "fc.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1e7), "fc.weight"))
+    onnx.save(model, tmp_path / "large.onnx")
+    with pytest.raises(RuntimeError, match=r"large\.onnx: fc\.weight has values that float16 cannot hold"):
+        to_float16(tmp_path / "large.onnx", tmp_path / "half.onnx")
+
+
+def test_eight_bits_compute_the_network_at_any_batch_size(exported: Path, tmp_path: Path) -> None:
+    out = tmp_path / "eight.onnx"
+    to_int8(exported, out, (images(seed) for seed in range(3)))
+    for batch in (1, 8):
+        assert 1e-4 < relative_error(out, exported, batch) < 0.06
+
+
+def test_weights_are_signed_with_a_scale_each_filter_and_activations_unsigned(exported: Path, tmp_path: Path) -> None:
+    out = tmp_path / "eight.onnx"
+    to_int8(exported, out, [images(0)])
+    graph = onnx.load(out).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    assert constants["conv1.weight_quantized"].data_type == onnx.TensorProto.INT8
+    assert list(constants["conv1.weight_scale"].dims) == [16]
+    quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert {constants[node.input[2]].data_type for node in quantizers} == {onnx.TensorProto.UINT8}
+    assert out.stat().st_size < 0.6 * exported.stat().st_size
+
+
+def test_named_nodes_stay_in_float(exported: Path, tmp_path: Path) -> None:
+    out = tmp_path / "eight.onnx"
+    to_int8(exported, out, [images(0)], keep_float=["conv1"])
+    names = {tensor.name for tensor in onnx.load(out).graph.initializer}
+    assert "conv1.weight" in names
+    assert "fc.weight_quantized" in names
+
+
+def test_quantisation_without_images_or_of_unknown_nodes_is_an_error(exported: Path, tmp_path: Path) -> None:
+    def none() -> Iterator[np.ndarray]:
+        yield from ()
+
+    with pytest.raises(ValueError, match="needs calibration images"):
+        to_int8(exported, tmp_path / "eight.onnx", none())
+    with pytest.raises(ValueError, match=r"model\.onnx has no node conv7"):
+        to_int8(exported, tmp_path / "eight.onnx", [images(0)], keep_float=["conv7"])
