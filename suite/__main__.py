@@ -34,11 +34,14 @@ class _Choices(click.ParamType[tuple[Any, ...]]):
             self.fail(str(error), param, ctx)
 
 
-def _provider(text: str) -> str:
-    legal = ("cpu", "cuda", "tensorrt")
+def _one_of(text: str, legal: tuple[str, ...]) -> str:
     if text not in legal:
         raise ValueError(f"{text!r} is not legal; legal: {', '.join(legal)}")
     return text
+
+
+def _provider(text: str) -> str:
+    return _one_of(text, ("cpu", "cuda", "tensorrt"))
 
 
 def _batch_size(text: str) -> int:
@@ -146,6 +149,19 @@ def suite() -> None:
 @click.option("--pack", type=_positive, default=1, show_default=True, help="Train so many cells at the same time.")
 @click.option("--tensorboard", type=Path, metavar="DIR", help="Write learning curves for TensorBoard.")
 @click.option("--providers", type=_Choices("cpu,cuda,...", _provider), default="cpu", show_default=True)
+@click.option(
+    "--runtimes",
+    type=_Choices("onnxruntime,torch,...", lambda text: _one_of(text, ("onnxruntime", "torch", "torch.compile"))),
+    default="onnxruntime,torch",
+    show_default=True,
+)
+@click.option(
+    "--forms",
+    type=_Choices("fp32,int8,...", lambda text: _one_of(text, ("fp32", "fp16", "int8"))),
+    default="fp32",
+    show_default=True,
+    help="Forms of the exported file; fp32 is always among them.",
+)
 @click.option("--batch-sizes", type=_Choices("N,...", _batch_size), default="1,8", show_default=True)
 @_metric
 @_form

@@ -97,6 +97,19 @@ class Batches:
             transform = partial(_test_image, recipe=self.recipe, dataset=self.dataset, ten_crop=ten_crop)
             yield from self._load(self.dataset.test, list(torch.split(order, 5 if ten_crop else 50)), transform)
 
+    def calibration(self, count: int) -> Iterator[Tensor]:
+        """Training images as in test, float32 (B, 3, size, size) on the device: `count` of them, evenly spaced."""
+        images = self.dataset.train
+        order = torch.arange(min(count, len(images))) * len(images) // min(count, len(images))
+        if self.recipe.augment == "cifar":
+            pixels = torch.from_numpy(images.images[order.numpy()]).to(self.device)
+            for part in torch.split(pixels, 50):
+                yield augment.normalize(part, self.dataset.mean, self.dataset.std)
+        else:
+            transform = partial(_test_image, recipe=self.recipe, dataset=self.dataset, ten_crop=False)
+            for batch, _ in self._load(images, list(torch.split(order, 10)), transform):
+                yield batch
+
     def _train_on_device(self, order: Tensor, crops: augment.CropFlip, skip: int) -> Iterator[Batch]:
         pixels, labels = self._held("train", self.dataset.train)
         mean, std = (torch.tensor(values, device=self.device) for values in (self.dataset.mean, self.dataset.std))

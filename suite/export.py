@@ -100,7 +100,7 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
 
 def _to_onnx(model: nn.Module, size: int) -> torch.onnx.ONNXProgram:
     example = torch.randn(2, 3, size, size)  # a batch of one would be taken for a constant
-    with warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         # The exporter's own use of what PyTorch deprecates; nothing that a caller could change.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -1,9 +1,11 @@
-"""How long one inference takes: one session, in a process of its own, timed to a synchronisation.
+"""How long one inference takes: each session in a process of its own, timed to a synchronisation.
 
-No thread pool, allocator or cache of the caller, or of another session, takes part in a figure: for ONNX Runtime,
-`measure` starts `python -m suite.latency`, which reads one request as JSON from standard input and writes one JSON
-object to standard output. For torch, whose import takes far longer than the measurement, it forks a process off a
-server that has imported torch and done nothing else.
+No thread pool, allocator or cache of the caller, or of another session, takes part in a figure. Figures that are to be
+compared are taken in turns: every process loads its network and warms up, and then they run a burst of inferences each,
+round after round, one at a time and all others asleep, so that a slow spell of the machine falls on all of them.
+
+For ONNX Runtime a process is `python -m suite.latency`, which speaks JSON lines; for torch, whose import takes far
+longer than the measurement, it is forked off a server that has imported torch and done nothing else.
 """
 
 import json
@@ -11,13 +13,14 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
+from typing import Protocol as Interface
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -31,12 +34,21 @@ PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
     "tensorrt": {},
 }
 DISTINCT_INPUTS = 4
+# Sessions that are alive at the same time; a ResNet-101 in float32 with a batch of 8 takes about 1 GB.
+ALIVE = 6
+# Side of the square matrices whose product stands for what the machine can do.
+PEAK_SIDE = 2048
+
+Runtime = Literal["onnxruntime", "torch", "torch.compile"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """When to stop: after `min_seconds` and `min_runs` have both passed, or at `max_runs`. `warmup` runs come first."""
+    """How often to run: `warmup` runs, then `rounds` bursts, each of at least `min_runs` runs and `min_seconds`, and at
+    most `max_runs` runs, after one run that is not counted since others had the machine before it."""
 
+    rounds: int
     min_seconds: float
     min_runs: int
     max_runs: int
@@ -44,8 +56,8 @@ class Protocol:
 
 
 # 64 runs are what MLPerf's rule asks for a 90th percentile; a quick run only has a median to show.
-QUICK = Protocol(min_seconds=1.0, min_runs=8, max_runs=200, warmup=1)
-THOROUGH = Protocol(min_seconds=10.0, min_runs=64, max_runs=2000, warmup=5)
+QUICK = Protocol(rounds=3, min_seconds=0.3, min_runs=3, max_runs=70, warmup=1)
+THOROUGH = Protocol(rounds=8, min_seconds=1.5, min_runs=8, max_runs=300, warmup=5)
 
 
 @dataclass(frozen=True)
@@ -53,16 +65,16 @@ class Request:
     """One figure to measure.
 
     Attributes:
-        runtime: "onnxruntime" or "torch" (eager, channels_last).
+        runtime: "onnxruntime", "torch" (eager, channels_last) or "torch.compile".
         path: the ONNX file, or the folder of weights in timm's local layout.
         provider: "cpu", "cuda" or "tensorrt"; for torch the device.
         batch_size: images a run.
         size: side of an image in pixels.
         threads: of the runtime's thread pool.
-        protocol: when to stop.
+        protocol: how often to run.
     """
 
-    runtime: Literal["onnxruntime", "torch"]
+    runtime: Runtime
     path: str
     provider: str
     batch_size: int
@@ -71,19 +83,68 @@ class Request:
     protocol: Protocol
 
 
-def measure(request: Request) -> dict[str, Any]:
-    """Measure a request in a fresh process.
+def measure(
+    requests: Sequence[Request], progress: Callable[[int, int, str], None] = lambda done, total, note: None
+) -> list[dict[str, Any] | RuntimeError]:
+    """Measure requests against each other, in turns and in fresh processes. All must have the same protocol.
+
+    Args:
+        requests: what to measure; at most `ALIVE` of them at a time take turns.
+        progress: called with bursts done, bursts in all, and a note.
 
     Returns:
-        `load_seconds` (session creation or loading of weights), `first_run_seconds`, `samples` (seconds of each
-        steady run, inputs and outputs staying on the device), `provider` as the runtime names it, and `settings`.
-
-    Raises:
-        RuntimeError: the process failed; the message is its last line.
+        For each request the error that its process ended with, or `load_seconds` (session creation or loading of
+        weights), `first_run_seconds`, `rounds` (for each round the seconds of its runs, inputs and outputs staying on
+        the device), `samples` (all of them), `in_turns_with` (how many others took turns with it), `provider` as the
+        runtime names it, `nodes` (of the graph, by provider), `settings`, and for other devices than the CPU
+        `host_samples` (seconds of runs from host memory to host memory).
     """
-    if request.runtime == "torch":
-        return _in_fork(request)
-    return _in_fresh_process(asdict(request), request.threads)
+    answers: list[dict[str, Any] | RuntimeError] = []
+    rounds = max((request.protocol.rounds for request in requests), default=0)
+    for start in range(0, len(requests), ALIVE):
+        together = requests[start : start + ALIVE]
+        done = start * rounds
+
+        def say(count: int, done: int = done) -> None:
+            progress(done + count, len(requests) * rounds, "bursts")
+
+        answers += _in_turns(together, say)
+    return answers
+
+
+def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[dict[str, Any] | RuntimeError]:
+    answers: dict[int, dict[str, Any] | RuntimeError] = {}
+    workers: dict[int, _Worker] = {}
+    bursts = 0
+    try:
+        for index, request in enumerate(requests):
+            try:
+                workers[index] = _OnnxRuntime(request) if request.runtime == "onnxruntime" else _Torch(request)
+                answers[index] = workers[index].ask("load") | {"rounds": [], "in_turns_with": len(requests) - 1}
+            except RuntimeError as error:
+                answers[index] = error
+        for action in ["burst"] * (requests[0].protocol.rounds if requests else 0) + ["end"]:
+            for index, worker in workers.items():
+                answer = answers[index]
+                if isinstance(answer, RuntimeError):
+                    continue
+                try:
+                    reply = worker.ask(action)
+                except RuntimeError as error:
+                    answers[index] = error
+                    continue
+                if action == "burst":
+                    answer["rounds"].append(reply["samples"])
+                    bursts += 1
+                    say(bursts)
+                else:
+                    answer |= reply
+                    answer["samples"] = [seconds for burst in answer["rounds"] for seconds in burst]
+                    answers[index] = answer
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return [answers[index] for index in range(len(requests))]
 
 
 def unavailable(provider: str) -> str | None:
@@ -91,52 +152,116 @@ def unavailable(provider: str) -> str | None:
     if provider == "cpu":
         return None
     try:
-        _in_fresh_process({"probe": provider}, threads=1)
+        _once({"probe": provider}, threads=1)
     except RuntimeError as error:
         return f"ONNX Runtime cannot load {PROVIDERS[provider]}, for want of a GPU or of its libraries ({error})"
     return None
 
 
-def _in_fork(request: Request) -> dict[str, Any]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["timm", "models"])
-    try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(_time_torch, request).result()
-    except BrokenProcessPool:
-        raise RuntimeError("the timing process ended without an answer") from None
+def peak(provider: str, threads: int) -> dict[str, Any]:
+    """What the machine can do in float32: `flops` (additions and multiplications a second) of ONNX Runtime's product of
+    two matrices of `side` rows and columns, the fastest of `samples` seconds, in a fresh process."""
+    return _once({"peak": provider, "threads": threads}, threads)
 
 
-def _in_fresh_process(request: dict[str, Any], threads: int) -> dict[str, Any]:
+class _Worker(Interface):
+    """A process that has one network loaded."""
+
+    def ask(self, action: str) -> dict[str, Any]:
+        """Have it "load", run a "burst" or "end", and wait for the answer; RuntimeError if it fails."""
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+
+
+class _OnnxRuntime:
+    def __init__(self, request: Request) -> None:
+        self._process = _start(request.threads)
+        self._send(asdict(request))
+
+    def ask(self, action: str) -> dict[str, Any]:
+        self._send(action)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(_last_words(self._process))
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _send(self, content: Any) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # its last words say why
+            self._process.stdin.write(json.dumps(content) + "\n")
+            self._process.stdin.flush()
+
+
+class _Torch:
+    def __init__(self, request: Request) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["timm", "models"])
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve_torch, args=(theirs, request), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, action: str) -> dict[str, Any]:
+        try:
+            self._pipe.send(action)
+            answer: dict[str, Any] = self._pipe.recv()
+        except (EOFError, OSError):
+            raise RuntimeError("the timing process ended without an answer") from None
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _start(threads: int) -> subprocess.Popen[str]:
     package_folder = str(Path(__file__).resolve().parent.parent)
     search_path = os.pathsep.join(filter(None, (package_folder, os.environ.get("PYTHONPATH"))))
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONPATH": search_path}
-    done = subprocess.run(
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
         [sys.executable, "-m", "suite.latency"],
-        input=json.dumps(request),
-        capture_output=True,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
         text=True,
         env=os.environ | variables,
-        check=False,
     )
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RuntimeError(
-            lines[-1].removeprefix("RuntimeError: ")
-            if lines
-            else f"the timing process ended with code {done.returncode}"
-        )
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+
+
+def _once(request: dict[str, Any], threads: int) -> dict[str, Any]:
+    """The answer of a fresh process to one request."""
+    process = _start(threads)
+    out, err = process.communicate(json.dumps(request) + "\n")
+    if process.returncode != 0:
+        raise RuntimeError(_last_line(err) or f"the process ended with code {process.returncode}")
+    answer: dict[str, Any] = json.loads(out.splitlines()[-1])
     return answer
 
 
-def _steady(run: Callable[[int], None], protocol: Protocol) -> tuple[float, list[float]]:
-    """Seconds of the first run, and of each steady one; `run(i)` computes input i and waits for the result."""
-    start = perf_counter()
+def _last_words(process: subprocess.Popen[str]) -> str:
+    _, err = process.communicate()
+    return _last_line(err) or f"the timing process ended with code {process.returncode}"
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("RuntimeError: ") if lines else ""
+
+
+def _burst(run: Callable[[int], None], protocol: Protocol) -> list[float]:
+    """Seconds of each run of one burst; `run(i)` computes input i and waits for the result."""
     run(0)
-    first = perf_counter() - start
-    for index in range(protocol.warmup):
-        run(index)
     samples: list[float] = []
     begin = perf_counter()
     while len(samples) < protocol.max_runs:
@@ -146,7 +271,47 @@ def _steady(run: Callable[[int], None], protocol: Protocol) -> tuple[float, list
         samples.append(end - start)
         if end - begin >= protocol.min_seconds and len(samples) >= protocol.min_runs:
             break
-    return first, samples
+    return samples
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A network ready to run.
+
+    Attributes:
+        run: computes the i-th input and waits for the result.
+        run_from_host: the same from host memory to host memory; None where that is the same thing.
+        finite: whether the logits of the last runs are.
+        load_seconds: that it took to get here.
+        description: `provider`, `nodes` and `settings` of the answer.
+    """
+
+    run: Callable[[int], None]
+    run_from_host: Callable[[int], None] | None
+    finite: Callable[[], bool]
+    load_seconds: float
+    description: dict[str, Any]
+
+
+def _serve(load: Callable[[], _Loaded], protocol: Protocol, actions: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Answer actions as they come, to the last."""
+    assert next(actions) == "load"
+    loaded = load()
+    start = perf_counter()
+    loaded.run(0)
+    first = perf_counter() - start
+    for index in range(protocol.warmup):
+        loaded.run(index)
+    yield {"load_seconds": loaded.load_seconds, "first_run_seconds": first}
+    for action in actions:
+        if action == "burst":
+            yield {"samples": _burst(loaded.run, protocol)}
+            continue
+        if not loaded.finite():
+            raise RuntimeError("the timed network gave logits that are not finite")
+        host = {"host_samples": _burst(loaded.run_from_host, protocol)} if loaded.run_from_host else {}
+        yield loaded.description | host
+        return
 
 
 def open_session(source: str | bytes, provider: str, threads: int) -> Any:
@@ -163,6 +328,7 @@ def open_session(source: str | bytes, provider: str, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.log_severity_level = 4  # what goes wrong is raised below, in one line
     if provider != "cpu":
         # With CUDA and cuDNN from pip, their libraries have to be loaded before the provider's own.
@@ -175,7 +341,7 @@ def open_session(source: str | bytes, provider: str, threads: int) -> Any:
     return session
 
 
-def _time_onnxruntime(request: Request) -> dict[str, Any]:
+def _load_onnxruntime(request: Request) -> _Loaded:
     import numpy as np
     import onnxruntime as ort
 
@@ -185,11 +351,11 @@ def _time_onnxruntime(request: Request) -> dict[str, Any]:
     device = "cpu" if request.provider == "cpu" else "cuda"
     random = np.random.default_rng(0)
     shape = (request.batch_size, 3, request.size, request.size)
+    images = [random.standard_normal(shape, np.float32) for _ in range(DISTINCT_INPUTS)]
     bindings = []
-    for _ in range(DISTINCT_INPUTS):
+    for image in images:
         binding = session.io_binding()
-        image = ort.OrtValue.ortvalue_from_numpy(random.standard_normal(shape, np.float32), device, 0)
-        binding.bind_ortvalue_input("input", image)
+        binding.bind_ortvalue_input("input", ort.OrtValue.ortvalue_from_numpy(image, device, 0))
         binding.bind_output("logits", device)
         bindings.append(binding)
 
@@ -198,15 +364,26 @@ def _time_onnxruntime(request: Request) -> dict[str, Any]:
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
 
-    first, samples = _steady(run, request.protocol)
-    for binding in bindings[: len(samples)]:
-        if not np.isfinite(binding.copy_outputs_to_cpu()[0]).all():
-            raise RuntimeError("the timed session gave logits that are not finite")
-    settings = {"execution": "sequential", "graph_optimization": "all", **PROVIDER_OPTIONS[request.provider]}
-    return _answer(load, first, samples, session.get_providers()[0], settings)
+    def run_from_host(index: int) -> None:
+        session.run(["logits"], {"input": images[index % DISTINCT_INPUTS]})
+
+    def finite() -> bool:
+        for index in range(DISTINCT_INPUTS):
+            run(index)
+        return all(bool(np.isfinite(binding.copy_outputs_to_cpu()[0]).all()) for binding in bindings)
+
+    nodes: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        nodes[part.ep_name] += len(part.get_nodes())
+    description = {
+        "provider": session.get_providers()[0],
+        "nodes": dict(nodes),
+        "settings": {"execution": "sequential", "graph_optimization": "all", **PROVIDER_OPTIONS[request.provider]},
+    }
+    return _Loaded(run, None if device == "cpu" else run_from_host, finite, load, description)
 
 
-def _time_torch(request: Request) -> dict[str, Any]:
+def _load_torch(request: Request) -> _Loaded:
     import timm
     import torch
 
@@ -219,14 +396,12 @@ def _time_torch(request: Request) -> dict[str, Any]:
     start = perf_counter()
     model = timm.create_model(f"local-dir:{request.path}", pretrained=True).eval()
     model = model.to(device).to(memory_format=torch.channels_last)
+    if request.runtime == "torch.compile":
+        model.compile(dynamic=False)
     load = perf_counter() - start
     shape = (request.batch_size, 3, request.size, request.size)
-    images = [
-        torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        .to(device)
-        .contiguous(memory_format=torch.channels_last)
-        for seed in range(DISTINCT_INPUTS)
-    ]
+    hosted = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(DISTINCT_INPUTS)]
+    images = [image.to(device).contiguous(memory_format=torch.channels_last) for image in hosted]
     outputs: dict[int, torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -235,21 +410,32 @@ def _time_torch(request: Request) -> dict[str, Any]:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    first, samples = _steady(run, request.protocol)
-    if not all(bool(logits.isfinite().all()) for logits in outputs.values()):
-        raise RuntimeError("the timed network gave logits that are not finite")
-    settings = {"mode": "eager", "memory_format": "channels_last", "tf32": "1"}
-    return _answer(load, first, samples, device.type, settings)
+    @torch.inference_mode()
+    def run_from_host(index: int) -> None:
+        image = hosted[index % DISTINCT_INPUTS].to(device).contiguous(memory_format=torch.channels_last)
+        model(image).cpu()
+
+    def finite() -> bool:
+        return all(bool(logits.isfinite().all()) for logits in outputs.values())
+
+    mode = "compiled" if request.runtime == "torch.compile" else "eager"
+    settings = {"mode": mode, "memory_format": "channels_last", "tf32": "1"}
+    description = {"provider": device.type, "settings": settings}
+    return _Loaded(run, None if device.type == "cpu" else run_from_host, finite, load, description)
 
 
-def _answer(load: float, first: float, samples: list[float], provider: str, settings: dict[str, str]) -> dict[str, Any]:
-    return {
-        "load_seconds": load,
-        "first_run_seconds": first,
-        "samples": samples,
-        "provider": provider,
-        "settings": settings,
-    }
+def _serve_torch(pipe: Any, request: Request) -> None:
+    def actions() -> Iterator[str]:
+        with suppress(EOFError):
+            while True:
+                yield pipe.recv()
+
+    try:
+        for answer in _serve(lambda: _load_torch(request), request.protocol, actions()):
+            pipe.send(answer)
+    except Exception as error:  # whatever it is, the other process is to hear of it
+        lines = str(error).splitlines() or [""]
+        pipe.send({"error": f"{type(error).__name__}: {lines[0]}"})
 
 
 def _probe(provider: str) -> dict[str, Any]:
@@ -265,15 +451,51 @@ def _probe(provider: str) -> dict[str, Any]:
     return {"provider": open_session(model.SerializeToString(), provider, 1).get_providers()[0]}
 
 
+def _peak(provider: str, threads: int) -> dict[str, Any]:
+    import numpy as np
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    shape = [PEAK_SIDE, PEAK_SIDE]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "abc"]
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "peak", values[:2], values[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = open_session(model.SerializeToString(), provider, threads)
+    device = "cpu" if provider == "cpu" else "cuda"
+    binding = session.io_binding()
+    random = np.random.default_rng(0)
+    for name in "ab":
+        matrix = ort.OrtValue.ortvalue_from_numpy(random.standard_normal(shape, np.float32), device, 0)
+        binding.bind_ortvalue_input(name, matrix)
+    binding.bind_output("c", device)
+
+    def run(index: int) -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    samples = _burst(run, Protocol(rounds=1, min_seconds=1.0, min_runs=10, max_runs=1000, warmup=0))
+    return {"side": PEAK_SIDE, "samples": samples, "flops": 2 * PEAK_SIDE**3 / min(samples)}
+
+
 def main() -> None:
-    """Answer the request on standard input."""
-    raw = json.load(sys.stdin)
+    """Answer what standard input asks, in JSON lines: one request, and for a figure the actions after it."""
+    # Libraries print to standard output what they could not load; the answers keep it for themselves.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def answer(content: dict[str, Any]) -> None:
+        print(json.dumps(content), file=answers, flush=True)
+
+    raw = json.loads(sys.stdin.readline())
     if "probe" in raw:
-        answer = _probe(raw["probe"])
+        answer(_probe(raw["probe"]))
+    elif "peak" in raw:
+        answer(_peak(raw["peak"], raw["threads"]))
     else:
         request = Request(**raw | {"protocol": Protocol(**raw["protocol"])})
-        answer = _time_onnxruntime(request)
-    print(json.dumps(answer))
+        actions = (json.loads(line) for line in sys.stdin)
+        for reply in _serve(lambda: _load_onnxruntime(request), request.protocol, actions):
+            answer(reply)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """An exported network in half precision or in eight bits, for the providers that gain from it."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -62,16 +63,20 @@ def to_int8(path: Path, out: Path, calibration: Iterable[NDArray[np.float32]], k
     if first is None:
         raise ValueError("quantisation needs calibration images, and there are none")
 
-    quantize_static(
-        path,
-        out,
-        _reader(chain([first], batches)),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=list(keep_float),
-    )
+    logging.disable(logging.WARNING)  # it recommends what the export has done already
+    try:
+        quantize_static(
+            path,
+            out,
+            _reader(chain([first], batches)),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(keep_float),
+        )
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _reader(batches: Iterator[NDArray[np.float32]]) -> Any:

@@ -70,11 +70,17 @@ class _Index:
     def __init__(self, store: Store, trained: frozenset[str] | None) -> None:
         self.train = [r for r in store.records("train") if trained is None or r.key in trained]
         self.export = {r.inputs["train"]: r for r in store.records("export")}
-        self.parity = {r.inputs["export"]: r for r in store.records("parity")}
+        self.parity = {
+            r.inputs["export"]: r for r in store.records("parity") if r.inputs.get("precision", "fp32") == "fp32"
+        }
         self.latency: dict[str, list[Record]] = {}
         for record in store.records("latency"):
             self.latency.setdefault(record.inputs["export"], []).append(record)
         self.failures = store.failures()
+        self.peak = {
+            (r.inputs["machine"], r.inputs["provider"], r.inputs["threads"]): float(r.result["flops"])
+            for r in store.records("peak")
+        }
 
     def runs(self, row: Row) -> _Runs:
         """The runs of a row that say most: on the paper's data, of most steps, of most seeds, the latest."""
@@ -246,7 +252,8 @@ def _cost(found: list[_Runs], lines: list[Line]) -> list[Column]:
 
 
 def _latency(table: Table, found: list[_Runs], lines: list[Line], index: _Index) -> tuple[list[Column], list[str]]:
-    """A pair of columns (p50, images/s) for each machine, runtime, provider and batch size that was measured."""
+    """Columns (p50, images/s, share of the peak) for each machine, runtime, provider, batch size and precision that was
+    measured."""
     kinds = sorted({_kind(record) for runs in found for record in runs.latency})
     machines = list(dict.fromkeys(kind[0] for kind in kinds))
     remarks = []
@@ -255,10 +262,11 @@ def _latency(table: Table, found: list[_Runs], lines: list[Line], index: _Index)
         remarks.append(f"{place}: {machine}")
     columns = []
     for kind in kinds:
-        machine, runtime, provider, batch = kind
+        machine, runtime, provider, batch, precision = kind
         where = f" m{machines.index(machine) + 1}" if len(machines) > 1 else ""
-        name = f"{'ORT' if runtime == 'onnxruntime' else 'torch'} {provider} b{batch}{where}"
-        key = f"{runtime}_{provider}_b{batch}" + (f"_m{machines.index(machine) + 1}" if where else "")
+        reduced = "" if precision == "fp32" else f" {precision}"
+        name = f"{'ORT' if runtime == 'onnxruntime' else runtime} {provider}{reduced} b{batch}{where}"
+        key = "_".join(f"{runtime} {provider}{reduced} b{batch}{where}".split())
         median = Column(
             f"{key}_p50_ms", f"{name} p50 ms", lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}"
         )
@@ -267,7 +275,12 @@ def _latency(table: Table, found: list[_Runs], lines: list[Line], index: _Index)
             f"{name} img/s",
             lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}",
         )
+        share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}")
         columns += [median, speed]
+        # The peak is that of float32, and torch uses the same units.
+        has_peak = precision == "fp32" and any(name[:2] == (machine, provider) for name in index.peak)
+        if has_peak:
+            columns.append(share)
         for row, runs, line in zip(table.rows, found, lines, strict=True):
             records = [record for record in runs.latency if _kind(record) == kind]
             if not records:
@@ -275,18 +288,28 @@ def _latency(table: Table, found: list[_Runs], lines: list[Line], index: _Index)
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue
-            samples = max(records, key=lambda r: (len(r.result["samples"]), r.finished)).result["samples"]
+            record = max(records, key=lambda r: (len(r.result["samples"]), r.finished))
+            samples = record.result["samples"]
             p25, p50, p75 = statistics.quantiles(samples, n=4, method="inclusive")
             unstable = (p75 - p25) / p50 > UNSTABLE
             notes = [f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart"] if unstable else []
             line.put(median, 1e3 * p50, *notes)
             line.put(speed, batch / p50)
+            peak = index.peak.get((machine, provider, record.inputs.get("threads", 0)))
+            if has_peak and peak and runs.export:
+                line.put(share, 100 * 2 * runs.export.result["macs"] * batch / p50 / peak)
     return columns, remarks
 
 
-def _kind(record: Record) -> tuple[str, str, str, int]:
+def _kind(record: Record) -> tuple[str, str, str, int, str]:
     inputs = record.inputs
-    return inputs["machine"], inputs["runtime"], inputs["provider"], inputs["batch_size"]
+    return (
+        inputs["machine"],
+        inputs["runtime"],
+        inputs["provider"],
+        inputs["batch_size"],
+        inputs.get("precision", "fp32"),
+    )
 
 
 def render(report: Report, form: str) -> str:

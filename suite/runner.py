@@ -23,8 +23,13 @@ from suite.spec import Recipe, Row, Table
 from suite.store import Record, Store, key_of
 
 if TYPE_CHECKING:
+    from suite import latency
     from suite.batches import Batches
     from suite.data import Dataset
+
+
+# Training images that fix the ranges of int8 activations.
+CALIBRATION_IMAGES = 200
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     providers: tuple[str, ...] = ("cpu",)
     batch_sizes: tuple[int, ...] = (1, 8)
+    runtimes: tuple[Literal["onnxruntime", "torch", "torch.compile"], ...] = ("onnxruntime", "torch")
+    forms: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32",)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"
     pack: int = 1
@@ -136,6 +143,15 @@ def with_downloads(options: Options, folder: Path) -> Options:
     )
 
 
+@dataclass(frozen=True)
+class _Timing:
+    """A latency to measure: its name in the display, the inputs of its record, and the request."""
+
+    name: str
+    inputs: dict[str, Any]
+    request: "latency.Request"
+
+
 class _Run:
     """One call of `run`: its options, store and display, and what the cells share.
 
@@ -152,14 +168,17 @@ class _Run:
             _require_tensorboard()
         for provider in options.providers:
             _require_provider(provider)
-        stages = cells * 3 + (cells // options.seeds) * (len(options.batch_sizes) + 1) * len(options.providers)
+        reduced = len(set(options.forms) - {"fp32"})
+        graphs = len(options.batch_sizes) * (1 + reduced) if "onnxruntime" in options.runtimes else 0
+        networks = len(set(options.runtimes) - {"onnxruntime"})
+        stages = cells * 3 + (cells // options.seeds) * (2 * reduced + (graphs + networks) * len(options.providers))
         self.display = progress.display(stages, speaks=group.rank == 0)
         self.failed = 0
 
     def all(self, table: Table, cells: list[Cell]) -> Outcome:
         self._say_what_is_left_out(table, cells)
         trained: set[str] = set()
-        exported: list[tuple[Cell, Record, Record]] = []
+        exported: list[tuple[Cell, Record, dict[str, Record]]] = []
         try:
             for start in range(0, len(cells), self.options.pack):
                 pack = cells[start : start + self.options.pack]
@@ -167,13 +186,16 @@ class _Run:
                     export = train and self._export(cell, train)
                     if train:
                         trained.add(train.key)
-                    if train and export:
-                        self._parity(cell, train, export)
-                        exported.append((cell, train, export))
-            # Timed one after the other at the end: the closer in time, the better two figures compare.
-            for cell, train, export in exported:
-                if cell.seed == 0:
-                    self._latency(cell, train, export)
+                    if not (train and export):
+                        continue
+                    files: dict[str, Record] = {"fp32": export}
+                    for reduced in set(self.options.forms) - {"fp32"} if cell.seed == 0 else ():
+                        if converted := self._convert(cell, export, reduced):
+                            files[reduced] = converted
+                    for form, file in files.items():
+                        self._parity(cell, train, export, form, file)
+                    exported.append((cell, train, files))
+            self._latency([each for each in exported if each[0].seed == 0])
         finally:
             self.display.close()
         return Outcome(table, frozenset(trained), self.failed, speaks=self.group.rank == 0)
@@ -214,9 +236,30 @@ class _Run:
                 self._fail(name, stage, inputs, error)
                 return None
 
-    def _keep(self, stage: str, inputs: dict[str, Any], result: dict[str, Any], folder: Path, start: float) -> Record:
+    def _settle(
+        self,
+        stage: str,
+        name: str,
+        inputs: dict[str, Any],
+        outcome: dict[str, Any] | Exception,
+        folder: Path | None,
+        start: float,
+        shown: ExitStack,
+    ) -> Record | None:
+        """Keep what came of one of several stages that were under way together, and end its display."""
+        if isinstance(outcome, Exception):
+            with suppress(Exception), shown:
+                raise outcome  # through the display, which then says so
+            self._fail(name, stage, inputs, outcome)
+            return None
+        shown.close()
+        return self._keep(stage, inputs, outcome, folder, start)
+
+    def _keep(
+        self, stage: str, inputs: dict[str, Any], result: dict[str, Any], folder: Path | None, start: float
+    ) -> Record:
         timing = {"seconds": perf_counter() - start} | result.pop("timing", {})
-        files = folder if any(folder.iterdir()) else None
+        files = folder if folder and any(folder.iterdir()) else None
         return self.store.put(stage, inputs, result, env.environment(), timing, files)
 
     def _fail(self, name: str, stage: str, inputs: dict[str, Any], error: Exception) -> None:
@@ -268,14 +311,8 @@ class _Run:
             for index, folder, stage, outcome in zip(wanted, folders, stages, outcomes, strict=True):
                 if isinstance(outcome, InputError):
                     raise outcome
-                if isinstance(outcome, Exception):
-                    with suppress(Exception), stage:
-                        raise outcome  # through the display, which then says so
-                    self._fail(names[index], "train", inputs[index], outcome)
-                    continue
-                stage.close()
-                if writes:
-                    found[index] = self._keep("train", inputs[index], outcome, folder, start)
+                if writes or isinstance(outcome, Exception):
+                    found[index] = self._settle("train", names[index], inputs[index], outcome, folder, start, stage)
         return found
 
     def _training_inputs(self, cell: Cell) -> dict[str, Any]:
@@ -334,7 +371,25 @@ class _Run:
 
         return self._stage("export", cell, inputs, work)
 
-    def _parity(self, cell: Cell, train: Record, export: Record) -> Record | None:
+    def _convert(self, cell: Cell, export: Record, form: str) -> Record | None:
+        """The exported file in fewer bits; int8 needs images to calibrate on."""
+        images = {} if form == "fp16" else {"images": CALIBRATION_IMAGES, "data": cell.dataset.fingerprint}
+        inputs = self._inputs("convert", cell, export=export.key, form=form, **images)
+
+        def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
+            from suite import precision
+
+            source, out = self.store.artifact(export, "model.onnx"), folder / "model.onnx"
+            if form == "fp16":
+                precision.to_float16(source, out)
+            else:
+                batches = self._batches(cell, "cpu").calibration(CALIBRATION_IMAGES)
+                precision.to_int8(source, out, (batch.contiguous().numpy() for batch in batches))
+            return {"bytes": out.stat().st_size}
+
+        return self._stage("convert", cell, inputs, work, f" to {form}")
+
+    def _parity(self, cell: Cell, train: Record, export: Record, form: str, file: Record) -> Record | None:
         inputs = self._inputs(
             "parity",
             cell,
@@ -342,6 +397,8 @@ class _Run:
             data=cell.dataset.fingerprint,
             recipe=dataclasses.asdict(cell.recipe),
             provider="cpu",
+            precision=form,
+            file=file.key,
         )
 
         def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
@@ -350,35 +407,103 @@ class _Run:
 
             model = load_weights(self.store.artifact(train, "model.safetensors").parent)
             batches = self._batches(cell, "cpu")
-            return compare(model, self.store.artifact(export, "model.onnx"), batches, self.threads, step)
+            return compare(model, self.store.artifact(file, "model.onnx"), batches, self.threads, step)
 
-        return self._stage("parity", cell, inputs, work)
+        return self._stage("parity", cell, inputs, work, "" if form == "fp32" else f" {form}")
 
-    def _latency(self, cell: Cell, train: Record, export: Record) -> None:
+    def _latency(self, cells: Sequence[tuple[Cell, Record, dict[str, Record]]]) -> None:
+        """Time everything that is not timed yet, at the end: the closer in time, the better figures compare."""
         from suite import latency
 
         protocol = latency.QUICK if self.options.profile == "quick" else latency.THOROUGH
-        onnx = str(self.store.artifact(export, "model.onnx"))
-        weights = str(self.store.artifact(train, "model.safetensors").parent)
+        groups: dict[tuple[Any, ...], list[_Timing]] = {}
+        for cell, train, files in cells:
+            for timing in self._timings(cell, train, files, protocol):
+                if self.store.get("latency", timing.inputs):
+                    self.display.skip(timing.name)
+                else:
+                    request = timing.request
+                    kind = (request.runtime, request.provider, request.batch_size, timing.inputs["precision"])
+                    groups.setdefault(kind, []).append(timing)
+        if groups:
+            for provider in self.options.providers:
+                self._peak(provider)
+        for group in groups.values():
+            for start in range(0, len(group), latency.ALIVE):
+                self._take_turns(group[start : start + latency.ALIVE])
+
+    def _timings(
+        self, cell: Cell, train: Record, files: Mapping[str, Record], protocol: "latency.Protocol"
+    ) -> "Iterator[_Timing]":
+        """What is to be timed of one network."""
+        from suite.latency import Request
+
         size, threads = cell.recipe.test_size, self.threads
-        requests = []
-        for provider in self.options.providers:
-            for batch in self.options.batch_sizes:
-                requests.append(latency.Request("onnxruntime", onnx, provider, batch, size, threads, protocol))
-            batch = self.options.batch_sizes[0]
-            requests.append(latency.Request("torch", weights, provider, batch, size, threads, protocol))
-        for request in requests:
-            settings = dataclasses.asdict(request)
-            del settings["path"]  # the export's key stands for the file
-            versions = {k: v for k, v in env.versions().items() if k.startswith(("onnxruntime", "torch"))}
-            machine = env.machine()["id"]
-            inputs = self._inputs("latency", cell, export=export.key, machine=machine, versions=versions, **settings)
+        weights = str(self.store.artifact(train, "model.safetensors").parent)
+        versions = {k: v for k, v in env.versions().items() if k.startswith(("onnxruntime", "torch"))}
+        for runtime in self.options.runtimes:
+            for provider in self.options.providers:
+                if runtime == "onnxruntime":
+                    wanted = [(form, batch) for form in files for batch in self.options.batch_sizes]
+                else:
+                    wanted = [("fp32", self.options.batch_sizes[0])]
+                for form, batch in wanted:
+                    file = files[form]
+                    path = str(self.store.artifact(file, "model.onnx")) if runtime == "onnxruntime" else weights
+                    request = Request(runtime, path, provider, batch, size, threads, protocol)
+                    settings = dataclasses.asdict(request)
+                    del settings["path"]  # the file's key stands for it
+                    inputs = self._inputs(
+                        "latency",
+                        cell,
+                        export=files["fp32"].key,
+                        file=file.key,
+                        precision=form,
+                        machine=env.machine()["id"],
+                        versions=versions,
+                        **settings,
+                    )
+                    reduced = "" if form == "fp32" else f" {form}"
+                    name = self._name("latency", cell, f" {runtime} {provider}{reduced} batch {batch}")
+                    yield _Timing(name, inputs, request)
 
-            def work(folder: Path, step: progress.Steps, request: latency.Request = request) -> dict[str, Any]:
-                return latency.measure(request)
+    def _take_turns(self, timings: "Sequence[_Timing]") -> None:
+        """Measure these against each other, and keep what comes of each."""
+        from suite import latency
 
-            detail = f" {request.runtime} {request.provider} batch {request.batch_size}"
-            self._stage("latency", cell, inputs, work, detail)
+        start = perf_counter()
+        with ExitStack() as stack:
+            stages = [stack.enter_context(ExitStack()) for _ in timings]
+            shown = [
+                stage.enter_context(self.display.stage(timing.name))
+                for timing, stage in zip(timings, stages, strict=True)
+            ]
+
+            def step(done: int, total: int, note: str) -> None:
+                for each in shown:
+                    each(done, total, note)
+
+            answers = latency.measure([timing.request for timing in timings], step)
+            for timing, stage, answer in zip(timings, stages, answers, strict=True):
+                self._settle("latency", timing.name, timing.inputs, answer, None, start, stage)
+
+    def _peak(self, provider: str) -> None:
+        """What the machine can do, beside which latencies are shown."""
+        machine = env.machine()["id"]
+        versions = {k: v for k, v in env.versions().items() if k.startswith("onnxruntime")}
+        inputs = {"model": "matmul", "version": spec.VERSIONS["peak"], "machine": machine, "versions": versions}
+        inputs |= {"provider": provider, "threads": self.threads}
+        if self.store.get("peak", inputs):
+            return
+        from suite import latency
+
+        start = perf_counter()
+        try:
+            result = latency.peak(provider, self.threads)
+        except RuntimeError as error:
+            self._fail(f"peak of {provider}", "peak", inputs, error)
+            return
+        self.store.put("peak", inputs, result, env.environment(), {"seconds": perf_counter() - start})
 
     def _batches(self, cell: Cell, device: str, group: Group = distributed.ALONE) -> "Batches":
         import torch
@@ -416,7 +541,9 @@ def _device(wanted: str) -> str:
 
 def _require_tensorboard() -> None:
     if importlib.util.find_spec("tensorboard") is None:
-        raise InputError("--tensorboard: needs the package tensorboard, which is not installed here: pip install tensorboard")
+        raise InputError(
+            "--tensorboard: needs the package tensorboard, which is not installed here: pip install tensorboard"
+        )
 
 
 def _require_provider(provider: str) -> None:

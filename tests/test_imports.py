@@ -35,7 +35,19 @@ ALLOWED: dict[str, set[str]] = {
     "theory": {"analyze", "models"},
     "report": {"spec", "store"},
     "runner": STAGES
-    | {"batches", "data", "distributed", "env", "errors", "interrupt", "progress", "spec", "step", "store"},
+    | {
+        "batches",
+        "precision",
+        "data",
+        "distributed",
+        "env",
+        "errors",
+        "interrupt",
+        "progress",
+        "spec",
+        "step",
+        "store",
+    },
     "__main__": {"errors", "report", "runner", "spec", "store", "models"},
 }
 
