@@ -218,6 +218,74 @@ def list_(what: str) -> int:
     return 0
 
 
+_test_data = click.option(
+    "--data",
+    multiple=True,
+    metavar="NAME=PATH",
+    callback=_data,
+    help="cifar10, cifar100 or imagenet instead of the embedded images.",
+)
+_one_provider = click.option(
+    "--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True
+)
+_size = click.option("--size", type=_positive, help="Side of an image in pixels; by default the model's own.")
+
+
+@suite.command()
+@click.argument("source", metavar="MODEL|RUN")
+@click.argument("out", type=Path, metavar="OUT.onnx")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
+@_one_provider
+@click.option("--plain", is_flag=True, help="The exporter's own graph, without rewrites.")
+@_size
+@_test_data
+def export(
+    source: str, out: Path, precision: str, provider: str, plain: bool, size: int | None, data: dict[str, Path]
+) -> int:
+    """Write a model, or the weights in a run's folder, as the ONNX file that a provider runs fastest.
+
+    A model's name means its start values. int8 is calibrated on training images of --data.
+    """
+    from suite import deploy
+
+    with deploy.source(source, size) as of:
+        result = deploy.export(of, out, precision, provider, plain, data)
+    click.echo(_listed({"file": out, "weights": "of a run" if of.trained else "start values", **result}))
+    return 0
+
+
+@suite.command()
+@click.argument("source", metavar="RUN|MODEL|FILE.onnx")
+@click.option("--weights", metavar="RUN|MODEL", help="What FILE was exported from, where it does not say so itself.")
+@_one_provider
+@click.option("--images", type=_positive, help="So many test images, evenly spaced; by default all.")
+@_test_data
+def parity(source: str, weights: str | None, provider: str, images: int | None, data: dict[str, Path]) -> int:
+    """Compare ONNX Runtime with torch on test images; exit code 1 if they differ by more than they may."""
+    from suite import deploy
+
+    result = deploy.parity(source, weights, data, images, provider)
+    click.echo(_listed(result))
+    return 0 if result["passed"] else 1
+
+
+def _listed(content: dict[str, Any]) -> str:
+    """One line for each entry, in columns."""
+    from tabulate import tabulate
+
+    lines = []
+    for name, value in content.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{what} {count}" for what, count in value.items() if count)
+        elif isinstance(value, list):
+            value = len(value)
+        elif isinstance(value, float):
+            value = f"{value:.6g}"
+        lines.append((name.replace("_", " "), value))
+    text: str = tabulate(lines, tablefmt="plain", disable_numparse=True)
+    return text
+
+
 def main() -> NoReturn:
     """Run the command line; exit code 0, 1 (a stage failed), 2 (bad input), 130 (interrupted) or 143 (terminated)."""
     signal.signal(signal.SIGTERM, _terminate)

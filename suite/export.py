@@ -132,8 +132,8 @@ def check(path: Path, batch_norms: int = 0) -> dict[str, Any]:
     """
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path))
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    operators = Counter(node.op_type for node in model.graph.node)
+    description = describe(path)
+    opset, operators = description["opset"], description["operators"]
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     side_files = [t.name for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     for wrong, what in (
@@ -141,10 +141,18 @@ def check(path: Path, batch_norms: int = 0) -> dict[str, Any]:
         (not batch.dim_param, "a fixed batch size"),
         (bool(side_files), "weights outside the file"),
         (
-            operators["BatchNormalization"] != batch_norms,
-            f"{operators['BatchNormalization']} BatchNorm not folded",
+            operators.get("BatchNormalization", 0) != batch_norms,
+            f"{operators.get('BatchNormalization', 0)} BatchNorm not folded",
         ),
     ):
         if wrong:
             raise RuntimeError(f"{path.name}: the exported graph has {what}")
+    return description
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The `opset` of a file, its `operators` (how many of each) and its `bytes`."""
+    model = onnx.load(str(path))
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    operators = Counter(node.op_type for node in model.graph.node)
     return {"opset": opset, "operators": dict(sorted(operators.items())), "bytes": path.stat().st_size}

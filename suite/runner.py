@@ -7,6 +7,7 @@ everything is stored already does not load torch.
 
 import dataclasses
 import importlib.util
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from suite import distributed, env, progress, spec
+from suite import deploy, distributed, env, progress, spec
 from suite.distributed import Group
 from suite.errors import InputError
 from suite.interrupt import Interruption
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from suite import latency
     from suite.batches import Batches
     from suite.data import Dataset
-
-
-# Training images that fix the ranges of int8 activations.
-CALIBRATION_IMAGES = 200
 
 
 @dataclass(frozen=True)
@@ -362,18 +359,20 @@ class _Run:
         def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
             from suite.export import export
 
-            weights = self.store.artifact(train, "model.safetensors").parent
-            metadata = {
-                "model": cell.row.model,
-                "weights_sha256": train.artifacts["model.safetensors"]["sha256"],
+            weights, size = self.store.artifact(train, "model.safetensors").parent, cell.recipe.test_size
+            of = deploy.Source(weights, cell.row.model, len(cell.dataset.classes), size, trained=True)
+            more = {
+                "recipe": json.dumps(dataclasses.asdict(cell.recipe)),
+                "data": json.dumps(cell.dataset.fingerprint),
+                "run": train.key,
             }
-            return export(weights, cell.recipe.test_size, folder / "model.onnx", metadata)
+            return export(weights, size, folder / "model.onnx", deploy.metadata(of, more))
 
         return self._stage("export", cell, inputs, work)
 
     def _convert(self, cell: Cell, export: Record, form: str) -> Record | None:
         """The exported file in fewer bits; int8 needs images to calibrate on."""
-        images = {} if form == "fp16" else {"images": CALIBRATION_IMAGES, "data": cell.dataset.fingerprint}
+        images = {} if form == "fp16" else {"images": deploy.CALIBRATION_IMAGES, "data": cell.dataset.fingerprint}
         inputs = self._inputs("convert", cell, export=export.key, form=form, **images)
 
         def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
@@ -383,7 +382,7 @@ class _Run:
             if form == "fp16":
                 precision.to_float16(source, out)
             else:
-                batches = self._batches(cell, "cpu").calibration(CALIBRATION_IMAGES)
+                batches = self._batches(cell, "cpu").calibration(deploy.CALIBRATION_IMAGES)
                 precision.to_int8(source, out, (batch.contiguous().numpy() for batch in batches))
             return {"bytes": out.stat().st_size}
 

@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "latency": {"models"},
     "analyze": {"batches", "models"},
     "theory": {"analyze", "models"},
+    "deploy": {"batches", "data", "env", "errors", "export", "latency", "models", "parity", "precision", "spec"},
     "report": {"spec", "store"},
     "runner": STAGES
     | {
@@ -48,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "step",
         "store",
     },
-    "__main__": {"errors", "report", "runner", "spec", "store", "models"},
+    "__main__": {"deploy", "errors", "report", "runner", "spec", "store", "models"},
 }
 
 

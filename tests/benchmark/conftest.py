@@ -1,13 +1,20 @@
 """Options of the benchmarks, and what they write beside their figures."""
 
 import statistics
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
+from timm.models import save_for_hf
 
-from suite import env
+import models  # noqa: F401 - registers the networks with timm
+from suite import deploy, env
+from suite.export import load_weights
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +43,9 @@ def ratio(request: pytest.FixtureRequest) -> Callable[..., None]:
         ratios = [first / second for first, second in pairs]
         median = statistics.median(ratios)
         missed = (least is not None and median < least) or (most is not None and median > most)
-        bar = f"at least {least}" if least is not None else f"at most {most}"
+        bar = " and ".join(
+            f"at {side} {value}" for side, value in (("least", least), ("most", most)) if value is not None
+        )
         line = f"{name}: {median:.3g} ({min(ratios):.3g} to {max(ratios):.3g}); bar: {bar}"
         request.config.stash.setdefault(RATIOS, []).append(f"{line}, {'MISSED' if missed else 'met'}")
 
@@ -51,25 +60,41 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
 
 
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Export a model with its start values, once a session; returns the file."""
-    import timm
-    import torch
-    from timm.models import save_for_hf
+@dataclass(frozen=True)
+class Files:
+    """The ONNX files of networks with their start values, on which latency does not depend; each made once."""
 
-    import models  # noqa: F401 - registers the networks with timm
-    from suite.export import export
+    root: Path
 
-    made: dict[str, Path] = {}
-
-    def file(model: str, size: int) -> Path:
-        if model not in made:
-            folder = tmp_path_factory.mktemp(model)
+    def weights(self, model: str) -> Path:
+        """Folder in timm's local layout."""
+        folder = self.root / model
+        if not folder.exists():
+            folder.mkdir()
             torch.manual_seed(0)
             save_for_hf(timm.create_model(model), str(folder), safe_serialization=True)
-            export(folder, size, folder / "model.onnx", {"model": model})
-            made[model] = folder / "model.onnx"
-        return made[model]
+        return folder
 
-    return file
+    def exported(self, model: str, size: int, form: str = "fp32") -> Path:
+        """As the suite deploys it on the CPU provider."""
+        file = self.weights(model) / f"{form}-{size}.onnx"
+        if not file.exists():
+            with deploy.source(str(self.weights(model)), size) as of:
+                deploy.export(of, file, form, "cpu", False, {})
+        return file
+
+    def default(self, model: str, size: int) -> Path:
+        """As PyTorch's own exporter writes it when it is asked for nothing else."""
+        file = self.weights(model) / f"default-{size}.onnx"
+        if not file.exists():
+            network = load_weights(self.weights(model))
+            names = {"input_names": ["input"], "output_names": ["logits"]}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.onnx.export(network, (torch.randn(1, 3, size, size),), file, **names, verbose=False)
+        return file
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return Files(tmp_path_factory.mktemp("files"))

@@ -1,0 +1,236 @@
+"""One network or file at a time: export it, check it, explain it, outside the grid of a table."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suite import env, spec
+from suite.errors import InputError
+
+if TYPE_CHECKING:
+    from suite.batches import Batches
+
+# Training images that fix the ranges of int8 activations.
+CALIBRATION_IMAGES = 200
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained network, or one with the start values of seed 0.
+
+    Attributes:
+        weights: folder in timm's local layout.
+        model: its timm name.
+        classes: how many it tells apart.
+        size: side of the square that it sees, in pixels.
+        trained: whether the weights are a run's.
+    """
+
+    weights: Path
+    model: str
+    classes: int
+    size: int
+    trained: bool
+
+
+@contextlib.contextmanager
+def source(name: str, size: int | None = None) -> Iterator[Source]:
+    """The network that a user names: a timm model of this project, or a run's folder with its weights.
+
+    Raises:
+        InputError: it is neither.
+    """
+    import timm
+    from timm.models import save_for_hf
+
+    import models  # noqa: F401 - registers the networks with timm
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(name)
+        trained = folder.is_dir()
+        if not trained:
+            legal = timm.list_models(module="crelu_resnet")
+            if name not in legal:
+                raise InputError(
+                    f"{name}: neither a folder with a run's weights nor a model; legal models are those of "
+                    "python -m suite list models"
+                )
+            import torch
+
+            torch.manual_seed(0)
+            folder = Path(scratch)
+            save_for_hf(timm.create_model(name), str(folder), safe_serialization=True)
+        try:
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+            model, classes = config["architecture"], config["num_classes"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{name}: no folder of a run's weights with a config.json ({error})") from None
+        if not (folder / "model.safetensors").is_file():
+            raise InputError(f"{name}: holds no model.safetensors")
+        usual = timm.get_pretrained_cfg(model)
+        if usual is None:
+            raise InputError(f"{name}: its model {model!r} is not one of this project's")
+        yield Source(folder, model, classes, size or usual.input_size[-1], trained)
+
+
+def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "Batches":
+    """The test images for a network: of the data given, else of the embedded set with as many classes.
+
+    Raises:
+        InputError: the data has another number of classes, or there is no embedded set to match.
+    """
+    import torch
+
+    from suite.batches import Batches
+    from suite.data import load
+
+    if len(data) > 1:
+        raise InputError("--data is given more than once; a network is checked on one data set")
+    for name, path in data.items():
+        dataset = load(name, path)
+        if len(dataset.classes) != of.classes:
+            raise InputError(f"--data {name}: has {len(dataset.classes)} classes, the network {of.classes}")
+        break
+    else:
+        embedded = {10: "digits10", 100: "digits100", 1000: "digits1000"}
+        if of.classes not in embedded:
+            raise InputError(f"the network has {of.classes} classes; give its images by --data NAME=PATH")
+        dataset = load(embedded[of.classes])
+    recipe = spec.load_table(4 if of.size > 100 else 2).recipe
+    recipe = replace(recipe, test_size=of.size, max_test_images=images)
+    workers = 0 if dataset.train.in_memory else env.available_cores()
+    return Batches(dataset, recipe, torch.device("cpu"), workers)
+
+
+def metadata(of: Source, more: dict[str, str]) -> dict[str, str]:
+    """What an exported file says of itself, as text: model, weights' hash, mean and std on [0, 1], class names,
+    versions, and `more`."""
+    config = json.loads((of.weights / "config.json").read_text("utf-8")).get("pretrained_cfg", {})
+    with open(of.weights / "model.safetensors", "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    known = {name: config[name] for name in ("mean", "std", "label_names") if config.get(name)}
+    stated = {"model": of.model, "weights_sha256": digest, "trained": str(of.trained).lower()}
+    for name, value in (known | {"versions": env.versions()}).items():
+        stated[name] = json.dumps(value)
+    return stated | more
+
+
+def export(
+    of: Source, out: Path, precision: str, provider: str, plain: bool, data: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Write a network as an ONNX file in the form that is fastest on a provider, whole or not at all.
+
+    On the CPU provider that is the rewritten graph. On others the rewritten and the exporter's own graph are timed
+    against each other here, and the faster is kept.
+
+    Returns:
+        What `suite.export.export` does, with `form` ("rewritten" or "plain") and for int8 `calibration`.
+
+    Raises:
+        InputError: the provider is not here, or `out` cannot be written.
+    """
+    from suite import export as exporting
+    from suite import latency
+
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: its folder does not exist")
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"{out}: cannot write there")
+    if reason := latency.unavailable(provider):
+        raise InputError(f"--provider {provider}: not available here: {reason}")
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
+        found: dict[str, dict[str, Any]] = {}
+        for form in ["plain"] if plain else ["rewritten"] if provider == "cpu" else ["rewritten", "plain"]:
+            path = Path(scratch) / f"{form}.onnx"
+            found[form] = exporting.export(of.weights, of.size, path, metadata(of, {"form": form}), form == "rewritten")
+            found[form] |= _convert(of, path, precision, data)
+        form = _fastest(of, Path(scratch), list(found), provider) if len(found) > 1 else next(iter(found))
+        os.replace(Path(scratch) / f"{form}.onnx", out)
+    return found[form] | {"form": form, "precision": precision}
+
+
+def _convert(of: Source, path: Path, precision: str, data: Mapping[str, Path]) -> dict[str, Any]:
+    """Bring a file into fewer bits, in place."""
+    from suite import export as exporting
+    from suite.precision import to_float16, to_int8
+
+    if precision == "fp32":
+        return {}
+    reduced = path.with_suffix(".reduced")
+    if precision == "fp16":
+        to_float16(path, reduced)
+        calibration = {}
+    else:
+        batches = test_batches(of, data, None)
+        to_int8(path, reduced, (batch.contiguous().numpy() for batch in batches.calibration(CALIBRATION_IMAGES)))
+        calibration = {"calibration": f"{CALIBRATION_IMAGES} training images of {batches.dataset.name}"}
+    reduced.replace(path)
+    return {**exporting.describe(path), **calibration}
+
+
+def _fastest(of: Source, folder: Path, forms: list[str], provider: str) -> str:
+    """The form with the least median time for one image on this provider."""
+    import statistics
+
+    from suite.latency import THOROUGH, Request, measure
+
+    threads = env.available_cores()
+    requests = [
+        Request("onnxruntime", str(folder / f"{form}.onnx"), provider, 1, of.size, threads, THOROUGH) for form in forms
+    ]
+    times = {}
+    for form, answer in zip(forms, measure(requests), strict=True):
+        if isinstance(answer, RuntimeError):
+            raise answer
+        times[form] = statistics.median(answer["samples"])
+    return min(times, key=lambda form: times[form])
+
+
+def parity(
+    name: str, weights: str | None, data: Mapping[str, Path], images: int | None, provider: str
+) -> dict[str, Any]:
+    """Check an ONNX file, or the export of a run or model, against torch on test images.
+
+    Args:
+        name: an ONNX file, a run's folder of weights, or a model.
+        weights: for a file, the run's folder or the model that it was exported from; None for what the file names.
+        data: the data set to test on; empty for the embedded one.
+        images: how many of it, evenly spaced; None for all.
+        provider: of ONNX Runtime.
+
+    Raises:
+        InputError: there is no such file, or it does not say what it was made from.
+    """
+    from suite.export import load_weights
+    from suite.parity import compare
+
+    path = Path(name)
+    is_file = path.suffix == ".onnx"
+    if is_file and not path.is_file():
+        raise InputError(f"{name}: no such file")
+    with source(weights or (_stated_source(path) if is_file else name)) as of, tempfile.TemporaryDirectory() as scratch:
+        if not is_file:
+            path = Path(scratch) / "model.onnx"
+            export(of, path, "fp32", provider, False, data)
+        batches = test_batches(of, data, images)
+        found = compare(load_weights(of.weights), path, batches, env.available_cores())
+        return {"model": of.model, "trained": of.trained, "data": batches.dataset.name, **found}
+
+
+def _stated_source(path: Path) -> str:
+    """What a file that was exported from start values says of its model."""
+    import onnx
+
+    try:
+        stated = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    except Exception as error:  # protobuf has its own kinds of errors
+        raise InputError(f"{path}: not an ONNX file ({str(error).splitlines()[0]})") from None
+    if stated.get("trained") != "false":
+        raise InputError(f"{path}: made from a run's weights; give their folder by --weights FOLDER")
+    return str(stated["model"])
