@@ -70,9 +70,8 @@ def _data(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 
 
 def _table(ctx: click.Context, param: click.Parameter, value: int) -> int:
-    legal = spec.NUMBERS if ctx.info_name == "show" else spec.RUNNABLE
-    if value not in legal:
-        raise InputError(f"--table {value}: legal for {ctx.info_name}: {', '.join(map(str, legal))}")
+    if value not in spec.NUMBERS:
+        raise InputError(f"--table {value}: legal: {', '.join(map(str, spec.NUMBERS))}")
     return value
 
 
@@ -88,7 +87,7 @@ _positive = click.IntRange(min=1)
 _depth = click.option(
     "--depth",
     type=click.Choice(list(map(str, spec.CIFAR_DEPTHS))),
-    help="Another depth than 110 for Tables 2 and 3.",
+    help="Another depth than 110 for Tables 1, 2 and 3.",
 )
 _rows = click.option(
     "--rows",
@@ -104,7 +103,7 @@ def suite() -> None:
 
 
 @suite.command()
-@click.option("--table", type=int, required=True, callback=_table, help="2, 3 or 4, as in the paper.")
+@click.option("--table", type=int, required=True, callback=_table, help="1, 2, 3 or 4, as in the paper.")
 @click.option(
     "--profile",
     type=click.Choice(["quick", "paper"]),
@@ -267,6 +266,27 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
     result = deploy.parity(source, weights, data, images, provider)
     click.echo(_listed(result))
     return 0 if result["passed"] else 1
+
+
+@suite.command()
+@click.argument("number", type=click.Choice(["2", "3"]))
+@_results
+@_depth
+@click.option(
+    "--images", type=_positive, default=1000, show_default=True, help="Test images for Figure 2, evenly spaced."
+)
+@_test_data
+@_form
+def figure(number: str, results: Path, depth: str | None, images: int, data: dict[str, Path], form: str) -> int:
+    """Print the curves of Figure 2 or 3: of the longest runs in the results folder, else of start values."""
+    from suite import figures
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    found = figures.curves(int(number), results, int(depth) if depth else None, data, images, say)
+    click.echo(figures.render(int(number), found, form), nl=False)
+    return 0
 
 
 def _listed(content: dict[str, Any]) -> str:

@@ -77,6 +77,7 @@ class _Index:
         for record in store.records("latency"):
             self.latency.setdefault(record.inputs["export"], []).append(record)
         self.failures = store.failures()
+        self.analyze = {r.inputs["train"]: r for r in store.records("analyze")}
         self.peak = {
             (r.inputs["machine"], r.inputs["provider"], r.inputs["threads"]): float(r.result["flops"])
             for r in store.records("peak")
@@ -140,6 +141,8 @@ def build(
         for column, text in zip([*headings, model], [*row.heading, row.model], strict=True):
             line.put(column, text)
     columns = [*headings, model]
+    if table.number == 1:
+        return Report(table.title, columns + _activations(table, found, lines, index), lines, [])
     columns += _errors(table, found, lines, index, metric)
     columns += _parity(table, found, lines, index)
     columns += _cost(found, lines)
@@ -174,6 +177,39 @@ def _errors(
                 line.put(ours, None, _untrained(runs.train[0]), *note)
             else:
                 line.put(ours, None, "not measured by this recipe")
+    return columns
+
+
+# Over what Table 1's mean and deviation may be taken; the paper does not say (see `suite.analyze`).
+READINGS = {"over_nonzero": "of non-zero entries", "over_all": "of all entries", "pooled": "after pooling"}
+
+
+def _activations(table: Table, found: list[_Runs], lines: list[Line], index: _Index) -> list[Column]:
+    """Table 1: the paper's figures, and ours in each reading."""
+    columns = []
+    for name in table.metrics:
+        paper = Column(f"paper_{name}", f"paper {METRICS[name]}", _decimals(2))
+        if name == "nonzero":
+            ours = {"nonzero": Column("nonzero", f"ours {METRICS[name]}", _decimals(2))}
+        else:
+            ours = {
+                reading: Column(f"{name}_{reading}", f"ours {METRICS[name]} {what}", lambda value: f"{value:.4g}")
+                for reading, what in READINGS.items()
+            }
+        columns += [paper, *ours.values()]
+        for row, runs, line in zip(table.rows, found, lines, strict=True):
+            line.put(paper, row.paper[name])
+            record = index.analyze.get(runs.train[0].key) if runs.train else None
+            for reading, column in ours.items():
+                if record is None:
+                    line.put(column, None, index.reason(row, "analyze") or index.reason(row, "train") or "not run")
+                    continue
+                statistics = record.result["activation"]
+                value = statistics["nonzero"] if name == "nonzero" else statistics[reading][name]
+                notes = _scale(table, row, runs.train)
+                line.put(
+                    column, value, *([_untrained(runs.train[0])] if not runs.train[0].result["trained"] else notes)
+                )
     return columns
 
 

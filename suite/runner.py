@@ -168,7 +168,10 @@ class _Run:
         reduced = len(set(options.forms) - {"fp32"})
         graphs = len(options.batch_sizes) * (1 + reduced) if "onnxruntime" in options.runtimes else 0
         networks = len(set(options.runtimes) - {"onnxruntime"})
-        stages = cells * 3 + (cells // options.seeds) * (2 * reduced + (graphs + networks) * len(options.providers))
+        if options.table == 1:
+            stages = cells * 2
+        else:
+            stages = cells * 3 + (cells // options.seeds) * (2 * reduced + (graphs + networks) * len(options.providers))
         self.display = progress.display(stages, speaks=group.rank == 0)
         self.failed = 0
 
@@ -180,9 +183,13 @@ class _Run:
             for start in range(0, len(cells), self.options.pack):
                 pack = cells[start : start + self.options.pack]
                 for cell, train in zip(pack, self._train(pack), strict=True):
-                    export = train and self._export(cell, train)
                     if train:
                         trained.add(train.key)
+                    if table.number == 1:
+                        if train:
+                            self._analyze(cell, train)
+                        continue
+                    export = train and self._export(cell, train)
                     if not (train and export):
                         continue
                     files: dict[str, Record] = {"fp32": export}
@@ -369,6 +376,21 @@ class _Run:
             return export(weights, size, folder / "model.onnx", deploy.metadata(of, more))
 
         return self._stage("export", cell, inputs, work)
+
+    def _analyze(self, cell: Cell, train: Record) -> None:
+        """What the paper looks inside for: Table 1 and the curves of Figures 2 and 3."""
+        recipe = dataclasses.asdict(cell.recipe)
+        inputs = self._inputs("analyze", cell, train=train.key, data=cell.dataset.fingerprint, recipe=recipe)
+
+        def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
+            from suite.analyze import analyze, coherence
+            from suite.export import load_weights
+
+            model = load_weights(self.store.artifact(train, "model.safetensors").parent)
+            found = analyze(model, self._batches(cell, "cpu"), step).to_dict()
+            return found | {"coherence": coherence(model).to_dict()}
+
+        self._stage("analyze", cell, inputs, work)
 
     def _convert(self, cell: Cell, export: Record, form: str) -> Record | None:
         """The exported file in fewer bits; int8 needs images to calibrate on."""

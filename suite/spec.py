@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from suite.errors import InputError
 
 NUMBERS = (1, 2, 3, 4)
-RUNNABLE = (2, 3, 4)
+# Those with latency beside the errors.
+DEPLOYED = (2, 3, 4)
 
 # What a record may hold under `result` and a table may show; errors are in percent.
 METRICS = {
@@ -22,7 +23,7 @@ METRICS = {
     "top1_10crop": "10-crop top-1",
     "top5_10crop": "10-crop top-5",
     "mean": "mean",
-    "std": "std",
+    "std": "deviation",
     "nonzero": "non-zero ratio",
 }
 
@@ -40,6 +41,7 @@ VERSIONS = {
     "parity": 1,  # 1: first
     "latency": 2,  # 1: first; 2: in turns with what it is compared with
     "peak": 1,  # 1: first
+    "analyze": 1,  # 1: first
 }
 
 T = TypeVar("T")

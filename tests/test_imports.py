@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "analyze": {"batches", "models"},
     "theory": {"analyze", "models"},
     "deploy": {"batches", "data", "env", "errors", "export", "latency", "models", "parity", "precision", "spec"},
+    "figures": {"analyze", "deploy", "errors", "export", "spec", "store"},
     "report": {"spec", "store"},
     "runner": STAGES
     | {
@@ -49,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         "step",
         "store",
     },
-    "__main__": {"deploy", "errors", "report", "runner", "spec", "store", "models"},
+    "__main__": {"deploy", "errors", "figures", "report", "runner", "spec", "store", "models"},
 }
 
 

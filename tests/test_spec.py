@@ -79,7 +79,7 @@ def test_fewer_epochs_move_the_milestones_in_proportion(epochs: int, milestones:
 
 
 def test_quick_profile_changes_steps_and_not_the_resolution() -> None:
-    for number in spec.RUNNABLE:
+    for number in spec.DEPLOYED:
         table = spec.load_table(number)
         quick = spec.recipe_for(table, table.rows[0], "quick")
         assert quick.max_steps is not None

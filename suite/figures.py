@@ -1,0 +1,132 @@
+"""Figures 2 and 3 of the paper as numbers: a column for each network, a line for each block or convolution."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from suite import deploy, spec
+from suite.errors import InputError
+from suite.store import Record, Store
+
+# Rows of the zoomed panel of the paper's Figure 2.
+ZOOM = 36
+
+TITLES = {
+    2: "Figure 2: Delta of each residual block, mean L2 norm over channels of what the block adds",
+    3: "Figure 3: coherence mu of the filters of each convolution off the shortcuts",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a figure.
+
+    Attributes:
+        model: the network.
+        names: of its blocks or convolutions, in order of depth.
+        values: one for each.
+        origin: what the weights are, in words.
+    """
+
+    model: str
+    names: tuple[str, ...]
+    values: tuple[float, ...]
+    origin: str
+
+
+def names_of(figure: int, depth: int | None) -> list[str]:
+    """The networks of a figure; `depth` stands for 110 in Figure 2.
+
+    Raises:
+        InputError: a depth for Figure 3, which is of 34-layer networks.
+    """
+    if figure == 3:
+        if depth is not None:
+            raise InputError("--depth: Figure 3 is of 34-layer networks; legal only for figure 2")
+        return ["resnet34_relu_np2", "resnet34_crelu_np2"]
+    return [f"resnet{depth or 110}_{act}_{norm}" for act in ("relu", "crelu") for norm in ("plain", "bn")]
+
+
+def curves(
+    figure: int,
+    results: Path,
+    depth: int | None = None,
+    data: Mapping[str, Path] | None = None,
+    images: int = 1000,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Curve]:
+    """The curves of Figure 2 or 3: of the longest training run of each network in the results folder, else of its start
+    values.
+
+    Args:
+        figure: 2 or 3.
+        results: folder of records.
+        depth: of the networks of Figure 2, 110 by default.
+        data: test images for Figure 2; by default the embedded ones with as many classes as the network.
+        images: how many of them, evenly spaced.
+        say: told of each network.
+
+    Raises:
+        InputError: the data does not suit the networks.
+    """
+    from suite import analyze
+    from suite.export import load_weights
+
+    store = Store(results)
+    found = []
+    for name in names_of(figure, depth):
+        record = _longest(store, name)
+        weights = str(store.artifact(record, "model.safetensors").parent) if record else name
+        say(f"{name}: {_origin(record)}")
+        with deploy.source(weights) as of:
+            model = load_weights(of.weights)
+            if figure == 3:
+                result = analyze.coherence(model)
+                names, values = result.layers, result.mu
+            else:
+                differences = analyze.block_differences(model, deploy.test_batches(of, data or {}, images))
+                names, values = differences.blocks, differences.delta
+        found.append(Curve(name, tuple(names), tuple(map(float, values)), _origin(record)))
+    return found
+
+
+def _longest(store: Store, model: str) -> Record | None:
+    """The run of a network with most training steps whose weights are there; of two alike the latest."""
+    runs = [record for record in store.records("train") if record.inputs["model"] == model and record.result["trained"]]
+    runs = [record for record in runs if store.artifact(record, "model.safetensors").is_file()]
+    return max(runs, key=lambda record: (record.result["steps"], record.finished), default=None)
+
+
+def _origin(record: Record | None) -> str:
+    if record is None:
+        return "start values, NOT TRAINED: no run in the results folder"
+    data, steps = record.inputs["data"]["name"], record.result["steps"]
+    recipe = record.inputs["recipe"]
+    whole = recipe["max_steps"] is None and recipe["epochs"] == spec.load_table(1).recipe.epochs
+    return f"{'run' if whole else 'shortened run'} of {steps} steps on {data}, seed {record.inputs['seed']}"
+
+
+def render(figure: int, found: list[Curve], form: str) -> str:
+    """The curves as text, ending in a newline: "github", "latex", "csv" or "json"."""
+    names = found[0].names
+    headings = ["number", "block" if figure == 2 else "convolution", *(curve.model for curve in found)]
+    rows = [[i + 1, name, *(curve.values[i] for curve in found)] for i, name in enumerate(names)]
+    if form == "json":
+        content: dict[str, Any] = {"title": TITLES[figure], "curves": [dataclasses.asdict(curve) for curve in found]}
+        return json.dumps(content, indent=1) + "\n"
+    if form == "csv":
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([headings, *rows])
+        return out.getvalue()
+    from tabulate import tabulate
+
+    body = tabulate(rows, headings, tablefmt={"github": "github", "latex": "latex_booktabs"}[form], floatfmt=".4g")
+    foot = [f"- {curve.model}: {curve.origin}" for curve in found]
+    if figure == 2 and len(names) > ZOOM:
+        foot.append(f"- the paper zooms on the first {ZOOM} blocks")
+    return "\n".join([TITLES[figure], "", body, "", *foot]) + "\n"

@@ -1,0 +1,62 @@
+"""Figures 2 and 3 from the records that there are, and from start values."""
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import models  # noqa: F401 - registers the networks with timm
+from suite import figures, spec, train
+from suite.batches import Batches
+from suite.data import load
+from suite.errors import InputError
+from suite.step import Engine
+from suite.store import Store
+
+
+def test_untrained_curves_say_so_and_have_a_value_for_each_block(tmp_path: Path) -> None:
+    found = figures.curves(2, tmp_path, depth=20, images=20)
+    assert [curve.model for curve in found] == [
+        f"resnet20_{act}_{norm}" for act in ("relu", "crelu") for norm in ("plain", "bn")
+    ]
+    assert all(len(curve.values) == 9 and min(curve.values) > 0 for curve in found)
+    assert all("NOT TRAINED" in curve.origin for curve in found)
+    assert figures.render(2, found, "github").count("NOT TRAINED") == 4
+
+
+def test_the_longest_run_of_a_network_is_taken(tmp_path: Path) -> None:
+    store, dataset = Store(tmp_path), load("digits10")
+    for steps in (2, 1):
+        recipe = dataclasses.replace(
+            spec.load_table(2).recipe, epochs=1, batch_size=16, max_steps=steps, max_test_images=10
+        )
+        inputs = {"model": "resnet20_relu_bn", "data": dataset.fingerprint, "recipe": dataclasses.asdict(recipe)}
+        with store.workspace() as folder:
+            job = train.Job("resnet20_relu_bn", Batches(dataset, recipe, torch.device("cpu")), 0, folder)
+            result = train.train(job, Engine("float32", "never"))
+            timing = result.pop("timing")
+            store.put("train", inputs | {"seed": 0}, result, {}, timing, folder)
+    trained = {curve.model: curve for curve in figures.curves(2, tmp_path, depth=20, images=20)}["resnet20_relu_bn"]
+    assert trained.origin == "shortened run of 2 steps on digits10, seed 0"
+    untrained = figures.curves(2, tmp_path / "none", depth=20, images=20)[1]
+    assert trained.values != untrained.values
+
+
+def test_figure_3_has_the_convolutions_off_the_shortcuts(tmp_path: Path) -> None:
+    relu, crelu = figures.curves(3, tmp_path)
+    assert len(relu.values) == len(crelu.values) == 33
+    assert all(0 < value <= 1 for value in relu.values + crelu.values)
+    rows = list(csv.reader(io.StringIO(figures.render(3, [relu, crelu], "csv"))))
+    assert rows[0] == ["number", "convolution", "resnet34_relu_np2", "resnet34_crelu_np2"]
+    assert [float(row[2]) for row in rows[1:]] == list(relu.values)
+    content = json.loads(figures.render(3, [relu, crelu], "json"))
+    assert content["curves"][1]["values"] == list(crelu.values)
+
+
+def test_a_depth_for_figure_3_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="34-layer"):
+        figures.curves(3, tmp_path, depth=20)
