@@ -83,7 +83,7 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
         RuntimeError: the file is not what this function promises; nothing can then be measured with it.
     """
     model = load_weights(weights)
-    graph = _to_onnx(fold(model), size).model
+    graph = to_graph(model, size)
     graph.metadata_props.update(metadata)
     plain = ir.to_proto(graph).SerializeToString()
     counts = apply_rewrites(graph) if rewrite else {}
@@ -98,9 +98,15 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
     return result
 
 
+def to_graph(model: nn.Module, size: int) -> ir.Model:
+    """The exporter's graph of the folded network, for images of size x size pixels; its input and output as `export`
+    says, its nodes with the names of their modules in their metadata."""
+    return _to_onnx(fold(model), size).model
+
+
 def _to_onnx(model: nn.Module, size: int) -> torch.onnx.ONNXProgram:
     example = torch.randn(2, 3, size, size)  # a batch of one would be taken for a constant
-    with warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         # The exporter's own use of what PyTorch deprecates; nothing that a caller could change.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
