@@ -63,7 +63,7 @@ def explain(
     import numpy as np
     import onnx
 
-    session = open_session(str(path), provider, threads)
+    session = open_session(str(path), provider, threads, tf32=True)  # as latencies are measured
     (tensor,) = session.get_inputs()
     side = size or int(tensor.shape[2])
     images = np.random.default_rng(0).standard_normal((batch_size, 3, side, side), np.float32)
@@ -80,7 +80,7 @@ def explain(
             options.enable_profiling = True
             options.profile_file_prefix = f"{folder}/profile"
 
-        session = open_session(str(path), provider, threads, configure=profile)
+        session = open_session(str(path), provider, threads, tf32=True, configure=profile)
         for _ in range(WARM_UP + RUNS):
             session.run(None, {tensor.name: images})
         name = session.get_providers()[0]
