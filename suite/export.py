@@ -83,7 +83,7 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
         RuntimeError: the file is not what this function promises; nothing can then be measured with it.
     """
     model = load_weights(weights)
-    graph = _to_onnx(fold(model), size).model
+    graph = to_graph(model, size)
     graph.metadata_props.update(metadata)
     plain = ir.to_proto(graph).SerializeToString()
     counts = apply_rewrites(graph) if rewrite else {}
@@ -96,6 +96,12 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
             raise RuntimeError(f"{out.name}: rewriting changed the logits by {changed:.1e} of the largest")
         result |= {"rewrites": counts, "rewrite_difference": changed}
     return result
+
+
+def to_graph(model: nn.Module, size: int) -> ir.Model:
+    """The exporter's graph of the folded network, for images of size x size pixels; its input and output as `export`
+    says, its nodes with the names of their modules in their metadata."""
+    return _to_onnx(fold(model), size).model
 
 
 def _to_onnx(model: nn.Module, size: int) -> torch.onnx.ONNXProgram:

@@ -1,7 +1,14 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper, save
+from torch import Tensor, nn
 
-from suite.parity import TOLERANCE, judge
+from suite.parity import TOLERANCE, compare, judge
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.standard_normal((200, 10)).astype(np.float32)
@@ -60,3 +67,129 @@ def test_logits_that_are_not_finite_cannot_be_compared(which: str) -> None:
     pair = (broken, LOGITS) if which == "torch" else (LOGITS, broken)
     with pytest.raises(RuntimeError, match=f"logits of {which} are not finite"):
         judge(*pair, LABELS)
+
+
+def answers(classes: np.ndarray) -> np.ndarray:
+    """Logits whose greatest is that of these classes."""
+    return np.eye(10, dtype=np.float32)[classes]
+
+
+@pytest.mark.parametrize(("lost", "won", "passed"), [(10, 0, True), (11, 0, False), (30, 17, True), (30, 16, False)])
+def test_reduced_precision_may_lose_what_chance_or_one_percent_explains(lost: int, won: int, passed: bool) -> None:
+    # 1 % of 1000 right answers are 10; of 47 and 46 answers that change, two deviations are 13.7 and 13.6.
+    right = np.arange(1000) % 10
+    labels = np.concatenate([right, (right + 1)[:100] % 10])
+    expected = answers(np.concatenate([right, right[:100]]))
+    other = expected.copy()
+    other[:lost] = answers((labels[:lost] + 1) % 10)
+    other[1000 : 1000 + won] = answers(labels[1000 : 1000 + won])
+    result = judge(expected, other, labels, exact=False)
+    assert (result["lost"], result["won"]) == (lost, won)
+    assert result["passed"] is passed
+    assert not judge(expected, other, labels)["passed"]
+
+
+class Mean(nn.Module):
+    """Three classes: the mean of each channel, times `factor`. Notes whether TF32 was allowed."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+        self.tf32: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.tf32 += [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
+        return self.factor * x.mean((2, 3))
+
+
+class Images:
+    """Two batches of random images, with their brightest channels as labels."""
+
+    test_images = 50
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for seed, count in enumerate((30, 20)):
+            images = torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+            yield images, images.mean((2, 3)).argmax(1)
+
+
+@pytest.fixture
+def onnx_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mean.onnx"
+    node = helper.make_node("ReduceMean", ["input", "axes"], ["logits"], keepdims=0)
+    graph = helper.make_graph(
+        [node],
+        "mean",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.array([2, 3]), "axes")],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def compared(model: nn.Module, path: Path, **arguments: Any) -> dict[str, Any]:
+    return compare(model, path, Images(), 1, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_file_is_run_beside_its_network_on_every_image(onnx_file: Path) -> None:
+    seen: list[int] = []
+    result = compared(Mean(), onnx_file, progress=lambda done, total, note: seen.append(done))
+    assert seen == [30, 50]
+    assert result["images"] == 50
+    assert result["onnx_top1"] == 0
+    assert result["passed"]
+    assert (result["provider"], result["precision"], result["tf32"]) == ("CPUExecutionProvider", "fp32", False)
+
+
+@pytest.mark.parametrize(("precision", "passed"), [("fp32", False), ("fp16", True), ("int8", True)])
+def test_a_logit_difference_fails_float32_only(precision: str, passed: bool, onnx_file: Path) -> None:
+    result = compared(Mean(1.01), onnx_file, precision=precision)
+    assert result["max_logit_difference"] > 0.005 * result["scale"]
+    assert result["agreement"] == 100
+    assert result["passed"] is passed
+
+
+def test_torch_runs_without_tf32_and_has_it_back_afterwards(onnx_file: Path) -> None:
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = True
+        model = Mean()
+        compared(model, onnx_file)
+        assert not any(model.tf32)
+        assert all(place.allow_tf32 for place in places)
+    finally:
+        for place, allowed in zip(places, before, strict=True):
+            place.allow_tf32 = allowed
+
+
+def test_tensorrt_which_multiplies_in_tf32_is_judged_by_its_answers(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from suite.session import open_session
+
+    def on_cpu(source: str, provider: str, threads: int) -> Any:
+        assert provider == "tensorrt"
+        return open_session(source, "cpu", threads)
+
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    assert compared(Mean(1.01), onnx_file, provider="tensorrt", open_session=on_cpu)["passed"]
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert not compared(Mean(1.01), onnx_file, provider="tensorrt", open_session=on_cpu)["passed"]
+
+
+def test_a_provider_that_is_not_there_is_an_error(onnx_file: Path) -> None:
+    from suite.latency import unavailable
+
+    if unavailable("cuda") is None:
+        assert compared(Mean(), onnx_file, provider="cuda")["provider"] == "CUDAExecutionProvider"
+    else:
+        with pytest.raises(RuntimeError, match="CUDAExecutionProvider"):
+            compared(Mean(), onnx_file, provider="cuda")
+
+
+def test_an_unknown_precision_is_an_error(onnx_file: Path) -> None:
+    with pytest.raises(ValueError, match="precision='fp8'; legal: fp32, fp16, int8"):
+        compared(Mean(), onnx_file, precision="fp8")

@@ -1,0 +1,234 @@
+"""Two measurements of the same cells, before and after a change: the ratio of their medians, and what got slower.
+
+A measurement is a results folder with records of the stage "latency", or a JSON file of pytest-benchmark. A figure of
+another machine is never compared, and one that is missing is said to be: both are failures, as a regression is.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suite.errors import InputError
+from suite.store import Record, Store
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+# What names a cell, of a latency record's inputs, beside the data set that the network was trained on.
+CELL = ("model", "size", "runtime", "provider", "precision", "batch_size", "threads")
+
+Cell = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One cell in both: medians in seconds, their ratio b / a, and its interval of 95 %."""
+
+    cell: Cell
+    machine: str
+    a: float
+    b: float
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two measurements have to say of each other.
+
+    Attributes:
+        ratios: the cells that both have from one machine.
+        regressions: of these, those whose whole interval lies above `1 + fail_above`.
+        missing: cells that a has and b has not.
+        elsewhere: cells that b has, but from other machines than a: the cell, a's machine, and b's.
+        new: cells that b has and a has not; no failure.
+        fail_above: slow-down that is allowed, as 0.05; None if none fails.
+    """
+
+    ratios: list[Ratio]
+    regressions: list[Ratio]
+    missing: list[Cell]
+    elsewhere: list[tuple[Cell, str, str]]
+    new: list[Cell]
+    fail_above: float | None
+
+    @property
+    def failures(self) -> list[str]:
+        """Every reason for an exit code other than 0, a line each."""
+        return [
+            *(
+                f"slower: {name(found.cell)}: {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f}), "
+                f"allowed {1 + (self.fail_above or 0):.3f}"
+                for found in self.regressions
+            ),
+            *(f"missing: {name(cell)}" for cell in self.missing),
+            *(f"another machine: {name(cell)}: {theirs} instead of {ours}" for cell, ours, theirs in self.elsewhere),
+        ]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Seconds of one cell on one machine, in the rounds that they were taken in if that is known."""
+
+    cell: Cell
+    machine: str
+    samples: NDArray[np.float64]
+    rounds: list[NDArray[np.float64]]
+
+
+def compare(a: Path, b: Path, fail_above: float | None = None) -> Comparison:
+    """Compare two measurements cell by cell.
+
+    The interval is a percentile bootstrap, with the same random numbers each time: whole rounds are drawn, since runs
+    of one round share the machine's mood, and single runs only where there are no rounds.
+
+    Args:
+        a: a results folder, or a JSON file of pytest-benchmark: before.
+        b: the same kind: after.
+        fail_above: the slow-down that is allowed, as 0.05 for 5 %; None for any.
+
+    Raises:
+        InputError: no such file or folder, nothing was measured in it, it is of the wrong kind, or a negative
+            `fail_above`.
+    """
+    if fail_above is not None and not fail_above >= 0:
+        raise InputError(f"a slow-down of {fail_above} cannot be allowed; legal: 0 or more, as 0.05 for 5 %")
+    if a.is_dir() != b.is_dir() and a.exists() and b.exists():
+        raise InputError(f"{a} and {b}: one is a folder and one a file; legal: two results folders, or two files")
+    before, after = _read(a), _read(b)
+    ratios, missing, elsewhere = [], [], []
+    for cell, machines in before.items():
+        found = after.get(cell, {})
+        for machine, first in machines.items():
+            if machine in found:
+                ratios.append(_ratio(first, found[machine]))
+            elif found:
+                elsewhere.append((cell, machine, ", ".join(found)))
+            else:
+                missing.append(cell)
+    slow = [each for each in ratios if fail_above is not None and each.low > 1 + fail_above]
+    return Comparison(ratios, slow, missing, elsewhere, [cell for cell in after if cell not in before], fail_above)
+
+
+def name(cell: Cell) -> str:
+    """A cell as text: its values, and the names of those that are numbers."""
+    return " ".join(f"{key.removesuffix('_size')} {value}" if isinstance(value, int) else value for key, value in cell)
+
+
+def render(comparison: Comparison) -> str:
+    """The comparison as text for a terminal, ending in a newline."""
+    from tabulate import tabulate
+
+    rows = [
+        [
+            name(found.cell),
+            f"{1e3 * found.a:.3f}",
+            f"{1e3 * found.b:.3f}",
+            f"{found.ratio:.3f}",
+            f"{found.low:.3f} to {found.high:.3f}",
+            "slower" if found.low > 1 else "faster" if found.high < 1 else "",
+        ]
+        for found in comparison.ratios
+    ]
+    headings = ["cell", "a ms", "b ms", "b / a", "95 %", ""]
+    aligned = ("left", "right", "right", "right", "right", "left")
+    table = [tabulate(rows, headings, disable_numparse=True, colalign=aligned)] if rows else []
+    machines = dict.fromkeys(found.machine for found in comparison.ratios)
+    lines = [*table, *(f"measured on {machine}" for machine in machines)]
+    lines += [f"new: {name(cell)}" for cell in comparison.new]
+    return "\n".join([*lines, *comparison.failures]) + "\n"
+
+
+def _ratio(a: _Measured, b: _Measured) -> Ratio:
+    before, after = (float(np.median(each.samples)) for each in (a, b))
+    random = np.random.default_rng(0)
+    drawn = _medians(b, random) / _medians(a, random)
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Ratio(a.cell, a.machine, before, after, after / before, float(low), float(high))
+
+
+def _medians(measured: _Measured, random: np.random.Generator) -> NDArray[np.float64]:
+    """Medians of resamples (RESAMPLES,): of rounds, or of runs where there are not two rounds."""
+    rounds = measured.rounds
+    if len(rounds) > 1:
+        draws = random.integers(0, len(rounds), (RESAMPLES, len(rounds)))
+        return np.array([np.median(np.concatenate([rounds[index] for index in draw])) for draw in draws])
+    draws = random.integers(0, len(measured.samples), (RESAMPLES, len(measured.samples)))
+    medians: NDArray[np.float64] = np.median(measured.samples[draws], axis=1)
+    return medians
+
+
+def _read(path: Path) -> dict[Cell, dict[str, _Measured]]:
+    """What was measured of each cell on each machine."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; legal: a results folder, or a JSON file of pytest-benchmark")
+    return _from_records(path) if path.is_dir() else _from_benchmark(path)
+
+
+def _from_records(folder: Path) -> dict[Cell, dict[str, _Measured]]:
+    store = Store(folder)
+    records = store.records("latency")
+    if not records:
+        raise InputError(f"{folder}: no latency records in it; legal: the --results folder of a finished run")
+    data = {record.key: record.inputs["data"]["name"] for record in store.records("train")}
+    trained = {record.key: data.get(record.inputs.get("train", "")) for record in store.records("export")}
+    found: dict[Cell, dict[str, _Measured]] = {}
+    for record in sorted(records, key=lambda record: record.finished):  # the latest of a cell counts
+        inputs = {"precision": "fp32"} | dict(record.inputs)
+        known = {"data": trained.get(inputs.get("export", ""))} | {key: inputs.get(key) for key in CELL}
+        cell = tuple((key, known[key]) for key in ("model", "data", *CELL[1:]) if known[key] is not None)
+        measured = _Measured(cell, _machine(record), *_seconds(record, folder))
+        found.setdefault(cell, {})[measured.machine] = measured
+    return found
+
+
+def _machine(record: Record) -> str:
+    machine = record.environment.get("machine", {}).get("id") or record.inputs.get("machine")
+    return str(machine or "unknown machine")
+
+
+def _seconds(record: Record, folder: Path) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    rounds = [each for each in record.result.get("rounds", []) if each]
+    samples = record.result.get("samples") or [seconds for each in rounds for seconds in each]
+    where = f"{folder}: latency record {record.inputs['model']}-{record.key}"
+    return _checked(samples, where), [_checked(each, where) for each in rounds]
+
+
+def _checked(samples: Sequence[Any], where: str) -> NDArray[np.float64]:
+    try:
+        seconds = np.array(samples, np.float64)
+    except (TypeError, ValueError):
+        seconds = np.array([])
+    if seconds.ndim != 1 or not len(seconds) or not (np.isfinite(seconds) & (seconds > 0)).all():
+        raise InputError(f"{where} has no samples, or some that are not positive seconds; measure it again")
+    return seconds
+
+
+def _from_benchmark(path: Path) -> dict[Cell, dict[str, _Measured]]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        machine = _benchmark_machine(content["machine_info"])
+        entries = [(str(each["fullname"]), each["stats"]) for each in content["benchmarks"]]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise InputError(f"{path}: not a JSON file of pytest-benchmark; legal: what --benchmark-json writes") from None
+    if not entries:
+        raise InputError(f"{path}: no benchmarks in it; legal: a file of a run in which some were not skipped")
+    found: dict[Cell, dict[str, _Measured]] = {}
+    for fullname, stats in entries:
+        if not isinstance(stats, Mapping) or "data" not in stats:
+            raise InputError(f"{path}: {fullname} has no raw samples; legal: what --benchmark-json writes")
+        cell = (("benchmark", fullname),)
+        found[cell] = {machine: _Measured(cell, machine, _checked(stats["data"], f"{path}: {fullname}"), [])}
+    return found
+
+
+def _benchmark_machine(info: Mapping[str, Any]) -> str:
+    """The suite's own name of the machine where its benchmarks have left it, else what pytest-benchmark knows."""
+    named = info.get("suite", {}).get("machine", {}).get("id")
+    cpu = info.get("cpu", {})
+    return str(named or f"{info.get('node')}: {cpu.get('brand_raw')} ({cpu.get('count')} cores)")

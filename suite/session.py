@@ -1,0 +1,62 @@
+"""A session of ONNX Runtime that runs on the provider that was asked for, and on no other."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+def open_session(
+    source: str | bytes,
+    provider: str,
+    threads: int,
+    tf32: bool = False,
+    configure: Callable[[Any], None] = lambda options: None,
+) -> Any:
+    """Load a graph.
+
+    Args:
+        source: the ONNX file's name, or its content.
+        provider: "cpu", "cuda" or "tensorrt".
+        threads: of the session's pool.
+        tf32: whether a GPU may multiply float32 in TF32. TensorRT cannot be told: see `uses_tf32`.
+        configure: changes the `SessionOptions`.
+
+    Raises:
+        RuntimeError: the provider is not in this build, cannot be loaded here or cannot run all of the graph, or the
+            source is no graph; one line.
+    """
+    import onnxruntime as ort
+
+    name = PROVIDERS[provider]
+    if name not in ort.get_available_providers():
+        raise RuntimeError(f"this build of ONNX Runtime has no {name}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is raised below, in one line
+    if provider != "cpu":
+        # With CUDA and cuDNN from pip, their libraries have to be loaded before the provider's own.
+        ort.preload_dlls()
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    configure(options)
+    settings = {"use_tf32": str(int(tf32))} if provider == "cuda" else {}
+    try:
+        session = ort.InferenceSession(source, options, providers=[(name, settings)])
+    except Exception as error:  # ONNX Runtime's own have no base but this
+        raise RuntimeError(f"{name}: {str(error).splitlines()[0]}") from None
+    session.disable_fallback()
+    if session.get_providers()[0] != name:
+        raise RuntimeError(f"{name} cannot be loaded here; ONNX Runtime fell back to {session.get_providers()[0]}")
+    return session
+
+
+def uses_tf32(provider: str) -> bool:
+    """Whether a session that was opened without TF32 uses it all the same, as TensorRT does unless the environment has
+    NVIDIA_TF32_OVERRIDE=0."""
+    return provider == "tensorrt" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"

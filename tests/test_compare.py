@@ -1,0 +1,213 @@
+"""Two measurements side by side: ratios and their intervals, and everything that must not pass as "no regression"."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from suite.compare import compare, name, render
+from suite.errors import InputError
+from suite.store import Store
+
+MACHINE = "Test CPU (2 cores)"
+RANDOM = np.random.default_rng(0)
+
+
+def noisy(median: float, count: int = 40, spread: float = 0.02) -> list[float]:
+    return [float(value) for value in median * (1 + spread * RANDOM.standard_normal(count))]
+
+
+def put(
+    folder: Path,
+    samples: Sequence[float] | None = None,
+    rounds: Sequence[Sequence[float]] | None = None,
+    environment: dict[str, Any] | None = None,
+    **inputs: Any,
+) -> Path:
+    """Add a latency record to a results folder."""
+    if rounds is not None and samples is None:
+        samples = [seconds for each in rounds for seconds in each]
+    result = {"samples": samples} | ({} if rounds is None else {"rounds": rounds})
+    cell = {"model": "resnet20_relu_bn", "size": 32, "runtime": "onnxruntime", "provider": "cpu", "batch_size": 1}
+    cell |= {"threads": 2, "export": "e", "machine": MACHINE} | inputs
+    Store(folder).put("latency", cell, result, environment or {}, {})
+    return folder
+
+
+@pytest.fixture
+def a(tmp_path: Path) -> Path:
+    return put(tmp_path / "a", noisy(0.010))
+
+
+def test_the_ratio_is_of_medians_with_an_interval_around_it(a: Path, tmp_path: Path) -> None:
+    (found,) = compare(a, put(tmp_path / "b", noisy(0.012)), fail_above=None).ratios
+    assert found.ratio == found.b / found.a == pytest.approx(1.2, rel=0.02)
+    assert found.low < found.ratio < found.high
+    assert 0.005 < found.high - found.low < 0.05
+    assert found.a == pytest.approx(0.010, rel=0.01)
+    assert name(found.cell) == "resnet20_relu_bn size 32 onnxruntime cpu fp32 batch 1 threads 2"
+
+
+def test_a_measurement_is_as_fast_as_itself_and_every_comparison_gives_the_same_figures(a: Path) -> None:
+    first, second = compare(a, a, 0.0), compare(a, a, 0.0)
+    assert first == second
+    assert first.ratios[0].ratio == 1
+    assert first.failures == []
+
+
+@pytest.mark.parametrize(("factor", "fails"), [(0.8, False), (1.03, False), (1.2, True)])
+def test_only_a_slow_down_beyond_what_is_allowed_fails(factor: float, fails: bool, a: Path, tmp_path: Path) -> None:
+    comparison = compare(a, put(tmp_path / "b", noisy(0.010 * factor)), fail_above=0.05)
+    assert bool(comparison.regressions) is bool(comparison.failures) is fails
+    if fails:
+        (line,) = comparison.failures
+        assert line.startswith("slower: resnet20_relu_bn size 32")
+        assert line.endswith("allowed 1.050")
+
+
+def test_nothing_fails_by_its_speed_unless_asked_for(a: Path, tmp_path: Path) -> None:
+    assert compare(a, put(tmp_path / "b", noisy(0.1))).failures == []
+
+
+def test_a_slow_down_that_noise_explains_is_no_regression(tmp_path: Path) -> None:
+    before = put(tmp_path / "a", noisy(0.010, count=8, spread=0.5))
+    after = put(tmp_path / "b", noisy(0.011, count=8, spread=0.5))
+    assert compare(before, after, 0.05).regressions == []
+
+
+def test_rounds_are_drawn_whole_since_their_runs_share_the_machines_mood(tmp_path: Path) -> None:
+    # Rounds differ by 20 %, runs within a round by nothing: 160 runs are worth no more than their 8 rounds.
+    moods = [1.0, 1.2, 1.05, 1.1, 1.15, 0.95, 1.0, 1.2]
+    rounds = [noisy(0.010 * mood, 20, 0.001) for mood in moods]
+    samples = [seconds for each in rounds for seconds in each]
+    (by_round,) = compare(put(tmp_path / "a", rounds=rounds), put(tmp_path / "b", rounds=rounds)).ratios
+    (by_run,) = compare(put(tmp_path / "c", samples), put(tmp_path / "d", samples)).ratios
+    assert by_round.ratio == by_run.ratio == 1
+    assert by_round.high - by_round.low > 1.5 * (by_run.high - by_run.low)
+
+
+def test_a_cell_that_is_missing_is_a_failure_and_a_new_one_is_not(a: Path, tmp_path: Path) -> None:
+    put(a, noisy(0.02), batch_size=8)
+    b = put(put(tmp_path / "b", noisy(0.010)), noisy(0.01), precision="int8")
+    comparison = compare(a, b)
+    assert len(comparison.ratios) == 1
+    assert comparison.failures == ["missing: resnet20_relu_bn size 32 onnxruntime cpu fp32 batch 8 threads 2"]
+    assert [name(cell) for cell in comparison.new] == [
+        "resnet20_relu_bn size 32 onnxruntime cpu int8 batch 1 threads 2"
+    ]
+
+
+@pytest.mark.parametrize("where", ["inputs", "environment"])
+def test_figures_of_another_machine_are_not_compared(where: str, a: Path, tmp_path: Path) -> None:
+    other = "Other CPU (8 cores)"
+    given: dict[str, Any] = {"machine": other} if where == "inputs" else {"environment": {"machine": {"id": other}}}
+    comparison = compare(a, put(tmp_path / "b", noisy(0.010), **given))
+    assert comparison.ratios == []
+    (line,) = comparison.failures
+    assert line.startswith("another machine: resnet20_relu_bn")
+    assert line.endswith(f"{other} instead of {MACHINE}")
+
+
+def test_each_machine_of_a_folder_is_compared_with_itself(a: Path, tmp_path: Path) -> None:
+    b = tmp_path / "b"
+    for folder, factor in ((a, 1), (b, 2)):
+        put(folder, noisy(0.5 * factor), machine="Slow CPU")
+    put(b, noisy(0.010))
+    comparison = compare(a, b)
+    assert comparison.failures == []
+    assert {found.machine: round(found.ratio) for found in comparison.ratios} == {MACHINE: 1, "Slow CPU": 2}
+
+
+def test_networks_of_different_data_are_different_cells(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    for data, seconds in (("cifar10", 0.01), ("cifar100", 0.02)):
+        store = Store(folder)
+        train = store.put("train", {"model": "resnet20_relu_bn", "data": {"name": data}}, {}, {}, {})
+        export = store.put("export", {"model": "resnet20_relu_bn", "train": train.key}, {}, {}, {})
+        put(folder, noisy(seconds), export=export.key)
+    found = {dict(each.cell)["data"]: each.a for each in compare(folder, folder).ratios}
+    assert found == {"cifar10": pytest.approx(0.01, rel=0.02), "cifar100": pytest.approx(0.02, rel=0.02)}
+
+
+def benchmark(path: Path, machine: str = "box", **seconds: float) -> Path:
+    info = {"node": machine, "cpu": {"brand_raw": "Test CPU", "count": 2}}
+    entries = [
+        {"fullname": f"tests/benchmark/test_x.py::{name}", "stats": {"data": noisy(value)}}
+        for name, value in seconds.items()
+    ]
+    path.write_text(json.dumps({"machine_info": info, "benchmarks": entries}))
+    return path
+
+
+def test_files_of_pytest_benchmark_are_compared_the_same_way(tmp_path: Path) -> None:
+    a = benchmark(tmp_path / "a.json", one=0.01, two=0.02, three=0.03)
+    b = benchmark(tmp_path / "b.json", one=0.01, two=0.03)
+    comparison = compare(a, b, fail_above=0.1)
+    assert [round(found.ratio, 1) for found in comparison.ratios] == [1.0, 1.5]
+    assert [line.split("::")[1].split(":")[0] for line in comparison.failures] == ["two", "three"]
+    assert [line.split(":")[0] for line in comparison.failures] == ["slower", "missing"]
+    elsewhere = compare(a, benchmark(tmp_path / "c.json", "other", one=0.01, two=0.02, three=0.03))
+    assert elsewhere.ratios == []
+    assert len(elsewhere.failures) == 3
+
+
+def test_the_text_says_every_figure_and_every_failure(a: Path, tmp_path: Path) -> None:
+    put(a, noisy(0.02), batch_size=8)
+    text = render(compare(a, put(tmp_path / "b", noisy(0.020)), fail_above=0.05))
+    assert "b / a" in text
+    assert "slower: resnet20_relu_bn size 32" in text
+    assert "missing: resnet20_relu_bn size 32" in text
+    assert f"measured on {MACHINE}" in text
+    assert text.endswith("\n")
+    nothing = render(compare(a, put(tmp_path / "c", noisy(0.010), provider="cuda")))
+    assert nothing.count("missing: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nothing", "no such file or folder; legal: a results folder, or a JSON file of pytest-benchmark"),
+        ("empty folder", "no latency records in it; legal: the --results folder of a finished run"),
+        ("other file", "not a JSON file of pytest-benchmark; legal: what --benchmark-json writes"),
+        ("other JSON", "not a JSON file of pytest-benchmark"),
+        ("no benchmarks", "no benchmarks in it"),
+        ("no samples", "one has no raw samples; legal: what --benchmark-json writes"),
+        ("broken record", "has no samples, or some that are not positive seconds; measure it again"),
+        ("negative record", "has no samples, or some that are not positive seconds; measure it again"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_is_legal(kind: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad"
+    if kind == "empty folder":
+        path.mkdir()
+    elif kind == "other file":
+        path.write_text("model,seconds")
+    elif kind == "other JSON":
+        path.write_text("[1]")
+    elif kind == "no benchmarks":
+        benchmark(path)
+    elif kind == "no samples":
+        content = json.loads(benchmark(path, one=0.01).read_text())
+        del content["benchmarks"][0]["stats"]["data"]
+        path.write_text(json.dumps(content))
+    elif kind == "broken record":
+        put(path, [])
+    elif kind == "negative record":
+        put(path, [0.01, -0.01])
+    with pytest.raises(InputError, match=message) as caught:
+        compare(path, path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_not_compared_with_a_file(a: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="one is a folder and one a file; legal: two results folders, or two files"):
+        compare(a, benchmark(tmp_path / "b.json", one=0.01))
+
+
+def test_a_negative_slow_down_cannot_be_allowed(a: Path) -> None:
+    with pytest.raises(InputError, match=r"slow-down of -0.1 cannot be allowed; legal: 0 or more"):
+        compare(a, a, fail_above=-0.1)

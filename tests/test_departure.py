@@ -1,0 +1,165 @@
+"""The first node at which a file departs from its network, whatever form the file has and whatever is at fault."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import timm
+import torch
+from onnx import numpy_helper
+from onnxscript import ir
+from torch import nn
+
+import models  # noqa: F401 - registers the networks with timm
+from suite import departure, export, session
+from suite.departure import first_departure
+from suite.export import to_graph
+from suite.rewrite import apply_rewrites, name_after_layers
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+class Network:
+    """A network and its two files. `exported` stands for a fresh export, which takes seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.manual_seed(0)
+        # CReLU, NormProp's constants and type-A shortcuts: everything that rewriting changes.
+        self.model = timm.create_model("resnet20_crelu_np", num_classes=7).eval()
+        self.exported = ir.to_proto(to_graph(self.model, 32))
+        self.files = {form: folder / f"{form}.onnx" for form in ("plain", "rewritten")}
+        for form, path in self.files.items():
+            graph = ir.from_proto(self.exported)
+            if form == "rewritten":
+                apply_rewrites(graph)
+            name_after_layers(graph)
+            ir.save(graph, path)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
+    return Network(tmp_path_factory.mktemp("network"))
+
+
+@pytest.fixture
+def quick(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(departure, "to_graph", lambda model, size: ir.from_proto(network.exported))
+
+
+def damage(model: onnx.ModelProto, weight: str) -> None:
+    """Change one value of one weight a little."""
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == weight)
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[array.size // 2] += 0.05
+    tensor.CopyFrom(numpy_helper.from_array(array, weight))
+
+
+def damaged(path: Path, weight: str, out: Path) -> Path:
+    model = onnx.load(path)
+    damage(model, weight)
+    onnx.save(model, out)
+    return out
+
+
+@pytest.mark.parametrize("form", ["plain", "rewritten"])
+def test_an_undamaged_file_departs_nowhere(form: str, network: Network) -> None:
+    assert first_departure(network.model, network.files[form], IMAGES) is None
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("form", "layer"),
+    [
+        ("plain", "conv1"),
+        ("plain", "layer2.0.conv2"),
+        ("plain", "fc"),
+        ("rewritten", "layer1.1.conv1"),
+        ("rewritten", "layer2.0.shortcut.1"),  # beside it are nodes that come later and are right
+        ("rewritten", "layer3.2.conv2"),
+    ],
+)
+def test_the_layer_whose_weights_are_damaged_is_named(form: str, layer: str, network: Network, tmp_path: Path) -> None:
+    path = damaged(network.files[form], f"{layer}.weight", tmp_path / "damaged.onnx")
+    found = first_departure(network.model, path, IMAGES)
+    assert found is not None
+    assert (found["comparison"], found["node"], found["layer"]) == ("file", layer, layer)
+    assert found["operator"] == ("Gemm" if layer == "fc" else "Conv")
+    assert found["difference"] == pytest.approx(abs(found["expected"] - found["actual"]), rel=1e-3)
+    assert 1e-5 * found["scale"] < found["difference"]
+    assert len(found["position"]) == (2 if layer == "fc" else 4)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_constant_that_is_no_weight_is_named_by_its_module(network: Network, tmp_path: Path) -> None:
+    model = onnx.load(network.files["plain"])
+    node = next(node for node in model.graph.node if node.op_type == "Div")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "wrong"))
+    node.input[1] = "wrong"
+    onnx.save(model, tmp_path / "damaged.onnx")
+    found = first_departure(network.model, tmp_path / "damaged.onnx", IMAGES)
+    assert found is not None
+    assert (found["node"], found["operator"]) == (node.name, "Div")
+    assert node.name.startswith(found["layer"] + ".")
+    assert found["layer"] in dict(network.model.named_modules())
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_value_that_is_not_finite_departs(network: Network, tmp_path: Path) -> None:
+    model = onnx.load(network.files["plain"])
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "layer1.0.conv1.weight")
+    tensor.CopyFrom(numpy_helper.from_array(np.full(tensor.dims, np.nan, np.float32), tensor.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    found = first_departure(network.model, tmp_path / "damaged.onnx", IMAGES)
+    assert found is not None
+    assert (found["layer"], found["difference"], found["actual"]) == ("layer1.0.conv1", None, None)
+    assert found["expected"] is not None
+
+
+def test_a_fault_of_folding_is_named_although_a_fresh_export_repeats_it(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fold = export.fold
+
+    def spoil(model: nn.Module) -> nn.Module:
+        folded = fold(model)
+        with torch.no_grad():
+            folded.get_submodule("layer2.1.conv1").bias.add_(0.1)  # type: ignore[operator, union-attr]
+        return folded
+
+    monkeypatch.setattr(export, "fold", spoil)
+    found = first_departure(network.model, network.files["rewritten"], IMAGES)
+    assert found is not None
+    assert (found["comparison"], found["layer"]) == ("export", "layer2.1.conv1")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_fault_of_the_runtimes_optimisations_is_named(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_faulty(source: bytes, provider: str, threads: int, configure: Callable[[Any], None]) -> Any:
+        options = ort.SessionOptions()
+        configure(options)
+        if options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL:
+            model = onnx.load_from_string(source)
+            damage(model, "layer1.2.conv2.weight")
+            source = model.SerializeToString()
+        return session.open_session(source, provider, threads, configure=configure)
+
+    monkeypatch.setattr(departure, "open_session", open_faulty)
+    found = first_departure(network.model, network.files["rewritten"], IMAGES)
+    assert found is not None
+    assert (found["comparison"], found["layer"]) == ("runtime", "layer1.2.conv2")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_file_of_another_network_is_refused(network: Network, tmp_path: Path) -> None:
+    shutil.copy(network.files["plain"], tmp_path / "other.onnx")
+    model = onnx.load(tmp_path / "other.onnx")
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node{index}"
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(RuntimeError, match=r"other\.onnx has no node in common"):
+        first_departure(network.model, tmp_path / "other.onnx", IMAGES)
