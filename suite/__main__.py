@@ -289,6 +289,49 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
     return 0
 
 
+@suite.command()
+@click.argument("source", metavar="FILE.onnx|RUN|MODEL")
+@_one_provider
+@click.option("--batch-size", type=_positive, default=1, show_default=True)
+@_size
+def explain(source: str, provider: str, batch_size: int, size: int | None) -> int:
+    """Say what ONNX Runtime makes of a file, or of the export of a run or model, and where its time goes."""
+    from suite import deploy, explain
+
+    with deploy.onnx_file(source, provider, size) as path:
+        click.echo(explain.render(deploy.explain(path, provider, batch_size, size)), nl=False)
+    return 0
+
+
+class _Percent(click.ParamType[float]):
+    name = "N%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            share = float(str(value).removesuffix("%")) / 100
+        except ValueError:
+            share = -1.0
+        if not 0 <= share < 100:
+            self.fail(f"{value!r} is no percentage; legal: numbers from 0, as in 5%", param, ctx)
+        return share
+
+
+@suite.command()
+@click.argument("a", type=Path)
+@click.argument("b", type=Path)
+@click.option("--fail-above", type=_Percent(), help="Exit with 1 if a cell of B is slower than in A by more than this.")
+def compare(a: Path, b: Path, fail_above: float | None) -> int:
+    """Compare the latencies of two results folders, or of two files by pytest-benchmark: B over A, cell by cell.
+
+    Exit code 1 also where a cell of A is missing in B, or was measured on another machine.
+    """
+    from suite import compare as comparing
+
+    comparison = comparing.compare(a, b, fail_above)
+    click.echo(comparing.render(comparison), nl=False)
+    return 1 if comparison.failures else 0
+
+
 def _listed(content: dict[str, Any]) -> str:
     """One line for each entry, in columns."""
     from tabulate import tabulate

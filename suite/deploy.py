@@ -192,6 +192,40 @@ def _fastest(of: Source, folder: Path, forms: list[str], provider: str) -> str:
     return min(times, key=lambda form: times[form])
 
 
+@contextlib.contextmanager
+def onnx_file(name: str, provider: str, size: int | None) -> Iterator[Path]:
+    """An ONNX file that a user names, or the export of the run or model that is named.
+
+    Raises:
+        InputError: there is no such thing, or the provider is not here.
+    """
+    if name.endswith(".onnx"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"{name}: no such file")
+        _read_graph(path)
+        yield path
+        return
+    with source(name, size) as of, tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / f"{of.model}.onnx"
+        export(of, path, "fp32", provider, False, {})
+        yield path
+
+
+def explain(path: Path, provider: str, batch_size: int, size: int | None) -> dict[str, Any]:
+    """What `suite.explain` says of a file with as many threads as there are cores.
+
+    Raises:
+        InputError: the file cannot be run.
+    """
+    from suite import explain
+
+    try:
+        return explain.explain(path, provider, env.available_cores(), batch_size, size)
+    except RuntimeError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
 def parity(
     name: str, weights: str | None, data: Mapping[str, Path], images: int | None, provider: str
 ) -> dict[str, Any]:
@@ -204,9 +238,14 @@ def parity(
         images: how many of it, evenly spaced; None for all.
         provider: of ONNX Runtime.
 
+    Returns:
+        What `suite.parity.compare` does, `model`, `trained` and `data`; and if a float32 file fails, `departure`: the
+        first node that departs, as `suite.departure` finds it.
+
     Raises:
         InputError: there is no such file, or it does not say what it was made from.
     """
+    from suite.departure import first_departure
     from suite.export import load_weights
     from suite.parity import compare
 
@@ -219,18 +258,39 @@ def parity(
             path = Path(scratch) / "model.onnx"
             export(of, path, "fp32", provider, False, data)
         batches = test_batches(of, data, images)
-        found = compare(load_weights(of.weights), path, batches, env.available_cores())
-        return {"model": of.model, "trained": of.trained, "data": batches.dataset.name, **found}
+        model, precision = load_weights(of.weights), _precision(path)
+        found = compare(model, path, batches, env.available_cores(), provider=provider, precision=precision)
+        stated = {"model": of.model, "trained": of.trained, "data": batches.dataset.name, **found}
+        if found["passed"] or precision != "fp32":
+            return stated
+        (sample, _), *_ = batches.test()
+        return stated | {"departure": first_departure(model, path, sample[:4].contiguous(), provider)}
+
+
+def _precision(path: Path) -> str:
+    """That of a file which this project wrote."""
+    from suite.export import describe
+
+    if "QuantizeLinear" in describe(path)["operators"]:
+        return "int8"
+    import onnx
+
+    weights = onnx.load(path).graph.initializer
+    return "fp16" if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in weights) else "fp32"
+
+
+def _read_graph(path: Path) -> Any:
+    import onnx
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf has its own kinds of errors
+        raise InputError(f"{path}: not an ONNX file ({str(error).splitlines()[0]})") from None
 
 
 def _stated_source(path: Path) -> str:
     """What a file that was exported from start values says of its model."""
-    import onnx
-
-    try:
-        stated = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-    except Exception as error:  # protobuf has its own kinds of errors
-        raise InputError(f"{path}: not an ONNX file ({str(error).splitlines()[0]})") from None
+    stated = {entry.key: entry.value for entry in _read_graph(path).metadata_props}
     if stated.get("trained") != "false":
         raise InputError(f"{path}: made from a run's weights; give their folder by --weights FOLDER")
     return str(stated["model"])

@@ -22,17 +22,8 @@ from time import perf_counter
 from typing import Any, Literal
 from typing import Protocol as Interface
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-# TF32 is switched on in both runtimes and pinned with the convolution search, for comparable CUDA figures.
-PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
-    "cpu": {},
-    "cuda": {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "1"},
-    "tensorrt": {},
-}
+from suite.session import PROVIDERS, open_session, provider_options
+
 DISTINCT_INPUTS = 4
 # Sessions that are alive at the same time; a ResNet-101 in float32 with a batch of 8 takes about 1 GB.
 ALIVE = 6
@@ -314,31 +305,13 @@ def _serve(load: Callable[[], _Loaded], protocol: Protocol, actions: Iterator[st
         return
 
 
-def open_session(source: str | bytes, provider: str, threads: int) -> Any:
-    """A session that runs on this provider and on no other.
+def _open(source: str | bytes, provider: str, threads: int) -> Any:
+    """A session as it is deployed, with TF32 where the provider has it, as torch beside it."""
 
-    Raises:
-        RuntimeError: the provider is not in this build, or cannot be loaded here.
-    """
-    import onnxruntime as ort
+    def configure(options: Any) -> None:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
 
-    name = PROVIDERS[provider]
-    if name not in ort.get_available_providers():
-        raise RuntimeError(f"this build of ONNX Runtime has no {name}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    options.log_severity_level = 4  # what goes wrong is raised below, in one line
-    if provider != "cpu":
-        # With CUDA and cuDNN from pip, their libraries have to be loaded before the provider's own.
-        ort.preload_dlls()
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    session = ort.InferenceSession(source, options, providers=[(name, PROVIDER_OPTIONS[provider])])
-    session.disable_fallback()
-    if session.get_providers()[0] != name:
-        raise RuntimeError(f"{name} cannot be loaded here; ONNX Runtime fell back to {session.get_providers()[0]}")
-    return session
+    return open_session(source, provider, threads, tf32=True, configure=configure)
 
 
 def _load_onnxruntime(request: Request) -> _Loaded:
@@ -346,7 +319,7 @@ def _load_onnxruntime(request: Request) -> _Loaded:
     import onnxruntime as ort
 
     start = perf_counter()
-    session = open_session(request.path, request.provider, request.threads)
+    session = _open(request.path, request.provider, request.threads)
     load = perf_counter() - start
     device = "cpu" if request.provider == "cpu" else "cuda"
     random = np.random.default_rng(0)
@@ -378,7 +351,11 @@ def _load_onnxruntime(request: Request) -> _Loaded:
     description = {
         "provider": session.get_providers()[0],
         "nodes": dict(nodes),
-        "settings": {"execution": "sequential", "graph_optimization": "all", **PROVIDER_OPTIONS[request.provider]},
+        "settings": {
+            "execution": "sequential",
+            "graph_optimization": "all",
+            **provider_options(request.provider, tf32=True),
+        },
     }
     return _Loaded(run, None if device == "cpu" else run_from_host, finite, load, description)
 
@@ -448,7 +425,7 @@ def _probe(provider: str) -> dict[str, Any]:
         [node], "probe", [value("x", TensorProto.FLOAT, [1])], [value("y", TensorProto.FLOAT, [1])]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    return {"provider": open_session(model.SerializeToString(), provider, 1).get_providers()[0]}
+    return {"provider": _open(model.SerializeToString(), provider, 1).get_providers()[0]}
 
 
 def _peak(provider: str, threads: int) -> dict[str, Any]:
@@ -460,7 +437,7 @@ def _peak(provider: str, threads: int) -> dict[str, Any]:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "abc"]
     graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "peak", values[:2], values[2:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    session = open_session(model.SerializeToString(), provider, threads)
+    session = _open(model.SerializeToString(), provider, threads)
     device = "cpu" if provider == "cpu" else "cuda"
     binding = session.io_binding()
     random = np.random.default_rng(0)

@@ -45,15 +45,22 @@ def open_session(
         ort.preload_dlls()
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     configure(options)
-    settings = {"use_tf32": str(int(tf32))} if provider == "cuda" else {}
     try:
-        session = ort.InferenceSession(source, options, providers=[(name, settings)])
+        session = ort.InferenceSession(source, options, providers=[(name, provider_options(provider, tf32))])
     except Exception as error:  # ONNX Runtime's own have no base but this
         raise RuntimeError(f"{name}: {str(error).splitlines()[0]}") from None
     session.disable_fallback()
     if session.get_providers()[0] != name:
         raise RuntimeError(f"{name} cannot be loaded here; ONNX Runtime fell back to {session.get_providers()[0]}")
     return session
+
+
+def provider_options(provider: str, tf32: bool) -> dict[str, str]:
+    """What a provider is told: precision, and for CUDA the search for a convolution's algorithm, pinned so that figures
+    compare."""
+    if provider == "cuda":
+        return {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": str(int(tf32))}
+    return {}
 
 
 def uses_tf32(provider: str) -> bool:

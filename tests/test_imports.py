@@ -34,10 +34,11 @@ ALLOWED: dict[str, set[str]] = {
     "departure": {"export", "rewrite", "session"},
     "explain": {"session"},
     "compare": {"errors", "store"},
-    "latency": {"models"},
+    "latency": {"models", "session"},
     "analyze": {"batches", "models"},
     "theory": {"analyze", "models"},
-    "deploy": {"batches", "data", "env", "errors", "export", "latency", "models", "parity", "precision", "spec"},
+    "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "parity"}
+    | {"precision", "spec"},
     "figures": {"analyze", "deploy", "errors", "export", "spec", "store"},
     "report": {"spec", "store"},
     "runner": STAGES
@@ -54,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
         "step",
         "store",
     },
-    "__main__": {"deploy", "errors", "figures", "report", "runner", "spec", "store", "models"},
+    "__main__": {"compare", "deploy", "errors", "explain", "figures", "report", "runner", "spec", "store", "models"},
 }
 
 
