@@ -8,8 +8,9 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from suite.spec import EMBEDDED, METRICS, Row, Table
@@ -18,8 +19,13 @@ from suite.store import Record, Store
 FORMATS = ("github", "csv", "latex", "json")
 # Spread of the samples, (p75 - p25) / p50, from which on a latency is marked as unstable.
 UNSTABLE = 0.1
+# The table whose figures are not errors but what `suite.analyze` finds in trained networks.
+ANALYSED = 1
 
 Value = str | float | int | None
+Metric = Literal["last", "best"]
+# Machine, runtime, execution provider and batch size of a latency.
+Kind = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True)
@@ -55,37 +61,71 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """What the store has of one row: training runs of one recipe on one data set, by seed, and what followed."""
+class Runs:
+    """What there is of one row: training runs of one recipe on one data set, by seed, and what followed."""
 
     train: list[Record]
     export: Record | None
     parity: list[Record]
     latency: list[Record]
+    analyze: list[Record]
+
+    def timed(self) -> dict[Kind, Record]:
+        """The latency record of each kind that rests on the most samples."""
+        found: dict[Kind, Record] = {}
+        for record in sorted(self.latency, key=lambda r: (len(r.result["samples"]), r.finished)):
+            found[kind_of(record)] = record
+        return dict(sorted(found.items()))
 
 
-class _Index:
-    """The records of a results folder, to be asked for by what they depend on."""
+class Records:
+    """What results folders hold, each record read once; to be asked for by what it depends on.
 
-    def __init__(self, store: Store, trained: frozenset[str] | None) -> None:
-        self.train = [r for r in store.records("train") if trained is None or r.key in trained]
-        self.export = {r.inputs["train"]: r for r in store.records("export")}
-        self.parity = {r.inputs["export"]: r for r in store.records("parity")}
+    Args:
+        stores: the folders. Of records with the same key, the first folder's counts.
+        models: only records of these models; None for all.
+        trained: keys of the training records to use; None for all.
+
+    Raises:
+        InputError: a record cannot be read.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        models: Collection[str] | None = None,
+        trained: frozenset[str] | None = None,
+    ) -> None:
+        def each(stage: str) -> Iterable[Record]:
+            found: dict[str, Record] = {}
+            for store in stores:
+                for record in store.each(stage, models):
+                    found.setdefault(record.key, _compact(record))
+            # Where a stage has a newer version, its record stands behind and is the one that a dictionary keeps.
+            return sorted(found.values(), key=lambda record: (record.inputs.get("version", 0), record.finished))
+
+        self.train: dict[str, list[Record]] = {}
+        for record in each("train"):
+            if trained is None or record.key in trained:
+                self.train.setdefault(record.inputs["model"], []).append(record)
+        self.export = {r.inputs["train"]: r for r in each("export")}
+        self.parity = {r.inputs["export"]: r for r in each("parity")}
+        self.analyze = {r.inputs["train"]: r for r in each("analyze")}
         self.latency: dict[str, list[Record]] = {}
-        for record in store.records("latency"):
+        for record in each("latency"):
             self.latency.setdefault(record.inputs["export"], []).append(record)
-        self.failures = store.failures()
+        self.failures = [failure for store in stores for failure in store.failures()]
 
-    def runs(self, row: Row) -> _Runs:
+    def runs(self, row: Row) -> Runs:
         """The runs of a row that say most: on the paper's data, of most steps, of most seeds, the latest."""
         groups: dict[str, list[Record]] = {}
-        for record in self.train:
+        for record in self.train.get(row.model, []):
             inputs = record.inputs
-            if inputs["model"] == row.model and inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
+            if inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
                 group = json.dumps([inputs["data"], inputs["recipe"], inputs.get("processes", 1)], sort_keys=True)
                 groups.setdefault(group, []).append(record)
         if not groups:
-            return _Runs([], None, [], [])
+            return Runs([], None, [], [], [])
 
         def merit(runs: list[Record]) -> tuple[bool, int, int, str]:
             real = runs[0].inputs["data"]["name"] == row.data
@@ -96,7 +136,8 @@ class _Index:
         exports = [self.export[r.key] for r in train if r.key in self.export]
         parity = [self.parity[e.key] for e in exports if e.key in self.parity]
         latency = [record for e in exports for record in self.latency.get(e.key, [])]
-        return _Runs(train, exports[0] if exports else None, parity, latency)
+        analyze = [self.analyze[r.key] for r in train if r.key in self.analyze]
+        return Runs(train, exports[0] if exports else None, parity, latency, analyze)
 
     def reason(self, row: Row, stage: str) -> str | None:
         """Why this stage of the row failed last time, if it did."""
@@ -108,24 +149,36 @@ class _Index:
         return None
 
 
+def _compact(record: Record) -> Record:
+    """The record with its samples in a quarter of the memory."""
+    if "samples" not in record.result:
+        return record
+    return replace(record, result={**record.result, "samples": array("d", record.result["samples"])})
+
+
 def build(
     table: Table,
-    store: Store,
-    metric: Literal["last", "best"] = "last",
+    source: Store | Records,
+    metric: Metric = "last",
     trained: frozenset[str] | None = None,
+    detail: bool = False,
 ) -> Report:
     """Put a table together.
 
     Args:
         table: the rows wanted.
-        store: where the records are.
+        source: a results folder, or what was read of one or several.
         metric: print the errors of the last epoch, or the least over all epochs.
-        trained: keys of the training records to show; None for the best that the store has of each row.
+        trained: keys of the training records to show, if `source` is a folder; None for the best of each row.
+        detail: give differences from the paper, numbers of seeds and spreads columns of their own.
 
     Raises:
         InputError: a record cannot be read.
     """
-    index = _Index(store, trained)
+    if isinstance(source, Store):
+        index = Records([source], {row.model for row in table.rows}, trained)
+    else:
+        index = source
     found = [index.runs(row) for row in table.rows]
     headings = [Column(f"heading_{i}", name) for i, name in enumerate(table.headings)]
     model = Column("model", "Model")
@@ -134,7 +187,10 @@ def build(
         for column, text in zip([*headings, model], [*row.heading, row.model], strict=True):
             line.put(column, text)
     columns = [*headings, model]
-    columns += _errors(table, found, lines, index, metric)
+    if table.number == ANALYSED:
+        columns += _activation(table, found, lines)
+    else:
+        columns += _errors(table, found, lines, index, metric, detail)
     columns += _parity(table, found, lines, index)
     columns += _cost(found, lines)
     latency, remarks = _latency(table, found, lines, index)
@@ -146,32 +202,78 @@ def _decimals(count: int) -> Callable[[float], str]:
 
 
 def _errors(
-    table: Table, found: list[_Runs], lines: list[Line], index: _Index, metric: Literal["last", "best"]
+    table: Table, found: list[Runs], lines: list[Line], index: Records, metric: Metric, detail: bool
 ) -> list[Column]:
     columns = []
+    seeds = Column("seeds", "seeds")
     for name in table.metrics:
         paper = Column(f"paper_{name}", f"paper {METRICS[name]}", _decimals(2))
         ours = Column(name, f"ours {METRICS[name]}", _decimals(2))
-        columns += [paper, ours]
+        difference = Column(f"difference_{name}", f"ours - paper {METRICS[name]}", lambda value: f"{value:+.2f}")
+        spread = Column(f"spread_{name}", f"max - min {METRICS[name]}", _decimals(2))
+        columns += [paper, ours, difference, spread] if detail else [paper, ours]
         for row, runs, line in zip(table.rows, found, lines, strict=True):
             stated = row.paper.get(name)
             line.put(paper, stated, *([] if stated is not None else ["not in the paper"]))
+            line.put(seeds, len(runs.train))
             if not runs.train:
-                line.put(ours, None, index.reason(row, "train") or "not run")
+                for column in (ours, difference, spread):
+                    line.put(column, None, index.reason(row, "train") or "not run")
                 continue
-            values = [_error(record, name, metric) for record in runs.train]
-            known = [value for value in values if value is not None]
+            values = errors(runs, name, metric)
             note = _scale(table, row, runs.train)
-            if known:
-                line.put(ours, statistics.median(known), *note)
+            if values:
+                median = statistics.median(values)
+                line.put(ours, median, *note)
+                line.put(difference, median - stated if stated is not None else None, *note)
+                line.put(spread, max(values) - min(values) if len(values) > 1 else None)
             elif all(not record.result["trained"] for record in runs.train):
                 line.put(ours, None, _untrained(runs.train[0]), *note)
             else:
                 line.put(ours, None, "not measured by this recipe")
+    return [*columns, seeds] if detail else columns
+
+
+def _activation(table: Table, found: list[Runs], lines: list[Line]) -> list[Column]:
+    """Table 1. The paper does not say over which entries it averages, so that all three readings stand side by side."""
+    readings = {"over_nonzero": "non-zero entries", "over_all": "all entries", "pooled": "pooled"}
+    columns = []
+    for name in table.metrics:
+        paper = Column(f"paper_{name}", f"paper {METRICS[name]}", _decimals(2))
+        ours: dict[tuple[str, ...], Column]
+        if name == "nonzero":
+            ours = {(name,): Column(name, f"ours {METRICS[name]}", _decimals(2))}
+        else:
+            ours = {
+                (reading, name): Column(f"{name}_{reading}", f"ours {METRICS[name]}, {words}", _decimals(2))
+                for reading, words in readings.items()
+            }
+        columns += [paper, *ours.values()]
+        for row, runs, line in zip(table.rows, found, lines, strict=True):
+            line.put(paper, row.paper.get(name))
+            for path, column in ours.items():
+                if not runs.analyze:
+                    line.put(column, None, "not run")
+                    continue
+                values = [_at(record.result["activation"], path) for record in runs.analyze]
+                known = [value for value in values if value is not None]
+                line.put(column, statistics.median(known) if known else None, *_scale(table, row, runs.train))
     return columns
 
 
-def _error(record: Record, name: str, metric: Literal["last", "best"]) -> float | None:
+def _at(value: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def errors(runs: Runs, name: str, metric: Metric = "last") -> list[float]:
+    """An error in percent of each run that has it, in the order of the seeds."""
+    values = [_error(record, name, metric) for record in runs.train]
+    return [value for value in values if value is not None]
+
+
+def _error(record: Record, name: str, metric: Metric) -> float | None:
     last: float | None = record.result.get(name)
     if metric == "last" or last is None:
         return last
@@ -182,6 +284,11 @@ def _untrained(record: Record) -> str:
     tries = record.result["tries"]
     first, last = tries[0]["learning_rate"], tries[-1]["learning_rate"]
     return f"did not train at any learning rate from {first:g} down to {last:g}: {tries[-1]['outcome']}"
+
+
+def comparable(table: Table, row: Row, runs: Runs) -> bool:
+    """Whether the runs were made by the paper's recipe, on its data and in full."""
+    return bool(runs.train) and not any("not comparable" in note for note in _scale(table, row, runs.train))
 
 
 def _scale(table: Table, row: Row, train: list[Record]) -> list[str]:
@@ -209,7 +316,7 @@ def _scale(table: Table, row: Row, train: list[Record]) -> list[str]:
     return notes
 
 
-def _parity(table: Table, found: list[_Runs], lines: list[Line], index: _Index) -> list[Column]:
+def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[Column]:
     error = Column("parity_top1", "ONNX - torch top-1", lambda value: f"{value:+.2f}")
     logits = Column("parity_logits", "max logit diff / scale", lambda value: f"{value:.1e}")
     agreement = Column("parity_agreement", "top-1 agreement %", lambda value: f"{value:.4g}")
@@ -233,7 +340,7 @@ def _parity(table: Table, found: list[_Runs], lines: list[Line], index: _Index) 
     return [error, logits, agreement]
 
 
-def _cost(found: list[_Runs], lines: list[Line]) -> list[Column]:
+def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
     parameters = Column("parameters", "params M", lambda value: f"{value / 1e6:.3f}")
     macs = Column("macs", "MACs G", lambda value: f"{value / 1e9:.3f}")
     for runs, line in zip(found, lines, strict=True):
@@ -245,9 +352,10 @@ def _cost(found: list[_Runs], lines: list[Line]) -> list[Column]:
     return [parameters, macs]
 
 
-def _latency(table: Table, found: list[_Runs], lines: list[Line], index: _Index) -> tuple[list[Column], list[str]]:
+def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records) -> tuple[list[Column], list[str]]:
     """A pair of columns (p50, images/s) for each machine, runtime, provider and batch size that was measured."""
-    kinds = sorted({_kind(record) for runs in found for record in runs.latency})
+    timed = [runs.timed() for runs in found]
+    kinds = sorted({kind for records in timed for kind in records})
     machines = list(dict.fromkeys(kind[0] for kind in kinds))
     remarks = []
     for number, machine in enumerate(machines, start=1):
@@ -257,7 +365,7 @@ def _latency(table: Table, found: list[_Runs], lines: list[Line], index: _Index)
     for kind in kinds:
         machine, runtime, provider, batch = kind
         where = f" m{machines.index(machine) + 1}" if len(machines) > 1 else ""
-        name = f"{'ORT' if runtime == 'onnxruntime' else 'torch'} {provider} b{batch}{where}"
+        name = f"{words_of(kind)}{where}"
         key = f"{runtime}_{provider}_b{batch}" + (f"_m{machines.index(machine) + 1}" if where else "")
         median = Column(
             f"{key}_p50_ms", f"{name} p50 ms", lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}"
@@ -268,15 +376,13 @@ def _latency(table: Table, found: list[_Runs], lines: list[Line], index: _Index)
             lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}",
         )
         columns += [median, speed]
-        for row, runs, line in zip(table.rows, found, lines, strict=True):
-            records = [record for record in runs.latency if _kind(record) == kind]
-            if not records:
+        for row, records, line in zip(table.rows, timed, lines, strict=True):
+            if kind not in records:
                 why = index.reason(row, "latency") or "not run"
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue
-            samples = max(records, key=lambda r: (len(r.result["samples"]), r.finished)).result["samples"]
-            p25, p50, p75 = statistics.quantiles(samples, n=4, method="inclusive")
+            p25, p50, p75 = quantiles(records[kind], (0.25, 0.5, 0.75))
             unstable = (p75 - p25) / p50 > UNSTABLE
             notes = [f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart"] if unstable else []
             line.put(median, 1e3 * p50, *notes)
@@ -284,9 +390,28 @@ def _latency(table: Table, found: list[_Runs], lines: list[Line], index: _Index)
     return columns, remarks
 
 
-def _kind(record: Record) -> tuple[str, str, str, int]:
+def kind_of(record: Record) -> Kind:
+    """What a latency record timed: two of the same kind may be compared, others never share a column."""
     inputs = record.inputs
     return inputs["machine"], inputs["runtime"], inputs["provider"], inputs["batch_size"]
+
+
+def words_of(kind: Kind) -> str:
+    """A kind without its machine, as in "ORT cpu b8"."""
+    _, runtime, provider, batch = kind
+    return f"{'ORT' if runtime == 'onnxruntime' else 'torch'} {provider} b{batch}"
+
+
+def quantiles(record: Record, shares: Sequence[float]) -> list[float]:
+    """Quantiles of a latency record's samples in seconds, interpolated between neighbours."""
+    ordered = sorted(record.result["samples"])
+    found = []
+    for share in shares:
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        found.append(ordered[low] + (place - low) * (ordered[high] - ordered[low]))
+    return found
 
 
 def render(report: Report, form: str) -> str:
@@ -295,14 +420,14 @@ def render(report: Report, form: str) -> str:
 
 
 def _github(report: Report) -> str:
-    rows, notes = _printed(report, "[{}]")
+    rows, notes = printed(report, "[{}]")
     body = _tabulate(rows, report, "github")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
     return "\n".join([report.title, "", body, "", *(f"- {text}" for text in foot)]) + "\n"
 
 
 def _latex(report: Report) -> str:
-    rows, notes = _printed(report, "[{}]")
+    rows, notes = printed(report, "[{}]")
     body = _tabulate(rows, report, "latex_booktabs")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
     lines = [f"\\par {_escape_latex(text)}" for text in [report.title, *foot]]
@@ -330,7 +455,7 @@ def _json(report: Report) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _printed(report: Report, mark: str) -> tuple[list[list[str]], list[tuple[int, str]]]:
+def printed(report: Report, mark: str) -> tuple[list[list[str]], list[tuple[int, str]]]:
     """Every cell as text with the marks of its footnotes, and the numbered footnotes."""
     numbers: dict[str, int] = {}
     rows = []
