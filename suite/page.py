@@ -7,7 +7,7 @@ escaped where it stands in HTML and in the data that the script reads.
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from html import escape
 from importlib import resources
@@ -88,16 +88,20 @@ def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -
 
 
 def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
-    """Tables 2 to 4 always, Table 1 and other depths where there are records of them."""
+    """Tables 2 to 4 always, Table 1 where there are records of it, and those rows that were run at other depths."""
     for number in spec.NUMBERS:
         table = spec.load_table(number)
         others = [spec.at_depth(table, depth) for depth in CIFAR_DEPTHS if table.depth and depth != table.depth]
         for each in [table, *others]:
             entries = [Entry(each, row, records.runs(row)) for row in each.rows]
-            wanted = any(e.runs.analyze if number == report.ANALYSED else e.runs.train for e in entries)
-            if wanted or (each is table and number != report.ANALYSED):
-                name = f"table{number}" + ("" if each is table else f"-resnet{each.depth}")
-                yield _Section(name, each, entries, report.build(each, records, metric, detail=True))
+            if number == report.ANALYSED or each is not table:
+                there = [e for e in entries if (e.runs.analyze if number == report.ANALYSED else e.runs.train)]
+                if not there:
+                    continue
+                entries = there if each is not table else entries
+            shown = replace(each, rows=tuple(entry.row for entry in entries))
+            name = f"table{number}" + ("" if each is table else f"-resnet{each.depth}")
+            yield _Section(name, shown, entries, report.build(shown, records, metric, detail=True))
 
 
 def _page(folders: Sequence[Store], sections: Sequence[_Section], drawings: Mapping[str, list[Figure]]) -> str:
@@ -153,7 +157,7 @@ def _table(section: _Section) -> str:
     cells, notes = report.printed(shown, "\0{}")
     name = section.name
     head = "".join(
-        f'<th scope="col" aria-sort="none"{_kind(column)}><button type="button">{escape(column.heading)}</button></th>'
+        f'<th scope="col" aria-sort="none"{_kind(column)}><button type="button">{_heading(column)}</button></th>'
         for column in shown.columns
     )
     body = "".join(
@@ -179,6 +183,10 @@ def _table(section: _Section) -> str:
 </section>"""
 
 
+def _heading(column: Column) -> str:
+    return escape(column.heading.replace("top-", "top\u2011"))  # no line ends within "top-1"
+
+
 def _kind(column: Column) -> str:
     if column.key == "model":
         return ' class="model"'
@@ -191,7 +199,10 @@ def _cell(name: str, column: Column, line: Line, text: str) -> str:
     value, notes = line.values.get(column.key), line.notes.get(column.key, [])
     tags = list(dict.fromkeys(TAGS[start] for note in notes for start in TAGS if note.startswith(start)))
     links = ",".join(f'<a href="#{name}-note-{mark.strip()}">{mark.strip()}</a>' for mark in marks)
-    content = escape(shown.strip()) or '<span class="empty">–</span>'
+    content = escape(shown.strip())
+    if value is None:  # the reason is on hover and for screen readers; a number at each empty cell would be a thicket
+        why = escape("; ".join(notes) or "none")
+        content, links = f'<span class="empty" role="img" aria-label="{why}">&ndash;</span>', ""
     content += "".join(f' <span class="tag {tag}">{tag}</span>' for tag in tags)
     content += f"<sup>{links}</sup>" if links else ""
     title = f' title="{escape("; ".join(notes))}"' if notes else ""
@@ -226,11 +237,11 @@ def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> str:
             continue
         for data in dict.fromkeys(row.data for row in section.table.rows):
             for words, rows in _gaps(section, data).items():
-                names = ", ".join(row.model for row in rows)
                 command = escape(_command(folders, section.table, data, rows))
+                where = f"{escape(_short(section))}, {plots.DATA[data]}"
                 items.append(
-                    f"<li><p>{escape(_short(section))}, {plots.DATA[data]}: {len(rows)} {words}: "
-                    f"{escape(names)}</p><pre tabindex=0><code>{command}</code></pre></li>"
+                    f"<li><p>{where}: {len(rows)} row{'s' if len(rows) > 1 else ''} {words}</p>"
+                    f"<pre><code>{command}</code></pre></li>"
                 )
     return f"<ul>{''.join(items)}</ul>" if items else "<p>Nothing: every cell is measured by the paper's recipe.</p>"
 
@@ -245,7 +256,7 @@ def _gaps(section: _Section, data: str) -> dict[str, list[Row]]:
         if not runs.train:
             gaps.setdefault("not run", []).append(entry.row)
         elif not entry.comparable:
-            gaps.setdefault("quick or shortened, so without an error to compare", []).append(entry.row)
+            gaps.setdefault("run, but quick or shortened, so without an error to compare", []).append(entry.row)
         elif len(runs.train) < section.table.seeds:
             gaps.setdefault(f"with fewer than {section.table.seeds} seeds", []).append(entry.row)
         elif not (runs.export and runs.parity and runs.latency):
@@ -254,10 +265,11 @@ def _gaps(section: _Section, data: str) -> dict[str, list[Row]]:
 
 
 def _command(folders: Sequence[Store], table: Table, data: str, rows: Sequence[Row]) -> str:
-    words = ["python", "-m", "suite", "run", "--table", str(table.number)]
-    words += ["--rows", ",".join(f"{row.model}@{data}" for row in rows)]
-    if table.depth and table.depth != spec.load_table(table.number).depth:
-        words += ["--depth", str(table.depth)]
+    paper = spec.load_table(table.number)
+    everything = len(rows) == sum(row.data == data for row in paper.rows)
+    names = [f"*@{data}"] if everything else [f"{row.model}@{data}" for row in rows]
+    words = ["python", "-m", "suite", "run", "--table", str(table.number), "--rows", ",".join(names)]
+    words += ["--depth", str(table.depth)] if table.depth != paper.depth else []
     words += ["--profile", "paper", "--seeds", str(table.seeds), "--data", f"{data}=PATH"]
     return shlex.join([*words, "--results", str(folders[0].root)] if folders else words)
 
@@ -275,7 +287,7 @@ class _Provenance:
     def add(self, section: _Section, entry: Entry) -> None:
         runs = entry.runs
         exports = [runs.export] if runs.export else []
-        shown = [*runs.train, *exports, *runs.parity, *runs.analyze, *runs.timed().values()]
+        shown = [*runs.train, *exports, *runs.parity, *runs.analyze, *runs.timed.values()]
         self.records += len(shown)
         for record in shown:
             environment = record.environment

@@ -95,7 +95,7 @@ def error_against_latency(entries: Sequence[Entry]) -> list[Figure]:
             found = [
                 (1e3 * quantiles(timed[kind], (0.5,))[0], statistics.median(values), entry)
                 for entry in group
-                if kind in (timed := entry.runs.timed()) and (values := errors(entry.runs, "top1"))
+                if kind in (timed := entry.runs.timed) and (values := errors(entry.runs, "top1"))
             ]
             if found:
                 plots.append(_pareto(f"{data}-error-latency-{number}", kind, found))
@@ -152,7 +152,7 @@ def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
             stem = f"{data}-{key.replace('_', '-').replace('top1', 'test-error')}"
             plots += _lines(stem, label, "epoch", label, curves)
         if plots:
-            caption = f"Medians over seeds; nets with CReLU are drawn through, with ReLU broken.{_stand_in(data, group)}"
+            caption = f"Medians over seeds. Lines of nets with ReLU are broken.{_stand_in(data, group)}"
             figures.append(Figure(f"Learning curves: {DATA[data]}", caption, tuple(plots)))
     return figures
 
@@ -178,7 +178,7 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
     for data, group in _by_data(entries):
         plots = []
         for number, kind in enumerate(_kinds(group), start=1):
-            found = [(entry.row.model, timed[kind]) for entry in group if kind in (timed := entry.runs.timed())]
+            found = [(entry.row.model, timed[kind]) for entry in group if kind in (timed := entry.runs.timed)]
             boxes = [[i, *(1e3 * value for value in quantiles(r, SHARES))] for i, (_, r) in enumerate(found)]
             models = tuple(model for model, _ in found)
             x = _axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
@@ -199,7 +199,7 @@ def batch_scaling(entries: Sequence[Entry]) -> list[Figure]:
         for number, place in enumerate(dict.fromkeys(kind[:3] for kind in _kinds(group)), start=1):
             curves = []
             for entry in group:
-                timed = [(kind[3], record) for kind, record in entry.runs.timed().items() if kind[:3] == place]
+                timed = [(kind[3], record) for kind, record in entry.runs.timed.items() if kind[:3] == place]
                 if len(timed) > 1:
                     curves.append((entry.row.model, [[b, 1e3 * quantiles(r, (0.5,))[0]] for b, r in timed]))
             title = _title((*place, 0)).replace(" b0", "")
@@ -257,7 +257,7 @@ def _by_data(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
 
 
 def _kinds(group: Sequence[Entry]) -> list[Kind]:
-    return sorted({kind for entry in group for kind in entry.runs.timed()})
+    return sorted({kind for entry in group for kind in entry.runs.timed})
 
 
 def _title(kind: Kind) -> str:
@@ -315,8 +315,9 @@ def _ticks(low: float, high: float, log: bool) -> tuple[float, ...]:
     """Round values between two, about five of them."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        for steps in ((1,), (1, 3), (1, 2, 5)):
-            found = tuple(step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high)
+        for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
+            marks = (step * 10.0**decade for decade in decades for step in steps)
+            found = tuple(mark for mark in marks if low <= mark <= high)
             if len(found) >= 4:
                 return found
     size = (high - low) / 5

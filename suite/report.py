@@ -11,6 +11,7 @@ import statistics
 from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from suite.spec import EMBEDDED, METRICS, Row, Table
@@ -70,6 +71,7 @@ class Runs:
     latency: list[Record]
     analyze: list[Record]
 
+    @cached_property
     def timed(self) -> dict[Kind, Record]:
         """The latency record of each kind that rests on the most samples."""
         found: dict[Kind, Record] = {}
@@ -354,7 +356,7 @@ def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
 
 def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records) -> tuple[list[Column], list[str]]:
     """A pair of columns (p50, images/s) for each machine, runtime, provider and batch size that was measured."""
-    timed = [runs.timed() for runs in found]
+    timed = [runs.timed for runs in found]
     kinds = sorted({kind for records in timed for kind in records})
     machines = list(dict.fromkeys(kind[0] for kind in kinds))
     remarks = []

@@ -41,9 +41,8 @@ def render(plot: Plot) -> str:
         parts.append(f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
     middle, below = (left + WIDTH - RIGHT) / 2, TOP + inner
     parts.append(f'<text x="{middle:.1f}" y="{below + 36}" text-anchor="middle">{escape(plot.x.label)}</text>')
-    parts.append(
-        f'<text transform="translate(16 {TOP + inner / 2}) rotate(-90)" text-anchor="middle">{escape(plot.y.label)}</text>'
-    )
+    turned = f'transform="translate(16 {TOP + inner / 2}) rotate(-90)"'
+    parts.append(f'<text {turned} text-anchor="middle">{escape(plot.y.label)}</text>')
     for series in plot.series:
         parts += _boxes(series, at) if series.form == "boxes" else _marks(series, [at(*p) for p in series.points])
     for index, series in enumerate(named):
@@ -92,7 +91,8 @@ def _boxes(series: Series, at: Callable[[float, float], Place]) -> list[str]:
         p5, p25, p50, p75, p95 = (at(value, category)[0] for value in values)
         y = at(values[0], category)[1]
         parts.append(
-            f'<path d="M{p5:.1f} {y:.1f}H{p25:.1f}M{p75:.1f} {y:.1f}H{p95:.1f}M{p5:.1f} {y - 4:.1f}v8M{p95:.1f} {y - 4:.1f}v8'
+            f'<path d="M{p5:.1f} {y:.1f}H{p25:.1f}M{p75:.1f} {y:.1f}H{p95:.1f}'
+            f"M{p5:.1f} {y - 4:.1f}v8M{p95:.1f} {y - 4:.1f}v8"
             f'M{p25:.1f} {y - 6:.1f}H{p75:.1f}v12H{p25:.1f}zM{p50:.1f} {y - 6:.1f}v12" fill="none" stroke="{color}"/>'
         )
     return parts

@@ -34,6 +34,9 @@ ALLOWED: dict[str, set[str]] = {
     "analyze": {"batches", "models"},
     "theory": {"analyze", "models"},
     "report": {"spec", "store"},
+    "plots": {"report", "spec"},
+    "svg": {"plots"},
+    "page": {"plots", "report", "spec", "store", "svg"},
     "runner": STAGES
     | {"batches", "data", "distributed", "env", "errors", "interrupt", "progress", "spec", "step", "store"},
     "__main__": {"errors", "report", "runner", "spec", "store", "models"},

@@ -2,7 +2,7 @@
 // becomes text: textContent here, and `text` below for what the drawing library would read as HTML.
 "use strict";
 
-const { figures, palette } = JSON.parse(document.getElementById("data").textContent);
+const { figures, palette: LIGHT } = JSON.parse(document.getElementById("data").textContent);
 
 // --- Tables ---------------------------------------------------------------------------------------------------------
 
@@ -51,12 +51,15 @@ for (const section of document.querySelectorAll("section.table")) {
 const short = (value) => String(Number(Number(value).toPrecision(4)));
 const text = (words) => echarts.format.encodeHTML(String(words));
 const dark = matchMedia("(prefers-color-scheme: dark)");
+// The palette's colours in the same order, lighter.
+const DARK = ["#4da3e0", "#f28e4b", "#a3a3a3", "#2fc79b", "#e39ac2", "#e0b63c", "#9ad4f7", "#c98a5a", "#a68bd9", "#6cc07f"];
 const BOX = ["5 %", "25 %", "median", "75 %", "95 %"];
 
 function colors() {
   const style = getComputedStyle(document.documentElement);
   const named = (name) => style.getPropertyValue(name).trim();
-  return { ground: named("--ground"), ink: named("--ink"), quiet: named("--quiet"), rule: named("--rule") };
+  const palette = dark.matches && !matchMedia("print").matches ? DARK : LIGHT;
+  return { palette, ground: named("--ground"), ink: named("--ink"), quiet: named("--quiet"), rule: named("--rule") };
 }
 
 function axis(from, shades, vertical) {
@@ -75,11 +78,11 @@ function axis(from, shades, vertical) {
     nameGap: vertical ? 44 : 30,
     axisTick: { customValues: from.ticks },
     axisLabel: { customValues: from.ticks, color: shades.quiet, formatter: short, hideOverlap: true },
-    splitLine: { ...common.splitLine, show: !from.log } };
+    splitLine: { ...common.splitLine, customValues: from.ticks } };
 }
 
 function series(from, shades) {
-  const color = palette[from.color % palette.length];
+  const color = shades.palette[from.color % shades.palette.length];
   const common = { name: from.name, color, animation: false };
   if (from.form === "boxes") {
     return { ...common, type: "boxplot", boxWidth: [6, 14], itemStyle: { color: shades.ground, borderColor: color },
@@ -91,7 +94,7 @@ function series(from, shades) {
       data: from.points.map((value, index) => ({ value, name: from.labels[index] })) };
   }
   return { ...common, type: "line", data: from.points, step: from.form === "steps" ? "end" : false,
-    showSymbol: from.form === "line" && from.points.length < 30, symbol: "circle", symbolSize: 5,
+    symbol: from.form === "line" && from.points.length < 30 ? "circle" : "none", symbolSize: 5, showAllSymbol: true,
     emphasis: { focus: "series" },
     lineStyle: { color, width: 1.75, type: from.hollow ? "dashed" : "solid" } };
 }
