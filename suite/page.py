@@ -146,7 +146,7 @@ def _short(section: _Section) -> str:
 def _summary(folders: Sequence[Store], provenance: "_Provenance") -> str:
     machines = list(provenance.machines)
     where = ", ".join(str(store.root) for store in folders)
-    words = f"{provenance.records} records are shown, from {where}."
+    words = f"{len(provenance.records)} records are shown, from {where}."
     if machines:
         words += f" Measured on {' and on '.join(machines)}."
     return escape(f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
@@ -282,13 +282,13 @@ class _Provenance:
     setups: dict[str, int] = field(default_factory=dict)
     recipes: dict[str, int] = field(default_factory=dict)
     machines: dict[str, None] = field(default_factory=dict)
-    records: int = 0
+    records: set[str] = field(default_factory=set)
 
     def add(self, section: _Section, entry: Entry) -> None:
         runs = entry.runs
         exports = [runs.export] if runs.export else []
         shown = [*runs.train, *exports, *runs.parity, *runs.analyze, *runs.timed.values()]
-        self.records += len(shown)
+        self.records.update(record.key for record in shown)
         for record in shown:
             environment = record.environment
             machine = environment.get("machine", {}).get("id") or record.inputs.get("machine") or "not recorded"

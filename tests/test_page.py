@@ -180,6 +180,11 @@ def test_every_figure_has_its_machine_versions_command_and_recipe(html: str) -> 
     assert "ORT cpu b1, ORT cpu b8" in provenance
 
 
+def test_a_net_of_two_tables_counts_once_among_the_records(store: Store, add_run: AddRun, tmp_path: Path) -> None:
+    add_run()  # in Tables 2 and 3
+    assert "<p>4 records are shown" in page.write(store, tmp_path / "out").read_text("utf-8")
+
+
 def test_folders_of_two_machines_make_one_report_with_a_column_each(
     many: Store, add_run: AddRun, tmp_path: Path
 ) -> None:
@@ -407,6 +412,21 @@ def test_the_page_fits_its_window_and_follows_the_colour_scheme(
     ground = view.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground))) < 200) == (scheme == "dark")
     view.close()
+
+
+def test_on_paper_a_wide_table_is_several_of_which_each_names_its_rows(opened: Any) -> None:
+    opened.emulate_media(media="print")
+    opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+    parts = opened.locator("#table2 table:visible")
+    assert parts.count() >= 2
+    columns = [part.locator("thead th").count() for part in parts.all()]
+    assert max(columns) <= 12
+    whole = opened.locator("#table2 table").first.locator("thead th").count()
+    assert sum(columns) - 4 * len(columns) == whole - 4
+    for part in parts.all():
+        assert part.locator("tbody th", has_text="resnet110_relu_bn").count() >= 1
+    opened.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert opened.locator("table.part").count() == 0
 
 
 def test_without_scripts_tables_and_plots_are_there(browser: Any, html: str, tmp_path: Path) -> None:

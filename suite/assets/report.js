@@ -184,8 +184,34 @@ addEventListener("resize", () => {
   waiting = setTimeout(() => frames.forEach(show), 100);
 });
 dark.addEventListener("change", () => frames.forEach(show));
+
+// --- Print: paper does not scroll, so that a wide table becomes several with the same leading columns -----------------
+
+const COLUMNS = 8;
+
+function parts(table) {
+  const head = [...table.tHead.rows[0].cells];
+  const leading = head.findIndex((cell) => cell.classList.contains("model")) + 1;
+  const rows = [...table.rows].filter((row) => !row.hidden);
+  const found = [];
+  for (let first = leading; first < head.length; first += COLUMNS) {
+    const part = document.createElement("table");
+    part.className = "part";
+    for (const row of rows) {
+      const copy = document.createElement("tr");
+      const cells = [...row.cells];
+      copy.append(...[...cells.slice(0, leading), ...cells.slice(first, first + COLUMNS)].map((cell) => cell.cloneNode(true)));
+      (row.parentNode === table.tHead ? (part.tHead ?? part.createTHead()) : (part.tBodies[0] ?? part.createTBody())).append(copy);
+    }
+    found.push(part);
+  }
+  return found;
+}
+
 addEventListener("beforeprint", () => {
   document.querySelectorAll("details:not(.values)").forEach((each) => (each.open = true));
+  document.querySelectorAll("section.table table").forEach((table) => table.after(...parts(table)));
   frames.forEach(show);
 });
+addEventListener("afterprint", () => document.querySelectorAll("table.part").forEach((part) => part.remove()));
 matchMedia("print").addEventListener("change", () => frames.forEach(show));
