@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from suite.report import Kind, Runs, comparable, errors, quantiles, words_of
+from suite.report import Kind, Runs, by_epoch, comparable, errors, quantiles, words_of
 from suite.spec import EMBEDDED, Row, Table
 
 # Points of a curve that are kept; more could not be told apart on a screen.
@@ -160,9 +160,8 @@ def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
 def _curve(runs: Runs, key: str) -> Points:
     found: dict[int, list[float]] = {}
     for record in runs.train:
-        for number, epoch in enumerate(record.result["epochs"], start=1):
-            if epoch.get(key) is not None:
-                found.setdefault(epoch.get("epoch", number), []).append(epoch[key])
+        for epoch, value in by_epoch(record, key).items():
+            found.setdefault(epoch, []).append(value)
     return thin([[epoch, statistics.median(values)] for epoch, values in sorted(found.items())])
 
 
