@@ -74,10 +74,16 @@ class Runs:
 
     @cached_property
     def timed(self) -> dict[Kind, Record]:
-        """The latency record of each kind that rests on the most samples."""
+        """The latency record of each kind that rests on the most samples, of equals that of the first seed."""
+
+        def merit(record: Record) -> tuple[int, int, str]:
+            return record.inputs.get("version", 0), len(record.result["samples"]), record.finished
+
         found: dict[Kind, Record] = {}
-        for record in sorted(self.latency, key=lambda r: (len(r.result["samples"]), r.finished)):
-            found[kind_of(record)] = record
+        for record in self.latency:
+            best = found.setdefault(kind_of(record), record)
+            if merit(record) > merit(best):
+                found[kind_of(record)] = record
         return dict(sorted(found.items()))
 
 
@@ -234,9 +240,10 @@ def _errors(
         for row, runs, line in zip(table.rows, found, lines, strict=True):
             stated = row.paper.get(name)
             line.put(paper, stated, *([] if stated is not None else ["not in the paper"]))
-            line.put(seeds, len(runs.train))
+            if detail:
+                line.put(seeds, len(runs.train))
             if not runs.train:
-                for column in (ours, difference, spread):
+                for column in (ours, difference, spread) if detail else (ours,):
                     line.put(column, None, index.reason(row, "train") or "not run")
                 continue
             values = errors(runs, name, metric)
@@ -244,8 +251,9 @@ def _errors(
             if values:
                 median = statistics.median(values)
                 line.put(ours, median, *note)
-                line.put(difference, median - stated if stated is not None else None, *note)
-                line.put(spread, max(values) - min(values) if len(values) > 1 else None)
+                if detail:
+                    line.put(difference, median - stated if stated is not None else None, *note)
+                    line.put(spread, max(values) - min(values) if len(values) > 1 else None)
             elif all(not record.result["trained"] for record in runs.train):
                 line.put(ours, None, _untrained(runs.train[0]), *note)
             else:
