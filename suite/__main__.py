@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -178,6 +178,8 @@ def run(table: int, data_download: Path | None, depth: str | None, metric: Any, 
         report.render(report.build(outcome.table, Store(chosen.results), metric, outcome.trained), form),
         nl=False,
     )
+    page = _write_page([chosen.results], chosen.results / "report", metric)
+    click.echo(f"report: {page}", err=True)
     if outcome.failed:
         click.echo(f"{outcome.failed} stages failed; the footnotes say why", err=True)
     return 1 if outcome.failed else 0
@@ -194,6 +196,34 @@ def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, me
     """Print a table from the records that there are, of each row those that say most."""
     chosen = spec.selected(table, rows, int(depth) if depth else None)
     click.echo(report.render(report.build(chosen, Store(results), metric), form), nl=False)
+    return 0
+
+
+def _write_page(results: Sequence[Path], out: Path, metric: Any) -> Path:
+    from suite import page
+
+    try:
+        return page.write([Store(folder) for folder in results], out, metric)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot write there: {error.strerror}") from None
+
+
+@suite.command("report")
+@click.option(
+    "--results", type=Path, multiple=True, default=(RESULTS,), show_default=True, help="Folders of records; repeat."
+)
+@click.option("--out", type=Path, help="Folder to write; by default report/ in the first folder of records.")
+@_metric
+@click.option("--open", "opened", is_flag=True, help="Show it in the browser.")
+def report_(results: tuple[Path, ...], out: Path | None, metric: Any, opened: bool) -> int:
+    """Write a page with the tables, plots and provenance of all records, and the same as plain files beside it."""
+    for folder in results:
+        if not folder.is_dir():
+            raise InputError(f"--results {folder}: no such folder")
+    path = _write_page(results, out or results[0] / "report", metric)
+    click.echo(path)
+    if opened:
+        click.launch(str(path))
     return 0
 
 

@@ -7,9 +7,12 @@ that is missing is an empty cell with a footnote, never 0, and figures of differ
 import csv
 import io
 import json
+import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from suite.spec import EMBEDDED, METRICS, Row, Table
@@ -18,8 +21,13 @@ from suite.store import Record, Store
 FORMATS = ("github", "csv", "latex", "json")
 # Spread of the samples, (p75 - p25) / p50, from which on a latency is marked as unstable.
 UNSTABLE = 0.1
+# The table whose figures are not errors but what `suite.analyze` finds in trained networks.
+ANALYSED = 1
 
 Value = str | float | int | None
+Metric = Literal["last", "best"]
+# Machine, runtime, execution provider and batch size of a latency.
+Kind = tuple[str, str, str, int, str]
 
 
 @dataclass(frozen=True)
@@ -55,44 +63,84 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """What the store has of one row: training runs of one recipe on one data set, by seed, and what followed."""
+class Runs:
+    """What there is of one row: training runs of one recipe on one data set, by seed, and what followed."""
 
     train: list[Record]
     export: Record | None
     parity: list[Record]
     latency: list[Record]
+    analyze: list[Record]
+
+    @cached_property
+    def timed(self) -> dict[Kind, Record]:
+        """The latency record of each kind that rests on the most samples, of equals that of the first seed."""
+
+        def merit(record: Record) -> tuple[int, int, str]:
+            return record.inputs.get("version", 0), len(record.result["samples"]), record.finished
+
+        found: dict[Kind, Record] = {}
+        for record in self.latency:
+            best = found.setdefault(kind_of(record), record)
+            if merit(record) > merit(best):
+                found[kind_of(record)] = record
+        return dict(sorted(found.items()))
 
 
-class _Index:
-    """The records of a results folder, to be asked for by what they depend on."""
+class Records:
+    """What results folders hold, each record read once; to be asked for by what it depends on.
 
-    def __init__(self, store: Store, trained: frozenset[str] | None) -> None:
-        self.train = [r for r in store.records("train") if trained is None or r.key in trained]
-        self.export = {r.inputs["train"]: r for r in store.records("export")}
-        self.parity = {
-            r.inputs["export"]: r for r in store.records("parity") if r.inputs.get("precision", "fp32") == "fp32"
-        }
+    Args:
+        stores: the folders. Of records with the same key, the first folder's counts.
+        models: only records of these models; None for all.
+        trained: keys of the training records to use; None for all.
+
+    Raises:
+        InputError: a record cannot be read.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        models: Collection[str] | None = None,
+        trained: frozenset[str] | None = None,
+    ) -> None:
+        def each(stage: str) -> Iterable[Record]:
+            found: dict[str, Record] = {}
+            for store in stores:
+                for record in store.each(stage, models):
+                    found.setdefault(record.key, _compact(record))
+            # Where a stage has a newer version, its record stands behind and is the one that a dictionary keeps.
+            return sorted(found.values(), key=lambda record: (record.inputs.get("version", 0), record.finished))
+
+        self.train: dict[str, list[Record]] = {}
+        for record in each("train"):
+            if trained is None or record.key in trained:
+                self.train.setdefault(record.inputs["model"], []).append(record)
+        self.export = {r.inputs["train"]: r for r in each("export")}
+        self.parity = {r.inputs["export"]: r for r in each("parity") if r.inputs.get("precision", "fp32") == "fp32"}
+        self.analyze = {r.inputs["train"]: r for r in each("analyze")}
         self.latency: dict[str, list[Record]] = {}
-        for record in store.records("latency"):
+        for record in each("latency"):
             self.latency.setdefault(record.inputs["export"], []).append(record)
-        self.failures = store.failures()
-        self.analyze = {r.inputs["train"]: r for r in store.records("analyze")}
-        self.peak = {
-            (r.inputs["machine"], r.inputs["provider"], r.inputs["threads"]): float(r.result["flops"])
-            for r in store.records("peak")
-        }
+        # Of the machine and not of a model; the fastest counts, since nothing makes a machine faster than it is.
+        self.peak: dict[tuple[str, str, int], float] = {}
+        for store in stores:
+            for record in store.each("peak", None):
+                place = record.inputs["machine"], record.inputs["provider"], record.inputs["threads"]
+                self.peak[place] = max(self.peak.get(place, 0.0), float(record.result["flops"]))
+        self.failures = [failure for store in stores for failure in store.failures()]
 
-    def runs(self, row: Row) -> _Runs:
+    def runs(self, row: Row) -> Runs:
         """The runs of a row that say most: on the paper's data, of most steps, of most seeds, the latest."""
         groups: dict[str, list[Record]] = {}
-        for record in self.train:
+        for record in self.train.get(row.model, []):
             inputs = record.inputs
-            if inputs["model"] == row.model and inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
+            if inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
                 group = json.dumps([inputs["data"], inputs["recipe"], inputs.get("processes", 1)], sort_keys=True)
                 groups.setdefault(group, []).append(record)
         if not groups:
-            return _Runs([], None, [], [])
+            return Runs([], None, [], [], [])
 
         def merit(runs: list[Record]) -> tuple[bool, int, int, str]:
             real = runs[0].inputs["data"]["name"] == row.data
@@ -103,7 +151,8 @@ class _Index:
         exports = [self.export[r.key] for r in train if r.key in self.export]
         parity = [self.parity[e.key] for e in exports if e.key in self.parity]
         latency = [record for e in exports for record in self.latency.get(e.key, [])]
-        return _Runs(train, exports[0] if exports else None, parity, latency)
+        analyze = [self.analyze[r.key] for r in train if r.key in self.analyze]
+        return Runs(train, exports[0] if exports else None, parity, latency, analyze)
 
     def reason(self, row: Row, stage: str) -> str | None:
         """Why this stage of the row failed last time, if it did."""
@@ -115,24 +164,52 @@ class _Index:
         return None
 
 
+def _compact(record: Record) -> Record:
+    """The record with samples, and epochs column by column, as arrays: in a fraction of the memory."""
+    result = record.result
+    if "samples" in result:
+        return replace(record, result={**result, "samples": array("d", result["samples"])})
+    if "epochs" in result:
+        epochs = result["epochs"]
+        names = dict.fromkeys(name for epoch in epochs for name in epoch)
+        columns = {name: array("d", [_number(epoch.get(name)) for epoch in epochs]) for name in names}
+        return replace(record, result={**result, "epochs": columns})
+    return record
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def by_epoch(record: Record, name: str) -> dict[int, float]:
+    """What a training record that was read by `Records` says of each 1-based epoch, where it says something."""
+    column = record.result["epochs"].get(name, ())
+    return {number: value for number, value in enumerate(column, start=1) if not math.isnan(value)}
+
+
 def build(
     table: Table,
-    store: Store,
-    metric: Literal["last", "best"] = "last",
+    source: Store | Records,
+    metric: Metric = "last",
     trained: frozenset[str] | None = None,
+    detail: bool = False,
 ) -> Report:
     """Put a table together.
 
     Args:
         table: the rows wanted.
-        store: where the records are.
+        source: a results folder, or what was read of one or several.
         metric: print the errors of the last epoch, or the least over all epochs.
-        trained: keys of the training records to show; None for the best that the store has of each row.
+        trained: keys of the training records to show, if `source` is a folder; None for the best of each row.
+        detail: give differences from the paper, numbers of seeds and spreads columns of their own.
 
     Raises:
         InputError: a record cannot be read.
     """
-    index = _Index(store, trained)
+    if isinstance(source, Store):
+        index = Records([source], {row.model for row in table.rows}, trained)
+    else:
+        index = source
     found = [index.runs(row) for row in table.rows]
     headings = [Column(f"heading_{i}", name) for i, name in enumerate(table.headings)]
     model = Column("model", "Model")
@@ -141,9 +218,9 @@ def build(
         for column, text in zip([*headings, model], [*row.heading, row.model], strict=True):
             line.put(column, text)
     columns = [*headings, model]
-    if table.number == 1:
-        return Report(table.title, columns + _activations(table, found, lines, index), lines, [])
-    columns += _errors(table, found, lines, index, metric)
+    if table.number == ANALYSED:
+        return Report(table.title, columns + _activation(table, found, lines), lines, [])
+    columns += _errors(table, found, lines, index, metric, detail)
     columns += _parity(table, found, lines, index)
     columns += _cost(found, lines)
     latency, remarks = _latency(table, found, lines, index)
@@ -155,75 +232,95 @@ def _decimals(count: int) -> Callable[[float], str]:
 
 
 def _errors(
-    table: Table, found: list[_Runs], lines: list[Line], index: _Index, metric: Literal["last", "best"]
+    table: Table, found: list[Runs], lines: list[Line], index: Records, metric: Metric, detail: bool
 ) -> list[Column]:
     columns = []
+    seeds = Column("seeds", "seeds")
     for name in table.metrics:
         paper = Column(f"paper_{name}", f"paper {METRICS[name]}", _decimals(2))
         ours = Column(name, f"ours {METRICS[name]}", _decimals(2))
-        columns += [paper, ours]
+        difference = Column(f"difference_{name}", f"ours - paper {METRICS[name]}", lambda value: f"{value:+.2f}")
+        spread = Column(f"spread_{name}", f"max - min {METRICS[name]}", _decimals(2))
+        columns += [paper, ours, difference, spread] if detail else [paper, ours]
         for row, runs, line in zip(table.rows, found, lines, strict=True):
             stated = row.paper.get(name)
             line.put(paper, stated, *([] if stated is not None else ["not in the paper"]))
+            if detail:
+                line.put(seeds, len(runs.train))
             if not runs.train:
-                line.put(ours, None, index.reason(row, "train") or "not run")
+                for column in (ours, difference, spread) if detail else (ours,):
+                    line.put(column, None, index.reason(row, "train") or "not run")
                 continue
-            values = [_error(record, name, metric) for record in runs.train]
-            known = [value for value in values if value is not None]
+            values = errors(runs, name, metric)
             note = _scale(table, row, runs.train)
-            if known:
-                line.put(ours, statistics.median(known), *note)
+            if values:
+                median = statistics.median(values)
+                line.put(ours, median, *note)
+                if detail:
+                    line.put(difference, median - stated if stated is not None else None, *note)
+                    line.put(spread, max(values) - min(values) if len(values) > 1 else None)
             elif all(not record.result["trained"] for record in runs.train):
                 line.put(ours, None, _untrained(runs.train[0]), *note)
             else:
                 line.put(ours, None, "not measured by this recipe")
-    return columns
+    return [*columns, seeds] if detail else columns
 
 
-# Over what Table 1's mean and deviation may be taken; the paper does not say (see `suite.analyze`).
-READINGS = {"over_nonzero": "of non-zero entries", "over_all": "of all entries", "pooled": "after pooling"}
-
-
-def _activations(table: Table, found: list[_Runs], lines: list[Line], index: _Index) -> list[Column]:
-    """Table 1: the paper's figures, and ours in each reading."""
+def _activation(table: Table, found: list[Runs], lines: list[Line]) -> list[Column]:
+    """Table 1. The paper does not say over which entries it averages, so that all three readings stand side by side."""
+    readings = {"over_nonzero": "non-zero entries", "over_all": "all entries", "pooled": "pooled"}
     columns = []
     for name in table.metrics:
         paper = Column(f"paper_{name}", f"paper {METRICS[name]}", _decimals(2))
+        ours: dict[tuple[str, ...], Column]
         if name == "nonzero":
-            ours = {"nonzero": Column("nonzero", f"ours {METRICS[name]}", _decimals(2))}
+            ours = {(name,): Column(name, f"ours {METRICS[name]}", _decimals(2))}
         else:
             ours = {
-                reading: Column(f"{name}_{reading}", f"ours {METRICS[name]} {what}", lambda value: f"{value:.4g}")
-                for reading, what in READINGS.items()
+                (reading, name): Column(f"{name}_{reading}", f"ours {METRICS[name]}, {words}", _decimals(2))
+                for reading, words in readings.items()
             }
         columns += [paper, *ours.values()]
         for row, runs, line in zip(table.rows, found, lines, strict=True):
-            line.put(paper, row.paper[name])
-            record = index.analyze.get(runs.train[0].key) if runs.train else None
-            for reading, column in ours.items():
-                if record is None:
-                    line.put(column, None, index.reason(row, "analyze") or index.reason(row, "train") or "not run")
+            line.put(paper, row.paper.get(name))
+            for path, column in ours.items():
+                if not runs.analyze:
+                    line.put(column, None, "not run")
                     continue
-                statistics = record.result["activation"]
-                value = statistics["nonzero"] if name == "nonzero" else statistics[reading][name]
-                notes = _scale(table, row, runs.train)
-                line.put(
-                    column, value, *([_untrained(runs.train[0])] if not runs.train[0].result["trained"] else notes)
-                )
+                values = [_at(record.result["activation"], path) for record in runs.analyze]
+                known = [value for value in values if value is not None]
+                line.put(column, statistics.median(known) if known else None, *_scale(table, row, runs.train))
     return columns
 
 
-def _error(record: Record, name: str, metric: Literal["last", "best"]) -> float | None:
+def _at(value: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def errors(runs: Runs, name: str, metric: Metric = "last") -> list[float]:
+    """An error in percent of each run that has it, in the order of the seeds."""
+    values = [_error(record, name, metric) for record in runs.train]
+    return [value for value in values if value is not None]
+
+
+def _error(record: Record, name: str, metric: Metric) -> float | None:
     last: float | None = record.result.get(name)
     if metric == "last" or last is None:
         return last
-    return min([epoch[name] for epoch in record.result["epochs"] if name in epoch], default=last)
+    return min(by_epoch(record, name).values(), default=last)
 
 
 def _untrained(record: Record) -> str:
     tries = record.result["tries"]
     first, last = tries[0]["learning_rate"], tries[-1]["learning_rate"]
     return f"did not train at any learning rate from {first:g} down to {last:g}: {tries[-1]['outcome']}"
+
+
+def comparable(table: Table, row: Row, runs: Runs) -> bool:
+    """Whether the runs were made by the paper's recipe, on its data and in full."""
+    return bool(runs.train) and not any("not comparable" in note for note in _scale(table, row, runs.train))
 
 
 def _scale(table: Table, row: Row, train: list[Record]) -> list[str]:
@@ -251,7 +348,7 @@ def _scale(table: Table, row: Row, train: list[Record]) -> list[str]:
     return notes
 
 
-def _parity(table: Table, found: list[_Runs], lines: list[Line], index: _Index) -> list[Column]:
+def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[Column]:
     error = Column("parity_top1", "ONNX - torch top-1", lambda value: f"{value:+.2f}")
     logits = Column("parity_logits", "max logit diff / scale", lambda value: f"{value:.1e}")
     agreement = Column("parity_agreement", "top-1 agreement %", lambda value: f"{value:.4g}")
@@ -275,7 +372,7 @@ def _parity(table: Table, found: list[_Runs], lines: list[Line], index: _Index) 
     return [error, logits, agreement]
 
 
-def _cost(found: list[_Runs], lines: list[Line]) -> list[Column]:
+def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
     parameters = Column("parameters", "params M", lambda value: f"{value / 1e6:.3f}")
     macs = Column("macs", "MACs G", lambda value: f"{value / 1e9:.3f}")
     for runs, line in zip(found, lines, strict=True):
@@ -287,10 +384,11 @@ def _cost(found: list[_Runs], lines: list[Line]) -> list[Column]:
     return [parameters, macs]
 
 
-def _latency(table: Table, found: list[_Runs], lines: list[Line], index: _Index) -> tuple[list[Column], list[str]]:
+def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records) -> tuple[list[Column], list[str]]:
     """Columns (p50, images/s, share of the peak) for each machine, runtime, provider, batch size and precision that was
     measured."""
-    kinds = sorted({_kind(record) for runs in found for record in runs.latency})
+    timed = [runs.timed for runs in found]
+    kinds = sorted({kind for records in timed for kind in records})
     machines = list(dict.fromkeys(kind[0] for kind in kinds))
     remarks = []
     for number, machine in enumerate(machines, start=1):
@@ -300,8 +398,8 @@ def _latency(table: Table, found: list[_Runs], lines: list[Line], index: _Index)
     for kind in kinds:
         machine, runtime, provider, batch, precision = kind
         where = f" m{machines.index(machine) + 1}" if len(machines) > 1 else ""
+        name = f"{words_of(kind)}{where}"
         reduced = "" if precision == "fp32" else f" {precision}"
-        name = f"{'ORT' if runtime == 'onnxruntime' else runtime} {provider}{reduced} b{batch}{where}"
         key = "_".join(f"{runtime} {provider}{reduced} b{batch}{where}".split())
         median = Column(
             f"{key}_p50_ms", f"{name} p50 ms", lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}"
@@ -314,30 +412,28 @@ def _latency(table: Table, found: list[_Runs], lines: list[Line], index: _Index)
         share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}")
         columns += [median, speed]
         # The peak is that of float32, and torch uses the same units.
-        has_peak = precision == "fp32" and any(name[:2] == (machine, provider) for name in index.peak)
+        has_peak = precision == "fp32" and any(place[:2] == (machine, provider) for place in index.peak)
         if has_peak:
             columns.append(share)
-        for row, runs, line in zip(table.rows, found, lines, strict=True):
-            records = [record for record in runs.latency if _kind(record) == kind]
-            if not records:
+        for runs, row, records, line in zip(found, table.rows, timed, lines, strict=True):
+            if kind not in records:
                 why = index.reason(row, "latency") or "not run"
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue
-            record = max(records, key=lambda r: (len(r.result["samples"]), r.finished))
-            samples = record.result["samples"]
-            p25, p50, p75 = statistics.quantiles(samples, n=4, method="inclusive")
+            p25, p50, p75 = quantiles(records[kind], (0.25, 0.5, 0.75))
             unstable = (p75 - p25) / p50 > UNSTABLE
             notes = [f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart"] if unstable else []
             line.put(median, 1e3 * p50, *notes)
             line.put(speed, batch / p50)
-            peak = index.peak.get((machine, provider, record.inputs.get("threads", 0)))
+            peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0)))
             if has_peak and peak and runs.export:
                 line.put(share, 100 * 2 * runs.export.result["macs"] * batch / p50 / peak)
     return columns, remarks
 
 
-def _kind(record: Record) -> tuple[str, str, str, int, str]:
+def kind_of(record: Record) -> Kind:
+    """What a latency record timed: two of the same kind may be compared, others never share a column."""
     inputs = record.inputs
     return (
         inputs["machine"],
@@ -348,20 +444,39 @@ def _kind(record: Record) -> tuple[str, str, str, int, str]:
     )
 
 
+def words_of(kind: Kind) -> str:
+    """A kind without its machine, as in "ORT cpu b8"."""
+    _, runtime, provider, batch, precision = kind
+    reduced = "" if precision == "fp32" else f" {precision}"
+    return f"{'ORT' if runtime == 'onnxruntime' else runtime} {provider}{reduced} b{batch}"
+
+
+def quantiles(record: Record, shares: Sequence[float]) -> list[float]:
+    """Quantiles of a latency record's samples in seconds, interpolated between neighbours."""
+    ordered = sorted(record.result["samples"])
+    found = []
+    for share in shares:
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        found.append(ordered[low] + (place - low) * (ordered[high] - ordered[low]))
+    return found
+
+
 def render(report: Report, form: str) -> str:
     """The report as text, ending in a newline: "github" (Markdown), "csv", "latex" (booktabs) or "json"."""
     return {"github": _github, "csv": _csv, "latex": _latex, "json": _json}[form](report)
 
 
 def _github(report: Report) -> str:
-    rows, notes = _printed(report, "[{}]")
+    rows, notes = printed(report, "[{}]")
     body = _tabulate(rows, report, "github")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
     return "\n".join([report.title, "", body, "", *(f"- {text}" for text in foot)]) + "\n"
 
 
 def _latex(report: Report) -> str:
-    rows, notes = _printed(report, "[{}]")
+    rows, notes = printed(report, "[{}]")
     body = _tabulate(rows, report, "latex_booktabs")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
     lines = [f"\\par {_escape_latex(text)}" for text in [report.title, *foot]]
@@ -389,7 +504,7 @@ def _json(report: Report) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _printed(report: Report, mark: str) -> tuple[list[list[str]], list[tuple[int, str]]]:
+def printed(report: Report, mark: str) -> tuple[list[list[str]], list[tuple[int, str]]]:
     """Every cell as text with the marks of its footnotes, and the numbered footnotes."""
     numbers: dict[str, int] = {}
     rows = []

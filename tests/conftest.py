@@ -31,7 +31,10 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         machine: str = MACHINE,
         samples: tuple[float, ...] = (0.010, 0.010, 0.010, 0.011, 0.010),
         passed: bool = True,
+        batch_sizes: tuple[int, ...] = (8,),
+        environment: dict[str, Any] | None = None,
     ) -> dict[str, Record]:
+        environment = environment or {}
         recipe = {"epochs": epochs, "max_steps": max_steps, "learning_rate": 0.1, "max_test_images": None}
         trained = top1 is not None
         train_result: dict[str, Any] = {
@@ -44,10 +47,18 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         }
         fingerprint = {"name": data, "train": 50000, "test": 10000, "sha256": "0" * 64}
         train = store.put(
-            "train", {"model": model, "data": fingerprint, "recipe": recipe, "seed": seed}, train_result, {}, {}
+            "train",
+            {"model": model, "data": fingerprint, "recipe": recipe, "seed": seed},
+            train_result,
+            environment,
+            {},
         )
         export = store.put(
-            "export", {"model": model, "train": train.key}, {"parameters": 1_727_962, "macs": 252_887_680}, {}, {}
+            "export",
+            {"model": model, "train": train.key},
+            {"parameters": 1_727_962, "macs": 252_887_680},
+            environment,
+            {},
         )
         parity_result = {
             "images": 10000,
@@ -58,11 +69,11 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
             "ties": 1,
             "passed": passed,
         }
-        parity = store.put("parity", {"model": model, "export": export.key}, parity_result, {}, {})
+        parity = store.put("parity", {"model": model, "export": export.key}, parity_result, environment, {})
         inputs = {"model": model, "export": export.key, "machine": machine, "runtime": "onnxruntime"}
-        latency = store.put(
-            "latency", inputs | {"provider": "cpu", "batch_size": 8}, {"samples": list(samples)}, {}, {}
-        )
+        for batch_size in batch_sizes:
+            timed = inputs | {"provider": "cpu", "batch_size": batch_size}
+            latency = store.put("latency", timed, {"samples": list(samples)}, environment, {})
         return {"train": train, "export": export, "parity": parity, "latency": latency}
 
     return add

@@ -33,7 +33,7 @@ def data_of(count: int = IMAGES, side: int = 32) -> Batches:
 @pytest.fixture(autouse=True)
 def _batches_of_4(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the last of three batches is smaller than the others."""
-    monkeypatch.setattr(batches, "TEST_BATCH", 4)
+    monkeypatch.setitem(batches.TEST_BATCH, "cpu", 4)
 
 
 def network(name: str, **args: Any) -> nn.Module:

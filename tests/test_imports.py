@@ -41,6 +41,9 @@ ALLOWED: dict[str, set[str]] = {
     | {"precision", "spec"},
     "figures": {"analyze", "deploy", "errors", "export", "spec", "store"},
     "report": {"spec", "store"},
+    "plots": {"report", "spec"},
+    "svg": {"plots"},
+    "page": {"plots", "report", "spec", "store", "svg"},
     "runner": STAGES
     | {
         "batches",
@@ -55,7 +58,19 @@ ALLOWED: dict[str, set[str]] = {
         "step",
         "store",
     },
-    "__main__": {"compare", "deploy", "errors", "explain", "figures", "report", "runner", "spec", "store", "models"},
+    "__main__": {
+        "page",
+        "compare",
+        "deploy",
+        "errors",
+        "explain",
+        "figures",
+        "report",
+        "runner",
+        "spec",
+        "store",
+        "models",
+    },
 }
 
 

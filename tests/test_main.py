@@ -72,7 +72,7 @@ def test_the_same_command_again_does_no_work_twice(
     folder, done = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
     code, out, err = suite("run", *ROW, "--steps", "2", "--results", str(folder))
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"report: {folder / 'report' / 'index.html'}\n")
     assert out == done.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == before
 

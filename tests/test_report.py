@@ -172,3 +172,37 @@ def test_every_table_renders_in_every_format(store: Store, number: int, form: st
     text = report.render(report.build(table, store), form)
     assert text.endswith("\n")
     assert all(row.model in text.replace("\\_", "_") for row in table.rows)
+
+
+def test_a_newer_version_of_a_stage_stands_before_an_older_one(store: Store, add_run: AddRun) -> None:
+    train = add_run()["train"]
+    for version in (3, 2):
+        store.put(
+            "export",
+            {"model": "resnet110_relu_bn", "train": train.key, "version": version},
+            {"parameters": version, "macs": version},
+            {},
+            {},
+        )
+    assert build(store).lines[0].values["parameters"] == 3
+
+
+def test_with_detail_difference_seeds_and_spread_have_columns(store: Store, add_run: AddRun) -> None:
+    add_run(seed=0, top1=6.0)
+    add_run(seed=1, top1=7.0)
+    values = build(store, detail=True).lines[0].values
+    assert values["difference_top1"] == pytest.approx(0.15)
+    assert (values["seeds"], values["spread_top1"]) == (2, 1.0)
+    assert "seeds" not in build(store).lines[0].values
+
+
+def test_quantiles_are_interpolated_between_samples(add_run: AddRun) -> None:
+    record = add_run(samples=(0.4, 0.1, 0.2, 0.3))["latency"]
+    assert report.quantiles(record, (0, 0.25, 0.5, 1)) == pytest.approx([0.1, 0.175, 0.25, 0.4])
+
+
+def test_of_a_net_that_was_timed_twice_the_figure_of_more_samples_stands(store: Store, add_run: AddRun) -> None:
+    add_run(seed=0, samples=(0.002,) * 5)
+    add_run(seed=1, samples=(0.003,) * 9)
+    add_run(seed=2, samples=(0.004,) * 5)
+    assert build(store).lines[0].values["onnxruntime_cpu_b8_p50_ms"] == pytest.approx(3)

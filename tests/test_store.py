@@ -129,3 +129,10 @@ def test_a_results_path_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("")
     with pytest.raises(InputError, match="cannot write there"), Store(tmp_path / "results").workspace():
         pass
+
+
+def test_records_can_be_asked_for_by_model_and_others_are_not_read(store: Store) -> None:
+    record = put(store)
+    (store.root / "records" / "train" / "resnet20_crelu_bn-0.json").write_text("not a record")
+    assert store.records("train", {"resnet20_relu_bn"}) == [record]
+    assert store.records("train", {"resnet20"}) == []

@@ -1,0 +1,362 @@
+"""All results as one HTML page that opens from disk, with each table and plot as a plain file beside it.
+
+The page needs no network: style, script, the drawing library and the data are in it. What comes from records is
+escaped where it stands in HTML and in the data that the script reads.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from suite import plots, report, spec, svg
+from suite.plots import Entry, Figure
+from suite.report import Column, Line, Metric, Records, Report
+from suite.spec import CIFAR_DEPTHS, Row, Table
+from suite.store import Record, Store
+
+ENDINGS = {"github": "md", "csv": "csv", "latex": "tex"}
+# What a footnote that begins so is called in the cell itself.
+TAGS = {
+    "quick run": "quick",
+    "shortened run": "shortened",
+    "unstable": "unstable",
+    "PARITY FAILED": "failed",
+    "train failed": "failed",
+    "export failed": "failed",
+    "parity failed": "failed",
+    "latency failed": "failed",
+}
+# What every browser that can do what the page needs understands; nothing may be loaded from anywhere.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One table at one depth: its entries, the report of it and the stem of its files."""
+
+    name: str
+    table: Table
+    entries: list[Entry]
+    report: Report
+
+
+def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -> Path:
+    """Write `index.html` and the plain files into a folder, which is made if need be.
+
+    Beside the page lie `table2.md`, `.csv` and `.tex` (booktabs) for each table, `table2-resnet20.*` for those run
+    with other nets, and one SVG for each plot in `plots/`. A file of the same name is replaced.
+
+    Args:
+        stores: one or several results folders, of one or several machines.
+        out: the folder.
+        metric: errors of the last epoch, or the least over all epochs.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        InputError: a record cannot be read.
+        OSError: the folder cannot be written.
+    """
+    folders = [stores] if isinstance(stores, Store) else list(stores)
+    records = Records(folders)
+    sections = list(_sections(records, metric))
+    entries = [entry for section in sections for entry in section.entries]
+    drawings = {
+        "question": plots.error_against_latency(entries),
+        "curves": plots.learning_curves(entries),
+        "speed": [*plots.latency_distributions(entries), *plots.batch_scaling(entries)],
+        "inside": plots.inside(entries),
+    }
+    (out / "plots").mkdir(parents=True, exist_ok=True)
+    for section in sections:
+        for form, ending in ENDINGS.items():
+            (out / f"{section.name}.{ending}").write_text(report.render(section.report, form), "utf-8")
+    for figure in (figure for group in drawings.values() for figure in group):
+        for plot in figure.plots:
+            (out / "plots" / f"{plot.name}.svg").write_text(svg.render(plot), "utf-8")
+    page = out / "index.html"
+    page.write_text(_page(folders, sections, drawings), "utf-8")
+    return page
+
+
+def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
+    """Tables 2 to 4 always, Table 1 where there are records of it, and those rows that were run at other depths."""
+    for number in spec.NUMBERS:
+        table = spec.load_table(number)
+        others = [spec.at_depth(table, depth) for depth in CIFAR_DEPTHS if table.depth and depth != table.depth]
+        for each in [table, *others]:
+            entries = [Entry(each, row, records.runs(row)) for row in each.rows]
+            if number == report.ANALYSED or each is not table:
+                there = [e for e in entries if (e.runs.analyze if number == report.ANALYSED else e.runs.train)]
+                if not there:
+                    continue
+                entries = there if each is not table else entries
+            shown = replace(each, rows=tuple(entry.row for entry in entries))
+            name = f"table{number}" + ("" if each is table else f"-resnet{each.depth}")
+            yield _Section(name, shown, entries, report.build(shown, records, metric, detail=True))
+
+
+def _page(folders: Sequence[Store], sections: Sequence[_Section], drawings: Mapping[str, list[Figure]]) -> str:
+    provenance = _Provenance()
+    for section in sections:
+        for entry in section.entries:
+            provenance.add(section, entry)
+    figures = [figure for group in drawings.values() for figure in group]
+    numbers = iter(range(len(figures)))
+    drawn = {f"plots_{name}": "".join(_figure(next(numbers), f) for f in group) for name, group in drawings.items()}
+    empty = '<p class="quiet">Nothing to draw yet: there are no records for it.</p>'
+    return Template(_asset("report.html")).substitute(
+        {name: text or empty for name, text in drawn.items()},
+        policy=POLICY,
+        style=_asset("report.css"),
+        summary=_summary(folders, provenance),
+        links="".join(f'<li><a href="#{s.name}">{escape(_short(s))}</a></li>' for s in sections),
+        tables="".join(map(_table, sections)),
+        missing=_missing(folders, sections),
+        provenance=provenance.html(),
+        library=_asset("echarts.min.js"),
+        data=_inline({"figures": [asdict(figure) for figure in figures], "palette": svg.PALETTE}),
+        script=_asset("report.js"),
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("suite") / "assets" / name).read_text("utf-8")
+
+
+def _inline(data: Any) -> str:
+    """JSON that may stand inside a script element: none of its characters can end it."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _short(section: _Section) -> str:
+    depth = "" if section.name == f"table{section.table.number}" else f", ResNet-{section.table.depth}"
+    return f"Table {section.table.number}{depth}"
+
+
+def _summary(folders: Sequence[Store], provenance: "_Provenance") -> str:
+    machines = list(provenance.machines)
+    where = ", ".join(str(store.root) for store in folders)
+    words = f"{len(provenance.records)} records are shown, from {where}."
+    if machines:
+        words += f" Measured on {' and on '.join(machines)}."
+    return escape(f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
+
+
+def _table(section: _Section) -> str:
+    shown = section.report
+    cells, notes = report.printed(shown, "\0{}")
+    name = section.name
+    head = "".join(
+        f'<th scope="col" aria-sort="none"{_kind(column)}><button type="button">{_heading(column)}</button></th>'
+        for column in shown.columns
+    )
+    body = "".join(
+        f"<tr>{''.join(_cell(name, c, line, text) for c, text in zip(shown.columns, row, strict=True))}</tr>"
+        for line, row in zip(shown.lines, cells, strict=True)
+    )
+    foot = "".join(f'<li id="{name}-note-{number}">{escape(text)}</li>' for number, text in notes)
+    remarks = "".join(f"<li>{escape(text)}</li>" for text in shown.remarks)
+    files = " ".join(
+        f'<a href="{name}.{ending}">{word}</a>'
+        for word, ending in (("Markdown", "md"), ("CSV", "csv"), ("LaTeX", "tex"))
+    )
+    title = escape(shown.title)
+    return f"""
+<section class="table" id="{name}" aria-labelledby="{name}-title">
+<h3 id="{name}-title">{title}</h3>
+<div class="tools"><label>Filter rows <input type="search" aria-controls="{name}-body"></label>
+<output aria-live="polite"></output><span class="files">{files}</span></div>
+<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table><thead><tr>{head}</tr></thead>
+<tbody id="{name}-body">{body}</tbody></table></div>
+<details class="notes"{" open" if len(notes) <= 12 else ""}><summary>Notes</summary>
+<ol>{foot}</ol><ul>{remarks}</ul></details>
+</section>"""
+
+
+def _heading(column: Column) -> str:
+    return escape(column.heading.replace("top-", "top\u2011"))  # no line ends within "top-1"
+
+
+def _kind(column: Column) -> str:
+    if column.key == "model":
+        return ' class="model"'
+    return "" if column.key.startswith("heading_") else ' class="number"'
+
+
+def _cell(name: str, column: Column, line: Line, text: str) -> str:
+    """A cell: its text, what its footnotes amount to, their numbers, and their words on hover."""
+    shown, *marks = text.split("\0")
+    value, notes = line.values.get(column.key), line.notes.get(column.key, [])
+    tags = list(dict.fromkeys(TAGS[start] for note in notes for start in TAGS if note.startswith(start)))
+    links = ",".join(f'<a href="#{name}-note-{mark.strip()}">{mark.strip()}</a>' for mark in marks)
+    content = escape(shown.strip())
+    if value is None:  # the reason is on hover and for screen readers; a number at each empty cell would be a thicket
+        why = escape("; ".join(notes) or "none")
+        content, links = f'<span class="empty" role="img" aria-label="{why}">&ndash;</span>', ""
+    content += "".join(f' <span class="tag {tag}">{tag}</span>' for tag in tags)
+    content += f"<sup>{links}</sup>" if links else ""
+    title = f' title="{escape("; ".join(notes))}"' if notes else ""
+    order = "" if value is None else f' data-value="{escape(str(value))}"'
+    if column.key == "model":
+        return f'<th scope="row" class="model"{order}>{content}</th>'
+    return f"<td{_kind(column)}{order}{title}>{content}</td>"
+
+
+def _figure(number: int, figure: Figure) -> str:
+    """A figure's frame, which the script draws into; without scripts its plots are pictures."""
+    options = "".join(f'<option value="{i}">{escape(plot.title)}</option>' for i, plot in enumerate(figure.plots))
+    choice = f"<label>Show <select>{options}</select></label>" if len(figure.plots) > 1 else ""
+    paper = f'<p class="paper">{escape(figure.paper)}</p>' if figure.paper else ""
+    first = figure.plots[0]
+    pictures = "".join(f'<img src="plots/{plot.name}.svg" alt="{escape(plot.title)}">' for plot in figure.plots)
+    return f"""
+<figure data-figure="{number}">
+<figcaption><h3>{escape(figure.title)}</h3><p>{escape(figure.caption)}</p>{paper}</figcaption>
+<div class="tools">{choice}<span class="files"><a href="plots/{first.name}.svg">SVG</a></span></div>
+<div class="plot" tabindex="0" role="img" aria-label="{escape(f"{figure.title}, {first.title}")}"></div>
+<details class="values"><summary>Values</summary><div class="scroll"></div></details>
+<noscript>{pictures}</noscript>
+</figure>"""
+
+
+def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> str:
+    """What the tables lack, with the commands that measure it."""
+    items = []
+    for section in sections:
+        if section.table.number not in spec.DEPLOYED:
+            continue
+        for data in dict.fromkeys(row.data for row in section.table.rows):
+            for words, rows in _gaps(section, data).items():
+                command = escape(_command(folders, section.table, data, rows))
+                where = f"{escape(_short(section))}, {plots.DATA[data]}"
+                items.append(
+                    f"<li><p>{where}: {len(rows)} row{'s' if len(rows) > 1 else ''} {words}</p>"
+                    f"<pre><code>{command}</code></pre></li>"
+                )
+    return f"<ul>{''.join(items)}</ul>" if items else "<p>Nothing: every cell is measured by the paper's recipe.</p>"
+
+
+def _gaps(section: _Section, data: str) -> dict[str, list[Row]]:
+    """The rows on one data set that are not complete, by what they lack."""
+    gaps: dict[str, list[Row]] = {}
+    for entry in section.entries:
+        runs = entry.runs
+        if entry.row.data != data:
+            continue
+        if not runs.train:
+            gaps.setdefault("not run", []).append(entry.row)
+        elif not entry.comparable:
+            gaps.setdefault("run, but quick or shortened, so without an error to compare", []).append(entry.row)
+        elif len(runs.train) < section.table.seeds:
+            gaps.setdefault(f"with fewer than {section.table.seeds} seeds", []).append(entry.row)
+        elif not (runs.export and runs.parity and runs.latency):
+            gaps.setdefault("without export, parity or latency", []).append(entry.row)
+    return gaps
+
+
+def _command(folders: Sequence[Store], table: Table, data: str, rows: Sequence[Row]) -> str:
+    paper = spec.load_table(table.number)
+    everything = len(rows) == sum(row.data == data for row in paper.rows)
+    names = [f"*@{data}"] if everything else [f"{row.model}@{data}" for row in rows]
+    words = ["python", "-m", "suite", "run", "--table", str(table.number), "--rows", ",".join(names)]
+    words += ["--depth", str(table.depth)] if table.depth != paper.depth else []
+    words += ["--profile", "paper", "--seeds", str(table.seeds), "--data", f"{data}=PATH"]
+    return shlex.join([*words, "--results", str(folders[0].root)] if folders else words)
+
+
+@dataclass
+class _Provenance:
+    """Where each figure of the page comes from: records, and numbered setups and recipes that many of them share."""
+
+    rows: dict[tuple[str, str, str, str, int], list[Record]] = field(default_factory=dict)
+    setups: dict[str, int] = field(default_factory=dict)
+    recipes: dict[str, int] = field(default_factory=dict)
+    machines: dict[str, None] = field(default_factory=dict)
+    records: set[str] = field(default_factory=set)
+
+    def add(self, section: _Section, entry: Entry) -> None:
+        runs = entry.runs
+        exports = [runs.export] if runs.export else []
+        shown = [*runs.train, *exports, *runs.parity, *runs.analyze, *runs.timed.values()]
+        self.records.update(record.key for record in shown)
+        for record in shown:
+            environment = record.environment
+            machine = environment.get("machine", {}).get("id") or record.inputs.get("machine") or "not recorded"
+            self.machines.setdefault(str(machine))
+            setup = {
+                "machine": machine,
+                "versions": _pairs(environment.get("versions", {})),
+                "commit": _commit(environment.get("source", {})),
+                "command": shlex.join(map(str, environment.get("command", []))),
+            }
+            number = self.setups.setdefault(json.dumps(setup), len(self.setups) + 1)
+            key = (_short(section), entry.row.model, entry.row.data, record.stage, number)
+            self.rows.setdefault(key, []).append(record)
+
+    def html(self) -> str:
+        lines = []
+        for (table, model, data, stage, setup), records in self.rows.items():
+            recipes = {self._recipe(record) for record in records if "recipe" in record.inputs}
+            seeds = [str(record.inputs["seed"]) for record in records if "seed" in record.inputs]
+            detail = [f"seed {', '.join(seeds)}"] if seeds else []
+            detail += [report.words_of(report.kind_of(r)) for r in records if stage == "latency"]
+            links = ", ".join(f'<a href="#recipe-{number}">{number}</a>' for number in sorted(recipes))
+            lines.append(
+                "<tr>"
+                + "".join(f"<td>{escape(text)}</td>" for text in (table, model, plots.DATA[data], stage))
+                + f"<td>{escape(', '.join(detail))}</td>"
+                + f'<td><a href="#setup-{setup}">{setup}</a></td>'
+                + f"<td>{links}</td>"
+                + f"<td>{escape(max(record.finished for record in records))}</td>"
+                + f"<td><code>{' '.join(escape(record.key) for record in records)}</code></td></tr>"
+            )
+        recipe_items = "".join(f'<li id="recipe-{number}">{escape(text)}</li>' for text, number in self.recipes.items())
+        head = _head("Table", "Model", "Data", "Stage", "What", "Setup", "Recipe", "Finished", "Records")
+        return f"""
+<details><summary>Setups: machine, versions, commit, command</summary><ol class="setups">{self._setups()}</ol></details>
+<details><summary>Recipes</summary><ol class="recipes">{recipe_items}</ol></details>
+<details><summary>Every figure: its setup, recipe and records</summary>
+<div class="scroll" tabindex="0" role="region" aria-label="Every figure">
+<table><thead><tr>{head}</tr></thead>
+<tbody>{"".join(lines)}</tbody></table></div></details>"""
+
+    def _recipe(self, record: Record) -> int:
+        data = record.inputs.get("data", {})
+        text = f"data {data.get('name')} ({str(data.get('sha256'))[:12]}); {_pairs(record.inputs['recipe'])}"
+        return self.recipes.setdefault(text, len(self.recipes) + 1)
+
+    def _setups(self) -> str:
+        items = []
+        for text, number in self.setups.items():
+            pairs = json.loads(text).items()
+            terms = "".join(f"<dt>{name}</dt><dd>{escape(value or 'not recorded')}</dd>" for name, value in pairs)
+            items.append(f'<li id="setup-{number}"><dl>{terms}</dl></li>')
+        return "".join(items)
+
+
+def _head(*names: str) -> str:
+    return "".join(f'<th scope="col">{name}</th>' for name in names)
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else str(value)
+
+
+def _commit(source: Mapping[str, Any]) -> str:
+    if not source.get("commit"):
+        return ""
+    return f"{source['commit']}{' with changes' if source.get('dirty') else ''}"

@@ -1,0 +1,328 @@
+"""What a report draws, as plain data: two renderers, `suite.svg` and the page's script, make pictures of it.
+
+Curves are thinned and samples reduced to quantiles here, so that a report stays small whatever the records hold.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from suite.report import Kind, Runs, by_epoch, comparable, errors, quantiles, words_of
+from suite.spec import EMBEDDED, Row, Table
+
+# Points of a curve that are kept; more could not be told apart on a screen.
+POINTS = 200
+# What a box shows: whiskers, quartiles and median.
+SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
+DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
+
+Points = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a table with its runs."""
+
+    table: Table
+    row: Row
+    runs: Runs
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its errors may be compared with the paper's."""
+        return comparable(self.table, self.row, self.runs)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis from `low` to `high` with the values to be marked; `categories` name 0, 1, ... where there are any."""
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    log: bool = False
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one name: [x, y] each, or for boxes [category, then a value for each of `SHARES`].
+
+    Attributes:
+        color: index into a palette.
+        hollow: drawn as an outline, or as a broken line.
+        labels: what each point is, where the series has many things.
+    """
+
+    name: str
+    form: Literal["points", "line", "steps", "boxes"]
+    points: Points
+    color: int = 0
+    hollow: bool = False
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One picture: `name` is its file's, `title` tells it from the other plots of its figure."""
+
+    name: str
+    title: str
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Plots of which one is seen at a time, what they show, and what the paper says of it."""
+
+    title: str
+    caption: str
+    plots: tuple[Plot, ...]
+    paper: str = ""
+
+
+def error_against_latency(entries: Sequence[Entry]) -> list[Figure]:
+    """A figure for each data set, a plot for each kind of latency: which nets no other beats in both."""
+    figures = []
+    for data, group in _by_data(entries):
+        plots = []
+        for number, kind in enumerate(_kinds(group), start=1):
+            found = [
+                (1e3 * quantiles(timed[kind], (0.5,))[0], statistics.median(values), entry)
+                for entry in group
+                if kind in (timed := entry.runs.timed) and (values := errors(entry.runs, "top1"))
+            ]
+            if found:
+                plots.append(_pareto(f"{data}-error-latency-{number}", kind, found))
+        if plots:
+            title = f"Error against latency: {DATA[data]}"
+            figures.append(Figure(title, f"{PARETO}{_stand_in(data, group)}", tuple(plots)))
+    return figures
+
+
+PARETO = (
+    "Lower left is better. The line is the Pareto front: no other net is both faster and more accurate. "
+    "Hollow points are quick or shortened runs, whose errors compare with nothing in the paper."
+)
+
+
+def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) -> Plot:
+    series = []
+    for color, (activation, sign) in enumerate((("ReLU", "_relu_"), ("CReLU", "_crelu_"))):
+        for full in (True, False):
+            some = [each for each in found if sign in each[2].row.model and each[2].comparable == full]
+            if some:
+                words = activation if full else f"{activation}, quick or shortened"
+                labels = tuple(entry.row.model for _, _, entry in some)
+                series.append(Series(words, "points", [[x, y] for x, y, _ in some], color, not full, labels))
+    # Runs of different lengths share no front: the full ones have it where there are any.
+    ranked = [each for each in found if each[2].comparable] or found
+    front = pareto_front([(x, y) for x, y, _ in ranked])
+    series.append(Series("Pareto front", "steps", [list(point) for point in front], 2))
+    x = _axis("latency, p50 (ms)", [x for x, _, _ in found], log=True)
+    y = _axis("test error, top-1 (%)", [y for _, y, _ in found])
+    return Plot(name, _title(kind), x, y, tuple(series))
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other is below in one coordinate without being above in the other, from left to right."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front
+
+
+def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
+    """A figure for each data set: test error, training error and training loss by epoch, medians over seeds."""
+    figures = []
+    for data, group in _by_data(entries):
+        plots = []
+        for key, label in (
+            ("top1", "test error, top-1 (%)"),
+            ("train_error", "training error (%)"),
+            ("train_loss", "training loss"),
+        ):
+            curves = [(entry.row.model, _curve(entry.runs, key)) for entry in group]
+            stem = f"{data}-{key.replace('_', '-').replace('top1', 'test-error')}"
+            plots += _lines(stem, label, "epoch", label, curves)
+        if plots:
+            caption = f"Medians over seeds. Lines of nets with ReLU are broken.{_stand_in(data, group)}"
+            figures.append(Figure(f"Learning curves: {DATA[data]}", caption, tuple(plots)))
+    return figures
+
+
+def _curve(runs: Runs, key: str) -> Points:
+    found: dict[int, list[float]] = {}
+    for record in runs.train:
+        for epoch, value in by_epoch(record, key).items():
+            found.setdefault(epoch, []).append(value)
+    return thin([[epoch, statistics.median(values)] for epoch, values in sorted(found.items())])
+
+
+def thin(points: Points) -> Points:
+    """At most about `POINTS` of the points, evenly spaced, the last always among them."""
+    step = math.ceil(len(points) / POINTS)
+    return points if step <= 1 else [*points[:-1:step], points[-1]]
+
+
+def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
+    """A figure for each data set, a plot for each kind: one box for each net."""
+    figures = []
+    for data, group in _by_data(entries):
+        plots = []
+        for number, kind in enumerate(_kinds(group), start=1):
+            found = [(entry.row.model, timed[kind]) for entry in group if kind in (timed := entry.runs.timed)]
+            boxes = [[i, *(1e3 * value for value in quantiles(r, SHARES))] for i, (_, r) in enumerate(found)]
+            models = tuple(model for model, _ in found)
+            x = _axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
+            y = Axis("", -0.5, len(models) - 0.5, tuple(range(len(models))), categories=models)
+            series = Series("latency", "boxes", boxes)
+            plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, y, (series,)))
+        if plots:
+            caption = "Box: quartiles and median of all samples; whiskers: 5 % and 95 %."
+            figures.append(Figure(f"Latency: {DATA[data]}", caption, tuple(plots)))
+    return figures
+
+
+def batch_scaling(entries: Sequence[Entry]) -> list[Figure]:
+    """A figure for each data set, a plot for each machine, runtime and provider that was timed at several batches."""
+    figures = []
+    for data, group in _by_data(entries):
+        plots: list[Plot] = []
+        places = dict.fromkeys((*kind[:3], 0, kind[4]) for kind in _kinds(group))  # 0: at any batch size
+        for number, place in enumerate(places, start=1):
+            curves = []
+            for entry in group:
+                timed = [
+                    (kind[3], record) for kind, record in entry.runs.timed.items() if (*kind[:3], 0, kind[4]) == place
+                ]
+                if len(timed) > 1:
+                    curves.append((entry.row.model, [[b, 1e3 * quantiles(r, (0.5,))[0]] for b, r in timed]))
+            title = _title(place).replace(" b0", "")
+            plots += _lines(
+                f"{data}-batches-{number}", title, "batch size (images)", "latency, p50 (ms)", curves, log=True
+            )
+        if plots:
+            caption = "Time of a whole batch. A line that rises more slowly than the batch gains images/s."
+            figures.append(Figure(f"Latency by batch size: {DATA[data]}", caption, tuple(plots)))
+    return figures
+
+
+def inside(entries: Sequence[Entry]) -> list[Figure]:
+    """The paper's Figures 2 and 3, where there are records of them."""
+    figures = []
+    for data, group in _by_data(entries):
+        analysed = [(entry.row.model, entry.runs.analyze[0].result) for entry in group if entry.runs.analyze]
+        plots: list[Plot] = []
+        for key, words in (("delta", "before the activation"), ("delta_after_relu", "after the activation")):
+            curves = [(model, _numbered(result["blocks"][key])) for model, result in analysed if "blocks" in result]
+            plots += _lines(f"{data}-{key.replace('_', '-')}", words, "block", "Delta", curves, log_y=True)
+        if plots:
+            caption = f"Mean length of what each residual block adds.{_stand_in(data, group)}"
+            figures.append(Figure(f"Figure 2, change by block: {DATA[data]}", caption, tuple(plots), FIGURE_2))
+        curves = [(model, _numbered(result["coherence"]["mu"])) for model, result in analysed if "coherence" in result]
+        plots = _lines(f"{data}-coherence", "coherence", "convolution", "coherence", curves)
+        if plots:
+            caption = f"Greatest cosine between two filters of a convolution.{_stand_in(data, group)}"
+            figures.append(Figure(f"Figure 3, coherence: {DATA[data]}", caption, tuple(plots), FIGURE_3))
+    return figures
+
+
+FIGURE_2 = (
+    "The paper, of ResNet-110 on CIFAR-100: in plain nets hardly any change in the first 36 blocks, but for a spike "
+    "where the size is reduced, then a jump by orders of magnitude, almost exponential with ReLU. With BatchNorm "
+    "Delta stays at around 1 to 5 in all blocks."
+)
+FIGURE_3 = (
+    "The paper, of the 34-layer NormProp2 nets on ImageNet: neither with CReLU nor with ReLU are the filters of low "
+    "coherence, so that the assumption on which NormProp rests does not hold in a ResNet."
+)
+
+
+def _numbered(values: Sequence[float]) -> Points:
+    return thin([[number, value] for number, value in enumerate(values, start=1)])
+
+
+def _by_data(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
+    """The entries with runs by data set; a net that several tables show counts once."""
+    groups: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        if entry.runs.train:
+            groups.setdefault(entry.row.data, {}).setdefault(entry.row.model, entry)
+    return [(data, list(group.values())) for data, group in groups.items()]
+
+
+def _kinds(group: Sequence[Entry]) -> list[Kind]:
+    return sorted({kind for entry in group for kind in entry.runs.timed})
+
+
+def _title(kind: Kind) -> str:
+    return f"{words_of(kind)}, {kind[0]}"
+
+
+def _stand_in(data: str, group: Sequence[Entry]) -> str:
+    """A sentence for figures of which a part comes from the embedded images."""
+    count = sum(entry.runs.train[0].inputs["data"]["name"] != data for entry in group)
+    if not count:
+        return ""
+    return f" {count} of {len(group)} nets ran on the embedded {EMBEDDED[data]}, not on {DATA[data]}."
+
+
+def _lines(
+    name: str,
+    title: str,
+    x_label: str,
+    y_label: str,
+    curves: Sequence[tuple[str, Points]],
+    log: bool = False,
+    log_y: bool = False,
+) -> list[Plot]:
+    """A plot of one line for each net: a colour for each but its activation, which breaks the line or does not."""
+    drawn = [(model, points) for model, points in curves if points]
+    if not drawn:
+        return []
+    colors: dict[str, int] = {}
+    series = []
+    for model, points in drawn:
+        color = colors.setdefault(model.replace("_crelu_", "_relu_"), len(colors))
+        series.append(Series(model, "line", points, color, hollow="_relu_" in model))
+    xs = [point[0] for _, points in drawn for point in points]
+    ys = [point[1] for _, points in drawn for point in points]
+    x = _axis(x_label, xs, log)
+    if log:  # batch sizes: those that there are, rather than round numbers
+        x = Axis(x_label, x.low, x.high, tuple(sorted(set(xs))), log)
+    return [Plot(name, title, x, _axis(y_label, ys, log or log_y), tuple(series))]
+
+
+def _axis(label: str, values: Sequence[float], log: bool = False) -> Axis:
+    """An axis with a little room beside the values; logarithmic only where all are positive."""
+    low, high = min(values), max(values)
+    log = log and low > 0
+    forward: Callable[[float], float] = math.log10 if log else float
+    back: Callable[[float], float] = (lambda value: 10**value) if log else float
+    room = 0.05 * (forward(high) - forward(low)) or (0.1 if log else 0.5)
+    start, end = back(forward(low) - room), back(forward(high) + room)
+    if low >= 0 > start:
+        start = 0.0
+    return Axis(label, start, end, _ticks(start, end, log), log)
+
+
+def _ticks(low: float, high: float, log: bool) -> tuple[float, ...]:
+    """Round values between two, about five of them."""
+    if log:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
+            marks = (step * 10.0**decade for decade in decades for step in steps)
+            found = tuple(mark for mark in marks if low <= mark <= high)
+            if len(found) >= 4:
+                return found
+    size = (high - low) / 5
+    unit = 10.0 ** math.floor(math.log10(size))
+    step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= size)
+    return tuple(round(number * step, 12) for number in range(math.ceil(low / step), math.floor(high / step) + 1))

@@ -1,0 +1,115 @@
+"""What the report draws, as data."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from suite import plots, spec
+from suite.plots import Entry, Figure
+from suite.report import Records
+from suite.store import Store
+
+AddRun = Callable[..., dict[str, Any]]
+
+
+def entries(store: Store, *numbers: int) -> list[Entry]:
+    records = Records([store])
+    return [
+        Entry(table, row, records.runs(row)) for table in map(spec.load_table, numbers or (2,)) for row in table.rows
+    ]
+
+
+def only(figures: list[Figure]) -> Figure:
+    (figure,) = figures
+    return figure
+
+
+def test_without_records_nothing_is_drawn(store: Store) -> None:
+    for draw in (
+        plots.error_against_latency,
+        plots.learning_curves,
+        plots.latency_distributions,
+        plots.batch_scaling,
+        plots.inside,
+    ):
+        assert draw(entries(store)) == []
+
+
+def test_an_error_is_drawn_against_the_median_latency_in_milliseconds(store: Store, add_run: AddRun) -> None:
+    add_run(top1=6.0, samples=(0.01, 0.02, 0.09))
+    add_run(seed=1, top1=7.0, samples=(0.01,))
+    (plot,) = only(plots.error_against_latency(entries(store))).plots
+    points = plot.series[0]
+    assert (points.name, points.points, points.labels) == ("ReLU", [[20.0, 6.5]], ("resnet110_relu_bn",))
+
+
+def test_short_runs_are_hollow_and_no_part_of_the_front(store: Store, add_run: AddRun) -> None:
+    add_run(top1=6.0)
+    add_run("resnet110_relu_plain", epochs=3, top1=1.0, samples=(0.001,) * 4)
+    (plot,) = only(plots.error_against_latency(entries(store))).plots
+    assert [(s.name, s.hollow) for s in plot.series[:-1]] == [("ReLU", False), ("ReLU, quick or shortened", True)]
+    assert plot.series[-1].points == [[10.0, 6.0]]
+
+
+def test_a_net_of_two_tables_is_drawn_once(store: Store, add_run: AddRun) -> None:
+    add_run()
+    (plot,) = only(plots.error_against_latency(entries(store, 2, 3))).plots
+    assert len(plot.series[0].points) == 1
+
+
+def test_each_machine_has_a_plot_of_its_own(store: Store, add_run: AddRun) -> None:
+    add_run(machine="A")
+    add_run("resnet110_crelu_bn", machine="B")
+    for draw in (plots.error_against_latency, plots.latency_distributions):
+        assert [plot.title for plot in only(draw(entries(store))).plots] == ["ORT cpu b8, A", "ORT cpu b8, B"]
+
+
+def test_a_box_is_made_of_quantiles_in_milliseconds(store: Store, add_run: AddRun) -> None:
+    add_run(samples=tuple(n / 1000 for n in range(101)))
+    (plot,) = only(plots.latency_distributions(entries(store))).plots
+    assert plot.series[0].points == [pytest.approx([0, 5, 25, 50, 75, 95])]
+    assert plot.y.categories == ("resnet110_relu_bn",)
+
+
+def test_batch_sizes_are_compared_where_there_are_several(store: Store, add_run: AddRun) -> None:
+    add_run(batch_sizes=(1, 8, 64), samples=(0.004,) * 3)
+    add_run("resnet110_crelu_bn", batch_sizes=(8,))
+    (plot,) = only(plots.batch_scaling(entries(store))).plots
+    assert [(s.name, s.points) for s in plot.series] == [("resnet110_relu_bn", [[1, 4.0], [8, 4.0], [64, 4.0]])]
+    assert plot.x.ticks == (1, 8, 64)
+
+
+def test_a_curve_is_the_median_over_seeds_epoch_by_epoch(store: Store, add_run: AddRun) -> None:
+    for seed, (first, last) in enumerate(((50.0, 6.0), (40.0, 8.0), (45.0, 7.0))):
+        add_run(seed=seed, best=first, top1=last)
+    (plot,) = only(plots.learning_curves(entries(store))).plots
+    assert plot.series[0].points == [[1, 45.0], [2, 7.0]]
+
+
+def test_runs_on_embedded_images_are_said(store: Store, add_run: AddRun) -> None:
+    add_run(data="digits10")
+    assert "1 of 1 nets ran on the embedded digits10" in only(plots.learning_curves(entries(store))).caption
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, 1e-9])
+def test_an_axis_of_one_value_has_room_on_both_sides_or_begins_at_zero(
+    store: Store, add_run: AddRun, value: float
+) -> None:
+    add_run(top1=value)
+    axis = only(plots.learning_curves(entries(store))).plots[0].y
+    assert axis.low <= value < axis.high
+    assert axis.ticks
+    assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
+
+
+def test_the_points_of_a_front_are_beaten_by_none() -> None:
+    assert plots.pareto_front([(3, 1), (1, 5), (2, 6), (2, 3), (4, 1), (2, 3)]) == [(1, 5), (2, 3), (3, 1)]
+
+
+def test_a_long_curve_is_thinned_to_its_last_point() -> None:
+    curve = [[float(n), float(n)] for n in range(10_001)]
+    thinned = plots.thin(curve)
+    assert len(thinned) <= plots.POINTS + 1
+    assert (thinned[0], thinned[-1]) == (curve[0], curve[-1])
+    assert plots.thin(curve[:50]) == curve[:50]

@@ -1,0 +1,57 @@
+"""Plots as SVG files."""
+
+from xml.etree import ElementTree
+
+import pytest
+
+from suite import svg
+from suite.plots import Axis, Plot, Series
+
+LINEAR = Axis("error", 0, 10, (0, 5, 10))
+LOG = Axis("latency", 1, 100, (1, 10, 100), log=True)
+NAMES = Axis("", -0.5, 1.5, (0, 1), categories=("first", "<second>"))
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def draw(x: Axis, y: Axis, *series: Series) -> ElementTree.Element:
+    return ElementTree.fromstring(svg.render(Plot("name", "A & <title>", x, y, series)))
+
+
+def texts(root: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in root.iter(f"{SVG}text")]
+
+
+def test_titles_labels_and_categories_are_escaped_text() -> None:
+    root = draw(LOG, NAMES, Series("s", "boxes", [[0, 1, 2, 3, 4, 5], [1, 1, 2, 3, 4, 5]]))
+    assert {"A & <title>", "latency", "first", "<second>"} <= set(texts(root))
+
+
+def test_a_logarithmic_axis_gives_each_decade_the_same_width() -> None:
+    root = draw(LOG, LINEAR, Series("s", "points", [[1, 5], [10, 5], [100, 5]], labels=("a", "b", "c")))
+    left, middle, right = [float(circle.get("cx", "")) for circle in root.iter(f"{SVG}circle")]
+    assert middle - left == pytest.approx(right - middle, abs=0.2)
+    assert right > left
+
+
+def test_a_higher_value_stands_higher_in_the_picture() -> None:
+    root = draw(LINEAR, LINEAR, Series("s", "points", [[5, 1], [5, 9]], labels=("low", "high")))
+    low, high = [float(circle.get("cy", "")) for circle in root.iter(f"{SVG}circle")]
+    assert high < low
+
+
+def test_hollow_points_are_outlines_and_hollow_lines_are_broken() -> None:
+    full = Series("full", "points", [[1, 1]], labels=("a",))
+    hollow = Series("hollow", "points", [[2, 2]], hollow=True, labels=("b",))
+    broken = Series("broken", "line", [[1, 1], [2, 2]], hollow=True)
+    root = draw(LINEAR, LINEAR, full, hollow, broken)
+    fills = [circle.get("fill") for circle in root.iter(f"{SVG}circle")]
+    assert fills[0] == svg.PALETTE[0]
+    assert fills[1] == "#fff"
+    # One in the plot, one in the legend.
+    assert sum(path.get("stroke-dasharray") is not None for path in root.iter(f"{SVG}path")) == 2
+
+
+def test_a_legend_names_the_series_where_there_are_several() -> None:
+    one, two = Series("one", "line", [[1, 1], [2, 2]]), Series("two", "line", [[1, 2]], 1)
+    assert "one" not in texts(draw(LINEAR, LINEAR, one))
+    assert {"one", "two"} <= set(texts(draw(LINEAR, LINEAR, one, two)))
