@@ -182,7 +182,7 @@ def test_table_1_shows_the_paper_and_each_reading_of_ours(tmp_path: Path, suite:
     assert len(cells) == 3 + 4 + 4 + 2
     assert all(cells)
     result = json.loads(next((tmp_path / "records/analyze").iterdir()).read_text())["result"]
-    assert cells[4].split()[0] == f"{result['activation']['over_nonzero']['mean']:.4g}"
+    assert cells[4].split()[0] == f"{result['activation']['over_nonzero']['mean']:.2f}"
     assert len(result["blocks"]["delta"]) == 9
     assert len(result["coherence"]["mu"]) == 19
 
@@ -307,10 +307,10 @@ def test_a_truncated_data_file_is_named(suite: Run, tmp_path: Path) -> None:
 def test_a_damaged_record_is_named(suite: Run, tmp_path: Path) -> None:
     folder = tmp_path / "records" / "train"
     folder.mkdir(parents=True)
-    (folder / "resnet20_relu_bn-0.json").write_text("{")
+    (folder / "resnet110_relu_bn-0.json").write_text("{")
     code, _, err = suite("show", "--table", "2", "--results", str(tmp_path))
     assert code == 2
-    assert "resnet20_relu_bn-0.json: not a record" in err
+    assert "resnet110_relu_bn-0.json: not a record" in err
 
 
 def test_cuda_is_refused_where_there_is_none(suite: Run, tmp_path: Path) -> None:
