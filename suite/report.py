@@ -227,6 +227,11 @@ def build(
     return Report(table.title, columns + latency, lines, remarks)
 
 
+def _readable(value: float) -> str:
+    """Two decimals, but of what has exploded the size alone."""
+    return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.3g}"
+
+
 def _decimals(count: int) -> Callable[[float], str]:
     return lambda value: f"{value:.{count}f}"
 
@@ -277,7 +282,7 @@ def _activation(table: Table, found: list[Runs], lines: list[Line]) -> list[Colu
             ours = {(name,): Column(name, f"ours {METRICS[name]}", _decimals(2))}
         else:
             ours = {
-                (reading, name): Column(f"{name}_{reading}", f"ours {METRICS[name]}, {words}", _decimals(2))
+                (reading, name): Column(f"{name}_{reading}", f"ours {METRICS[name]}, {words}", _readable)
                 for reading, words in readings.items()
             }
         columns += [paper, *ours.values()]
