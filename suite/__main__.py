@@ -205,7 +205,7 @@ def _write_page(results: Sequence[Path], out: Path, metric: Any) -> Path:
     try:
         return page.write([Store(folder) for folder in results], out, metric)
     except OSError as error:
-        raise InputError(f"--out {out}: cannot write there: {error.strerror}") from None
+        raise InputError(f"{out}: cannot write the report there: {error.strerror}") from None
 
 
 @suite.command("report")
@@ -277,7 +277,7 @@ def export(
     """
     from suite import deploy
 
-    with deploy.source(source, size) as of:
+    with deploy.in_one_line(source), deploy.source(source, size) as of:
         result = deploy.export(of, out, precision, provider, plain, data)
     click.echo(_listed({"file": out, "weights": "of a run" if of.trained else "start values", **result}))
     return 0
@@ -293,7 +293,8 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
     """Compare ONNX Runtime with torch on test images; exit code 1 if they differ by more than they may."""
     from suite import deploy
 
-    result = deploy.parity(source, weights, data, images, provider)
+    with deploy.in_one_line(source):
+        result = deploy.parity(source, weights, data, images, provider)
     click.echo(_listed(result))
     return 0 if result["passed"] else 1
 
@@ -309,12 +310,13 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
 @_form
 def figure(number: str, results: Path, depth: str | None, images: int, data: dict[str, Path], form: str) -> int:
     """Print the curves of Figure 2 or 3: of the longest runs in the results folder, else of start values."""
-    from suite import figures
+    from suite import deploy, figures
 
     def say(text: str) -> None:
         click.echo(text, err=True)
 
-    found = figures.curves(int(number), results, int(depth) if depth else None, data, images, say)
+    with deploy.in_one_line(f"figure {number}"):
+        found = figures.curves(int(number), results, int(depth) if depth else None, data, images, say)
     click.echo(figures.render(int(number), found, form), nl=False)
     return 0
 
@@ -328,7 +330,7 @@ def explain(source: str, provider: str, batch_size: int, size: int | None) -> in
     """Say what ONNX Runtime makes of a file, or of the export of a run or model, and where its time goes."""
     from suite import deploy, explain
 
-    with deploy.onnx_file(source, provider, size) as path:
+    with deploy.in_one_line(source), deploy.onnx_file(source, provider, size) as path:
         click.echo(explain.render(deploy.explain(path, provider, batch_size, size)), nl=False)
     return 0
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,23 @@ class Source:
     classes: int
     size: int
     trained: bool
+
+
+@contextlib.contextmanager
+def in_one_line(name: str) -> Iterator[None]:
+    """Say in one line of what a user has named why it cannot be exported, run or compared.
+
+    Raises:
+        InputError: instead of the exceptions that the stages, ONNX Runtime and safetensors raise.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
 
 
 @contextlib.contextmanager
@@ -149,29 +166,29 @@ def export(
         for form in ["plain"] if plain else ["rewritten"] if provider == "cpu" else ["rewritten", "plain"]:
             path = Path(scratch) / f"{form}.onnx"
             found[form] = exporting.export(of.weights, of.size, path, metadata(of, {"form": form}), form == "rewritten")
-            found[form] |= _convert(of, path, precision, data)
+            if precision != "fp32":
+                whole = path.rename(path.with_suffix(".fp32"))
+                found[form] |= convert(whole, path, precision, lambda: test_batches(of, data, None))
         form = _fastest(of, Path(scratch), list(found), provider) if len(found) > 1 else next(iter(found))
         os.replace(Path(scratch) / f"{form}.onnx", out)
     return found[form] | {"form": form, "precision": precision}
 
 
-def _convert(of: Source, path: Path, precision: str, data: Mapping[str, Path]) -> dict[str, Any]:
-    """Bring a file into fewer bits, in place."""
-    from suite import export as exporting
+def convert(path: Path, out: Path, form: str, batches: Callable[[], "Batches"]) -> dict[str, Any]:
+    """Write an exported file in fewer bits: "fp16", or "int8" calibrated on training images of `batches`.
+
+    Batches are asked for only when they are needed. Returns what `suite.export.describe` says of the file, and for int8
+    `calibration` in words.
+    """
+    from suite.export import describe
     from suite.precision import to_float16, to_int8
 
-    if precision == "fp32":
-        return {}
-    reduced = path.with_suffix(".reduced")
-    if precision == "fp16":
-        to_float16(path, reduced)
-        calibration = {}
-    else:
-        batches = test_batches(of, data, None)
-        to_int8(path, reduced, (batch.contiguous().numpy() for batch in batches.calibration(CALIBRATION_IMAGES)))
-        calibration = {"calibration": f"{CALIBRATION_IMAGES} training images of {batches.dataset.name}"}
-    reduced.replace(path)
-    return {**exporting.describe(path), **calibration}
+    if form == "fp16":
+        to_float16(path, out)
+        return describe(out)
+    images = batches()
+    to_int8(path, out, (batch.contiguous().numpy() for batch in images.calibration(CALIBRATION_IMAGES)))
+    return describe(out) | {"calibration": f"{CALIBRATION_IMAGES} training images of {images.dataset.name}"}
 
 
 def _fastest(of: Source, folder: Path, forms: list[str], provider: str) -> str:
@@ -213,17 +230,10 @@ def onnx_file(name: str, provider: str, size: int | None) -> Iterator[Path]:
 
 
 def explain(path: Path, provider: str, batch_size: int, size: int | None) -> dict[str, Any]:
-    """What `suite.explain` says of a file with as many threads as there are cores.
-
-    Raises:
-        InputError: the file cannot be run.
-    """
+    """What `suite.explain` says of a file with as many threads as there are cores."""
     from suite import explain
 
-    try:
-        return explain.explain(path, provider, env.available_cores(), batch_size, size)
-    except RuntimeError as error:
-        raise InputError(f"{path}: {error}") from None
+    return explain.explain(path, provider, env.available_cores(), batch_size, size)
 
 
 def parity(
@@ -239,16 +249,11 @@ def parity(
         provider: of ONNX Runtime.
 
     Returns:
-        What `suite.parity.compare` does, `model`, `trained` and `data`; and if a float32 file fails, `departure`: the
-        first node that departs, as `suite.departure` finds it.
+        What `check` does, `model`, `trained` and `data`.
 
     Raises:
         InputError: there is no such file, or it does not say what it was made from.
     """
-    from suite.departure import first_departure
-    from suite.export import load_weights
-    from suite.parity import compare
-
     path = Path(name)
     is_file = path.suffix == ".onnx"
     if is_file and not path.is_file():
@@ -258,13 +263,30 @@ def parity(
             path = Path(scratch) / "model.onnx"
             export(of, path, "fp32", provider, False, data)
         batches = test_batches(of, data, images)
-        model, precision = load_weights(of.weights), _precision(path)
-        found = compare(model, path, batches, env.available_cores(), provider=provider, precision=precision)
-        stated = {"model": of.model, "trained": of.trained, "data": batches.dataset.name, **found}
-        if found["passed"] or precision != "fp32":
-            return stated
-        (sample, _), *_ = batches.test()
-        return stated | {"departure": first_departure(model, path, sample[:4].contiguous(), provider)}
+        found = check(of.weights, path, batches, _precision(path), provider)
+        return {"model": of.model, "trained": of.trained, "data": batches.dataset.name, **found}
+
+
+def check(
+    weights: Path,
+    path: Path,
+    batches: "Batches",
+    precision: str,
+    provider: str = "cpu",
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> dict[str, Any]:
+    """What `suite.parity.compare` says of a file and the weights that it was made from; and if a float32 file fails,
+    `departure`: the first node that departs, as `suite.departure` finds it."""
+    from suite.departure import first_departure
+    from suite.export import load_weights
+    from suite.parity import compare
+
+    model = load_weights(weights)
+    found = compare(model, path, batches, env.available_cores(), progress, provider=provider, precision=precision)
+    if found["passed"] or precision != "fp32":
+        return found
+    images, _ = next(iter(batches.test()))
+    return found | {"departure": first_departure(model, path, images[:4].contiguous(), provider)}
 
 
 def _precision(path: Path) -> str:

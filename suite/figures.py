@@ -30,7 +30,7 @@ class Curve:
         model: the network.
         names: of its blocks or convolutions, in order of depth.
         values: one for each.
-        origin: what the weights are, in words.
+        origin: what the weights are, and on which images they were run, in words.
     """
 
     model: str
@@ -82,16 +82,18 @@ def curves(
     for name in names_of(figure, depth):
         record = _longest(store, name)
         weights = str(store.artifact(record, "model.safetensors").parent) if record else name
-        say(f"{name}: {_origin(record)}")
+        say(f"{name}: {_origin(figure, record)}")
         with deploy.source(weights) as of:
             model = load_weights(of.weights)
             if figure == 3:
                 result = analyze.coherence(model)
-                names, values = result.layers, result.mu
+                names, values, measured = result.layers, result.mu, ""
             else:
-                differences = analyze.block_differences(model, deploy.test_batches(of, data or {}, images))
+                batches = deploy.test_batches(of, data or {}, images)
+                differences = analyze.block_differences(model, batches)
                 names, values = differences.blocks, differences.delta
-        found.append(Curve(name, tuple(names), tuple(map(float, values)), _origin(record)))
+                measured = f"; measured on {batches.test_images} test images of {batches.dataset.name}"
+        found.append(Curve(name, tuple(names), tuple(map(float, values)), _origin(figure, record) + measured))
     return found
 
 
@@ -102,12 +104,12 @@ def _longest(store: Store, model: str) -> Record | None:
     return max(runs, key=lambda record: (record.result["steps"], record.finished), default=None)
 
 
-def _origin(record: Record | None) -> str:
+def _origin(figure: int, record: Record | None) -> str:
     if record is None:
         return "start values, NOT TRAINED: no run in the results folder"
     data, steps = record.inputs["data"]["name"], record.result["steps"]
     recipe = record.inputs["recipe"]
-    whole = recipe["max_steps"] is None and recipe["epochs"] == spec.load_table(1).recipe.epochs
+    whole = recipe["max_steps"] is None and recipe["epochs"] == spec.load_table(4 if figure == 3 else 1).recipe.epochs
     return f"{'run' if whole else 'shortened run'} of {steps} steps on {data}, seed {record.inputs['seed']}"
 
 

@@ -13,13 +13,14 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import IO, Any, Literal
 from typing import Protocol as Interface
 
 from suite.session import PROVIDERS, open_session, provider_options
@@ -31,7 +32,6 @@ ALIVE = 6
 PEAK_SIDE = 2048
 
 Runtime = Literal["onnxruntime", "torch", "torch.compile"]
-Precision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,9 @@ class _Worker(Interface):
 
 class _OnnxRuntime:
     def __init__(self, request: Request) -> None:
-        self._process = _start(request.threads)
+        # To a file: what a provider prints would fill a pipe that nobody reads, and then wait for ever.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process; `close` closes it
+        self._process = _start(request.threads, self._errors)
         self._send(asdict(request))
 
     def ask(self, action: str) -> dict[str, Any]:
@@ -175,13 +177,16 @@ class _OnnxRuntime:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(_last_words(self._process))
+            code = self._process.wait()
+            self._errors.seek(0)
+            raise RuntimeError(_last_line(self._errors.read()) or f"the timing process ended with code {code}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
+        self._errors.close()
 
     def _send(self, content: Any) -> None:
         assert self._process.stdin is not None
@@ -215,16 +220,15 @@ class _Torch:
         self._pipe.close()
 
 
-def _start(threads: int) -> subprocess.Popen[str]:
+def _start(threads: int, errors: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
     package_folder = str(Path(__file__).resolve().parent.parent)
     search_path = os.pathsep.join(filter(None, (package_folder, os.environ.get("PYTHONPATH"))))
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONPATH": search_path}
-    pipe = subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, "-m", "suite.latency"],
-        stdin=pipe,
-        stdout=pipe,
-        stderr=pipe,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
         text=True,
         env=os.environ | variables,
     )
@@ -238,11 +242,6 @@ def _once(request: dict[str, Any], threads: int) -> dict[str, Any]:
         raise RuntimeError(_last_line(err) or f"the process ended with code {process.returncode}")
     answer: dict[str, Any] = json.loads(out.splitlines()[-1])
     return answer
-
-
-def _last_words(process: subprocess.Popen[str]) -> str:
-    _, err = process.communicate()
-    return _last_line(err) or f"the timing process ended with code {process.returncode}"
 
 
 def _last_line(text: str) -> str:

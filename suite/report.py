@@ -26,7 +26,7 @@ ANALYSED = 1
 
 Value = str | float | int | None
 Metric = Literal["last", "best"]
-# Machine, runtime, execution provider and batch size of a latency.
+# Machine, runtime, execution provider, batch size and precision of a latency.
 Kind = tuple[str, str, str, int, str]
 
 
@@ -137,14 +137,17 @@ class Records:
         for record in self.train.get(row.model, []):
             inputs = record.inputs
             if inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
-                group = json.dumps([inputs["data"], inputs["recipe"], inputs.get("processes", 1)], sort_keys=True)
+                # What else decides a result: seeds of one group are repetitions of the same thing.
+                how = [inputs.get(name) for name in ("version", "precision", "processes")]
+                group = json.dumps([inputs["data"], inputs["recipe"], how], sort_keys=True)
                 groups.setdefault(group, []).append(record)
         if not groups:
             return Runs([], None, [], [], [])
 
-        def merit(runs: list[Record]) -> tuple[bool, int, int, str]:
-            real = runs[0].inputs["data"]["name"] == row.data
-            return real, max(r.result["steps"] for r in runs), len(runs), max(r.finished for r in runs)
+        def merit(runs: list[Record]) -> tuple[bool, int, int, int, str]:
+            inputs = runs[0].inputs
+            real, steps = inputs["data"]["name"] == row.data, max(r.result["steps"] for r in runs)
+            return real, steps, len(runs), inputs.get("version", 0), max(r.finished for r in runs)
 
         best: list[Record] = max(groups.values(), key=merit)
         train = sorted(best, key=lambda r: int(r.inputs["seed"]))
@@ -219,7 +222,7 @@ def build(
             line.put(column, text)
     columns = [*headings, model]
     if table.number == ANALYSED:
-        return Report(table.title, columns + _activation(table, found, lines), lines, [])
+        return Report(table.title, columns + _activation(table, found, lines, index), lines, [])
     columns += _errors(table, found, lines, index, metric, detail)
     columns += _parity(table, found, lines, index)
     columns += _cost(found, lines)
@@ -271,7 +274,7 @@ def _errors(
     return [*columns, seeds] if detail else columns
 
 
-def _activation(table: Table, found: list[Runs], lines: list[Line]) -> list[Column]:
+def _activation(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[Column]:
     """Table 1. The paper does not say over which entries it averages, so that all three readings stand side by side."""
     readings = {"over_nonzero": "non-zero entries", "over_all": "all entries", "pooled": "pooled"}
     columns = []
@@ -290,7 +293,11 @@ def _activation(table: Table, found: list[Runs], lines: list[Line]) -> list[Colu
             line.put(paper, row.paper.get(name))
             for path, column in ours.items():
                 if not runs.analyze:
-                    line.put(column, None, "not run")
+                    why = index.reason(row, "analyze") or index.reason(row, "train") or "not run"
+                    line.put(column, None, why)
+                    continue
+                if not runs.train[0].result["trained"]:
+                    line.put(column, None, _untrained(runs.train[0]), *_scale(table, row, runs.train))
                     continue
                 values = [_at(record.result["activation"], path) for record in runs.analyze]
                 known = [value for value in values if value is not None]
@@ -367,7 +374,8 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
         images = sum(result["images"] for result in results)
         notes = [f"parity on {images} images"]
         if not all(result["passed"] for result in results):
-            notes.append("PARITY FAILED")
+            layers = [result["departure"]["layer"] for result in results if result.get("departure")]
+            notes.append("PARITY FAILED" + (f", first at {', '.join(dict.fromkeys(layers))}" if layers else ""))
         ties = sum(result["ties"] for result in results)
         if ties:
             notes.append(f"{ties} ties within the logit difference")

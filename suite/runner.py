@@ -398,15 +398,8 @@ class _Run:
         inputs = self._inputs("convert", cell, export=export.key, form=form, **images)
 
         def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
-            from suite import precision
-
-            source, out = self.store.artifact(export, "model.onnx"), folder / "model.onnx"
-            if form == "fp16":
-                precision.to_float16(source, out)
-            else:
-                batches = self._batches(cell, "cpu").calibration(deploy.CALIBRATION_IMAGES)
-                precision.to_int8(source, out, (batch.contiguous().numpy() for batch in batches))
-            return {"bytes": out.stat().st_size}
+            path = self.store.artifact(export, "model.onnx")
+            return deploy.convert(path, folder / "model.onnx", form, lambda: self._batches(cell, "cpu"))
 
         return self._stage("convert", cell, inputs, work, f" to {form}")
 
@@ -423,19 +416,9 @@ class _Run:
         )
 
         def work(folder: Path, step: progress.Steps) -> dict[str, Any]:
-            from suite.export import load_weights
-            from suite.parity import compare
-
-            model = load_weights(self.store.artifact(train, "model.safetensors").parent)
-            batches = self._batches(cell, "cpu")
+            weights = self.store.artifact(train, "model.safetensors").parent
             path = self.store.artifact(file, "model.onnx")
-            found = compare(model, path, batches, self.threads, step, precision=form)
-            if found["passed"] or form != "fp32":
-                return found
-            from suite.departure import first_departure
-
-            (sample, _), *_ = batches.test()
-            return found | {"departure": first_departure(model, path, sample[:4].contiguous())}
+            return deploy.check(weights, path, self._batches(cell, "cpu"), form, progress=step)
 
         return self._stage("parity", cell, inputs, work, "" if form == "fp32" else f" {form}")
 

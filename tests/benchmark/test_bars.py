@@ -60,7 +60,11 @@ def test_int8_against_float32(model: str, most: float, files: Any, ratio: Callab
     ratio(f"{model}, 224x224: latency of int8 over float32", found, most=most)
 
 
-@pytest.mark.parametrize("repetition", range(5))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "repetition" in metafunc.fixturenames:
+        metafunc.parametrize("repetition", range(20 if metafunc.config.getoption("--full", default=False) else 5))
+
+
 def test_the_same_file_against_itself(repetition: int, files: Any, ratio: Callable[..., None]) -> None:
     file = files.exported("resnet20_relu_bn", 32)
     ratio(f"the same file twice, repetition {repetition + 1}", pairs(file, file, 32), least=0.97, most=1.03)

@@ -94,7 +94,12 @@ def our_steps(
     return [b - a for a, b in itertools.pairwise(ends)]
 
 
-@pytest.mark.parametrize("precision", ["auto", "float32"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "precision" in metafunc.fixturenames:
+        full = metafunc.config.getoption("--full", default=False)
+        metafunc.parametrize("precision", ["auto", "float32"] if full else ["auto"])
+
+
 @pytest.mark.parametrize("model", ["resnet20_relu_bn", "resnet110_crelu_bn"])
 def test_training_step(model: str, precision: Precision, tmp_path: Path, ratio: Callable[..., None]) -> None:
     source = random_images(128 * 20)
