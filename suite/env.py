@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 def environment() -> dict[str, object]:
     """Everything that goes beside a result."""
-    return {"machine": machine(), "versions": versions(), "source": _source(), "command": sys.argv}
+    return {"machine": machine(), "versions": versions(), "source": _source(), "command": _command()}
 
 
 def available_cores() -> int:
@@ -55,6 +55,13 @@ def available_cores() -> int:
 def cpu_multiplies_bfloat16() -> bool:
     """Whether the CPU has matrix or vector instructions for bfloat16, with which it is faster than in float32."""
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_line("flags").split())
+
+
+def _command() -> list[str]:
+    """The command line without the place where this machine keeps the program."""
+    program = Path(sys.argv[0])
+    named = ["python", "-m", "suite"] if program.name == "__main__.py" else [program.name]
+    return [*named, *sys.argv[1:]]
 
 
 def _cpu_name() -> str:
