@@ -146,6 +146,13 @@ def suite() -> None:
     help="Whether to train with torch.compile; auto decides from measured steps.",
 )
 @click.option("--pack", type=_positive, default=1, show_default=True, help="Train so many cells at the same time.")
+@click.option(
+    "--workers",
+    type=_positive,
+    default=1,
+    show_default=True,
+    help="Processes that share the work, each on its cores or GPU; timings are left to one, alone on the machine.",
+)
 @click.option("--tensorboard", type=Path, metavar="DIR", help="Write learning curves for TensorBoard.")
 @click.option("--providers", type=_Choices("cpu,cuda,...", _provider), default="cpu", show_default=True)
 @click.option(
@@ -156,21 +163,21 @@ def suite() -> None:
 )
 @click.option(
     "--forms",
-    type=_Choices("fp32,int8,...", lambda text: _one_of(text, ("fp32", "fp16", "int8"))),
+    type=_Choices("fp32,int8,...", lambda text: _one_of(text, ("fp32", "plain", "fp16", "int8"))),
     default="fp32",
     show_default=True,
-    help="Forms of the exported file; fp32 is always among them.",
+    help="Forms of the exported file; fp32 is always among them. plain is without rewrites, to show what they gain.",
 )
 @click.option("--batch-sizes", type=_Choices("N,...", _batch_size), default="1,8", show_default=True)
 @_metric
 @_form
 def run(table: int, data_download: Path | None, depth: str | None, metric: Any, form: str, **options: Any) -> int:
     """Train, export, check and time the rows of a table, as far as that is not stored yet, and print the table."""
-    from suite import runner
+    from suite import grid, runner
 
-    chosen = runner.Options(table=table, depth=int(depth) if depth else None, **options)
+    chosen = grid.Options(table=table, depth=int(depth) if depth else None, **options)
     if data_download:
-        chosen = runner.with_downloads(chosen, data_download)
+        chosen = grid.with_downloads(chosen, data_download)
     outcome = runner.run(chosen)
     if not outcome.speaks:
         return 0

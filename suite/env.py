@@ -78,6 +78,15 @@ def _cpu_line(name: str) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.partition("\t")[0].strip() == name), "")
 
 
+def gpus() -> list[str]:
+    """What CUDA calls each NVIDIA GPU that this process may use; empty without one."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name for name in chosen.split(",") if name]
+    text = _output("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader")
+    return text.split() if text else []
+
+
 def _gpu() -> dict[str, str] | None:
     """The first NVIDIA GPU and its driver, or None."""
     text = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")

@@ -1,9 +1,13 @@
 """What a run says while it works: bars on a terminal, plain lines when piped."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 Steps = Callable[[int, int, str], None]
 
@@ -32,9 +36,15 @@ class Lines:
             yield lambda done, total, note: None
             outcome = "done"
         finally:
-            self.done += 1
-            seconds = perf_counter() - start
-            self.note(f"[{self.done:{len(str(self.total))}}/{self.total}] {name}: {outcome}, {seconds:.1f} s")
+            self.ended(name, outcome, perf_counter() - start)
+
+    def ended(self, name: str, outcome: str, seconds: float) -> None:
+        """Count and tell the outcome of a stage, done here or by another process."""
+        self.done += 1
+        self.note(f"[{self.done:{len(str(self.total))}}/{self.total}] {name}: {outcome}, {seconds:.1f} s")
+
+    def elsewhere(self, work: Mapping[str, tuple[int, int, str]]) -> None:
+        """Show what other processes are at: by name steps done, steps in all, and a note."""
 
     def skip(self, name: str) -> None:
         """Count a stage whose result is stored already."""
@@ -60,6 +70,7 @@ class Bars(Lines):
             console=Console(stderr=True),
         )
         self._all = self._progress.add_task("stages", total=total)
+        self._others: dict[str, TaskID] = {}
         self._progress.start()
 
     def note(self, text: str) -> None:
@@ -80,7 +91,19 @@ class Bars(Lines):
                 yield step
         finally:
             self._progress.remove_task(task)
-            self._progress.update(self._all, completed=self.done)
+
+    def ended(self, name: str, outcome: str, seconds: float) -> None:
+        super().ended(name, outcome, seconds)
+        self._progress.update(self._all, completed=self.done)
+
+    def elsewhere(self, work: Mapping[str, tuple[int, int, str]]) -> None:
+        for name in set(self._others) - set(work):
+            self._progress.remove_task(self._others.pop(name))
+        for name, (done, total, note) in work.items():
+            if name not in self._others:
+                self._others[name] = self._progress.add_task(name, total=None)
+            description = f"{name}, {note}" if note else name
+            self._progress.update(self._others[name], completed=done, total=total or None, description=description)
 
     def skip(self, name: str) -> None:
         super().skip(name)

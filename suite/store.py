@@ -165,6 +165,13 @@ class Store:
         shutil.rmtree(self.checkpoints(stage, inputs), ignore_errors=True)
         return _read(self._path("records", stage, inputs))
 
+    def failed_at(self, stage: str, inputs: Mapping[str, Any]) -> int | None:
+        """What tells the latest failure of a stage from any other: the time of its note; None if there is none."""
+        try:
+            return self._path("failures", stage, inputs).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
     def fail(self, stage: str, inputs: Mapping[str, Any], reason: str) -> None:
         """Note why a stage failed, for the table's footnotes; the next run tries it again."""
         _write(self._path("failures", stage, inputs), {"stage": stage, "inputs": inputs, "reason": reason})

@@ -61,9 +61,9 @@ def test_a_run_trains_exports_checks_times_and_prints_the_table(
 
 def test_piped_progress_is_a_line_for_each_stage(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     lines = [line for line in finished[1].stderr.splitlines() if line.startswith("[")]
-    assert len(lines) == 6
-    assert lines[0].startswith("[1/6] resnet20_crelu_bn on digits10: train: done")
-    assert lines[-1].startswith("[6/6] resnet20_crelu_bn on digits10: latency torch cpu batch 1: done")
+    assert len(lines) == 7
+    assert lines[0].startswith("[1/7] resnet20_crelu_bn on digits10: train: done")
+    assert lines[-1].startswith("[7/7] resnet20_crelu_bn on digits10: latency torch cpu batch 1: done")
 
 
 def test_the_same_command_again_does_no_work_twice(

@@ -1,0 +1,286 @@
+"""What a run consists of: the cells of a table and the stages of each cell, all keys known before anything runs.
+
+A cell is a row with a seed. Its stages are train, export, convert, parity and latency, or train and analyze; a stage's
+inputs hold the keys of those before it, so that a key stands for everything that the result depends on.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from suite import env, spec
+from suite.errors import InputError
+from suite.spec import Recipe, Row, Table
+from suite.store import key_of
+
+if TYPE_CHECKING:
+    from suite.data import Dataset
+
+# Stages that have the machine to themselves.
+TIMED = ("peak", "latency")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run, as the command line takes it; `suite run --help` explains each."""
+
+    table: int
+    results: Path
+    profile: Literal["quick", "paper"] = "quick"
+    rows: tuple[str, ...] = ()
+    data: Mapping[str, Path] = field(default_factory=dict)
+    seeds: int = 1
+    epochs: int | None = None
+    steps: int | None = None
+    depth: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    providers: tuple[str, ...] = ("cpu",)
+    batch_sizes: tuple[int, ...] = (1, 8)
+    runtimes: tuple[Literal["onnxruntime", "torch", "torch.compile"], ...] = ("onnxruntime", "torch")
+    forms: tuple[Literal["fp32", "plain", "fp16", "int8"], ...] = ("fp32",)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "always", "never"] = "auto"
+    pack: int = 1
+    workers: int = 1
+    budget: float | None = None
+    tensorboard: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One row with one seed: a network to train, export, check and time."""
+
+    row: Row
+    recipe: Recipe
+    dataset: "Dataset"
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For people: the network, its data, and its seed unless that is the first."""
+        return f"{self.row.model} on {self.dataset.name}" + (f" seed {self.seed}" if self.seed else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One step of a cell, which leaves one record.
+
+    Attributes:
+        kind: "train", "export", "convert", "parity", "analyze", "latency" or "peak" (of the machine, for all cells).
+        cell: what it belongs to; None for "peak".
+        inputs: of its record.
+        needs: the stages whose files or records it reads.
+        detail: what tells it from others of its kind in the cell, for people.
+    """
+
+    kind: str
+    cell: Cell | None
+    inputs: Mapping[str, Any]
+    needs: tuple["Stage", ...] = ()
+    detail: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """Of its record."""
+        return key_of(self.kind, self.inputs)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        owner = f"{self.cell.name}: " if self.cell else ""
+        return f"{owner}{self.kind}{self.detail}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything that a run is to do, each stage after those that it needs."""
+
+    table: Table
+    cells: tuple[Cell, ...]
+    stages: tuple[Stage, ...]
+
+    def only(self, cells: "set[Cell]") -> "Grid":
+        """The part of it that belongs to some cells."""
+        kept = tuple(stage for stage in self.stages if stage.cell is None or stage.cell in cells)
+        return Grid(self.table, tuple(cell for cell in self.cells if cell in cells), kept)
+
+
+def plan(options: Options, processes: int = 1) -> Grid:
+    """The grid that these options ask for, with its data loaded.
+
+    Without `--data` every row runs on the embedded stand-in of its data set; with it, only rows whose data set is
+    given do.
+
+    Args:
+        options: what to run.
+        processes: that share each training batch.
+
+    Raises:
+        InputError: the paper profile without data, data that no row uses, or data that cannot be read.
+    """
+    table = spec.selected(options.table, options.rows, options.depth)
+    datasets = _datasets(table, options)
+    cells = tuple(
+        Cell(row, spec.recipe_for(table, row, options.profile, options.epochs, options.steps), datasets[row.data], seed)
+        for row in table.rows
+        if row.data in datasets
+        for seed in range(options.seeds)
+    )
+    stages: list[Stage] = []
+    timed: list[Stage] = []
+    for cell in cells:
+        train = Stage("train", cell, _training_inputs(cell, options, processes))
+        if table.number == 1:
+            stages += [train, _analysis(cell, train)]
+            continue
+        files = _files(cell, train, options.forms if cell.seed == 0 else ("fp32",))
+        stages += [train, *files.values(), *(_parity(cell, train, files, form) for form in files)]
+        if cell.seed == 0:
+            timed += _timings(cell, train, files, options)
+    # Figures that are measured in turns stand together.
+    timed.sort(key=turn_of)
+    if timed:
+        timed = [_peak(provider) for provider in options.providers] + timed
+    return Grid(table, cells, (*stages, *timed))
+
+
+def left_out(table: Table, cells: tuple[Cell, ...]) -> Iterator[str]:
+    """What to say of the rows whose data was not given."""
+    running = {cell.row.data for cell in cells}
+    for name in sorted({row.data for row in table.rows} - running):
+        count = sum(row.data == name for row in table.rows)
+        yield f"left out: {count} rows on {name}; add --data {name}=PATH to run them"
+
+
+def turn_of(stage: Stage) -> tuple[Any, ...]:
+    """What the timings that are measured in turns have in common."""
+    return tuple(stage.inputs[name] for name in ("runtime", "provider", "batch_size", "precision"))
+
+
+def with_downloads(options: Options, folder: Path) -> Options:
+    """The options with the CIFAR data of their rows, as far as not given, fetched into `folder`.
+
+    Raises:
+        InputError: a data set cannot be fetched.
+    """
+    from suite import data
+
+    table = spec.selected(options.table, options.rows, options.depth)
+    lacking = sorted({row.data for row in table.rows} - set(options.data))
+    return dataclasses.replace(
+        options, data={**options.data, **{name: data.download(name, folder) for name in lacking}}
+    )
+
+
+def _datasets(table: Table, options: Options) -> dict[str, "Dataset"]:
+    from suite import data
+
+    wanted = {row.data for row in table.rows}
+    for name in options.data:
+        if name not in wanted:
+            raise InputError(f"--data {name}=...: no row to run uses {name}; legal here: {', '.join(sorted(wanted))}")
+    if options.profile == "paper" and not options.data:
+        names = " ".join(f"--data {name}=PATH" for name in sorted(wanted))
+        raise InputError(f"--profile paper trains on the paper's data: give {names} (one of them runs its rows)")
+    if options.data:
+        return {name: data.load(name, path) for name, path in options.data.items()}
+    return {name: data.load(spec.EMBEDDED[name]) for name in sorted(wanted)}
+
+
+def _inputs(kind: str, cell: Cell, **inputs: Any) -> dict[str, Any]:
+    return {"model": cell.row.model, "version": spec.VERSIONS[kind], **inputs}
+
+
+def _training_inputs(cell: Cell, options: Options, processes: int) -> dict[str, Any]:
+    # BatchNorm's statistics are a process's own, so that the result depends on how many share a batch.
+    shared = {"processes": processes} if processes > 1 else {}
+    return _inputs(
+        "train",
+        cell,
+        data=cell.dataset.fingerprint,
+        recipe=dataclasses.asdict(cell.recipe),
+        seed=cell.seed,
+        precision=options.precision,
+        **shared,
+    )
+
+
+def _analysis(cell: Cell, train: Stage) -> Stage:
+    recipe = dataclasses.asdict(cell.recipe)
+    inputs = _inputs("analyze", cell, train=train.key, data=cell.dataset.fingerprint, recipe=recipe)
+    return Stage("analyze", cell, inputs, (train,))
+
+
+def _files(cell: Cell, train: Stage, forms: tuple[str, ...]) -> dict[str, Stage]:
+    """The stages that write the ONNX files of a cell, by form; that in float32 is always among them."""
+    from suite.deploy import CALIBRATION_IMAGES
+
+    inputs = _inputs("export", cell, train=train.key, size=cell.recipe.test_size)
+    files = {"fp32": Stage("export", cell, inputs, (train,))}
+    for form in forms:
+        if form == "plain":
+            files[form] = Stage("export", cell, inputs | {"plain": True}, (train,), " without rewrites")
+        elif form != "fp32":
+            export = files["fp32"]
+            images = {"images": CALIBRATION_IMAGES, "data": cell.dataset.fingerprint} if form == "int8" else {}
+            converted = _inputs("convert", cell, export=export.key, form=form, **images)
+            files[form] = Stage("convert", cell, converted, (export,), f" to {form}")
+    return files
+
+
+def _parity(cell: Cell, train: Stage, files: Mapping[str, Stage], form: str) -> Stage:
+    inputs = _inputs(
+        "parity",
+        cell,
+        export=files["fp32"].key,
+        data=cell.dataset.fingerprint,
+        recipe=dataclasses.asdict(cell.recipe),
+        provider="cpu",
+        precision=form,
+        file=files[form].key,
+    )
+    return Stage("parity", cell, inputs, (train, files[form]), "" if form == "fp32" else f" {form}")
+
+
+def _timings(cell: Cell, train: Stage, files: Mapping[str, Stage], options: Options) -> Iterator[Stage]:
+    """What is to be timed of one network."""
+    from suite import latency
+
+    protocol = latency.QUICK if options.profile == "quick" else latency.THOROUGH
+    versions = {k: v for k, v in env.versions().items() if k.startswith(("onnxruntime", "torch"))}
+    for runtime in options.runtimes:
+        for provider in options.providers:
+            if runtime == "onnxruntime":
+                wanted = [(form, batch) for form in files for batch in options.batch_sizes]
+            else:
+                wanted = [("fp32", options.batch_sizes[0])]
+            for form, batch in wanted:
+                inputs = _inputs(
+                    "latency",
+                    cell,
+                    export=files["fp32"].key,
+                    file=files[form].key,
+                    precision=form,
+                    machine=env.machine()["id"],
+                    versions=versions,
+                    runtime=runtime,
+                    provider=provider,
+                    batch_size=batch,
+                    size=cell.recipe.test_size,
+                    threads=env.available_cores(),
+                    protocol=dataclasses.asdict(protocol),
+                )
+                needs = files[form] if runtime == "onnxruntime" else train
+                reduced = "" if form == "fp32" else f" {form}"
+                yield Stage("latency", cell, inputs, (needs,), f" {runtime} {provider}{reduced} batch {batch}")
+
+
+def _peak(provider: str) -> Stage:
+    """What the machine can do, beside which latencies are shown."""
+    versions = {k: v for k, v in env.versions().items() if k.startswith("onnxruntime")}
+    inputs = {"model": "matmul", "version": spec.VERSIONS["peak"], "machine": env.machine()["id"], "versions": versions}
+    inputs |= {"provider": provider, "threads": env.available_cores()}
+    return Stage("peak", None, inputs, detail=f" of {provider}")

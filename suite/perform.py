@@ -1,0 +1,285 @@
+"""Do the stages of a grid, one or several at a time: what each reads from the store, and what is kept of it.
+
+Each stage is a function of values, and this module alone knows how they hang together. A stage is imported when it is
+done, so that a run of which everything is stored already does not load torch.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from suite import deploy, distributed, env, progress
+from suite.distributed import Group
+from suite.errors import InputError
+from suite.grid import Cell, Options, Stage
+from suite.interrupt import Interruption
+from suite.store import Store, key_of
+
+if TYPE_CHECKING:
+    from suite.batches import Batches
+    from suite.latency import Request
+
+Work = Callable[[Stage, Path, progress.Steps], dict[str, Any]]
+
+
+class Performer:
+    """What does stages, and keeps their results or the reasons why they failed.
+
+    Args:
+        options: of the run.
+        store: of the results; only process 0 of a group touches it.
+        group: the processes that train together.
+        display: told of each stage.
+        say: told of steps done, by the stage's key: steps done, steps in all, a note.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        store: Store,
+        group: Group,
+        display: progress.Lines,
+        say: Callable[[str, int, int, str], None] = lambda key, done, total, note: None,
+    ) -> None:
+        self.options, self.store, self.group, self.display, self.say = options, store, group, display, say
+        self.threads = env.available_cores()
+        self._single: Mapping[str, Work] = {
+            "export": self._export,
+            "analyze": self._analyze,
+            "convert": self._convert,
+            "parity": self._parity,
+            "peak": self._peak,
+        }
+
+    def do(self, stages: Sequence[Stage]) -> list[bool]:
+        """Do stages of one kind: trainings at the same time, timings in turns, of all others one. All that they need
+        must be in the store.
+
+        Returns:
+            Of each whether it is done now, or has failed.
+
+        Raises:
+            InputError: what the user gave is not usable, which other stages would meet too.
+        """
+        outcomes: Sequence[dict[str, Any] | Exception]
+        with ExitStack() as stack:
+            keeps = self.group.rank == 0
+            folders = [stack.enter_context(self.store.workspace() if keeps else _scratch()) for _ in stages]
+            shown = [stack.enter_context(ExitStack()) for _ in stages]
+            steps = [each.enter_context(self._shown(stage)) for each, stage in zip(shown, stages, strict=True)]
+            start = perf_counter()
+            if stages[0].kind == "train":
+                outcomes = self._train(stages, folders, steps)
+            elif stages[0].kind == "latency":
+                outcomes = self._latency(stages, steps)
+            else:
+                outcomes = [self._one(stages[0], folders[0], steps[0])]
+            for outcome in outcomes:
+                if isinstance(outcome, InputError):
+                    raise outcome
+            if not keeps:
+                return [not isinstance(outcome, Exception) for outcome in outcomes]
+            return [
+                self._settle(*each, seconds=perf_counter() - start)
+                for each in zip(stages, outcomes, folders, shown, strict=True)
+            ]
+
+    @contextmanager
+    def _shown(self, stage: Stage) -> Iterator[progress.Steps]:
+        """Show a stage in the display, and to whoever else looks at the folder."""
+        with self.display.stage(stage.name) as step:
+
+            def both(done: int, total: int, note: str) -> None:
+                step(done, total, note)
+                self.say(stage.key, done, total, note)
+
+            yield both
+
+    def _settle(
+        self, stage: Stage, outcome: dict[str, Any] | Exception, folder: Path, shown: ExitStack, seconds: float
+    ) -> bool:
+        """Keep what came of a stage, and end its display."""
+        if not isinstance(outcome, Exception):
+            timing = {"seconds": seconds} | outcome.pop("timing", {})
+            files = folder if any(folder.iterdir()) else None
+            self.store.put(stage.kind, stage.inputs, outcome, env.environment(), timing, files)
+            shown.close()
+            return True
+        reason = f"{type(outcome).__name__}: {outcome}".splitlines()[0]
+        self.store.fail(stage.kind, stage.inputs, reason)
+        shown.pop_all().__exit__(type(outcome), outcome, None)  # the display then says that it failed
+        self.display.note(f"{stage.name}: {reason}")
+        return False
+
+    def _one(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any] | Exception:
+        try:
+            return self._single[stage.kind](stage, folder, step)
+        except Exception as error:
+            # Whatever goes wrong in one cell must not take the others with it; the reason is kept and shown.
+            return error
+
+    def _file(self, stage: Stage, name: str) -> Path:
+        """A file that a stage has left."""
+        record = self.store.get(stage.kind, stage.inputs)
+        if record is None:
+            raise RuntimeError(f"{stage.name}: its record or files are gone from {self.store.root}")
+        return self.store.artifact(record, name)
+
+    def _weights(self, train: Stage) -> Path:
+        return self._file(train, "model.safetensors").parent
+
+    def _train(
+        self, stages: Sequence[Stage], folders: Sequence[Path], steps: Sequence[progress.Steps]
+    ) -> list[dict[str, Any] | Exception]:
+        from suite.step import Engine
+        from suite.train import Job, train_packed
+
+        device = device_of(self.options.device)
+        jobs = [
+            Job(
+                _cell(stage).row.model,
+                self._batches(_cell(stage), device, self.group),
+                _cell(stage).seed,
+                folder,
+                checkpoints=self.store.checkpoints("train", stage.inputs),
+                on_step=step,
+                on_epoch=self._epoch_log(stage),
+            )
+            for stage, folder, step in zip(stages, folders, steps, strict=True)
+        ]
+        with Interruption() as interruption:
+            engine = Engine(self.options.precision, self.options.compile)
+            return train_packed(jobs, engine, interruption, self.display.note)
+
+    def _epoch_log(self, stage: Stage) -> Callable[[dict[str, Any], float], None]:
+        """What is said of each epoch: a line where there is no bar, and the curves of TensorBoard."""
+        cell, writer = _cell(stage), None
+        if self.options.tensorboard and self.group.rank == 0:
+            from torch.utils.tensorboard import SummaryWriter
+
+            run = f"{cell.row.model}-{cell.dataset.name}-seed{cell.seed}-{key_of('train', stage.inputs)}"
+            writer = SummaryWriter(str(self.options.tensorboard / run))
+
+        def log(epoch: dict[str, Any], images_per_second: float) -> None:
+            number = epoch["epoch"]
+            shown = {
+                "train loss": epoch["train_loss"],
+                "train error": epoch["train_error"],
+                "test error": epoch.get("top1"),
+                "learning rate": epoch["learning_rate"],
+                "images per second": images_per_second,
+            }
+            figures = ", ".join(f"{what} {value:.4g}" for what, value in shown.items() if value is not None)
+            self.display.log(f"{stage.name}: epoch {number}/{cell.recipe.epochs}, {figures}")
+            if writer:
+                for what, value in shown.items():
+                    if value is not None:
+                        writer.add_scalar(what.replace(" ", "_"), value, number)
+                writer.flush()
+
+        return log
+
+    def _export(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+        from suite.export import export
+
+        (train,), cell, size = stage.needs, _cell(stage), stage.inputs["size"]
+        weights = self._weights(train)
+        of = deploy.Source(weights, cell.row.model, len(cell.dataset.classes), size, trained=True)
+        more = {
+            "recipe": json.dumps(dataclasses.asdict(cell.recipe)),
+            "data": json.dumps(cell.dataset.fingerprint),
+            "run": train.key,
+        }
+        rewrite = not stage.inputs.get("plain", False)
+        return export(weights, size, folder / "model.onnx", deploy.metadata(of, more), rewrite)
+
+    def _analyze(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+        """What the paper looks inside for: Table 1 and the curves of Figures 2 and 3."""
+        from suite.analyze import analyze, coherence
+        from suite.export import load_weights
+
+        model = load_weights(self._weights(stage.needs[0]))
+        found = analyze(model, self._batches(_cell(stage), "cpu"), step).to_dict()
+        return found | {"coherence": coherence(model).to_dict()}
+
+    def _convert(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+        """The exported file in fewer bits; int8 needs images to calibrate on."""
+        path = self._file(stage.needs[0], "model.onnx")
+        batches = self._batches(_cell(stage), "cpu")
+        return deploy.convert(path, folder / "model.onnx", stage.inputs["form"], lambda: batches)
+
+    def _parity(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+        train, file = stage.needs
+        weights, path = self._weights(train), self._file(file, "model.onnx")
+        # The exporter's own graph is in float32 as well.
+        form = "fp32" if stage.inputs["precision"] == "plain" else stage.inputs["precision"]
+        return deploy.check(weights, path, self._batches(_cell(stage), "cpu"), form, progress=step)
+
+    def _peak(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+        from suite import latency
+
+        return latency.peak(stage.inputs["provider"], stage.inputs["threads"])
+
+    def _latency(
+        self, stages: Sequence[Stage], steps: Sequence[progress.Steps]
+    ) -> Sequence[dict[str, Any] | Exception]:
+        """Measure these against each other."""
+        from suite import latency
+
+        def step(done: int, total: int, note: str) -> None:
+            for each in steps:
+                each(done, total, note)
+
+        return latency.measure([self._request(stage) for stage in stages], step)
+
+    def _request(self, stage: Stage) -> "Request":
+        from suite import latency
+
+        (source,) = stage.needs
+        path = self._weights(source) if source.kind == "train" else self._file(source, "model.onnx")
+        names = {field.name for field in dataclasses.fields(latency.Request)} - {"path", "protocol"}
+        settings = {name: stage.inputs[name] for name in names}
+        return latency.Request(path=str(path), protocol=latency.Protocol(**stage.inputs["protocol"]), **settings)
+
+    def _batches(self, cell: Cell, device: str, group: Group = distributed.ALONE) -> "Batches":
+        import torch
+
+        from suite.batches import Batches
+
+        workers = 0 if cell.dataset.train.in_memory else self.threads
+        place = torch.device(device, group.local_rank) if device == "cuda" else torch.device(device)
+        return Batches(cell.dataset, cell.recipe, place, workers, group)
+
+
+def device_of(wanted: str) -> str:
+    """The device to train on; "auto" is a GPU where there is one.
+
+    Raises:
+        InputError: "cuda" where there is none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and env.machine()["gpu"] is None):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
+        raise InputError("--device cuda: torch finds no CUDA GPU here; legal: auto, cpu")
+    return "cpu"
+
+
+def _cell(stage: Stage) -> Cell:
+    assert stage.cell is not None
+    return stage.cell
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """An empty folder that is gone afterwards, for a process whose files nobody keeps."""
+    with TemporaryDirectory() as folder:
+        yield Path(folder)

@@ -1,0 +1,72 @@
+"""Several processes of this machine that work on one grid, each with its share of the cores or a GPU of its own."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import sleep
+from typing import Any, NoReturn
+
+from suite import env
+from suite.errors import InputError
+
+
+@contextmanager
+def started(count: int, work: Callable[[Any], None], options: Any) -> Iterator[Callable[[], bool]]:
+    """Have `count` processes call `work(options)`; yields what says whether any is still at it.
+
+    At the end those that are left are told to stop, as by SIGTERM, and waited for.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_run, args=(work, options, index, count, os.getpid()), name=f"worker {index + 1}")
+        for index in range(count)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        yield lambda: any(process.is_alive() for process in processes)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _run(work: Callable[[Any], None], options: Any, index: int, count: int, parent: int) -> None:
+    # Ctrl-C reaches all processes of a terminal; here the parent alone answers it, and tells its workers once.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+    _take_share(index, count)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        work(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _take_share(index: int, count: int) -> None:
+    """Keep to this worker's cores, and to its GPU where there are any."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        each = max(1, len(cores) // count)
+        first = index * each % len(cores)
+        os.sched_setaffinity(0, cores[first : first + each])
+    gpus = env.gpus()
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _end_with(parent: int) -> None:
+    """Stop when the parent has gone without a word."""
+    while os.getppid() == parent:
+        sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,113 @@
+"""Several processes on one grid: everything is done, each stage's result is there once, whoever dies."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from suite import grid, store
+from suite.grid import Options
+
+# Stages that take no time, so that what is tried is the division of work; each notes that it was done.
+QUICK_STAGES = """
+import os, sys, pathlib, random, time
+import suite.perform, suite.runner, suite.progress, suite.distributed
+from suite.claims import Claims
+from suite.grid import Options, plan
+
+root, cells = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+
+def work(self, stage, folder, step):
+    time.sleep(random.random() * 0.004)
+    (folder / "model.safetensors").write_bytes(stage.key.encode())
+    (folder / "model.onnx").write_bytes(stage.key.encode())
+    if stage.inputs.get("seed") == 13 and stage.kind == "train":
+        raise MemoryError("no room")
+    return {"trained": True}
+
+P = suite.perform.Performer
+P._train = lambda self, stages, folders, steps: [P._one(self, s, f, t) for s, f, t in zip(stages, folders, steps)]
+original = P.__init__
+def init(self, *a, **k):
+    original(self, *a, **k)
+    self._single = dict.fromkeys(("train", "export", "parity"), lambda *a: work(self, *a))
+P.__init__ = init
+
+options = Options(2, root, rows=("resnet110_relu_bn@cifar10",), seeds=cells)
+planned = plan(options)
+with Claims(root) as claims:
+    worker = suite.runner.Worker(options, planned, suite.distributed.ALONE, suite.progress.Silent(0), claims)
+    worker.drain(timings=False)
+print(len(worker.done), worker.failures)
+"""
+
+
+@pytest.mark.parametrize("cells", [60])
+def test_four_workers_that_are_killed_at_random_complete_a_grid_with_each_result_once(
+    cells: int, tmp_path: Path
+) -> None:
+    def start() -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", QUICK_STAGES, str(tmp_path), str(cells)], stdout=subprocess.PIPE, text=True
+        )
+
+    draw = random.Random(0)
+    workers = [start() for _ in range(4)]
+    kills = 0
+    deadline = time.monotonic() + 300
+    while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
+        time.sleep(draw.uniform(0.5, 1.0))
+        victim = draw.randrange(4)
+        if kills < 6 and workers[victim].poll() is None:
+            workers[victim].kill()
+            workers[victim].communicate()
+            workers[victim] = start()
+            kills += 1
+    said = {worker.communicate()[0] for worker in workers}
+    # One cell fails in training, once; what it would have needed is not tried.
+    assert kills == 6
+    assert all(line.split()[0] == str(3 * (cells - 1)) for line in said), said
+    for stage in ("train", "export", "parity"):
+        records = [json.loads(path.read_text()) for path in (tmp_path / "records" / stage).iterdir()]
+        assert len({record["key"] for record in records}) == len(records) == cells - 1
+        for record in records:
+            assert record["key"] == store.key_of(stage, record["inputs"])
+            for artifact in record["artifacts"].values():
+                assert (tmp_path / artifact["path"]).read_text() == record["key"]
+    assert [note["reason"] for note in store.Store(tmp_path).failures()] == ["MemoryError: no room"]
+    assert not list((tmp_path / "claims").glob("*.json"))
+
+
+def test_two_local_workers_leave_what_one_process_does(tmp_path: Path) -> None:
+    rows = "resnet20_relu_bn@cifar10,resnet20_crelu_bn@cifar10"
+    row = ["--table", "2", "--depth", "20", "--steps", "2", "--batch-sizes", "1", "--rows", rows]
+    found = []
+    for count in ("1", "2"):
+        folder = tmp_path / count
+        command = [sys.executable, "-m", "suite", "run", *row, "--workers", count, "--results", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert list((folder / "claims").iterdir()) == []
+        found.append({path.name for path in folder.glob("records/*/*.json")})
+    assert found[0] == found[1]
+    assert "train: done by another process" in done.stderr
+    assert "latency onnxruntime cpu batch 1: done, " in done.stderr
+
+
+def test_all_keys_are_known_before_anything_runs(tmp_path: Path) -> None:
+    options = Options(4, tmp_path, rows=("resnet50_crelu_bn",), forms=("fp32", "plain", "int8"), batch_sizes=(1, 8))
+    planned = grid.plan(options)
+    kinds = [stage.kind for stage in planned.stages]
+    assert kinds[:7] == ["train", "export", "export", "convert", "parity", "parity", "parity"]
+    assert kinds[7:] == ["peak"] + ["latency"] * 7
+    assert len({stage.key for stage in planned.stages}) == len(planned.stages)
+    assert [stage.key for stage in grid.plan(options).stages] == [stage.key for stage in planned.stages]
+    before: set[str] = set()
+    for stage in planned.stages:
+        assert {need.key for need in stage.needs} <= before
+        before.add(stage.key)
+    assert list(tmp_path.iterdir()) == []
