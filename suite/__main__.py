@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from suite import report, spec
+from suite import duration, report, spec
 from suite.errors import InputError
 from suite.store import Store
 
@@ -30,6 +30,16 @@ class _Choices(click.ParamType[tuple[Any, ...]]):
         entries = [entry.strip() for entry in value.split(",")]
         try:
             return tuple(dict.fromkeys(self.convert_one(entry) for entry in entries))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Duration(click.ParamType[float]):
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return duration.parsed(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -169,15 +179,34 @@ def suite() -> None:
     help="Forms of the exported file; fp32 is always among them. plain is without rewrites, to show what they gain.",
 )
 @click.option("--batch-sizes", type=_Choices("N,...", _batch_size), default="1,8", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Print cells, what is stored, and time and memory by a short probe.")
+@click.option("--budget", type=_Duration(), help="Run only the cells that say most for so much time, as in 30m or 8h.")
 @_metric
 @_form
-def run(table: int, data_download: Path | None, depth: str | None, metric: Any, form: str, **options: Any) -> int:
+def run(
+    table: int,
+    data_download: Path | None,
+    depth: str | None,
+    dry_run: bool,
+    budget: float | None,
+    metric: Any,
+    form: str,
+    **options: Any,
+) -> int:
     """Train, export, check and time the rows of a table, as far as that is not stored yet, and print the table."""
     from suite import grid, runner
 
     chosen = grid.Options(table=table, depth=int(depth) if depth else None, **options)
     if data_download:
         chosen = grid.with_downloads(chosen, data_download)
+    if dry_run or budget:
+        from suite import estimate
+
+        expected = estimate.expect(chosen, budget, lambda text: click.echo(text, err=True))
+        click.echo(expected.render(), err=not dry_run, nl=False)
+        if dry_run:
+            return 0
+        chosen = expected.options()
     outcome = runner.run(chosen)
     if not outcome.speaks:
         return 0
@@ -203,6 +232,18 @@ def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, me
     """Print a table from the records that there are, of each row those that say most."""
     chosen = spec.selected(table, rows, int(depth) if depth else None)
     click.echo(report.render(report.build(chosen, Store(results), metric), form), nl=False)
+    return 0
+
+
+@suite.command("status")
+@_results
+def status_(results: Path) -> int:
+    """Say how far the runs on a folder are: done, under way and by whom, failed and why, and about how long is left."""
+    from suite import status
+
+    if not results.is_dir():
+        raise InputError(f"--results {results}: no such folder")
+    click.echo(status.render(status.read(Store(results))), nl=False)
     return 0
 
 

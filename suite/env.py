@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 def environment() -> dict[str, object]:
     """Everything that goes beside a result."""
-    return {"machine": machine(), "versions": versions(), "source": _source(), "command": _command()}
+    return {"machine": machine(), "versions": versions(), "source": _source(), "command": command()}
 
 
 def available_cores() -> int:
@@ -57,7 +57,7 @@ def cpu_multiplies_bfloat16() -> bool:
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_line("flags").split())
 
 
-def _command() -> list[str]:
+def command() -> list[str]:
     """The command line without the place where this machine keeps the program."""
     program = Path(sys.argv[0])
     named = ["python", "-m", "suite"] if program.name == "__main__.py" else [program.name]

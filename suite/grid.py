@@ -25,7 +25,8 @@ TIMED = ("peak", "latency")
 
 @dataclass(frozen=True)
 class Options:
-    """What to run, as the command line takes it; `suite run --help` explains each."""
+    """What to run, as the command line takes it; `suite run --help` explains each. Of the cells `only` those of these
+    names are run, or all."""
 
     table: int
     results: Path
@@ -45,7 +46,7 @@ class Options:
     compile: Literal["auto", "always", "never"] = "auto"
     pack: int = 1
     workers: int = 1
-    budget: float | None = None
+    only: frozenset[str] | None = None
     tensorboard: Path | None = None
 
 
@@ -102,11 +103,6 @@ class Grid:
     cells: tuple[Cell, ...]
     stages: tuple[Stage, ...]
 
-    def only(self, cells: "set[Cell]") -> "Grid":
-        """The part of it that belongs to some cells."""
-        kept = tuple(stage for stage in self.stages if stage.cell is None or stage.cell in cells)
-        return Grid(self.table, tuple(cell for cell in self.cells if cell in cells), kept)
-
 
 def plan(options: Options, processes: int = 1) -> Grid:
     """The grid that these options ask for, with its data loaded.
@@ -129,6 +125,8 @@ def plan(options: Options, processes: int = 1) -> Grid:
         if row.data in datasets
         for seed in range(options.seeds)
     )
+    if options.only is not None:
+        cells = tuple(cell for cell in cells if cell.name in options.only)
     stages: list[Stage] = []
     timed: list[Stage] = []
     for cell in cells:

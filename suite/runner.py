@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import sleep
 
-from suite import distributed, progress, workers
+from suite import distributed, env, progress, status, workers
 from suite.claims import Claims, Machine
 from suite.errors import InputError
 from suite.grid import TIMED, Grid, Options, Stage, left_out, plan, turn_of
@@ -50,6 +50,8 @@ def run(options: Options) -> Outcome:
             check(options)
             with Claims(options.results) as claims:
                 worker = Worker(options, grid, group, display, claims)
+                if len(worker.done) < len(grid.stages):
+                    worker.store.keep_plan(status.plan_of(grid, env.command()))
                 if options.workers > 1:
                     with workers.started(options.workers, work, options) as any_alive:
                         worker.watch(any_alive)

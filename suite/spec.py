@@ -42,6 +42,7 @@ VERSIONS = {
     "latency": 2,  # 1: first; 2: in turns with what it is compared with
     "peak": 1,  # 1: first
     "analyze": 1,  # 1: first
+    "probe": 1,  # 1: first
 }
 
 T = TypeVar("T")

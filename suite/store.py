@@ -4,6 +4,8 @@
     DIR/artifacts/KEY/                 the stage's files (weights, ONNX), listed with their hashes in the record
     DIR/failures/STAGE/MODEL-KEY.json  why a stage failed last time; gone once it succeeds
     DIR/checkpoints/KEY/               state of a training that was stopped; gone once it succeeds
+    DIR/claims/                        who is at which stage (see `suite.claims`)
+    DIR/plans/KEY.json                 what each command is to do, for those who ask how far it is
     DIR/work/                          stages under way; safe to delete when nothing runs
 
 KEY is the hash of the stage's inputs, its upstream's key among them, so nothing is done twice and a run that was
@@ -105,10 +107,42 @@ class Store:
             if name.endswith(".json") and (models is None or name.rpartition("-")[0] in models):
                 yield _read(folder / name)
 
+    def stages(self) -> list[str]:
+        """The stages of which there are records."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(os.listdir(self.root / "records"))
+        return []
+
+    def keys(self, stage: str) -> set[str]:
+        """The keys of a stage's records."""
+        with contextlib.suppress(FileNotFoundError):
+            names = os.listdir(self.root / "records" / stage)
+            return {name.removesuffix(".json").rpartition("-")[2] for name in names if name.endswith(".json")}
+        return set()
+
     def failures(self) -> list[dict[str, Any]]:
-        """What failed and has not succeeded since: `stage`, `inputs` and `reason`."""
+        """What failed and has not succeeded since: `stage`, `key`, `inputs` and `reason`."""
         paths = sorted((self.root / "failures").glob("*/*.json"))
-        return [json.loads(path.read_text("utf-8")) for path in paths]
+        notes = [json.loads(path.read_text("utf-8")) for path in paths]
+        return [note | {"key": key_of(note["stage"], note["inputs"])} for note in notes]
+
+    def keep_plan(self, content: Mapping[str, Any]) -> None:
+        """Keep what a command is to do; the same plan again changes nothing."""
+        key = key_of("plan", content)
+        _write(self.root / "plans" / f"{key}.json", {**content, "begun": _now()}, replace=False)
+
+    def plans(self) -> list[dict[str, Any]]:
+        """What the commands on this folder are to do, in the order in which they were first given."""
+        found = []
+        for path in (self.root / "plans").glob("*.json"):
+            try:
+                content = orjson.loads(path.read_bytes())
+                found.append((content["begun"], path.name, content))
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(
+                    f"{path}: not a plan ({error}); delete it, it is written anew by the next run"
+                ) from None
+        return [content for *_, content in sorted(found, key=lambda each: each[:2])]
 
     def checkpoints(self, stage: str, inputs: Mapping[str, Any]) -> Path:
         """Where a stage may keep what it needs to go on after it was stopped."""
@@ -158,8 +192,7 @@ class Store:
             if self.get(stage, inputs) is None:
                 shutil.rmtree(target, ignore_errors=True)  # left by a run that was killed before its record
                 files.rename(target)
-        finished = datetime.now(UTC).isoformat(timespec="seconds")
-        record = Record(stage, key, inputs, result, timing, artifacts, environment, finished)
+        record = Record(stage, key, inputs, result, timing, artifacts, environment, _now())
         _write(self._path("records", stage, inputs), asdict(record), replace=False)
         self._path("failures", stage, inputs).unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints(stage, inputs), ignore_errors=True)
@@ -178,6 +211,10 @@ class Store:
 
     def _path(self, kind: str, stage: str, inputs: Mapping[str, Any]) -> Path:
         return self.root / kind / stage / f"{inputs['model']}-{key_of(stage, inputs)}.json"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _read(path: Path) -> Record:

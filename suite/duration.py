@@ -1,0 +1,25 @@
+"""Times as people read and write them."""
+
+import re
+
+
+def written(seconds: float) -> str:
+    """A time such as `40 s`, `12 min` or `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def parsed(text: str) -> float:
+    """The seconds of a time such as `90s`, `30m`, `1h30m` or `2d`.
+
+    Raises:
+        ValueError: it is none, or nothing.
+    """
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
+    seconds = sum(float(number) * units[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text or not seconds:
+        raise ValueError(f"{text!r} is no time; legal: as in 90s, 30m, 1h30m, 2d")
+    return seconds

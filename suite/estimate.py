@@ -1,0 +1,300 @@
+"""What a grid will take, from a short probe of each network, and which of its cells say most for a given time.
+
+A probe is a fresh process that trains and tests a few images with the very code of a run, exports the network and runs
+the file. Time and memory are measured at two batch sizes and continued on the straight line through them, which is the
+only thing here that is not measured.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from suite import duration, env, spec
+from suite.errors import InputError
+from suite.grid import Cell, Grid, Options, Stage, plan
+from suite.spec import Recipe, Row
+from suite.store import Store
+
+# Pixels of the larger probed batch: 64 images of 32x32, 16 of 224x224 at the least.
+PIXELS = 64 * 32 * 32
+LEAST = 16
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One network on this machine, in seconds and bytes.
+
+    Attributes:
+        step_fixed, step_per_image: of a training step.
+        memory_fixed, memory_per_image: of the process that trains (on a GPU: of the GPU's memory).
+        test_per_image: of a forward pass in torch, run_per_image: in ONNX Runtime on the CPU.
+        export: of writing the ONNX file.
+    """
+
+    step_fixed: float
+    step_per_image: float
+    memory_fixed: float
+    memory_per_image: float
+    test_per_image: float
+    run_per_image: float
+    export: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one cell: `seconds` of the stages that are not stored, `memory` in bytes while it trains, how many stages
+    there are, and how many of them are stored."""
+
+    seconds: float
+    memory: float
+    stages: int
+    stored: int
+
+
+def probe(cell: Cell, options: Options, store: Store) -> Probe:
+    """Measure a cell's network in a fresh process, or read what was measured before on this machine.
+
+    Raises:
+        InputError: the process failed.
+    """
+    from suite.perform import device_of
+
+    recipe = cell.recipe
+    request = {
+        "model": cell.row.model,
+        "classes": len(cell.dataset.classes),
+        "recipe": asdict(recipe),
+        "device": device_of(options.device),
+        "precision": options.precision,
+    }
+    inputs = request | {"version": spec.VERSIONS["probe"], "machine": env.machine()["id"], "versions": env.versions()}
+    found = store.get("probe", inputs)
+    if found is None:
+        start = perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "suite.estimate"], input=json.dumps(request), capture_output=True, text=True
+        )
+        if done.returncode:
+            last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+            raise InputError(f"{cell.row.model}: the probe failed: {''.join(last)}")
+        result = json.loads(done.stdout.splitlines()[-1])
+        found = store.put("probe", inputs, result, env.environment(), {"seconds": perf_counter() - start})
+    return Probe(**found.result)
+
+
+def costs(
+    grid: Grid, options: Options, store: Store, say: Callable[[str], None] = lambda text: None
+) -> dict[Cell, Cost]:
+    """The cost of each cell of a grid on this machine; `say` is told what is being measured."""
+    probes: dict[str, Probe] = {}
+    found = {}
+    for cell in grid.cells:
+        stages = [stage for stage in grid.stages if stage.cell is cell]
+        missing = [stage for stage in stages if store.get(stage.kind, stage.inputs) is None]
+        seconds = memory = 0.0
+        if missing:
+            name = json.dumps([cell.row.model, asdict(cell.recipe), len(cell.dataset.classes)])
+            if name not in probes:
+                say(f"measuring a few steps of {cell.row.model} on {cell.dataset.name}")
+                probes[name] = probe(cell, options, store)
+            seconds = sum(_seconds(stage, cell, probes[name]) for stage in missing)
+            trains = any(stage.kind == "train" for stage in missing)
+            batch = min(cell.recipe.batch_size, len(cell.dataset.train))
+            memory = probes[name].memory_fixed + (probes[name].memory_per_image * batch if trains else 0.0)
+        found[cell] = Cost(seconds, memory, len(stages), len(stages) - len(missing))
+    return found
+
+
+def _seconds(stage: Stage, cell: Cell, found: Probe) -> float:
+    """What one stage takes."""
+    recipe, images = cell.recipe, len(cell.dataset.train)
+    tests = min(len(cell.dataset.test), recipe.max_test_images or len(cell.dataset.test))
+    if stage.kind == "train":
+        per_epoch = -(-images // recipe.batch_size)
+        steps = min(recipe.epochs * per_epoch, recipe.max_steps or recipe.epochs * per_epoch)
+        epochs = -(-steps // per_epoch)
+        seen = min(steps * recipe.batch_size, epochs * images)
+        crops = tests * (epochs + (10 if recipe.ten_crop else 0))
+        return steps * found.step_fixed + seen * found.step_per_image + crops * found.test_per_image
+    if stage.kind == "export":
+        return found.export
+    if stage.kind == "convert":  # images to calibrate on pass through the file with all its intermediate results
+        return found.export + 2 * stage.inputs.get("images", 0) * found.run_per_image
+    if stage.kind == "parity":
+        return tests * (found.test_per_image + found.run_per_image)
+    if stage.kind == "analyze":
+        return tests * found.test_per_image
+    protocol, run = stage.inputs["protocol"], stage.inputs["batch_size"] * found.run_per_image
+    burst = max(protocol["min_seconds"], protocol["min_runs"] * run)
+    total: float = protocol["warmup"] * run + protocol["rounds"] * min(burst, protocol["max_runs"] * run)
+    return total
+
+
+def choose(grid: Grid, found: Mapping[Cell, Cost], seconds: float) -> list[Cell]:
+    """The cells that say most within so many seconds, in the order in which they were chosen.
+
+    A cell says as much as the comparisons that it makes possible: one for its own figure, and one for each row chosen
+    before it, or stored, that differs from it in one column of the paper. Another seed of a row says half, a third and
+    so on. Chosen is always the cell that says most for its time among those that still fit.
+    """
+    chosen: list[Cell] = []
+    for cell in grid.cells:
+        if found[cell].stored == found[cell].stages:
+            chosen.append(cell)
+    left = [cell for cell in grid.cells if cell not in chosen]
+    while fitting := [cell for cell in left if found[cell].seconds <= seconds]:
+        best = max(fitting, key=lambda cell: _worth(cell, chosen) / max(found[cell].seconds, 1e-9))
+        chosen.append(best)
+        left.remove(best)
+        seconds -= found[best].seconds
+    return chosen
+
+
+def _worth(cell: Cell, chosen: Collection[Cell]) -> float:
+    rows = {other.row.model + other.row.data: other.row for other in chosen}
+    repeated = sum(other.row == cell.row for other in chosen)
+    return (1 + sum(_compares(cell.row, row) for row in rows.values())) / (1 + repeated)
+
+
+def _compares(one: Row, other: Row) -> bool:
+    """Whether two rows differ in one column of the paper, on the same data."""
+    differing = sum(a != b for a, b in zip(one.heading, other.heading, strict=True))
+    return one.data == other.data and differing == 1
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a run will take, and which of its cells are to be run."""
+
+    asked: Options
+    grid: Grid
+    costs: Mapping[Cell, Cost]
+    chosen: Sequence[Cell]
+
+    def options(self) -> Options:
+        """Those of a run of the chosen cells."""
+        return replace(self.asked, only=frozenset(cell.name for cell in self.chosen))
+
+    def render(self) -> str:
+        """As text: each cell with what it will take, those that are left out, and the total."""
+        from tabulate import tabulate
+
+        rows = []
+        for cell in [*self.chosen, *(cell for cell in self.grid.cells if cell not in self.chosen)]:
+            cost = self.costs[cell]
+            state = "stored" if cost.stored == cost.stages else "to do" if cell in self.chosen else "left out"
+            time = duration.written(cost.seconds) if cost.seconds else ""
+            memory = f"{cost.memory / 1e9:.1f}" if cost.seconds else ""
+            rows.append((cell.name, state, f"{cost.stored}/{cost.stages}", time, memory))
+        text = tabulate(rows, ("cell", "", "stages stored", "time", "memory GB"), disable_numparse=True)
+        total = sum(self.costs[cell].seconds for cell in self.chosen)
+        count = self.asked.workers
+        shared = f" of work, shared by {count} workers" if count > 1 else ""
+        return f"{text}\ntotal on {env.machine()['id']}: about {duration.written(total)}{shared}\n"
+
+
+def expect(options: Options, budget: float | None, say: Callable[[str], None]) -> Expected:
+    """What these options will take on this machine, and what to run of it within `budget` seconds (None: all of it).
+
+    The probes themselves count.
+
+    Raises:
+        InputError: the options are not usable, or a network cannot be probed.
+    """
+    start = perf_counter()
+    grid, store = plan(options), Store(options.results)
+    found = costs(grid, options, store, say)
+    if budget is None:
+        return Expected(options, grid, found, grid.cells)
+    return Expected(options, grid, found, choose(grid, found, budget - (perf_counter() - start)))
+
+
+def _measure(request: Mapping[str, Any]) -> Probe:
+    """Probe a network in this process, whose memory is then that of a training."""
+    import numpy as np
+    import torch
+
+    from suite.batches import Batches
+    from suite.data import Dataset, Split
+    from suite.export import export, load_weights
+    from suite.session import open_session
+    from suite.step import Engine
+    from suite.train import Job, evaluate, train
+
+    recipe = Recipe(**request["recipe"] | {"milestones": tuple(request["recipe"]["milestones"])})
+    device = torch.device(request["device"])
+    large = max(2, min(recipe.batch_size, max(LEAST, PIXELS // recipe.train_size**2)))
+    sizes = (large // 2, large)
+    random = np.random.default_rng(0)
+    # Larger than what the network sees, as photographs are.
+    side = recipe.train_size if recipe.augment == "cifar" else 2 * recipe.train_size
+    images = random.integers(0, 256, (STEPS * large, side, side, 3), dtype=np.uint8)
+    labels = np.arange(len(images), dtype=np.int64) % request["classes"]
+    split = Split(images, labels)
+    classes = tuple(map(str, range(request["classes"])))
+    source = Dataset("random", classes, split, split, (128.0, 128.0, 128.0), (64.0, 64.0, 64.0), {})
+    step_seconds, memory = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for size in sizes:
+            short = replace(recipe, batch_size=size, max_steps=STEPS, epochs=STEPS, milestones=(), learning_rate=1e-6)
+            batches = Batches(source, replace(short, max_test_images=1, ten_crop=False), device)
+            ends: list[float] = []
+            job = Job(request["model"], batches, 0, Path(scratch), on_step=partial(_note, ends))
+            train(job, Engine(request["precision"], "never"))
+            # The fastest, since whatever else the machine does can only add to it.
+            step_seconds.append(min(later - earlier for earlier, later in pairwise(ends)))
+            memory.append(_memory(device))
+        model = load_weights(Path(scratch)).to(device)
+        test = [next(iter(Batches(source, recipe, device).test()))]
+        start = perf_counter()
+        evaluate(model, test)
+        test_per_image = (perf_counter() - start) / len(test[0][1])
+        start = perf_counter()
+        export(Path(scratch), recipe.test_size, Path(scratch) / "model.onnx", {})
+        exported = perf_counter() - start
+        session = open_session(str(Path(scratch) / "model.onnx"), "cpu", env.available_cores())
+        feed = {"input": test[0][0].contiguous().cpu().numpy()[:LEAST]}
+        session.run(["logits"], feed)
+        start = perf_counter()
+        session.run(["logits"], feed)
+        run_per_image = (perf_counter() - start) / len(feed["input"])
+    return Probe(*_line(sizes, step_seconds), *_line(sizes, memory), test_per_image, run_per_image, exported)
+
+
+def _note(ends: list[float], done: int, total: int, note: str) -> None:
+    ends.append(perf_counter())
+
+
+def _line(sizes: tuple[int, int], values: Sequence[float]) -> tuple[float, float]:
+    """The straight line through two measurements, as a fixed part and one for each image, neither below zero."""
+    per_image = max(0.0, (values[1] - values[0]) / (sizes[1] - sizes[0]))
+    return max(0.0, values[1] - per_image * sizes[1]), per_image
+
+
+def _memory(device: Any) -> float:
+    """The most bytes that were in use so far."""
+    import torch
+
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_reserved(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def main() -> None:
+    """Answer one request of standard input, JSON in and out."""
+    print(json.dumps(asdict(_measure(json.loads(sys.stdin.read())))))
+
+
+if __name__ == "__main__":
+    main()

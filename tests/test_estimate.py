@@ -1,0 +1,70 @@
+"""What a grid will take, and which of its cells are worth the time."""
+
+from pathlib import Path
+
+import pytest
+
+from suite import estimate
+from suite.estimate import Cost, Probe
+from suite.grid import Cell, Options, plan
+from suite.store import Store
+
+ROWS = ("resnet110_relu_plain@cifar10", "resnet110_relu_bn@cifar10", "resnet110_crelu_*@cifar10")
+
+
+def costs(cells: tuple[Cell, ...], seconds: float = 60.0) -> dict[Cell, Cost]:
+    return {cell: Cost(seconds, 1e9, 6, 0) for cell in cells}
+
+
+def test_a_budget_goes_to_the_cells_that_make_most_comparisons_possible(tmp_path: Path) -> None:
+    grid = plan(Options(2, tmp_path, rows=ROWS, seeds=2))
+    names = [cell.row.model for cell in estimate.choose(grid, costs(grid.cells), 240)]
+    # Rows that differ in one column from those before; no second seed before each row has a first.
+    assert len(set(names)) == 4
+    assert names[0] == "resnet110_relu_plain"
+    pair = {names[0].replace("relu", "crelu"), "resnet110_relu_bn"}
+    assert names[1] in pair
+
+
+def test_a_budget_is_never_exceeded_and_what_is_stored_costs_nothing(tmp_path: Path) -> None:
+    grid = plan(Options(2, tmp_path, rows=ROWS))
+    found = costs(grid.cells)
+    dear, stored = grid.cells[1], grid.cells[0]
+    found[dear] = Cost(1000, 1e9, 6, 0)
+    found[stored] = Cost(0, 0, 6, 6)
+    chosen = estimate.choose(grid, found, 150)
+    assert sum(found[cell].seconds for cell in chosen) <= 150
+    assert stored in chosen
+    assert dear not in chosen
+    assert len(chosen) == 3
+    assert estimate.choose(grid, found, 0) == [stored]
+
+
+def test_seconds_follow_the_recipe(tmp_path: Path) -> None:
+    grid = plan(Options(2, tmp_path, rows=("resnet110_relu_bn@cifar10",), epochs=2, batch_sizes=(8,)))
+    found = Probe(0.5, 0.01, 1e9, 1e7, 0.002, 0.001, 7.0)
+    by_kind = {s.kind + s.detail: estimate._seconds(s, grid.cells[0], found) for s in grid.stages if s.cell}
+    steps = 2 * 40  # 5,000 images in batches of 128
+    assert by_kind["train"] == pytest.approx(steps * 0.5 + 10_000 * 0.01 + 2 * 1000 * 0.002)
+    assert by_kind["export"] == 7.0
+    assert by_kind["parity"] == pytest.approx(1000 * 0.003)
+    assert by_kind["latency onnxruntime cpu batch 8"] == pytest.approx(0.008 + 3 * 0.3)
+
+
+def test_a_probe_is_measured_once_and_kept(tmp_path: Path) -> None:
+    options = Options(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",))
+    said: list[str] = []
+    first = estimate.expect(options, None, said.append)
+    again = estimate.expect(options, None, said.append)
+    assert len(list((tmp_path / "records" / "probe").iterdir())) == 1
+    assert list(first.costs.values()) == list(again.costs.values())
+    (cost,) = first.costs.values()
+    assert (cost.stages, cost.stored) == (6, 0)
+    (record,) = Store(tmp_path).records("probe")
+    assert all(value >= 0 for value in record.result.values())
+    assert record.result["step_per_image"] > 0
+    assert 2e8 < cost.memory < 8e9  # torch alone takes some hundred megabytes
+    text = first.render()
+    assert "resnet20_relu_bn on digits10" in text
+    assert "total on " in text
+    assert first.options().only == frozenset({"resnet20_relu_bn on digits10"})

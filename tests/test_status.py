@@ -1,0 +1,69 @@
+"""What `suite status` says of a folder."""
+
+from pathlib import Path
+
+import pytest
+
+from suite import status
+from suite.claims import Claims
+from suite.errors import InputError
+from suite.grid import Grid, Options, Stage, plan
+from suite.store import Store
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    return plan(Options(2, tmp_path, rows=("resnet110_relu_bn@cifar10",), batch_sizes=(1,), seeds=3))
+
+
+@pytest.fixture
+def store(tmp_path: Path, grid: Grid) -> Store:
+    """A folder on which that was begun: one cell trained, one failed, one under way elsewhere."""
+    store = Store(tmp_path)
+    store.keep_plan(status.plan_of(grid, ["python", "-m", "suite", "run", "--table", "2"]))
+    return store
+
+
+def trainings(grid: Grid) -> list[Stage]:
+    return [stage for stage in grid.stages if stage.kind == "train"]
+
+
+def test_it_tells_done_under_way_failed_and_the_time_left(grid: Grid, store: Store, tmp_path: Path) -> None:
+    done, fails, goes_on = trainings(grid)
+    (before,) = status.read(store)
+    assert before.seconds_left is None
+    for stage in grid.stages:
+        if stage.cell is grid.cells[0] or stage.kind == "peak":
+            store.put(stage.kind, stage.inputs, {}, {}, {"seconds": 10.0})
+    store.fail("train", fails.inputs, "MemoryError: no room")
+    with Claims(tmp_path) as claims:
+        assert claims.take(goes_on)
+        (found,) = status.read(store)
+        text = status.render([found])
+    assert found.done == {s.key for s in grid.stages if s.cell is grid.cells[0] or s.kind == "peak"}
+    assert [claim.key for claim in found.under_way] == [goes_on.key]
+    assert found.failed == {fails.key: "MemoryError: no room"}
+    left = len(grid.stages) - len(found.done) - 1
+    assert found.seconds_left == pytest.approx(10.0 * left)
+    assert "python -m suite run --table 2" in text
+    assert "train 1/3" in text
+    assert "failed:\n    resnet110_relu_bn on digits10 seed 1: train: MemoryError: no room" in text
+    assert "resnet110_relu_bn on digits10 seed 2: train" in text
+    assert "nobody is at it" in status.render(status.read(store))  # the claim was given up
+    assert done.key in found.done
+
+
+def test_a_finished_plan_has_no_time_left(grid: Grid, store: Store) -> None:
+    for stage in grid.stages:
+        store.put(stage.kind, stage.inputs, {}, {}, {"seconds": 1.0})
+    (found,) = status.read(store)
+    assert found.seconds_left == 0
+    assert "time left" not in status.render([found])
+
+
+def test_an_empty_folder_and_a_damaged_plan_are_told(tmp_path: Path) -> None:
+    assert status.render(status.read(Store(tmp_path))) == "nothing was begun here\n"
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "x.json").write_text("{")
+    with pytest.raises(InputError, match=r"x\.json: not a plan"):
+        status.read(Store(tmp_path))
