@@ -129,15 +129,15 @@ def _seconds(stage: Stage, cell: Cell, found: Probe) -> float:
     if stage.kind == "export":
         return found.export
     if stage.kind == "convert":  # images to calibrate on pass through the file with all its intermediate results
-        return found.export + 2 * stage.inputs.get("images", 0) * found.run_per_image
+        return found.export + 2 * int(stage.inputs.get("images", 0)) * found.run_per_image
     if stage.kind == "parity":
         return tests * (found.test_per_image + found.run_per_image)
     if stage.kind == "analyze":
         return tests * found.test_per_image
     protocol, run = stage.inputs["protocol"], stage.inputs["batch_size"] * found.run_per_image
     burst = max(protocol["min_seconds"], protocol["min_runs"] * run)
-    total: float = protocol["warmup"] * run + protocol["rounds"] * min(burst, protocol["max_runs"] * run)
-    return total
+    timing: float = protocol["warmup"] * run + protocol["rounds"] * min(burst, protocol["max_runs"] * run)
+    return timing
 
 
 def choose(grid: Grid, found: Mapping[Cell, Cost], seconds: float) -> list[Cell]:
