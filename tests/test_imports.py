@@ -13,14 +13,15 @@ STAGES = {"train", "export", "parity", "latency", "analyze"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
+    "files": set(),
     "env": set(),
     "augment": set(),
     "progress": set(),
     "interrupt": set(),
-    "checkpoint": set(),
+    "checkpoint": {"files"},
     "distributed": set(),
     "spec": {"errors"},
-    "store": {"errors"},
+    "store": {"errors", "files"},
     "cifar": {"errors"},
     "data": {"cifar", "errors", "spec"},
     "batches": {"augment", "data", "distributed", "errors", "spec"},
@@ -43,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"spec", "store"},
     "plots": {"report", "spec"},
     "svg": {"plots"},
-    "page": {"plots", "report", "spec", "store", "svg"},
+    "page": {"files", "plots", "report", "spec", "store", "svg"},
     "runner": STAGES
     | {
         "batches",
