@@ -80,7 +80,7 @@ class Store:
         self.root = root
 
     def get(self, stage: str, inputs: Mapping[str, Any]) -> Record | None:
-        """The record of these inputs, if it is there and its files are.
+        """The record of these inputs, if it is there and its files are, by their sizes whole.
 
         Raises:
             InputError: it is damaged, or not a record.
@@ -89,7 +89,7 @@ class Store:
         if not os.path.lexists(path):
             return None
         record = read_record(path)
-        return record if all(self.artifact(record, name).is_file() for name in record.artifacts) else None
+        return record if all(self._is_whole(record, name) for name in record.artifacts) else None
 
     def artifact(self, record: Record, name: str) -> Path:
         """Where a record's file lies.
@@ -98,6 +98,11 @@ class Store:
             InputError: a link leads out of the results folder.
         """
         return self._inside(str(record.artifacts[name]["path"]))
+
+    def _is_whole(self, record: Record, name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return bool(self.artifact(record, name).stat().st_size == record.artifacts[name]["bytes"])
+        return False
 
     def records(self, stage: str, models: Collection[str] | None = None) -> list[Record]:
         """The records of a stage, in the order of their file names.
