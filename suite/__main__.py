@@ -419,6 +419,10 @@ def main() -> NoReturn:
         # The reader, such as `head`, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # A disk that is full or a folder that is gone, where nobody had more to say.
+        click.echo(printable(f"error: {error.filename or 'input or output'}: {error.strerror or error}"), err=True)
+        sys.exit(2)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

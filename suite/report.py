@@ -499,12 +499,17 @@ def _latex(report: Report) -> str:
 def _csv(report: Report) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*(column.key for column in report.columns), "notes"])
+    writer.writerow([*(_inert(column.key) for column in report.columns), "notes"])
     for line in report.lines:
         notes = [f"{key}: {'; '.join(texts)}" for key, texts in line.notes.items()]
         values = [line.values.get(column.key) for column in report.columns]
-        writer.writerow([*("" if value is None else value for value in values), " | ".join(notes)])
+        writer.writerow([*("" if value is None else _inert(value) for value in values), " | ".join(notes)])
     return out.getvalue()
+
+
+def _inert(value: str | float) -> str | float:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def _json(report: Report) -> str:
