@@ -7,6 +7,7 @@ from pathlib import Path
 
 from suite.errors import InputError
 from suite.files import printable
+from suite.shape import checked
 from suite.store import Record, key_of, parse, read_failure, read_record, sha256
 
 # Inputs that hold the key of another record, and the stages of which it may be.
@@ -76,7 +77,7 @@ def _records(root: Path) -> tuple[list[Record], list[str]]:
                 raise ValueError("its key is not the hash of its inputs")
             if path != _place(root, record):
                 raise ValueError(f"it belongs at {_place(root, record)}")
-            sound.append(record)
+            sound.append(checked(record, root))
         except InputError as error:
             problems.append(str(error))
         except ValueError as error:

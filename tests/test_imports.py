@@ -35,7 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "parity": {"batches", "session"},
     "departure": {"export", "rewrite", "session"},
     "explain": {"session"},
-    "verify": {"checkpoint", "errors", "files", "store"},
+    "shape": {"errors", "store"},
+    "verify": {"checkpoint", "errors", "files", "shape", "store"},
     "compare": {"errors", "store"},
     "latency": {"session", "weights"},
     "analyze": {"batches", "models"},
@@ -43,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "parity"}
     | {"precision", "spec", "weights"},
     "figures": {"analyze", "deploy", "errors", "export", "spec", "store"},
-    "report": {"spec", "store"},
+    "report": {"shape", "spec", "store"},
     "plots": {"report", "spec"},
     "svg": {"plots"},
     "page": {"files", "plots", "report", "spec", "store", "svg"},
