@@ -12,6 +12,7 @@ import click
 
 from suite import duration, report, spec
 from suite.errors import InputError
+from suite.files import printable
 from suite.store import Store
 
 RESULTS = Path("results/local")
@@ -379,8 +380,29 @@ def explain(source: str, provider: str, batch_size: int, size: int | None) -> in
     from suite import deploy, explain
 
     with deploy.in_one_line(source), deploy.onnx_file(source, provider, size) as path:
-        click.echo(explain.render(deploy.explain(path, provider, batch_size, size)), nl=False)
+        found = explain.render(deploy.explain(path, provider, batch_size, size))
+    click.echo(printable(found, keep="\n"), nl=False)  # a file's nodes have the names that its maker gave them
     return 0
+
+
+@suite.command()
+@_results
+def verify(results: Path) -> int:
+    """Read and hash all records and files of a results folder anew; exit code 1 if one is damaged, missing or odd."""
+    from suite import progress
+    from suite import verify as verifying
+
+    display = progress.display(1)
+    try:
+        with display.stage(f"verify {results}") as step:
+            found = verifying.verify(results, step)
+    finally:
+        display.close()
+    for problem in found.problems:
+        click.echo(problem)
+    looked_at = f"{found.records} records and {found.files} files of {found.bytes:,} bytes"
+    click.echo(f"{looked_at}: {len(found.problems) or 'no'} problem{'s' if len(found.problems) != 1 else ''}")
+    return 1 if found.problems else 0
 
 
 class _Percent(click.ParamType[float]):
@@ -426,7 +448,7 @@ def _listed(content: dict[str, Any]) -> str:
             value = f"{value:.6g}"
         lines.append((name.replace("_", " "), value))
     text: str = tabulate(lines, tablefmt="plain", disable_numparse=True)
-    return text
+    return printable(text, keep="\n")
 
 
 def main() -> NoReturn:
@@ -436,7 +458,7 @@ def main() -> NoReturn:
         sys.exit(suite.main(standalone_mode=False))
     except (InputError, click.ClickException) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"error: {message}", err=True)
+        click.echo(printable(f"error: {message}"), err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; what is finished is kept, and the same command goes on from there", err=True)
@@ -445,6 +467,10 @@ def main() -> NoReturn:
         # The reader, such as `head`, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # A disk that is full or a folder that is gone, where nobody had more to say.
+        click.echo(printable(f"error: {error.filename or 'input or output'}: {error.strerror or error}"), err=True)
+        sys.exit(2)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

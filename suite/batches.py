@@ -5,9 +5,10 @@ number of worker processes. So a run can be taken up at any batch, and two runs 
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,7 +150,7 @@ class Batches:
             pin_memory=self.device.type == "cuda" and not decodes_here,
             collate_fn=list if decodes_here else None,
         )
-        for loaded in loader:
+        for loaded in _as_raised(loader):
             if decodes_here:
                 images, labels = decode_on(self.device, loaded, transform)
             else:
@@ -158,6 +159,14 @@ class Batches:
             if images.dim() == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
             yield images, labels
+
+
+def _as_raised(loader: Iterable[Any]) -> Iterator[Any]:
+    """What a loader loads; an InputError of a worker process as it was raised there, without torch's traceback."""
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from None
 
 
 def has_gpu_decoder() -> bool:
@@ -208,7 +217,7 @@ class _Files(TorchDataset[tuple[Tensor, Path, int, int]]):
         return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Path, int, int]:
-        path = Path(self.split.images[index])
+        path = self.split.file(index)
         raw = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
         return raw, path, index, int(self.split.labels[index])
 
@@ -224,8 +233,8 @@ class _Transformed(TorchDataset[tuple[Tensor, int]]):
         return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        source = self.split.images[index]
-        pixels = source if isinstance(source, np.ndarray) else read_image(source)
+        held = self.split.images
+        pixels = held[index] if isinstance(held, np.ndarray) else read_image(self.split.file(index))
         return self.transform(torch.from_numpy(pixels), index), int(self.split.labels[index])
 
 

@@ -7,7 +7,6 @@ two are kept, so that a damaged one costs the work since the one before it and n
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from suite import files
+
 KEPT = 2
+# What reading a damaged file raises; torch has no kinds of its own.
+DAMAGED = (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError)
 
 
 def write(folder: Path, number: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write checkpoint `number` of `folder`: tensors of any device, and a state of JSON values.
 
-    The file is written aside, synced and renamed, so that a kill or a power loss leaves the ones before it.
+    A kill, a full disk or a power loss leaves the ones before it.
+
+    Raises:
+        OSError: it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state, sort_keys=True)
     raw = save(content, metadata={"state": text, "hash": _hash(content, text)})
-    temporary = folder / f"{number:08d}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(folder / f"{number:08d}.safetensors")
+    files.write(folder / f"{number:08d}.safetensors", raw)
     for old in _newest_first(folder)[KEPT:]:
         old.unlink(missing_ok=True)
 
@@ -43,19 +43,23 @@ def read(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, Tensor], 
     """Tensors and state of the newest checkpoint that is sound, or None; `warn` is told of each that is not."""
     for path in _newest_first(folder):
         try:
-            return _read(path)
-        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-            warn(f"{path}: damaged checkpoint ({error}); going on from the one before it")
+            return read_one(path)
+        except DAMAGED as error:
+            warn(f"{path}: damaged checkpoint ({files.printable(str(error))}); going on from the one before it")
     return None
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_one(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of one file; raises one of `DAMAGED` if it is not sound."""
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
     if header["hash"] != _hash(tensors, header["state"]):
         raise ValueError("its content does not match its hash")
-    return tensors, json.loads(header["state"])
+    state = json.loads(header["state"])
+    if not isinstance(state, dict):
+        raise ValueError("its state is no object")
+    return tensors, state
 
 
 def _hash(tensors: Mapping[str, Tensor], text: str) -> str:

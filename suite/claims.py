@@ -186,9 +186,10 @@ class Claims:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._aside(claim) as temporary:
-                os.link(temporary, self._path(claim))
-        except FileExistsError:
-            return False
+                try:
+                    os.link(temporary, self._path(claim))
+                except FileExistsError:
+                    return False
         except OSError as error:
             raise InputError(f"--results {self.folder.parent}: cannot write there: {error.strerror}") from None
         return True

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from suite import cifar
 from suite.errors import InputError
+from suite.files import write
 from suite.spec import EMBEDDED
 
 Triple = tuple[float, float, float]
@@ -44,10 +45,12 @@ _PHOTOS = (".jpeg", ".jpg", ".png")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, uint8 (N, H, W, 3) RGB or the files of N images, and their labels, int64 (N,)."""
+    """Images, uint8 (N, H, W, 3) RGB or the files of N images, and their labels, int64 (N,). `sizes` are the bytes of
+    each file as it was listed; empty if that is not known."""
 
     images: NDArray[np.uint8] | tuple[Path, ...]
     labels: NDArray[np.int64]
+    sizes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,6 +59,18 @@ class Split:
     def in_memory(self) -> bool:
         """Whether `images` holds pixels, not files."""
         return isinstance(self.images, np.ndarray)
+
+    def file(self, index: int) -> Path:
+        """The file of an image that is not in memory. Raises InputError if it is not of the size that the data set's
+        fingerprint holds: a data set that changes under a run is not what the run's record says."""
+        path = Path(self.images[index])
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}; the data set was changed under the run") from None
+        if self.sizes and size != (was := self.sizes[index]):
+            raise InputError(f"{path}: {size} bytes, {was} when the run began; the data set was changed under the run")
+        return path
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,6 +241,7 @@ class _Listing(NamedTuple):
     classes: tuple[str, ...]
     files: tuple[Path, ...]
     labels: NDArray[np.int64]
+    sizes: tuple[int, ...]
     listing: bytes  # a line a file: class/name, size in bytes
 
 
@@ -234,8 +250,8 @@ def _imagenet(path: Path) -> Dataset:
     if root is None:
         raise InputError(f"{path}: holds no train/ and val/ class folders")
     train, test = _both(root, "val", _PHOTOS)
-    splits = Split(train.files, train.labels), Split(test.files, test.labels)
-    return _dataset("imagenet", train.classes, *splits, "listing", (train.listing, test.listing))
+    splits = [Split(split.files, split.labels, split.sizes) for split in (train, test)]
+    return _dataset("imagenet", train.classes, splits[0], splits[1], "listing", (train.listing, test.listing))
 
 
 def _cifar_folders(name: str, path: Path) -> cifar.Contents | None:
@@ -283,29 +299,28 @@ def _list(folder: Path, suffixes: tuple[str, ...]) -> _Listing:
     stamp = json.dumps([suffixes, [(name, (folder / name).stat().st_mtime_ns) for name, _ in classes]])
     digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:20]
     cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crelu-suite" / f"{digest}.listing"
-    with contextlib.suppress(OSError, zlib.error):
+    with contextlib.suppress(OSError, zlib.error, ValueError, KeyError):  # a damaged list is made anew
         head, _, body = zlib.decompress(cached.read_bytes()).partition(b"\n")
         if head == stamp.encode():
             return _from_listing(folder, tuple(name for name, _ in classes), body)
     listing = _list_anew(folder, classes, suffixes)
     if listing.listing.count(b"\n") == len(listing.files) >= _WORTH_CACHING:  # no name holds a line break
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            aside = cached.with_suffix(f".{os.getpid()}")
-            aside.write_bytes(zlib.compress(stamp.encode() + b"\n" + listing.listing, 1))
-            aside.replace(cached)
+            write(cached, zlib.compress(stamp.encode() + b"\n" + listing.listing, 1))
     return listing
 
 
 def _from_listing(folder: Path, classes: tuple[str, ...], listing: bytes) -> _Listing:
-    names = [os.fsdecode(line.partition(b"\0")[0]) for line in listing.split(b"\n")[:-1]]
+    lines = [line.split(b"\0") for line in listing.split(b"\n")[:-1]]
+    names, sizes = [os.fsdecode(name) for name, _ in lines], tuple(int(size) for _, size in lines)
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number[name.partition("/")[0]] for name in names], dtype=np.int64)
-    return _Listing(classes, tuple(folder / name for name in names), labels, listing)
+    return _Listing(classes, tuple(folder / name for name in names), labels, sizes, listing)
 
 
 def _list_anew(folder: Path, classes: list[tuple[str, int]], suffixes: tuple[str, ...]) -> _Listing:
     files: list[Path] = []
+    sizes: list[int] = []
     lines: list[str] = []
     counts = []
     for name, _ in classes:
@@ -314,10 +329,12 @@ def _list_anew(folder: Path, classes: list[tuple[str, int]], suffixes: tuple[str
         if not images:
             raise InputError(f"{home}: holds no images ({', '.join(suffixes)})")
         files += [home / file for file, _ in images]
+        sizes += [size for _, size in images]
         lines += [f"{name}/{file}\0{size}\n" for file, size in images]
         counts.append(len(images))
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
-    return _Listing(tuple(name for name, _ in classes), tuple(files), labels, os.fsencode("".join(lines)))
+    names = tuple(name for name, _ in classes)
+    return _Listing(names, tuple(files), labels, tuple(sizes), os.fsencode("".join(lines)))
 
 
 def _scan(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[tuple[str, int]]:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from suite import env, spec
 from suite.errors import InputError
+from suite.weights import read_config
 
 if TYPE_CHECKING:
     from suite.batches import Batches
 
 # Training images that fix the ranges of int8 activations.
 CALIBRATION_IMAGES = 200
+# Largest side in pixels of an image that a file may ask for.
+LARGEST = 4096
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,18 @@ def in_one_line(name: str) -> Iterator[None]:
     Raises:
         InputError: instead of the exceptions that the stages, ONNX Runtime and safetensors raise.
     """
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-        if isinstance(error, InputError):
+    except Exception as error:
+        # ONNX Runtime's, protobuf's and safetensors' own have no base but this.
+        foreign = type(error).__module__.partition(".")[0] in ("onnxruntime", "onnx", "google", "safetensors_rust")
+        if isinstance(error, InputError) or not (foreign or isinstance(error, _EXPECTED)):
             raise
         raise InputError(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+
+
+# What a file of another kind, one that is damaged, or a machine too small for it ends in.
+_EXPECTED = (RuntimeError, ValueError, OSError, MemoryError)
 
 
 @contextlib.contextmanager
@@ -83,17 +90,10 @@ def source(name: str, size: int | None = None) -> Iterator[Source]:
             torch.manual_seed(0)
             folder = Path(scratch)
             save_for_hf(timm.create_model(name), str(folder), safe_serialization=True)
-        try:
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-            model, classes = config["architecture"], config["num_classes"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{name}: no folder of a run's weights with a config.json ({error})") from None
-        if not (folder / "model.safetensors").is_file():
-            raise InputError(f"{name}: holds no model.safetensors")
-        usual = timm.get_pretrained_cfg(model)
-        if usual is None:
-            raise InputError(f"{name}: its model {model!r} is not one of this project's")
-        yield Source(folder, model, classes, size or usual.input_size[-1], trained)
+        config = read_config(folder)
+        usual = timm.get_pretrained_cfg(config.model)
+        assert usual is not None  # every network of this project has one
+        yield Source(folder, config.model, config.classes, size or usual.input_size[-1], trained)
 
 
 def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "Batches":
@@ -128,10 +128,9 @@ def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "B
 def metadata(of: Source, more: dict[str, str]) -> dict[str, str]:
     """What an exported file says of itself, as text: model, weights' hash, mean and std on [0, 1], class names,
     versions, and `more`."""
-    config = json.loads((of.weights / "config.json").read_text("utf-8")).get("pretrained_cfg", {})
+    known = read_config(of.weights).statistics
     with open(of.weights / "model.safetensors", "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    known = {name: config[name] for name in ("mean", "std", "label_names") if config.get(name)}
     stated = {"model": of.model, "weights_sha256": digest, "trained": str(of.trained).lower()}
     for name, value in (known | {"versions": env.versions()}).items():
         stated[name] = json.dumps(value)
@@ -220,7 +219,7 @@ def onnx_file(name: str, provider: str, size: int | None) -> Iterator[Path]:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{name}: no such file")
-        _read_graph(path)
+        read_graph(path)
         yield path
         return
     with source(name, size) as of, tempfile.TemporaryDirectory() as scratch:
@@ -258,10 +257,14 @@ def parity(
     is_file = path.suffix == ".onnx"
     if is_file and not path.is_file():
         raise InputError(f"{name}: no such file")
-    with source(weights or (_stated_source(path) if is_file else name)) as of, tempfile.TemporaryDirectory() as scratch:
-        if not is_file:
+    file = read_graph(path) if is_file else None
+    made_from = weights or (_stated_source(path, file) if file else name)
+    with source(made_from) as of, tempfile.TemporaryDirectory() as scratch:
+        if file is None:
             path = Path(scratch) / "model.onnx"
             export(of, path, "fp32", provider, False, data)
+        elif (classes := _sides(file.graph.output[0])[1]) != of.classes:
+            raise InputError(f"{name}: tells {classes} classes apart, {of.model} {of.classes}: another network's file")
         batches = test_batches(of, data, images)
         found = check(of.weights, path, batches, _precision(path), provider)
         return {"model": of.model, "trained": of.trained, "data": batches.dataset.name, **found}
@@ -301,18 +304,66 @@ def _precision(path: Path) -> str:
     return "fp16" if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in weights) else "fp32"
 
 
-def _read_graph(path: Path) -> Any:
+def read_graph(path: Path) -> Any:
+    """An ONNX file as a message, if it is of the form that this project writes and lies in this one file.
+
+    Nothing else is read, whatever the file says of where its weights are.
+
+    Raises:
+        InputError: it is not.
+    """
     import onnx
 
+    from suite.export import OPSET
+
     try:
-        return onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf has its own kinds of errors
         raise InputError(f"{path}: not an ONNX file ({str(error).splitlines()[0]})") from None
+    for tensor in _tensors(model):
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            where = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+            raise InputError(f"{path}: {tensor.name!r} lies outside the file, in {where!r}, which is not read")
+    found = {entry.domain: entry.version for entry in model.opset_import}
+    opset = found.pop("", found.pop("ai.onnx", None))
+    if opset != OPSET:
+        raise InputError(f"{path}: of opset {opset}; legal: {OPSET}, which python -m suite export writes")
+    ends = [[value.name for value in ends] for ends in (model.graph.input, model.graph.output)]
+    if ends != [["input"], ["logits"]]:
+        raise InputError(f"{path}: its inputs and outputs are {ends}; legal: one input, and logits as output")
+    image, logits = _sides(model.graph.input[0])[1:], _sides(model.graph.output[0])[1:]
+    if not (len(image) == 3 and image[0] == 3 and image[1] == image[2] and 0 < image[1] <= LARGEST):
+        raise InputError(f"{path}: its input is {image}; legal: [3, size, size] with sizes to {LARGEST}")
+    if not (len(logits) == 1 and logits[0] > 0):
+        raise InputError(f"{path}: its logits are {logits}; legal: [classes]")
+    return model
 
 
-def _stated_source(path: Path) -> str:
+def _tensors(message: Any) -> Iterator[Any]:
+    """All tensors in a message, wherever they are."""
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                if field.message_type.name == "TensorProto":
+                    yield part
+                else:
+                    yield from _tensors(part)
+
+
+def _sides(value: Any) -> list[int]:
+    """Sides of a graph's input or output; 0 for one that is free."""
+    return [side.dim_value for side in value.type.tensor_type.shape.dim]
+
+
+def _stated_source(path: Path, file: Any) -> str:
     """What a file that was exported from start values says of its model."""
-    stated = {entry.key: entry.value for entry in _read_graph(path).metadata_props}
+    import timm
+
+    import models  # noqa: F401 - registers the networks with timm
+
+    stated = {entry.key: entry.value for entry in file.metadata_props}
     if stated.get("trained") != "false":
         raise InputError(f"{path}: made from a run's weights; give their folder by --weights FOLDER")
+    if stated.get("model") not in timm.list_models(module="crelu_resnet"):
+        raise InputError(f"{path}: says that its model is {stated.get('model')!r}, which is not one of this project's")
     return str(stated["model"])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import timm
 import torch
 from onnxscript import ir
 from torch import nn
@@ -17,15 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from suite.rewrite import TOLERANCE, apply_rewrites, difference, name_after_layers
+from suite.weights import load_weights as load_weights
 
 # The opset of PyTorch's dynamo exporter, which writes it whatever else is asked for.
 OPSET = 18
-
-
-def load_weights(folder: Path) -> nn.Module:
-    """The trained network in evaluation mode, from a folder in timm's local layout."""
-    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    return model.eval()
 
 
 @torch.no_grad()

@@ -360,18 +360,16 @@ def _load_onnxruntime(request: Request) -> _Loaded:
 
 
 def _load_torch(request: Request) -> _Loaded:
-    import timm
     import torch
 
-    import models  # noqa: F401 - registers the networks with timm
+    from suite.weights import load_weights
 
     torch.set_num_threads(request.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     device = torch.device("cpu" if request.provider == "cpu" else "cuda")
     start = perf_counter()
-    model = timm.create_model(f"local-dir:{request.path}", pretrained=True).eval()
-    model = model.to(device).to(memory_format=torch.channels_last)
+    model = load_weights(Path(request.path)).to(device).to(memory_format=torch.channels_last)
     if request.runtime == "torch.compile":
         model.compile(dynamic=False)
     load = perf_counter() - start

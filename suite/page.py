@@ -16,6 +16,7 @@ from string import Template
 from typing import Any
 
 from suite import plots, report, spec, svg
+from suite.files import write as write_file
 from suite.plots import Entry, Figure
 from suite.report import Column, Line, Metric, Records, Report
 from suite.spec import CIFAR_DEPTHS, Row, Table
@@ -75,15 +76,14 @@ def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -
         "speed": [*plots.latency_distributions(entries), *plots.batch_scaling(entries)],
         "inside": plots.inside(entries),
     }
-    (out / "plots").mkdir(parents=True, exist_ok=True)
     for section in sections:
         for form, ending in ENDINGS.items():
-            (out / f"{section.name}.{ending}").write_text(report.render(section.report, form), "utf-8")
+            write_file(out / f"{section.name}.{ending}", report.render(section.report, form).encode())
     for figure in (figure for group in drawings.values() for figure in group):
         for plot in figure.plots:
-            (out / "plots" / f"{plot.name}.svg").write_text(svg.render(plot), "utf-8")
+            write_file(out / "plots" / f"{plot.name}.svg", svg.render(plot).encode())
     page = out / "index.html"
-    page.write_text(_page(folders, sections, drawings), "utf-8")
+    write_file(page, _page(folders, sections, drawings).encode())
     return page
 
 

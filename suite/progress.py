@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+from suite.files import printable
+
 Steps = Callable[[int, int, str], None]
 
 
@@ -21,7 +23,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Say something that belongs to no stage."""
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def log(self, text: str) -> None:
         """Say what a bar shows anyway, such as the figures of an epoch."""
@@ -74,7 +76,7 @@ class Bars(Lines):
         self._progress.start()
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(printable(text), markup=False, highlight=False)
 
     def log(self, text: str) -> None:
         pass

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from suite.shape import checked
 from suite.spec import EMBEDDED, METRICS, Row, Table
 from suite.store import Record, Store
 
@@ -109,7 +110,7 @@ class Records:
             found: dict[str, Record] = {}
             for store in stores:
                 for record in store.each(stage, models):
-                    found.setdefault(record.key, _compact(record))
+                    found.setdefault(record.key, _compact(checked(record, store.root)))
             # Where a stage has a newer version, its record stands behind and is the one that a dictionary keeps.
             return sorted(found.values(), key=lambda record: (record.inputs.get("version", 0), record.finished))
 
@@ -126,7 +127,7 @@ class Records:
         # Of the machine and not of a model; the fastest counts, since nothing makes a machine faster than it is.
         self.peak: dict[tuple[str, str, int], float] = {}
         for store in stores:
-            for record in store.each("peak", None):
+            for record in (checked(each, store.root) for each in store.each("peak", None)):
                 place = record.inputs["machine"], record.inputs["provider"], record.inputs["threads"]
                 self.peak[place] = max(self.peak.get(place, 0.0), float(record.result["flops"]))
         self.failures = [failure for store in stores for failure in store.failures()]
@@ -499,12 +500,17 @@ def _latex(report: Report) -> str:
 def _csv(report: Report) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*(column.key for column in report.columns), "notes"])
+    writer.writerow([*(_inert(column.key) for column in report.columns), "notes"])
     for line in report.lines:
         notes = [f"{key}: {'; '.join(texts)}" for key, texts in line.notes.items()]
         values = [line.values.get(column.key) for column in report.columns]
-        writer.writerow([*("" if value is None else value for value in values), " | ".join(notes)])
+        writer.writerow([*("" if value is None else _inert(value) for value in values), " | ".join(notes)])
     return out.getvalue()
+
+
+def _inert(value: str | float) -> str | float:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def _json(report: Report) -> str:

@@ -172,10 +172,11 @@ def parse_table(text: str, source: str) -> Table:
             the file, the place in it and what is legal.
     """
     try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = _build(Table, tomllib.loads(text), source)
+    except InputError:
+        raise
+    except (ValueError, OverflowError, RecursionError) as error:  # of numbers and nesting that Python cannot hold, too
         raise InputError(f"{source}: not valid TOML: {error}") from None
-    table = _build(Table, raw, source)
     for metric in table.metrics:
         if metric not in METRICS:
             raise InputError(f"{source}: metrics: unknown metric {metric!r}; legal: {', '.join(METRICS)}")
@@ -301,7 +302,7 @@ def _convert(hint: Any, value: object, where: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, dict):
             raise InputError(f"{where}: must be a table of keys, not {value!r}")
-        return {key: _convert(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
+        return {key: _convert(arguments[1], item, f"{where}: {key!r}") for key, item in value.items()}
     if hint is Any:
         return value
     return _scalar(hint, value, where)

@@ -1,12 +1,47 @@
-"""What several test files share: a results folder with records that were written, not measured."""
+"""What several test files share: a results folder with records that were written, not measured, the command line, and
+how thorough the tests of faults are."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+import suite.__main__ as command_line
 from suite.store import Record, Store
+
+_ALWAYS: dict[str, Any] = dict(
+    deadline=None,  # of a busy machine nothing is to be expected
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+)
+settings.register_profile("quick", max_examples=200, derandomize=True, **_ALWAYS)
+settings.register_profile("nightly", max_examples=10_000, **_ALWAYS)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nightly", action="store_true", help="10,000 cases for each reader, 100 kills for each stage")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("nightly" if config.getoption("--nightly") else "quick")
+
+
+@pytest.fixture
+def suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Call the command line; returns exit code, standard output and standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["suite", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
 
 MACHINE = "Test CPU (2 cores)"
 

@@ -12,24 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import suite.__main__ as command_line
-
 Run = Callable[..., tuple[int, str, str]]
 ROW = ("--table", "2", "--depth", "20", "--rows", "resnet20_crelu_bn@cifar10")
-
-
-@pytest.fixture
-def suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the command line; returns exit code, standard output and standard error."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["suite", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

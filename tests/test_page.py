@@ -193,7 +193,7 @@ def test_folders_of_two_machines_make_one_report_with_a_column_each(
     for path in (many.root / "records" / "latency").iterdir():
         content = json.loads(path.read_text())
         content["inputs"]["machine"] = "Elsewhere"
-        content["key"] = key_of("latency", content["inputs"])
+        content |= {"key": key_of("latency", content["inputs"]), "digest": ""}
         (other.root / "records" / "latency" / path.name).unlink()
         (other.root / "records" / "latency" / f"{content['inputs']['model']}-{content['key']}.json").write_text(
             json.dumps(content)
@@ -219,7 +219,7 @@ def test_a_report_over_ten_thousand_records_is_quick_and_small(many: Store, add_
         nonlocal written
         content = templates[stage]
         content = content | {"inputs": content["inputs"] | {"model": model} | inputs}
-        content |= {"result": content["result"] | result, "key": key_of(stage, content["inputs"])}
+        content |= {"result": content["result"] | result, "key": key_of(stage, content["inputs"]), "digest": ""}
         path = root / "records" / stage / f"{model}-{content['key']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))

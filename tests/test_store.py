@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,205 @@ def test_records_can_be_asked_for_by_model_and_others_are_not_read(store: Store)
     (store.root / "records" / "train" / "resnet20_crelu_bn-0.json").write_text("not a record")
     assert store.records("train", {"resnet20_relu_bn"}) == [record]
     assert store.records("train", {"resnet20"}) == []
+
+
+def edited(store: Store, **changes: Any) -> Path:
+    """The file of a record without digest, as from a stranger, with some values changed."""
+    put(store, weights="abc")
+    path = next((store.root / "records" / "train").iterdir())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": ""} | changes))
+    return path
+
+
+def test_a_record_holds_a_hash_of_itself_and_is_refused_once_changed(store: Store) -> None:
+    assert len(put(store).digest) == 64
+    path = next((store.root / "records" / "train").iterdir())
+    path.write_text(path.read_text().replace('"seconds": 1.5', '"seconds": 1.4'))
+    with pytest.raises(InputError, match=f"{path.name}: not a record .changed since it was written.; delete it"):
+        store.get("train", INPUTS)
+
+
+def test_a_record_that_was_written_anew_by_another_program_is_the_same(store: Store) -> None:
+    record = put(store)
+    path = next((store.root / "records" / "train").iterdir())
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=4, ensure_ascii=False))
+    assert store.get("train", INPUTS) == record
+
+
+def test_a_record_from_before_digests_is_read(store: Store) -> None:
+    path = edited(store)
+    content = json.loads(path.read_text())
+    del content["digest"]
+    path.write_text(json.dumps(content))
+    (record,) = store.records("train")
+    assert (record.digest, record.result) == ("", {"value": 1})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"value": 1', '"value": 1, "value": 2', "'value' is given twice"),
+        ('"value": 1', '"value": 1e400', "number is infinity"),
+        ('"value": 1', f'"value": {"1" + "0" * 5000}', "number is infinity"),
+        ('"value": 1', f'"value": {"[" * 100_000}', "depth limit exceeded"),
+        ('"value": 1', '"value": NaN', "unexpected character"),
+        ('"value": 1', r'"value": "\ud800"', "surrogate"),
+    ],
+)
+def test_json_that_readers_take_differently_is_refused(store: Store, old: str, new: str, reason: str) -> None:
+    path = edited(store)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InputError, match=f"{path.name}: not a record .*{reason}.*delete it"):
+        store.records("train")
+
+
+def test_invalid_utf_8_is_refused(store: Store) -> None:
+    path = edited(store)
+    path.write_bytes(path.read_bytes().replace(b"resnet20", b"resnet\xff0"))
+    with pytest.raises(InputError, match="not a record"):
+        store.records("train")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stage": 1},
+        {"key": None},
+        {"inputs": []},
+        {"inputs": {"model": 5}},
+        {"result": 1},
+        {"timing": "long"},
+        {"artifacts": []},
+        {"artifacts": {"weights": "weights"}},
+        {"artifacts": {"weights": {"path": "weights"}}},
+        {"environment": None},
+        {"colour": "red"},
+        {"digest": "0"},
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(store: Store, changes: dict[str, Any]) -> None:
+    path = edited(store, **changes)
+    with pytest.raises(InputError, match=f"{path.name}: not a record"):
+        store.records("train")
+
+
+@pytest.mark.parametrize("place", ["../secret", "/etc/passwd", "artifacts/../../secret", "artifacts/other/weights"])
+@pytest.mark.parametrize("name", ["weights", "../../secret"])
+def test_a_record_names_no_file_but_its_own(store: Store, tmp_path: Path, place: str, name: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    artifact = {"path": place, "sha256": "0" * 64, "bytes": 6}
+    path = edited(store, artifacts={name: artifact})
+    with pytest.raises(InputError, match=f"{path.name}: not a record .artifact .*; delete it"):
+        store.get("train", INPUTS)
+    with pytest.raises(InputError):
+        put(store, weights="new")
+    assert secret.read_text() == "secret"
+
+
+@pytest.mark.parametrize("place", ["records", "records/train", "artifacts", "failures", "checkpoints", "work"])
+def test_a_link_out_of_the_folder_is_named_and_not_followed(store: Store, tmp_path: Path, place: str) -> None:
+    put(store, weights="abc")
+    outside = tmp_path / "outside"
+    (store.root / place).mkdir(parents=True, exist_ok=True)
+    (store.root / place).rename(outside)
+    (store.root / place).symlink_to(outside)
+    before = sorted(outside.rglob("*"))
+    message = f"{store.root / place}.*: a link leads out of the results folder; delete the link"
+
+    def use() -> None:
+        put(store, weights="new")
+        store.failures()
+        store.checkpoints("train", INPUTS)
+
+    with pytest.raises(InputError, match=message):
+        use()
+    assert sorted(outside.rglob("*")) == before
+
+
+def test_a_record_or_its_files_that_are_links_are_not_followed(store: Store, tmp_path: Path) -> None:
+    record = put(store, weights="abc")
+    artifacts = store.artifact(record, "weights").parent
+    artifacts.rename(tmp_path / "outside")
+    artifacts.symlink_to(tmp_path / "outside")
+    with pytest.raises(InputError, match="a link leads out of the results folder"):
+        store.get("train", INPUTS)
+    path = next((store.root / "records" / "train").iterdir())
+    path.rename(tmp_path / "record.json")
+    path.symlink_to(tmp_path / "record.json")
+    with pytest.raises(InputError, match=r"not a record .not a regular file"):
+        store.get("train", INPUTS)
+    path.unlink()
+    assert store.artifact(put(store, weights="new"), "weights").read_text() == "new"
+    assert (tmp_path / "outside" / "weights").read_text() == "abc"
+
+
+def test_a_pipe_in_the_place_of_a_record_does_not_wait_for_ever(store: Store) -> None:
+    path = edited(store)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="not a regular file"):
+        store.records("train")
+
+
+def test_what_is_read_of_a_record_cannot_steer_a_terminal(store: Store) -> None:
+    record = put(store, result="\x1b]0;owned\x07 \x9b2J \u202e \x7f na\u00efve")
+    assert record.result["value"] == r"\x1b]0;owned\x07 \x9b2J \u202e \x7f na\u00efve".replace(r"\u00ef", "\u00ef")
+    store.fail("train", INPUTS, "\x1b[31m")
+    assert store.failures()[0]["reason"] == r"\x1b[31m"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "train"}', '{"stage": 1, "inputs": {}, "reason": ""}'])
+def test_a_damaged_failures_note_is_named(store: Store, text: str) -> None:
+    store.fail("train", INPUTS, "out of memory")
+    path = next((store.root / "failures" / "train").iterdir())
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"{path.name}: not the note of a failure .*; delete it"):
+        store.failures()
+
+
+@pytest.mark.parametrize("size", range(0, 16))
+def test_a_file_cut_short_is_made_again(store: Store, size: int) -> None:
+    record = put(store, weights="0123456789abcdef")
+    store.artifact(record, "weights").write_text("0123456789abcdef"[:size])
+    assert store.get("train", INPUTS) is None
+    again = put(store, result=2, weights="another")
+    assert store.artifact(again, "weights").read_text() == "another"
+    assert again.result == {"value": 2}, "the record is that of its files"
+
+
+def test_a_clock_set_back_loses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import suite.store
+
+    first = put(store, result=1)
+
+    class Back(suite.store.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(1999, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(suite.store, "datetime", Back)
+    assert put(store, result=2) == first
+    later = put(store, INPUTS | {"seed": 1}, result=3)
+    assert later.finished.startswith("1999")
+    assert {record.result["value"] for record in store.records("train")} == {1, 3}
+
+
+def test_writers_of_one_cell_leave_a_record_and_files_of_one_piece(store: Store) -> None:
+    from suite.verify import verify
+
+    def write(value: int) -> None:
+        for seed in range(20):
+            put(store, INPUTS | {"seed": seed}, result=value, weights=str(value) * 1000, config=str(value))
+
+    processes = [multiprocessing.get_context("fork").Process(target=write, args=(value,)) for value in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    records = store.records("train")
+    assert len(records) == 20
+    assert verify(store.root).problems == []
+    for record in records:
+        assert store.artifact(record, "config").read_text() == str(record.result["value"])

@@ -1,0 +1,85 @@
+"""What readers rely on in the records of each stage. A record may come from strangers, or from another version."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from suite.errors import InputError
+from suite.store import Record
+
+NUMBER = (int, float)
+POSITIVE = "a positive number"
+_MOMENTS = {name: (*NUMBER, type(None)) for name in ("mean", "std")}
+_ACTIVATION = {"nonzero": NUMBER, **dict.fromkeys(("over_nonzero", "over_all", "pooled"), _MOMENTS)}
+# By stage, what must be there, of which type: a dictionary's named entries, {str: X} for entries X of any name, [X] for
+# a list of X, and [X, ...] for one that is not empty.
+SHAPES: dict[str, Any] = {
+    "train": {
+        "inputs": {
+            "data": {"name": str, "test": int},
+            "recipe": {"epochs": int, "learning_rate": NUMBER, "max_steps": (int, type(None))},
+            "seed": int,
+        },
+        "result": {
+            "trained": bool,
+            "epochs": [{str: (*NUMBER, type(None))}],
+            "tries": [{"learning_rate": NUMBER, "outcome": str}, ...],
+            "steps": int,
+            "test_images": int,
+        },
+    },
+    "export": {"inputs": {"train": str}, "result": {"parameters": int, "macs": int}},
+    "parity": {
+        "inputs": {"export": str},
+        "result": {
+            "passed": bool,
+            **dict.fromkeys(("images", "ties"), int),
+            **dict.fromkeys(("difference", "max_logit_difference", "agreement"), NUMBER),
+            "scale": POSITIVE,
+        },
+    },
+    "latency": {
+        "inputs": {"batch_size": int, **dict.fromkeys(("export", "machine", "runtime", "provider"), str)},
+        "result": {"samples": [POSITIVE, ...]},
+    },
+    "analyze": {"inputs": {"train": str}, "result": {"activation": _ACTIVATION}},
+    "peak": {"inputs": {"machine": str, "provider": str, "threads": int}, "result": {"flops": POSITIVE}},
+}
+
+
+def checked(record: Record, root: Path) -> Record:
+    """The record, found to hold what its stage says.
+
+    Raises:
+        InputError: it does not; `root` is the results folder that it is from.
+    """
+    try:
+        for part, shape in SHAPES.get(record.stage, {}).items():
+            _check(getattr(record, part), shape, part)
+    except ValueError as error:
+        path = root / "records" / record.stage / f"{record.inputs['model']}-{record.key}.json"
+        raise InputError(f"{path}: not a record ({error}); delete it to measure again") from None
+    return record
+
+
+def _check(value: Any, shape: Any, where: str) -> None:
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: not an object")
+        for name, of in shape.items():
+            for each in value if name is str else [name]:
+                if each not in value:
+                    raise ValueError(f"{where}: no {each}")
+                _check(value[each], of, f"{where}: {each}")
+    elif isinstance(shape, list):
+        if not isinstance(value, list) or len(value) < len(shape) - 1:
+            raise ValueError(f"{where}: not a list{' with entries' if len(shape) > 1 else ''}")
+        for index, each in enumerate(value):
+            _check(each, shape[0], f"{where}[{index}]")
+    elif shape is POSITIVE:
+        if type(value) not in NUMBER or not 0 < value < math.inf:
+            raise ValueError(f"{where}: {value!r:.40} is not {shape}")
+    elif type(value) not in (shape if isinstance(shape, tuple) else (shape,)):
+        raise ValueError(f"{where}: {value!r:.40} is not of the right type")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: not finite")

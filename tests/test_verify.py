@@ -1,0 +1,140 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from suite import checkpoint
+from suite.store import Record, Store
+from suite.verify import verify
+
+INPUTS: dict[str, Any] = {"model": "resnet20_relu_bn", "seed": 0}
+
+
+@pytest.fixture
+def record(store: Store) -> Record:
+    """A record of no particular stage with two files."""
+    with store.workspace() as folder:
+        (folder / "weights").write_bytes(bytes(1000))
+        (folder / "config").write_text("{}")
+        return store.put("other", INPUTS, {"value": 1.5, "name": "a\u00e4\x1b"}, {}, {}, folder)
+
+
+@pytest.fixture
+def path(store: Store, record: Record) -> Path:
+    return store.root / "records" / "other" / f"resnet20_relu_bn-{record.key}.json"
+
+
+def problem(store: Store) -> str:
+    """The one thing that is wrong."""
+    (found,) = verify(store.root).problems
+    assert "\n" not in found
+    return found
+
+
+def test_what_the_suite_wrote_has_no_problem(
+    store: Store, record: Record, add_run: Callable[..., dict[str, Record]]
+) -> None:
+    add_run()
+    store.fail("export", INPUTS, "out of memory")
+    checkpoint.write(store.checkpoints("train", INPUTS), 1, {"weight": torch.ones(2)}, {})
+    seen: list[tuple[int, int, str]] = []
+    found = verify(store.root, lambda *step: seen.append(step))
+    assert found.problems == []
+    assert (found.records, found.files, found.bytes) == (5, 2, 1002)
+    assert seen[-1] == (1002, 1002, "bytes")
+
+
+@pytest.mark.parametrize("size", [0, 999, 1001])
+def test_a_file_of_another_size_is_named_with_the_record_to_delete(
+    store: Store, record: Record, path: Path, size: int
+) -> None:
+    store.artifact(record, "weights").write_bytes(bytes(size))
+    assert problem(store) == (
+        f"{store.artifact(record, 'weights')}: {size} bytes instead of 1000; delete {path} to make it again"
+    )
+    assert store.get("other", INPUTS) is None, "a run makes it again by itself"
+
+
+def test_one_bit_of_a_file_is_enough(store: Store, record: Record) -> None:
+    store.artifact(record, "weights").write_bytes(bytes(999) + b"\1")
+    assert "weights: its content is not what was written" in problem(store)
+
+
+def test_a_file_that_is_gone_is_named(store: Store, record: Record) -> None:
+    store.artifact(record, "weights").unlink()
+    assert "weights: missing; delete" in problem(store)
+
+
+def test_a_file_that_became_a_link_is_named(store: Store, record: Record, tmp_path: Path) -> None:
+    file = store.artifact(record, "weights")
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    assert "weights: a link, not a file" in problem(store)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["records/other/a.tmp", "records/a.json", "artifacts/0/a", "failures/train/a", "checkpoints/0/a.tmp"],
+)
+def test_what_belongs_to_nothing_is_named(store: Store, record: Record, place: str) -> None:
+    file = store.root / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{}")
+    assert problem(store).startswith(f"{file}: unexpected")
+
+
+def change(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def of_a_record(store: Store) -> str:
+    """What is wrong with the record, beside its files that are then of none."""
+    first, *others = verify(store.root).problems
+    assert all("unexpected, of no record" in other for other in others)
+    return first
+
+
+@pytest.mark.parametrize("changes", [{"result": {"value": 1.4}}, {"finished": "yesterday"}, {"digest": "0" * 64}])
+def test_a_changed_record_is_named(store: Store, path: Path, changes: dict[str, Any]) -> None:
+    change(path, **changes)
+    assert of_a_record(store) == (f"{path}: not a record (changed since it was written); delete it to measure again")
+
+
+def test_a_record_from_before_digests_is_checked_by_its_key(store: Store, path: Path) -> None:
+    change(path, digest="")
+    assert verify(store.root).problems == []
+    change(path, inputs=INPUTS | {"seed": 1})
+    assert "its key is not the hash of its inputs" in of_a_record(store)
+
+
+def test_a_record_under_another_name_is_named(store: Store, path: Path) -> None:
+    path.rename(path.with_name("resnet110_relu_bn-0.json"))
+    assert "resnet110_relu_bn-0.json: not a record (it belongs at" in of_a_record(store)
+
+
+def test_a_key_given_twice_is_named_also_where_a_digest_vouches_for_the_last(store: Store, path: Path) -> None:
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2,\n "format": 1'))
+    assert store.get("other", INPUTS) is not None
+    assert "not a record ('format' is given twice)" in of_a_record(store)
+
+
+def test_a_record_whose_upstream_is_gone_is_named(store: Store, add_run: Callable[..., dict[str, Record]]) -> None:
+    records = add_run()
+    (store.root / "records" / "export" / f"resnet110_relu_bn-{records['export'].key}.json").unlink()
+    problems = verify(store.root).problems
+    assert len(problems) == 2, "parity and latency"
+    assert all(f"made from export {records['export'].key}, of which there is no sound record" in p for p in problems)
+
+
+def test_a_damaged_checkpoint_and_one_of_a_finished_training_are_named(store: Store, record: Record) -> None:
+    folder = store.checkpoints("train", INPUTS)
+    checkpoint.write(folder, 1, {"weight": torch.ones(2)}, {})
+    (file,) = folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert problem(store).startswith(f"{file}: damaged checkpoint (")
+    file.unlink()
+    checkpoint.write(store.root / "checkpoints" / record.key, 1, {"weight": torch.ones(2)}, {})
+    assert "of no training under way" in problem(store)
