@@ -1,0 +1,125 @@
+"""The README keeps its promises: each of its commands runs, and its example of a new variant does what it says."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+Run = Callable[..., tuple[int, str, str]]
+
+# One row and few steps of what a command does in hours.
+ROW = "--rows *_relu_bn@cifar10 --depth 20 --steps 1 --batch-sizes 1 --runtimes onnxruntime"
+# How each command is run here: with what is put in place of a word, and what is added.
+COMMANDS: dict[str, tuple[dict[str, str], str]] = {
+    "python -m suite run --table 2 --profile paper --data cifar10=PATH --data cifar100=PATH --seeds 5": (
+        {"cifar10=PATH": "cifar10={cifar10}", "--data cifar100=PATH": "", "--seeds 5": "--seeds 2"},
+        ROW,
+    ),
+    "python -m suite run --table 4 --profile paper --data imagenet=PATH": (
+        {"imagenet=PATH": "imagenet={imagenet}"},
+        "--rows resnet34_relu_plain --steps 1 --batch-sizes 1 --dry-run",
+    ),
+    "python -m suite run --table 1": ({}, "--rows *_relu_bn --depth 20 --steps 1"),
+    "python -m suite show --table 2": ({}, "--depth 20"),
+    "python -m suite status": ({}, ""),
+    "python -m suite verify": ({}, ""),
+    "python -m suite report": ({}, ""),
+    "python -m suite list models": ({}, ""),
+    "python -m suite export resnet50_crelu_bn net.onnx --precision fp32|fp16|int8 --provider cpu|cuda|tensorrt": (
+        {"resnet50": "resnet20", "fp32|fp16|int8": "fp32", "cpu|cuda|tensorrt": "cpu"},
+        "",
+    ),
+    "python -m suite parity net.onnx": ({}, "--images 20"),
+    "python -m suite explain net.onnx": ({}, ""),
+    "python -m suite compare A B --fail-above 5%": ({"A B": "results/local results/local"}, ""),
+    "python -m suite figure 2": ({}, "--depth 20 --images 20"),
+}
+# What runs or installs everything, which `.ci/run` does with the tests, and benchmarks, whose parts have tests.
+ELSEWHERE = ("uv run tox", "pip install", "torchrun ", "ray start")
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(ELSEWHERE) and "_inner_" not in line]
+
+
+def test_each_command_is_tried_below() -> None:
+    assert set(commands()) <= set(COMMANDS)
+    assert len(commands()) >= 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Data sets of a few images, in the layouts of the real ones."""
+    root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+
+    def batch(count: int) -> bytes:
+        pixels = random.integers(0, 256, (count, 3072), dtype=np.uint8)
+        return np.concatenate([(np.arange(count, dtype=np.uint8) % 10)[:, None], pixels], axis=1).tobytes()
+
+    cifar = root / "cifar-10-batches-bin"
+    cifar.mkdir()
+    for name in [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]:
+        (cifar / name).write_bytes(batch(20))
+    (cifar / "batches.meta.txt").write_text("\n".join("abcdefghij"))
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            folder = root / "imagenet" / split / label
+            folder.mkdir(parents=True)
+            for number in range(4):
+                pixels = random.integers(0, 256, (300, 280, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    return {"cifar10": str(cifar), "imagenet": str(root / "imagenet")}
+
+
+def test_the_commands_of_the_readme_run_one_after_the_other(
+    data: dict[str, str], suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (command for command in COMMANDS if command in README):
+        replaced, added = COMMANDS[command]
+        given = command
+        for word, other in replaced.items():
+            assert word in given, command
+            given = given.replace(word, other.format(**data))
+        code, out, err = suite(*shlex.split(f"{given} {added}")[3:])
+        assert code == 0, (command, out, err)
+        assert out, command
+
+
+def test_the_example_of_a_new_variant_gets_its_line_of_the_table(tmp_path: Path) -> None:
+    """The lines are put where the README says, in a copy."""
+    model, row, command = (
+        re.search(rf"```{language}\n((?:(?!```).)*inner.*?)```", README, re.DOTALL)
+        for language in ("python", "toml", "bash")
+    )
+    assert model is not None
+    assert row is not None
+    assert command is not None
+    assert sum(match.group(1).count("\n") for match in (model, row, command)) <= 20
+    for package in ("models", "suite"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    networks = tmp_path / "models" / "crelu_resnet.py"
+    before, after = '} | {\n    f"resnet{depth}_w{width}', model.group(1)
+    text = networks.read_text("utf-8")
+    assert text.count(before) == 1
+    networks.write_text(text.replace(before, "} | {\n" + after + before))
+    table = tmp_path / "suite" / "tables" / "table2.toml"
+    table.write_text(table.read_text("utf-8") + "\n" + row.group(1))
+    words = shlex.split(command.group(1))[3:]
+    given = [sys.executable, "-m", "suite", *words, *["--depth", "20", "--steps", "1", "--batch-sizes", "1"]]
+    done = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "resnet20_inner_crelu_bn" in line]
+    assert "failed" not in done.stdout
+    assert line.count("|") > 10
