@@ -30,6 +30,8 @@ from suite.verify import verify
 TESTS = Path(__file__).parent
 Suite = Callable[..., tuple[int, str, str]]
 INPUTS: dict[str, Any] = {"model": "resnet20_relu_bn", "seed": 0}
+# Kills of each kind of work.
+USUAL, NIGHTLY = 4, 100
 
 
 def test_every_fault_of_the_table_has_its_tests() -> None:
@@ -50,10 +52,10 @@ def test_every_fault_of_the_table_has_its_tests() -> None:
 
 @pytest.fixture
 def kills(request: pytest.FixtureRequest) -> int:
-    return 100 if request.config.getoption("--nightly") else 4
+    return NIGHTLY if request.config.getoption("--nightly") else USUAL
 
 
-def killed(work: Callable[..., None], *arguments: Any, within: float, moment: random.Random) -> None:
+def killed(work: Callable[..., None], *arguments: Any, within: float) -> None:
     """Start work in a fresh process, and kill it outright some time within so many seconds of its beginning."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["suite.deploy", "suite.export", "suite.checkpoint", "suite.parity"])
@@ -61,7 +63,7 @@ def killed(work: Callable[..., None], *arguments: Any, within: float, moment: ra
     process = context.Process(target=_begin, args=(begun, work, *arguments))
     process.start()
     assert begun.wait(120)
-    time.sleep(moment.uniform(0, within))
+    time.sleep(random.uniform(0, within))
     process.kill()
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
@@ -83,10 +85,9 @@ def put_many(root: Path) -> None:
 
 
 def test_kills_while_results_are_written_leave_each_of_them_whole_or_absent(store: Store, kills: int) -> None:
-    moment = random.Random(0)
     kept = 0
     for _ in range(kills):
-        killed(put_many, store.root, within=0.5, moment=moment)
+        killed(put_many, store.root, within=0.5)
         for problem in verify(store.root).problems:
             assert "unexpected" in problem, problem
         records = store.records("other")
@@ -105,11 +106,10 @@ def checkpoint_many(folder: Path) -> None:
 
 
 def test_kills_while_checkpoints_are_written_leave_a_sound_one(tmp_path: Path, kills: int) -> None:
-    moment = random.Random(1)
     for kill in range(kills):
         folder = tmp_path / str(kill)
         checkpoint.write(folder, 0, {"weight": torch.zeros(1)}, {"number": 0})
-        killed(checkpoint_many, folder, within=0.5, moment=moment)
+        killed(checkpoint_many, folder, within=0.5)
         found = checkpoint.read(folder, lambda text: pytest.fail(text))
         assert found is not None
         assert (found[0]["weight"] == found[1]["number"]).all()
@@ -124,13 +124,12 @@ def export_once(out: Path) -> None:
 def test_kills_while_a_file_is_exported_leave_the_one_before_it_or_all_of_the_new_one(
     tmp_path: Path, kills: int
 ) -> None:
-    moment = random.Random(2)
     out = tmp_path / "net.onnx"
     export_once(out)
     whole = len(out.read_bytes())
     for _ in range(kills):
         out.write_bytes(b"before")
-        killed(export_once, out, within=6, moment=moment)
+        killed(export_once, out, within=6)
         assert out.read_bytes() == b"before" or (len(out.read_bytes()) == whole and deploy.read_graph(out))
 
 
@@ -147,12 +146,11 @@ def time_once(path: Path) -> None:
 def test_kills_while_a_file_is_checked_or_timed_leave_it_alone_and_no_process_behind(
     tmp_path: Path, kills: int, work: Callable[[Path], None], within: float
 ) -> None:
-    moment = random.Random(3)
     out = tmp_path / "net.onnx"
     export_once(out)
     whole = out.read_bytes()
     for _ in range(kills):
-        killed(work, out, within=within, moment=moment)
+        killed(work, out, within=within)
         assert out.read_bytes() == whole
         deadline = time.monotonic() + 20
         while left := _processes("suite.latency"):
