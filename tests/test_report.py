@@ -172,7 +172,7 @@ def test_no_name_is_a_command_to_latex(store: Store, add_run: AddRun) -> None:
     store.fail("train", {"model": "resnet110_crelu_bn", "data": {"name": "cifar10"}}, evil)
     text = report.render(build(store), "latex") + report.render(build(store, "resnet110_crelu_bn"), "latex")
     assert "passwd" in text
-    for part in ("\\input", "{/etc", "$x", "^2", " ~ ", " % &", "& #"):
+    for part in ("\\input", "input{", " $x", "x^2", "$ ~", "~ %", " % &", "& #"):
         assert part not in text
 
 
