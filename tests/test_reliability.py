@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -259,16 +258,16 @@ def test_an_export_that_does_not_fit_the_disk_is_one_line_and_leaves_nothing(dis
 def test_a_run_whose_files_may_not_grow_fails_where_they_do_and_does_the_rest(tmp_path: Path) -> None:
     limit = 1_500_000  # bytes: between the weights of the two networks
 
-    def set_limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "import suite.__main__ as m; m.main()"
+    )
     rows = "resnet20_crelu_bn@cifar10,resnet20_relu_bn@cifar10"
     options = ["--table", "2", "--depth", "20", "--rows", rows, "--steps", "1", "--compile", "never"]
     done = subprocess.run(
-        [sys.executable, "-m", "suite", "run", *options, "--batch-sizes", "1", "--results", str(tmp_path / "results")],
+        [sys.executable, "-c", code, "run", *options, "--batch-sizes", "1", "--results", str(tmp_path / "results")],
         capture_output=True,
         text=True,
-        preexec_fn=set_limit,
         check=False,
     )
     assert done.returncode == 1, done.stderr
