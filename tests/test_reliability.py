@@ -244,6 +244,17 @@ def test_a_report_that_does_not_fit_the_disk_is_one_line_and_the_one_before_it_s
     assert not list((disk / "out").rglob("*.tmp"))
 
 
+def test_a_report_cut_short_is_written_anew(store: Store, suite: Suite) -> None:
+    store.put("other", INPUTS, {"value": 1}, {}, {})
+    command = ("report", "--results", str(store.root))
+    assert suite(*command)[0] == 0
+    whole = {path: path.stat().st_size for path in (store.root / "report").rglob("*") if path.is_file()}
+    for path, size in whole.items():
+        os.truncate(path, size // 2)
+    assert suite(*command)[0] == 0
+    assert {path: path.stat().st_size for path in whole} == whole
+
+
 def test_an_export_that_does_not_fit_the_disk_is_one_line_and_leaves_nothing(disk: Path, suite: Suite) -> None:
     out = disk / "net.onnx"
     out.write_text("before")
