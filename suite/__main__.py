@@ -392,6 +392,8 @@ def verify(results: Path) -> int:
     from suite import progress
     from suite import verify as verifying
 
+    if not results.is_dir():
+        raise InputError(f"--results {results}: no such folder")
     display = progress.display(1)
     try:
         with display.stage(f"verify {results}") as step:

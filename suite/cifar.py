@@ -226,9 +226,18 @@ _MALFORMED = (
 )
 
 
+# A file of two arrays has 16 tuples at most. To hash a tuple of tuples, each of them twice, takes 2 ** depth steps.
+_MOST_TUPLES = 24
+
+
 def _check_sizes(data: bytes) -> None:
-    """Refuse lengths and memo indices beyond the file: the unpickler would allocate gigabytes for them."""
+    """Refuse lengths and memo indices beyond the file, for which the unpickler would allocate gigabytes, and so many
+    tuples that it would hash one of them for ever."""
+    tuples = 0
     for opcode, argument, _ in pickletools.genops(data):
+        tuples += opcode.name.startswith("TUPLE")
+        if tuples > _MOST_TUPLES or opcode.name == "FROZENSET":
+            raise pickle.UnpicklingError("more tuples than any batch has")
         if opcode.name.endswith("PUT") and int(argument or 0) > len(data):
             raise pickle.UnpicklingError(f"memo index {argument} in a file of {len(data)} bytes")
 

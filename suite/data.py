@@ -314,7 +314,7 @@ def _from_listing(folder: Path, classes: tuple[str, ...], listing: bytes) -> _Li
     lines = [line.split(b"\0") for line in listing.split(b"\n")[:-1]]
     names, sizes = [os.fsdecode(name) for name, _ in lines], tuple(int(size) for _, size in lines)
     number = {name: index for index, name in enumerate(classes)}
-    labels = np.array([number[name.partition("/")[0]] for name in names], dtype=np.int64)
+    labels = np.array([number[home] for home, _ in (name.split("/") for name in names)], dtype=np.int64)
     return _Listing(classes, tuple(folder / name for name in names), labels, sizes, listing)
 
 

@@ -22,6 +22,8 @@ from suite.store import Record, Store
 FORMATS = ("github", "csv", "latex", "json")
 # Spread of the samples, (p75 - p25) / p50, from which on a latency is marked as unstable.
 UNSTABLE = 0.1
+# Training and test images of the paper's data sets: one that was cut short at the end of an image is read like a whole.
+SIZES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
 # The table whose figures are not errors but what `suite.analyze` finds in trained networks.
 ANALYSED = 1
 
@@ -349,6 +351,8 @@ def _scale(table: Table, row: Row, train: list[Record]) -> list[str]:
         parts.append(f"{recipe['epochs']} of {table.recipe.epochs} epochs")
     if result["test_images"] < data["test"]:
         parts.append(f"{result['test_images']} of {data['test']} test images")
+    if data["name"] in SIZES and (data["train"], data["test"]) != SIZES[data["name"]]:
+        parts.append(f"{data['name']} of {data['train']} training and {data['test']} test images, not all of it")
     rates = {run.result["tries"][-1]["learning_rate"] for run in train}
     notes = []
     quick = recipe["max_steps"] is not None or data["name"] != row.data

@@ -16,7 +16,7 @@ _ACTIVATION = {"nonzero": NUMBER, **dict.fromkeys(("over_nonzero", "over_all", "
 SHAPES: dict[str, Any] = {
     "train": {
         "inputs": {
-            "data": {"name": str, "test": int},
+            "data": {"name": str, "train": int, "test": int},
             "recipe": {"epochs": int, "learning_rate": NUMBER, "max_steps": (int, type(None))},
             "seed": int,
         },

@@ -33,14 +33,12 @@ def verify(root: Path, progress: Callable[[int, int, str], None] = lambda done, 
     stage under way leaves nothing there but its checkpoints.
 
     Args:
-        root: the results folder. Nothing in it is changed.
+        root: a results folder that is there. Nothing in it is changed.
         progress: called with bytes read, bytes in all, and a note.
 
     Raises:
-        InputError: there is no such folder, or one in it cannot be read.
+        InputError: a folder in it cannot be read.
     """
-    if not root.is_dir():
-        raise InputError(f"--results {root}: no such folder")
     records, problems = _records(root)
     problems += _without_upstream(root, records)
     total = sum(artifact["bytes"] for record in records for artifact in record.artifacts.values())
@@ -81,7 +79,7 @@ def _records(root: Path) -> tuple[list[Record], list[str]]:
             sound.append(checked(record, root))
         except InputError as error:
             problems.append(str(error))
-        except ValueError as error:
+        except (ValueError, OSError, RecursionError) as error:
             problems.append(f"{path}: not a record ({error}); delete it to measure again")
     return sound, problems
 

@@ -10,6 +10,7 @@ from PIL import Image
 from suite import augment, batches, spec
 from suite.batches import Batches, generator
 from suite.data import Dataset, Split
+from suite.errors import InputError
 
 CPU = torch.device("cpu")
 CIFAR = spec.load_table(2).recipe
@@ -132,3 +133,14 @@ def test_files_decoded_by_the_device_are_those_that_workers_decode(tmp_path: Pat
     assert torch.equal(labels, expected[1])
     both, _ = batches.decode_on(CPU, [files[0], files[2]], transform)
     assert torch.equal(both, expected[0][[0, 2]])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_one_clear_line_whoever_reads_it(tmp_path: Path, workers: int) -> None:
+    dataset = files(tmp_path)
+    broken = Path(dataset.test.images[0])
+    broken.write_bytes(b"no image")
+    with pytest.raises(InputError) as caught:
+        list(Batches(dataset, IMAGENET, CPU, workers).test())
+    assert str(caught.value).startswith(f"{broken}: is no readable JPEG, PNG or WebP image")
+    assert "\n" not in str(caught.value)

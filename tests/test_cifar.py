@@ -319,6 +319,69 @@ def test_a_malformed_pickle_is_named(tmp_path, content):
     assert refusal(tmp_path, content)
 
 
+# Each would call os.system("touch ...") or worse in an unrestricted unpickler.
+EXPLOITS = {
+    "GLOBAL": b"\x80\x02cos\nsystem\nX\x05\x00\x00\x00touch\x85R.",
+    "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x05touch\x85R.",
+    "INST": b"(X\x05\x00\x00\x00touchios\nsystem\n.",
+    "OBJ": b"(cos\nsystem\nX\x05\x00\x00\x00toucho.",
+    "NEWOBJ_EX": b"\x80\x04cos\nsystem\nX\x05\x00\x00\x00touch\x85}\x92.",
+    "eval": b"\x80\x02cbuiltins\neval\nX\x03\x00\x00\x001+1\x85R.",
+    "eval of Python 2": b"\x80\x02c__builtin__\neval\nX\x03\x00\x00\x001+1\x85R.",
+    "getattr": b"\x80\x02cbuiltins\ngetattr\n.",
+    "a dotted name": b"\x80\x04\x8c\x05numpy\x8c\x13ndarray.__class__.x\x93.",
+    "a name split elsewhere": b"\x80\x04\x8c\x00\x8c\x0dnumpy.ndarray\x93.",
+    "the unpickler's own": b"\x80\x02csuite.cifar\n_Array\n.",
+    "copyreg": b"\x80\x02ccopyreg\n_reconstructor\n.",
+    "an extension": b"\x80\x02\x82\xf0X\x05\x00\x00\x00touch\x85R.",
+    "a persistent identity": b"\x80\x02X\x02\x00\x00\x00osQ.",
+    "BUILD on a function": b"\x80\x02c_codecs\nencode\n}X\x08\x00\x00\x00__code__Nsb.",
+    "reconstruct of another class": (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\nK\x00\x85X\x01\x00\x00\x00b\x87R."
+    ),
+    "a frame without end": b"\x80\x05\x95\xff\xff\xff\xff\xff\xff\xff\x7fN.",
+    "a long without end": b"\x80\x02\x8b\xff\xff\xff\x7f.",
+    "a number of many digits": b"I" + b"9" * 100_000 + b"\n.",
+    "a bomb of the memo": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "a bomb of hashes": b"\x80\x02}K\x01" + b"q\x00h\x00\x86" * 60 + b"K\x01s.",
+    "a bomb of sets": b"\x80\x04" + b"(K\x01\x91\x94" * 60 + b".",
+    "deep nesting": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+}
+
+
+@pytest.mark.parametrize("kind", EXPLOITS)
+def test_no_exploit_gets_out_of_the_restricted_reader(tmp_path, kind, monkeypatch):
+    import builtins
+    import copyreg
+
+    for module, name in ((os, "system"), (builtins, "eval")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("the pickle ran a function"))
+    copyreg.add_extension(os.name, "system", 0xF0)
+    try:
+        assert refusal(tmp_path, EXPLOITS[kind])
+    finally:
+        copyreg.remove_extension(os.name, "system", 0xF0)
+
+
+@pytest.mark.parametrize("make", [binary10, python10])
+def test_a_file_cut_at_any_sixteenth_is_named_or_holds_only_whole_images(tmp_path, make):
+    home = make(tmp_path / "any")
+    whole = cifar.read("cifar10", home)[1][0]
+    for file in sorted(home.iterdir()):
+        raw = file.read_bytes()
+        for part in range(16):
+            file.write_bytes(raw[: len(raw) * part // 16])
+            if file.suffix == ".txt" and part == 15:
+                continue  # the last of ten names is cut, and the fingerprint another
+            if file.suffix == ".bin" and part == 8 and len(raw) == 2 * 3073:
+                images = cifar.read("cifar10", home)[1][0]
+                assert len(images) == len(whole) - 1, "which the fingerprint holds, and the report says"
+            else:
+                with pytest.raises(InputError, match=str(file)):
+                    cifar.read("cifar10", home)
+        file.write_bytes(raw)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of strings with odd escapes
 def test_no_mutilation_of_a_pickle_escapes_as_another_error(tmp_path):
     rng = np.random.default_rng(0)

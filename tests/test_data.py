@@ -3,9 +3,12 @@
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import tracemalloc
 import urllib.error
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -309,6 +312,30 @@ def test_a_long_listing_is_kept_until_a_folder_changes(tmp_path, monkeypatch):
     assert added in read().train.images
 
 
+def test_a_kept_listing_cut_at_any_sixteenth_or_of_other_files_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_WORTH_CACHING", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = imagenet_folder(tmp_path / "set")
+
+    def read():
+        data._from_path.cache_clear()
+        return data.load("imagenet", root).fingerprint
+
+    expected = read()
+    kept = {path: path.read_bytes() for path in (tmp_path / "cache" / "crelu-suite").iterdir()}
+    assert len(kept) == 2
+    for part in range(16):
+        for path, raw in kept.items():
+            path.write_bytes(raw[: len(raw) * part // 16])
+        assert read() == expected
+    outside = (b"../../secret\x001\n", b"n01/../../secret\x001\n", b"n03/a.jpg\x001\n")
+    for body in (*outside, b"n01/a.jpg\n", b"n01/a.jpg\x00many\n", b"\x00\x00\x00\n"):
+        for path, raw in kept.items():
+            stamp = zlib.decompress(raw).partition(b"\n")[0]
+            path.write_bytes(zlib.compress(stamp + b"\n" + body))
+        assert read() == expected
+
+
 def test_pixels_are_pillows_whoever_decodes(tmp_path):
     path = picture(tmp_path / "a.jpg", size=(50, 37))
     assert np.array_equal(data.read_image(path), np.array(Image.open(path)))
@@ -380,6 +407,45 @@ def test_an_oversized_image_is_named(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(InputError, match=f"{file}: .* more than {limit} pixels"):
         data.read_image(file)
+
+
+def test_an_image_of_30000_by_30000_pixels_is_named_and_not_decoded(tmp_path):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(1_000_000))
+    file = tmp_path / "x.png"
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=f"{file}: .*pixels"):
+        data.read_image(file)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_an_image_cut_at_any_sixteenth_is_named(tmp_path, suffix):
+    file = picture(tmp_path / f"x.{suffix}")
+    raw = file.read_bytes()
+    for part in range(16):
+        file.write_bytes(raw[: len(raw) * part // 16])
+        with pytest.raises(InputError, match=f"{file}: is no readable"):
+            data.read_image(file)
+
+
+def test_an_image_that_changes_under_a_run_is_named(tmp_path):
+    split = data.load("imagenet", imagenet_folder(tmp_path)).train
+    path = split.file(1)
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(InputError, match=f"{path}: {size + 1} bytes, {size} when the run began; the data set"):
+        split.file(1)
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path}: No such file or directory; the data set was changed"):
+        split.file(1)
+    assert split.file(0).is_file()
 
 
 def test_a_missing_image_is_named(tmp_path):

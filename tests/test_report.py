@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from suite import report, spec
+from suite.errors import InputError
 from suite.store import Store
 
 AddRun = Callable[..., dict[str, Any]]
@@ -165,6 +166,16 @@ def test_latex_is_escaped_and_uses_booktabs(store: Store, add_run: AddRun) -> No
     assert "test error (\\%)" in text
 
 
+def test_no_name_is_a_command_to_latex(store: Store, add_run: AddRun) -> None:
+    evil = r"\input{/etc/passwd} $x^2$ ~ % & # _"
+    add_run(machine=evil)
+    store.fail("train", {"model": "resnet110_crelu_bn", "data": {"name": "cifar10"}}, evil)
+    text = report.render(build(store), "latex") + report.render(build(store, "resnet110_crelu_bn"), "latex")
+    assert "passwd" in text
+    for part in ("\\input", "input{", " $x", "x^2", "$ ~", "~ %", " % &", "& #"):
+        assert part not in text
+
+
 @pytest.mark.parametrize("form", report.FORMATS)
 @pytest.mark.parametrize("number", spec.NUMBERS)
 def test_every_table_renders_in_every_format(store: Store, number: int, form: str) -> None:
@@ -206,3 +217,44 @@ def test_of_a_net_that_was_timed_twice_the_figure_of_more_samples_stands(store: 
     add_run(seed=1, samples=(0.003,) * 9)
     add_run(seed=2, samples=(0.004,) * 5)
     assert build(store).lines[0].values["onnxruntime_cpu_b8_p50_ms"] == pytest.approx(3)
+
+
+def test_a_data_set_that_is_not_whole_is_said(store: Store, add_run: AddRun) -> None:
+    train = add_run()["train"]
+    fingerprint = {**train.inputs["data"], "train": 49_375}
+    store.put("train", {**train.inputs, "data": fingerprint, "seed": 1}, train.result | {"steps": 99_999}, {}, {})
+    said = notes(build(store), "top1")
+    assert "not comparable with the paper: cifar10 of 49375 training and 10000 test images, not all of it" in said
+
+
+def test_a_record_without_what_its_stage_says_is_named(store: Store, add_run: AddRun) -> None:
+    train = add_run()["train"]
+    for result in (
+        {},
+        {**train.result, "steps": "many"},
+        {**train.result, "tries": []},
+        {**train.result, "epochs": [1]},
+    ):
+        key = store.put("train", {**train.inputs, "seed": len(str(result))}, result, {}, {}).key
+        with pytest.raises(InputError, match=f"resnet110_relu_bn-{key}.json: not a record .result.*delete it"):
+            build(store)
+        (store.root / "records" / "train" / f"resnet110_relu_bn-{key}.json").unlink()
+
+
+def test_no_cell_is_a_formula_to_a_spreadsheet(store: Store, add_run: AddRun) -> None:
+    evil = "=HYPERLINK(0)"
+    records = add_run(machine=evil)
+    timed = {**records["latency"].inputs, "runtime": evil, "provider": "@SUM(1)"}
+    store.put("latency", timed, {"samples": [0.1]}, {"machine": {"id": evil}}, {})
+    store.fail("train", {"model": "resnet110_crelu_bn", "data": {"name": "cifar10"}}, f"{evil}\n-2+3")
+    for row in csv.reader(io.StringIO(report.render(build(store, "resnet110_relu_bn"), "csv"))):
+        for cell in row:
+            assert not cell.startswith(("=", "@", "+", "\t", "\r")) or _is_number(cell), cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
