@@ -15,7 +15,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from suite import plots, report, spec, svg
+from suite import choices, findings, plots, report, spec, svg
+from suite.findings import Claim, Finding
 from suite.plots import Entry, Figure
 from suite.report import Column, Line, Metric, Records, Report
 from suite.spec import CIFAR_DEPTHS, Row, Table
@@ -69,21 +70,28 @@ def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -
     records = Records(folders)
     sections = list(_sections(records, metric))
     entries = [entry for section in sections for entry in section.entries]
+    judged = findings.judge(entries, metric)
+    chosen = choices.tables(entries, metric)
     drawings = {
         "question": plots.error_against_latency(entries),
         "curves": plots.learning_curves(entries),
-        "speed": [*plots.latency_distributions(entries), *plots.batch_scaling(entries)],
-        "inside": plots.inside(entries),
+        "speed": [
+            *plots.latency_distributions(entries),
+            *plots.batch_scaling(entries),
+            *plots.rewrite_gains(entries),
+        ],
+        "inside": [*plots.inside(entries), *plots.promise()],
     }
     (out / "plots").mkdir(parents=True, exist_ok=True)
-    for section in sections:
+    for name, shown in (chosen | {section.name: section.report for section in sections}).items():
         for form, ending in ENDINGS.items():
-            (out / f"{section.name}.{ending}").write_text(report.render(section.report, form), "utf-8")
+            (out / f"{name}.{ending}").write_text(report.render(shown, form), "utf-8")
+    (out / "findings.md").write_text(findings.markdown(judged), "utf-8")
     for figure in (figure for group in drawings.values() for figure in group):
         for plot in figure.plots:
             (out / "plots" / f"{plot.name}.svg").write_text(svg.render(plot), "utf-8")
     page = out / "index.html"
-    page.write_text(_page(folders, sections, drawings), "utf-8")
+    page.write_text(_page(folders, sections, drawings, chosen, judged), "utf-8")
     return page
 
 
@@ -104,7 +112,13 @@ def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
             yield _Section(name, shown, entries, report.build(shown, records, metric, detail=True))
 
 
-def _page(folders: Sequence[Store], sections: Sequence[_Section], drawings: Mapping[str, list[Figure]]) -> str:
+def _page(
+    folders: Sequence[Store],
+    sections: Sequence[_Section],
+    drawings: Mapping[str, list[Figure]],
+    chosen: Mapping[str, Report],
+    judged: Sequence[tuple[Claim, Sequence[Finding]]],
+) -> str:
     provenance = _Provenance()
     for section in sections:
         for entry in section.entries:
@@ -119,7 +133,9 @@ def _page(folders: Sequence[Store], sections: Sequence[_Section], drawings: Mapp
         style=_asset("report.css"),
         summary=_summary(folders, provenance),
         links="".join(f'<li><a href="#{s.name}">{escape(_short(s))}</a></li>' for s in sections),
-        tables="".join(map(_table, sections)),
+        choices="".join(_table(name, shown) for name, shown in chosen.items()) or empty,
+        findings="".join(_claim(claim, found) for claim, found in judged),
+        tables="".join(_table(section.name, section.report) for section in sections),
         missing=_missing(folders, sections),
         provenance=provenance.html(),
         library=_asset("echarts.min.js"),
@@ -152,10 +168,29 @@ def _summary(folders: Sequence[Store], provenance: "_Provenance") -> str:
     return escape(f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
 
 
-def _table(section: _Section) -> str:
-    shown = section.report
+def _claim(claim: Claim, found: Sequence[Finding]) -> str:
+    """A claim with its findings; where nothing is measured yet makes one line."""
+    items = []
+    for finding in found:
+        if finding.figures:
+            figures = "".join(f"<li>{escape(text)}</li>" for text in finding.figures)
+            caveats = f'<p class="quiet">{escape("; ".join(finding.caveats))}</p>' if finding.caveats else ""
+            items.append(f"<li>{_verdict(finding)} {escape(finding.where)}{caveats}<ul>{figures}</ul></li>")
+    if lacking := [finding for finding in found if not finding.figures]:
+        items.append(f"<li>{_verdict(lacking[0])} {escape('; '.join(finding.where for finding in lacking))}</li>")
+    return (
+        f"<article><h3>{escape(claim.title)}</h3>"
+        f'<p class="quiet">{escape(claim.words)} Here: {escape(claim.criterion)}.</p>'
+        f"<ul>{''.join(items)}</ul></article>"
+    )
+
+
+def _verdict(finding: Finding) -> str:
+    return f'<strong class="verdict" data-verdict="{finding.verdict}">{finding.verdict}</strong>'
+
+
+def _table(name: str, shown: Report) -> str:
     cells, notes = report.printed(shown, "\0{}")
-    name = section.name
     head = "".join(
         f'<th scope="col" aria-sort="none"{_kind(column)}><button type="button">{_heading(column)}</button></th>'
         for column in shown.columns

@@ -3,14 +3,17 @@
 Curves are thinned and samples reduced to quantiles here, so that a report stays small whatever the records hold.
 """
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Literal
 
-from suite.report import Kind, Runs, by_epoch, comparable, errors, quantiles, words_of
+from suite.report import PLAIN, Kind, Runs, by_epoch, comparable, errors, quantiles, words_of
 from suite.spec import EMBEDDED, Row, Table
+from suite.store import Record
 
 # Points of a curve that are kept; more could not be told apart on a screen.
 POINTS = 200
@@ -93,7 +96,7 @@ def error_against_latency(entries: Sequence[Entry]) -> list[Figure]:
         plots = []
         for number, kind in enumerate(_kinds(group), start=1):
             found = [
-                (1e3 * quantiles(timed[kind], (0.5,))[0], statistics.median(values), entry)
+                (1e3 * _median(timed[kind]), statistics.median(values), entry)
                 for entry in group
                 if kind in (timed := entry.runs.timed) and (values := errors(entry.runs, "top1"))
             ]
@@ -181,9 +184,8 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
             boxes = [[i, *(1e3 * value for value in quantiles(r, SHARES))] for i, (_, r) in enumerate(found)]
             models = tuple(model for model, _ in found)
             x = _axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
-            y = Axis("", -0.5, len(models) - 0.5, tuple(range(len(models))), categories=models)
             series = Series("latency", "boxes", boxes)
-            plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, y, (series,)))
+            plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, _named(models), (series,)))
         if plots:
             caption = "Box: quartiles and median of all samples; whiskers: 5 % and 95 %."
             figures.append(Figure(f"Latency: {DATA[data]}", caption, tuple(plots)))
@@ -203,7 +205,7 @@ def batch_scaling(entries: Sequence[Entry]) -> list[Figure]:
                     (kind[3], record) for kind, record in entry.runs.timed.items() if (*kind[:3], 0, kind[4]) == place
                 ]
                 if len(timed) > 1:
-                    curves.append((entry.row.model, [[b, 1e3 * quantiles(r, (0.5,))[0]] for b, r in timed]))
+                    curves.append((entry.row.model, [[b, 1e3 * _median(r)] for b, r in timed]))
             title = _title(place).replace(" b0", "")
             plots += _lines(
                 f"{data}-batches-{number}", title, "batch size (images)", "latency, p50 (ms)", curves, log=True
@@ -212,6 +214,55 @@ def batch_scaling(entries: Sequence[Entry]) -> list[Figure]:
             caption = "Time of a whole batch. A line that rises more slowly than the batch gains images/s."
             figures.append(Figure(f"Latency by batch size: {DATA[data]}", caption, tuple(plots)))
     return figures
+
+
+def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
+    """A figure for each data set, a plot for each kind that was timed with the default export's graph beside it."""
+    figures = []
+    for data, group in _by_data(entries):
+        plots = []
+        for number, kind in enumerate([kind for kind in _kinds(group) if kind[4] == PLAIN], start=1):
+            rewritten = (*kind[:4], "fp32")
+            ratios = {
+                entry.row.model: _median(timed[rewritten]) / _median(timed[kind])
+                for entry in group
+                if kind in (timed := entry.runs.timed) and rewritten in timed
+            }
+            if ratios:
+                models = tuple(ratios)
+                points = [[ratio, float(index)] for index, ratio in enumerate(ratios.values())]
+                x = _axis("latency, rewritten over default export (p50)", [*ratios.values(), 1.0])
+                series = Series("ratio", "points", points, labels=models)
+                title = _title(rewritten)
+                plots.append(Plot(f"{data}-rewrite-{number}", title, x, _named(models), (series,)))
+        if plots:
+            caption = "Left of 1 the rewritten graph is faster than the graph that PyTorch's exporter writes."
+            figures.append(Figure(f"Gains of the rewrites: {DATA[data]}", caption, tuple(plots)))
+    return figures
+
+
+def _median(record: Record) -> float:
+    return quantiles(record, (0.5,))[0]
+
+
+def _named(names: tuple[str, ...]) -> Axis:
+    """A vertical axis with a place for each name."""
+    return Axis("", -0.5, len(names) - 0.5, tuple(range(len(names))), categories=names)
+
+
+def promise() -> list[Figure]:
+    """What NormProp promises to every layer, in a plain CNN and in a ResNet: of start values, so always there."""
+    stored = json.loads((resources.files("suite") / "assets" / "normprop.json").read_text("utf-8"))
+    plots: list[Plot] = []
+    for what in ("variance", "mean"):
+        curves = [(each["model"].partition(",")[0], each) for each in stored["curves"] if each["model"].endswith(what)]
+        points = [(name, _numbered(each["values"])) for name, each in curves]
+        plots += _lines(f"normprop-{what}", what, "convolution", what, points, log_y=what == "variance")
+    caption = (
+        "Mean 0 and variance 1 of what each convolution sees, as NormProp promises, with start values on standard "
+        "normal images: kept in a plain CNN, and broken by the additions of a ResNet."
+    )
+    return [Figure("NormProp's promise", caption, tuple(plots), " ".join(f"{text}." for text in stored["remarks"]))]
 
 
 def inside(entries: Sequence[Entry]) -> list[Figure]:

@@ -10,10 +10,13 @@ import json
 import math
 import statistics
 from array import array
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Literal
+
+import orjson
 
 from suite.spec import EMBEDDED, METRICS, Row, Table
 from suite.store import Record, Store
@@ -23,6 +26,9 @@ FORMATS = ("github", "csv", "latex", "json")
 UNSTABLE = 0.1
 # The table whose figures are not errors but what `suite.analyze` finds in trained networks.
 ANALYSED = 1
+
+# The precision, in a latency record, of the exporter's own graph: float32 without the rewrites.
+PLAIN = "plain"
 
 Value = str | float | int | None
 Metric = Literal["last", "best"]
@@ -94,6 +100,7 @@ class Records:
         stores: the folders. Of records with the same key, the first folder's counts.
         models: only records of these models; None for all.
         trained: keys of the training records to use; None for all.
+        curves: whether `by_epoch` will be asked; else the epochs, most of a training record, are not read.
 
     Raises:
         InputError: a record cannot be read.
@@ -104,11 +111,12 @@ class Records:
         stores: Sequence[Store],
         models: Collection[str] | None = None,
         trained: frozenset[str] | None = None,
+        curves: bool = True,
     ) -> None:
         def each(stage: str) -> Iterable[Record]:
             found: dict[str, Record] = {}
             for store in stores:
-                for record in store.each(stage, models):
+                for record in store.each(stage, models, None if curves else "epochs"):
                     found.setdefault(record.key, _compact(record))
             # Where a stage has a newer version, its record stands behind and is the one that a dictionary keeps.
             return sorted(found.values(), key=lambda record: (record.inputs.get("version", 0), record.finished))
@@ -133,13 +141,13 @@ class Records:
 
     def runs(self, row: Row) -> Runs:
         """The runs of a row that say most: on the paper's data, of most steps, of most seeds, the latest."""
-        groups: dict[str, list[Record]] = {}
+        groups: dict[bytes, list[Record]] = {}
         for record in self.train.get(row.model, []):
             inputs = record.inputs
             if inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
                 # What else decides a result: seeds of one group are repetitions of the same thing.
                 how = [inputs.get(name) for name in ("version", "precision", "processes")]
-                group = json.dumps([inputs["data"], inputs["recipe"], how], sort_keys=True)
+                group = orjson.dumps([inputs["data"], inputs["recipe"], how], option=orjson.OPT_SORT_KEYS)
                 groups.setdefault(group, []).append(record)
         if not groups:
             return Runs([], None, [], [], [])
@@ -174,14 +182,17 @@ def _compact(record: Record) -> Record:
         return replace(record, result={**result, "samples": array("d", result["samples"])})
     if "epochs" in result:
         epochs = result["epochs"]
-        names = dict.fromkeys(name for epoch in epochs for name in epoch)
-        columns = {name: array("d", [_number(epoch.get(name)) for epoch in epochs]) for name in names}
+        columns = {name: _column(epochs, name) for name in set().union(*epochs)}
         return replace(record, result={**result, "epochs": columns})
     return record
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def _column(epochs: Sequence[Mapping[str, float | None]], name: str) -> "array[float]":
+    try:
+        return array("d", map(itemgetter(name), epochs))  # without a step of Python for each of a million values
+    except (KeyError, TypeError):  # some epoch does not say
+        values = (epoch.get(name) for epoch in epochs)
+        return array("d", [math.nan if value is None else value for value in values])
 
 
 def by_epoch(record: Record, name: str) -> dict[int, float]:
@@ -210,7 +221,7 @@ def build(
         InputError: a record cannot be read.
     """
     if isinstance(source, Store):
-        index = Records([source], {row.model for row in table.rows}, trained)
+        index = Records([source], {row.model for row in table.rows}, trained, curves=metric == "best")
     else:
         index = source
     found = [index.runs(row) for row in table.rows]
@@ -233,6 +244,11 @@ def build(
 def _readable(value: float) -> str:
     """Two decimals, but of what has exploded the size alone."""
     return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.3g}"
+
+
+def three_digits(value: float) -> str:
+    """At least three significant digits, without an exponent."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _decimals(count: int) -> Callable[[float], str]:
@@ -260,7 +276,7 @@ def _errors(
                     line.put(column, None, index.reason(row, "train") or "not run")
                 continue
             values = errors(runs, name, metric)
-            note = _scale(table, row, runs.train)
+            note = shortfalls(table, row, runs.train)
             if values:
                 median = statistics.median(values)
                 line.put(ours, median, *note)
@@ -297,11 +313,11 @@ def _activation(table: Table, found: list[Runs], lines: list[Line], index: Recor
                     line.put(column, None, why)
                     continue
                 if not runs.train[0].result["trained"]:
-                    line.put(column, None, _untrained(runs.train[0]), *_scale(table, row, runs.train))
+                    line.put(column, None, _untrained(runs.train[0]), *shortfalls(table, row, runs.train))
                     continue
                 values = [_at(record.result["activation"], path) for record in runs.analyze]
                 known = [value for value in values if value is not None]
-                line.put(column, statistics.median(known) if known else None, *_scale(table, row, runs.train))
+                line.put(column, statistics.median(known) if known else None, *shortfalls(table, row, runs.train))
     return columns
 
 
@@ -332,10 +348,10 @@ def _untrained(record: Record) -> str:
 
 def comparable(table: Table, row: Row, runs: Runs) -> bool:
     """Whether the runs were made by the paper's recipe, on its data and in full."""
-    return bool(runs.train) and not any("not comparable" in note for note in _scale(table, row, runs.train))
+    return bool(runs.train) and not any("not comparable" in note for note in shortfalls(table, row, runs.train))
 
 
-def _scale(table: Table, row: Row, train: list[Record]) -> list[str]:
+def shortfalls(table: Table, row: Row, train: list[Record]) -> list[str]:
     """How the runs fall short of the paper's, so that nobody compares what cannot be compared."""
     record = train[0]
     data, recipe, result = record.inputs["data"], record.inputs["recipe"], record.result
@@ -414,14 +430,8 @@ def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records)
         name = f"{words_of(kind)}{where}"
         reduced = "" if precision == "fp32" else f" {precision}"
         key = "_".join(f"{runtime} {provider}{reduced} b{batch}{where}".split())
-        median = Column(
-            f"{key}_p50_ms", f"{name} p50 ms", lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}"
-        )
-        speed = Column(
-            f"{key}_images_per_s",
-            f"{name} img/s",
-            lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}",
-        )
+        median = Column(f"{key}_p50_ms", f"{name} p50 ms", three_digits)
+        speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits)
         share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}")
         columns += [median, speed]
         # The peak is that of float32, and torch uses the same units.
@@ -460,7 +470,7 @@ def kind_of(record: Record) -> Kind:
 def words_of(kind: Kind) -> str:
     """A kind without its machine, as in "ORT cpu b8"."""
     _, runtime, provider, batch, precision = kind
-    reduced = "" if precision == "fp32" else f" {precision}"
+    reduced = {"fp32": "", PLAIN: " default export"}.get(precision, f" {precision}")
     return f"{'ORT' if runtime == 'onnxruntime' else runtime} {provider}{reduced} b{batch}"
 
 

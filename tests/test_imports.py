@@ -39,11 +39,13 @@ ALLOWED: dict[str, set[str]] = {
     "theory": {"analyze", "models"},
     "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "parity"}
     | {"precision", "spec"},
-    "figures": {"analyze", "deploy", "errors", "export", "spec", "store"},
+    "figures": {"analyze", "deploy", "errors", "export", "spec", "store", "theory"},
     "report": {"spec", "store"},
-    "plots": {"report", "spec"},
+    "plots": {"report", "spec", "store"},
     "svg": {"plots"},
-    "page": {"plots", "report", "spec", "store", "svg"},
+    "choices": {"plots", "report"},
+    "findings": {"plots", "report", "spec"},
+    "page": {"choices", "findings", "plots", "report", "spec", "store", "svg"},
     "runner": STAGES
     | {
         "batches",
