@@ -30,7 +30,7 @@ def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Repo
     lines = {net.row.model: Line() for net in nets}
     model = Column("model", "Model")
     error = Column("top1", "test error %", lambda value: f"{value:.2f}")
-    gain = Column("points", "points", lambda value: f"{value:+.2f}")
+    gain = Column("points", "points beside BN ReLU", lambda value: f"{value:+.2f}")
     parameters = Column("parameters", "params ratio", _times)
     macs = Column("macs", "MACs ratio", _times)
     columns = [model, error, gain, parameters, macs]
@@ -50,7 +50,7 @@ def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Repo
                 line.put(column, export.result[column.key] / other.result[column.key])
             else:
                 line.put(column, None, "not exported")
-    remarks = [f"points and ratios: beside {depth}_{USUAL}; less is better in every column"]
+    remarks = [f"points and ratios are beside {depth}_{USUAL}; less is better in every column"]
     kinds = _kinds(nets)
     machines = list(dict.fromkeys(kind[0] for kind in kinds))
     for kind in kinds:
@@ -59,15 +59,15 @@ def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Repo
         key = "_".join(name.split())
         median, ratio = (
             Column(f"{key}_ms", f"{name} p50 ms", report.three_digits),
-            Column(f"{key}_x", f"{name} ratio", _times),
+            Column(f"{key}_ratio", f"{name} ratio", _times),
         )
         columns += [median, ratio]
         base = _median(usual, kind) if usual else None
         for net in nets:
             line, value = lines[net.row.model], _median(net, kind)
             line.put(median, None if value is None else 1e3 * value, *(["not timed"] if value is None else []))
-            both = value is not None and base is not None
-            line.put(ratio, value / base if value and base else None, *([] if both else ["not timed"]))
+            beside = value / base if value and base else None
+            line.put(ratio, beside, *(["not timed"] if beside is None else []))
     remarks += [f"{f'm{i}' if len(machines) > 1 else 'latency'}: {name}" for i, name in enumerate(machines, start=1)]
 
     def merit(line: Line) -> tuple[bool, float]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from suite import deploy, spec
 from suite.errors import InputError
+from suite.report import escape_latex, printable
 from suite.store import Record, Store
 
 # Rows of the zoomed panel of the paper's Figure 2.
@@ -102,7 +103,7 @@ def curves(
 
 def _longest(store: Store, model: str) -> Record | None:
     """The run of a network with most training steps whose weights are there; of two alike the latest."""
-    runs = [record for record in store.records("train") if record.inputs["model"] == model and record.result["trained"]]
+    runs = [record for record in store.each("train", {model}, "epochs") if record.result["trained"]]
     runs = [record for record in runs if store.artifact(record, "model.safetensors").is_file()]
     return max(runs, key=lambda record: (record.result["steps"], record.finished), default=None)
 
@@ -113,7 +114,7 @@ def _origin(figure: int, record: Record | None) -> str:
     data, steps = record.inputs["data"]["name"], record.result["steps"]
     recipe = record.inputs["recipe"]
     whole = recipe["max_steps"] is None and recipe["epochs"] == spec.load_table(4 if figure == 3 else 1).recipe.epochs
-    return f"{'run' if whole else 'shortened run'} of {steps} steps on {data}, seed {record.inputs['seed']}"
+    return f"{'run' if whole else 'shortened run'} of {steps} steps on {printable(data)}, seed {record.inputs['seed']}"
 
 
 def promise() -> tuple[list[Curve], list[str]]:
@@ -148,7 +149,11 @@ def render(figure: int | str, found: list[Curve], form: str, remarks: Sequence[s
     from tabulate import tabulate
 
     body = tabulate(rows, headings, tablefmt={"github": "github", "latex": "latex_booktabs"}[form], floatfmt=".4g")
-    foot = [f"- {text}" for text in (*(f"{curve.model}: {curve.origin}" for curve in found), *remarks)]
+    foot = [*(f"{curve.model}: {curve.origin}" for curve in found), *remarks]
     if figure == 2 and len(names) > ZOOM:
-        foot.append(f"- the paper zooms on the first {ZOOM} blocks")
-    return "\n".join([TITLES[figure], "", body, "", *foot]) + "\n"
+        foot.append(f"the paper zooms on the first {ZOOM} blocks")
+    if form == "latex":
+        title, *foot = [f"\\par {escape_latex(text)}" for text in (TITLES[figure], *foot)]
+    else:
+        title, foot = TITLES[figure], [f"- {text}" for text in foot]
+    return "\n".join([title, "", body, "", *foot]) + "\n"

@@ -96,17 +96,16 @@ def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -
 
 
 def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
-    """Tables 2 to 4 always, Table 1 where there are records of it, and those rows that were run at other depths."""
+    """The paper's tables always, and those of their rows that were run at other depths."""
     for number in spec.NUMBERS:
         table = spec.load_table(number)
         others = [spec.at_depth(table, depth) for depth in CIFAR_DEPTHS if table.depth and depth != table.depth]
         for each in [table, *others]:
-            entries = [Entry(each, row, records.runs(row)) for row in each.rows]
-            if number == report.ANALYSED or each is not table:
-                there = [e for e in entries if (e.runs.analyze if number == report.ANALYSED else e.runs.train)]
-                if not there:
+            entries = [Entry(each, row, records.runs(each, row)) for row in each.rows]
+            if each is not table:
+                entries = [e for e in entries if (e.runs.analyze if number == report.ANALYSED else e.runs.train)]
+                if not entries:
                     continue
-                entries = there if each is not table else entries
             shown = replace(each, rows=tuple(entry.row for entry in entries))
             name = f"table{number}" + ("" if each is table else f"-resnet{each.depth}")
             yield _Section(name, shown, entries, report.build(shown, records, metric, detail=True))
@@ -206,6 +205,9 @@ def _table(name: str, shown: Report) -> str:
         for word, ending in (("Markdown", "md"), ("CSV", "csv"), ("LaTeX", "tex"))
     )
     title = escape(shown.title)
+    opened = " open" if len(notes) <= 12 else ""
+    below = f"<summary>Notes</summary><ol>{foot}</ol><ul>{remarks}</ul>" if foot or remarks else ""
+    below = below and f'<details class="notes"{opened}>{below}</details>'
     return f"""
 <section class="table" id="{name}" aria-labelledby="{name}-title">
 <h3 id="{name}-title">{title}</h3>
@@ -213,8 +215,7 @@ def _table(name: str, shown: Report) -> str:
 <output aria-live="polite"></output><span class="files">{files}</span></div>
 <div class="scroll" tabindex="0" role="region" aria-label="{title}"><table><thead><tr>{head}</tr></thead>
 <tbody id="{name}-body">{body}</tbody></table></div>
-<details class="notes"{" open" if len(notes) <= 12 else ""}><summary>Notes</summary>
-<ol>{foot}</ol><ul>{remarks}</ul></details>
+{below}
 </section>"""
 
 
@@ -251,7 +252,7 @@ def _figure(number: int, figure: Figure) -> str:
     """A figure's frame, which the script draws into; without scripts its plots are pictures."""
     options = "".join(f'<option value="{i}">{escape(plot.title)}</option>' for i, plot in enumerate(figure.plots))
     choice = f"<label>Show <select>{options}</select></label>" if len(figure.plots) > 1 else ""
-    paper = f'<p class="paper">{escape(figure.paper)}</p>' if figure.paper else ""
+    paper = "".join(f'<p class="paper">{escape(line)}</p>' for line in figure.paper.splitlines())
     first = figure.plots[0]
     pictures = "".join(f'<img src="plots/{plot.name}.svg" alt="{escape(plot.title)}">' for plot in figure.plots)
     return f"""
@@ -268,8 +269,6 @@ def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> str:
     """What the tables lack, with the commands that measure it."""
     items = []
     for section in sections:
-        if section.table.number not in spec.DEPLOYED:
-            continue
         for data in dict.fromkeys(row.data for row in section.table.rows):
             for words, rows in _gaps(section, data).items():
                 command = escape(_command(folders, section.table, data, rows))
@@ -284,6 +283,7 @@ def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> str:
 def _gaps(section: _Section, data: str) -> dict[str, list[Row]]:
     """The rows on one data set that are not complete, by what they lack."""
     gaps: dict[str, list[Row]] = {}
+    inside = section.table.number == report.ANALYSED
     for entry in section.entries:
         runs = entry.runs
         if entry.row.data != data:
@@ -294,7 +294,9 @@ def _gaps(section: _Section, data: str) -> dict[str, list[Row]]:
             gaps.setdefault("run, but quick or shortened, so without an error to compare", []).append(entry.row)
         elif len(runs.train) < section.table.seeds:
             gaps.setdefault(f"with fewer than {section.table.seeds} seeds", []).append(entry.row)
-        elif not (runs.export and runs.parity and runs.latency):
+        elif inside and not runs.analyze:
+            gaps.setdefault("trained, but not looked into", []).append(entry.row)
+        elif not inside and not (runs.export and runs.parity and runs.latency):
             gaps.setdefault("without export, parity or latency", []).append(entry.row)
     return gaps
 

@@ -81,7 +81,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Figure:
-    """Plots of which one is seen at a time, what they show, and what the paper says of it."""
+    """Plots of which one is seen at a time, what they show, and, line by line, what the paper says of it."""
 
     title: str
     caption: str
@@ -262,7 +262,7 @@ def promise() -> list[Figure]:
         "Mean 0 and variance 1 of what each convolution sees, as NormProp promises, with start values on standard "
         "normal images: kept in a plain CNN, and broken by the additions of a ResNet."
     )
-    return [Figure("NormProp's promise", caption, tuple(plots), " ".join(f"{text}." for text in stored["remarks"]))]
+    return [Figure("NormProp's promise", caption, tuple(plots), "\n".join(stored["remarks"]))]
 
 
 def inside(entries: Sequence[Entry]) -> list[Figure]:

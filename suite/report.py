@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import orjson
 
-from suite.spec import EMBEDDED, METRICS, Row, Table
+from suite.spec import EMBEDDED, METRICS, Row, Table, recipe_for
 from suite.store import Record, Store
 
 FORMATS = ("github", "csv", "latex", "json")
@@ -55,7 +55,7 @@ class Line:
     def put(self, column: Column, value: Value, *notes: str) -> None:
         self.values[column.key] = value
         if notes:
-            self.notes[column.key] = list(notes)
+            self.notes[column.key] = list(map(printable, notes))
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,18 @@ class Records:
                 self.peak[place] = max(self.peak.get(place, 0.0), float(record.result["flops"]))
         self.failures = [failure for store in stores for failure in store.failures()]
 
-    def runs(self, row: Row) -> Runs:
-        """The runs of a row that say most: on the paper's data, of most steps, of most seeds, the latest."""
+    def runs(self, table: Table, row: Row) -> Runs:
+        """The runs of a row that say most: on the paper's data, of most steps, of most seeds, the latest.
+
+        Another table may have the same net by another recipe (Table 3's weight decay): its runs are not this row's.
+        """
+        recipe = recipe_for(table, row)
+        fixed = {name: getattr(recipe, name) for name in ("weight_decay", "momentum")}
         groups: dict[bytes, list[Record]] = {}
         for record in self.train.get(row.model, []):
             inputs = record.inputs
-            if inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
+            same = all(inputs["recipe"].get(name, value) == value for name, value in fixed.items())
+            if same and inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
                 # What else decides a result: seeds of one group are repetitions of the same thing.
                 how = [inputs.get(name) for name in ("version", "precision", "processes")]
                 group = orjson.dumps([inputs["data"], inputs["recipe"], how], option=orjson.OPT_SORT_KEYS)
@@ -224,7 +230,7 @@ def build(
         index = Records([source], {row.model for row in table.rows}, trained, curves=metric == "best")
     else:
         index = source
-    found = [index.runs(row) for row in table.rows]
+    found = [index.runs(table, row) for row in table.rows]
     headings = [Column(f"heading_{i}", name) for i, name in enumerate(table.headings)]
     model = Column("model", "Model")
     lines = [Line() for _ in table.rows]
@@ -458,12 +464,14 @@ def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records)
 def kind_of(record: Record) -> Kind:
     """What a latency record timed: two of the same kind may be compared, others never share a column."""
     inputs = record.inputs
-    return (
-        inputs["machine"],
-        inputs["runtime"],
-        inputs["provider"],
-        inputs["batch_size"],
-        inputs.get("precision", "fp32"),
+    machine, runtime, provider = (printable(inputs[name]) for name in ("machine", "runtime", "provider"))
+    return machine, runtime, provider, inputs["batch_size"], printable(inputs.get("precision", "fp32"))
+
+
+def printable(text: str) -> str:
+    """Text from a record with control characters spelt out: raw they may rule a terminal, and no SVG can hold them."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 
@@ -493,7 +501,9 @@ def render(report: Report, form: str) -> str:
 
 def _github(report: Report) -> str:
     rows, notes = printed(report, "[{}]")
-    body = _tabulate(rows, report, "github")
+    rows = [[text.replace("|", "\\|") for text in row] for row in rows]
+    columns = [replace(column, heading=column.heading.replace("|", "\\|")) for column in report.columns]
+    body = _tabulate(rows, replace(report, columns=columns), "github")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
     return "\n".join([report.title, "", body, "", *(f"- {text}" for text in foot)]) + "\n"
 
@@ -502,19 +512,26 @@ def _latex(report: Report) -> str:
     rows, notes = printed(report, "[{}]")
     body = _tabulate(rows, report, "latex_booktabs")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
-    lines = [f"\\par {_escape_latex(text)}" for text in [report.title, *foot]]
+    lines = [f"\\par {escape_latex(text)}" for text in [report.title, *foot]]
     return "\n".join(["% needs \\usepackage{booktabs}", lines[0], "", body, "", *lines[1:]]) + "\n"
 
 
 def _csv(report: Report) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*(column.key for column in report.columns), "notes"])
+    writer.writerow([*(_no_formula(column.key) for column in report.columns), "notes"])
     for line in report.lines:
         notes = [f"{key}: {'; '.join(texts)}" for key, texts in line.notes.items()]
         values = [line.values.get(column.key) for column in report.columns]
-        writer.writerow([*("" if value is None else value for value in values), " | ".join(notes)])
+        writer.writerow(
+            [*("" if value is None else _no_formula(value) for value in values), _no_formula(" | ".join(notes))]
+        )
     return out.getvalue()
+
+
+def _no_formula(value: str | float) -> str | float:
+    """The value as a spreadsheet will show it: text that it would run as a formula has an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def _json(report: Report) -> str:
@@ -550,7 +567,8 @@ def _tabulate(rows: Sequence[Sequence[str]], report: Report, form: str) -> str:
     return text
 
 
-def _escape_latex(text: str) -> str:
+def escape_latex(text: str) -> str:
+    """The text with LaTeX's special characters as themselves."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {character: f"\\{character}" for character in "&%$#_{}"}
     return "".join(special.get(character, character) for character in text)

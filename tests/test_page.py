@@ -14,12 +14,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from suite import page, spec
+from suite import findings, page, spec
 from suite.store import Store, key_of
 
 AddRun = Callable[..., dict[str, Any]]
 CHROMIUM = shutil.which("chromium")
-EVIL = "</script><script>window.hacked = 1</script><b onclick='x'>&amp;"
+EVIL = "</script><script>window.hacked = 1</script><b onclick='x'>&amp;\x1b[2J"
 
 
 def text_of(html: str) -> str:
@@ -31,11 +31,11 @@ def data_of(html: str) -> Any:
     return json.loads(found)
 
 
-def cell(html: str, table: str, model: str, heading: str) -> str:
+def cell(html: str, table: str, model: str, heading: str, data: str = "CIFAR-10<") -> str:
     """The HTML of one cell."""
     (section,) = re.findall(rf'<section class="table" id="{table}".*?</section>', html, flags=re.DOTALL)
     headings = [re.sub("<.*?>", "", each) for each in re.findall(r"<th scope=\"col\".*?</th>", section)]
-    (row,) = [row for row in re.findall("<tr>.*?</tr>", section) if f">{model}<" in row and "CIFAR-10<" in row]
+    (row,) = [row for row in re.findall("<tr>.*?</tr>", section) if f">{model}<" in row and data in row]
     return str(re.findall(r"<t[dh].*?</t[dh]>", row)[headings.index(heading)])
 
 
@@ -50,7 +50,7 @@ def many(store: Store, add_run: AddRun) -> Store:
     }
     for seed, top1 in enumerate((6.0, 7.0)):
         add_run(seed=seed, top1=top1, batch_sizes=(1, 8), environment=environment)
-    add_run("resnet110_crelu_bn", top1=5.5, batch_sizes=(1, 8), samples=(0.02,) * 4)
+    add_run("resnet110_crelu_bn", top1=5.5, batch_sizes=(1, 8), samples=(0.02,) * 4, forms=("fp32", "plain"))
     add_run("resnet110_relu_plain", top1=9.5, samples=(0.01, 0.02, 0.03, 0.04), machine=EVIL)
     add_run("resnet110_crelu_plain", data="digits10", max_steps=4, top1=90.0)
     add_analysis(store, add_run("resnet110_crelu_np2", data="cifar100", top1=30.0)["train"].key)
@@ -79,14 +79,14 @@ def test_without_records_the_page_lists_every_row_as_missing_with_a_command_that
 ) -> None:
     html = page.write(store, tmp_path / "out").read_text("utf-8")
     commands = re.findall("<code>(python -m suite run .*?)</code>", html)
-    assert len(commands) == 5  # Tables 2 and 3 have two data sets, Table 4 has one
+    assert len(commands) == 6  # Tables 2 and 3 have two data sets, the others have one
     assert all("--profile paper" in command for command in commands)
     rows = 0
     for command in commands:
         table = int(re.findall(r"--table (\d)", command)[0])
         glob = re.findall(r"--rows &#x27;(.*?)&#x27;", command)[0]
         rows += len(spec.selected(table, glob.split(",")).rows)
-    assert rows == sum(len(spec.load_table(number).rows) for number in spec.DEPLOYED)
+    assert rows == sum(len(spec.load_table(number).rows) for number in spec.NUMBERS)
 
 
 def test_only_the_rows_that_lack_something_are_listed_as_missing(html: str) -> None:
@@ -125,6 +125,7 @@ def test_text_from_records_is_escaped_everywhere(html: str, tmp_path: Path) -> N
     assert EVIL not in html
     assert "<b onclick" not in html
     assert "hacked" in text_of(html)
+    assert "\x1b" not in html
     assert any(EVIL in plot["title"] for figure in data_of(html)["figures"] for plot in figure["plots"])
     for file in (tmp_path / "out" / "plots").iterdir():
         ElementTree.parse(file)
@@ -183,6 +184,23 @@ def test_every_figure_has_its_machine_versions_command_and_recipe(html: str) -> 
 def test_a_net_of_two_tables_counts_once_among_the_records(store: Store, add_run: AddRun, tmp_path: Path) -> None:
     add_run()  # in Tables 2 and 3
     assert "<p>4 records are shown" in page.write(store, tmp_path / "out").read_text("utf-8")
+
+
+def test_the_page_opens_with_what_a_choice_costs_and_brings(html: str, tmp_path: Path) -> None:
+    assert html.index('id="choices-cifar10-resnet110"') < html.index('id="question"') < html.index('id="table1"')
+    shown = cell(html, "choices-cifar10-resnet110", "resnet110_crelu_bn", "points beside BN ReLU", data="")
+    assert 'data-value="-1.0"' in shown
+    assert (tmp_path / "out" / "choices-cifar10-resnet110.csv").is_file()
+
+
+def test_each_claim_of_the_paper_says_what_was_found(html: str, tmp_path: Path) -> None:
+    (claims,) = re.findall('<section id="findings">.*?</section>', html, flags=re.DOTALL)
+    assert claims.count("<article>") == len(findings.CLAIMS)
+    (crelu,) = re.findall("<article><h3>CReLU helps with BatchNorm</h3>.*?</article>", claims, flags=re.DOTALL)
+    assert '<strong class="verdict" data-verdict="confirmed">confirmed</strong> CIFAR-10, ResNet-110' in crelu
+    assert "resnet110_crelu_bn 5.50 (paper 5.72) &lt; resnet110_relu_bn 6.50 (paper 6.35)" in crelu
+    assert 'data-verdict="not yet measured"' in crelu
+    assert "**confirmed**" in (tmp_path / "out" / "findings.md").read_text("utf-8")
 
 
 def test_folders_of_two_machines_make_one_report_with_a_column_each(
@@ -316,6 +334,8 @@ def test_every_plot_draws(opened: Any, html: str) -> None:
         "Learning curves",
         "Latency",
         "Latency by batch size",
+        "Gains of the rewrites",
+        "NormProp's promise",
         "Figure 2, change by block",
         "Figure 3, coherence",
     }

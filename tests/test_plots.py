@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from suite import plots, spec
+from suite import figures, plots, spec
 from suite.plots import Entry, Figure
 from suite.report import Records
 from suite.store import Store
@@ -16,7 +16,9 @@ AddRun = Callable[..., dict[str, Any]]
 def entries(store: Store, *numbers: int) -> list[Entry]:
     records = Records([store])
     return [
-        Entry(table, row, records.runs(row)) for table in map(spec.load_table, numbers or (2,)) for row in table.rows
+        Entry(table, row, records.runs(table, row))
+        for table in map(spec.load_table, numbers or (2,))
+        for row in table.rows
     ]
 
 
@@ -31,6 +33,7 @@ def test_without_records_nothing_is_drawn(store: Store) -> None:
         plots.learning_curves,
         plots.latency_distributions,
         plots.batch_scaling,
+        plots.rewrite_gains,
         plots.inside,
     ):
         assert draw(entries(store)) == []
@@ -78,6 +81,35 @@ def test_batch_sizes_are_compared_where_there_are_several(store: Store, add_run:
     (plot,) = only(plots.batch_scaling(entries(store))).plots
     assert [(s.name, s.points) for s in plot.series] == [("resnet110_relu_bn", [[1, 4.0], [8, 4.0], [64, 4.0]])]
     assert plot.x.ticks == (1, 8, 64)
+
+
+def test_the_gain_of_the_rewrites_is_a_ratio_to_the_default_export_of_the_same_kind(
+    store: Store, add_run: AddRun
+) -> None:
+    add_run(samples=(0.009,) * 3)
+    add_run(seed=1, samples=(0.010,) * 4, forms=("plain",))
+    add_run("resnet110_crelu_bn", samples=(0.010,) * 3)
+    (plot,) = only(plots.rewrite_gains(entries(store))).plots
+    assert plot.title == "ORT cpu b8, Test CPU (2 cores)"
+    assert plot.series[0].points == [[pytest.approx(0.9), 0.0]]
+    assert plot.y.categories == plot.series[0].labels == ("resnet110_relu_bn",)
+    assert plot.x.low < 0.9 < 1 < plot.x.high
+    titles = [plot.title for plot in only(plots.latency_distributions(entries(store))).plots]
+    assert titles == ["ORT cpu b8, Test CPU (2 cores)", "ORT cpu default export b8, Test CPU (2 cores)"]
+
+
+def test_normprop_s_promise_is_drawn_as_it_is_computed() -> None:
+    """The page shows stored values, so that it need not load torch."""
+    computed, remarks = figures.promise()
+    figure = only(plots.promise())
+    assert figure.paper.splitlines() == remarks
+    drawn = {(plot.title, series.name): series.points for plot in figure.plots for series in plot.series}
+    assert len(drawn) == 4
+    for curve in computed:
+        name, _, what = curve.model.partition(", ")
+        expected = [[number, value] for number, value in enumerate(curve.values, start=1)]
+        for point, other in zip(drawn[what, name], expected, strict=True):
+            assert point == pytest.approx(other, rel=0.02, abs=0.01)
 
 
 def test_a_curve_is_the_median_over_seeds_epoch_by_epoch(store: Store, add_run: AddRun) -> None:

@@ -206,3 +206,58 @@ def test_of_a_net_that_was_timed_twice_the_figure_of_more_samples_stands(store: 
     add_run(seed=1, samples=(0.003,) * 9)
     add_run(seed=2, samples=(0.004,) * 5)
     assert build(store).lines[0].values["onnxruntime_cpu_b8_p50_ms"] == pytest.approx(3)
+
+
+def test_a_run_by_another_table_s_recipe_is_not_a_row_s_own(store: Store, add_run: AddRun) -> None:
+    """Tables 2 and 3 have a net in common, with another weight decay."""
+    for weight_decay, top1 in ((1e-4, 27.0), (5e-4, 22.0)):
+        add_run("resnet110_w32_relu_bn", data="cifar100", top1=top1, weight_decay=weight_decay)
+    for number, top1 in ((2, 27.0), (3, 22.0)):
+        table = spec.matching(spec.load_table(number), ["resnet110_w32_relu_bn@cifar100"])
+        assert report.build(table, store).lines[0].values["top1"] == top1
+
+
+EVIL = "\x1b[2J\x00=cmd|' /C calc'!A0\\input{x}"
+
+
+@pytest.mark.parametrize("form", report.FORMATS)
+def test_control_characters_of_records_reach_neither_terminal_nor_file(
+    store: Store, add_run: AddRun, form: str
+) -> None:
+    store.fail("train", {"model": "resnet110_relu_bn"}, EVIL)
+    failed = report.render(build(store), form)
+    assert "calc" in failed
+    add_run(machine=EVIL)
+    for text in (failed, report.render(build(store), form)):
+        assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_a_spreadsheet_takes_no_text_of_a_record_for_a_formula(store: Store, add_run: AddRun) -> None:
+    train = add_run()["train"]
+    inputs = {"model": "resnet110_relu_bn", "export": "none", "machine": "A", "batch_size": 1}
+    export = store.put(
+        "export", {"model": "resnet110_relu_bn", "train": train.key, "version": 9}, {"parameters": 1, "macs": 1}, {}, {}
+    )
+    for runtime in ("=cmd()", "@x", "+1", "-1"):
+        timed = inputs | {"export": export.key, "runtime": runtime, "provider": "cpu"}
+        store.put("latency", timed, {"samples": [0.01]}, {}, {})
+    rows = list(csv.reader(io.StringIO(report.render(build(store, detail=True), "csv"))))
+    assert {"'=cmd()_cpu_b1_p50_ms", "'@x_cpu_b1_p50_ms"} <= set(rows[0])
+    assert not any(cell.startswith(("=", "@", "+")) for row in rows for cell in row)
+    difference = rows[1][rows[0].index("difference_top1")]
+    assert float(difference) == pytest.approx(0.15)
+
+
+def test_latex_commands_in_records_are_text(store: Store, add_run: AddRun) -> None:
+    add_run(machine=EVIL)
+    text = report.render(build(store), "latex")
+    assert "\\input{x}" not in text
+    assert "\\textbackslash{}input\\{x\\}" in text
+
+
+def test_a_bar_in_a_record_ends_no_cell_of_a_markdown_table(store: Store, add_run: AddRun) -> None:
+    export = add_run()["export"]
+    timed = {"model": "resnet110_relu_bn", "export": export.key, "machine": "A", "batch_size": 1, "provider": "c|p"}
+    store.put("latency", timed | {"runtime": "onnxruntime"}, {"samples": [0.01]}, {}, {})
+    lines = [line for line in report.render(build(store), "github").splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1

@@ -136,3 +136,24 @@ def test_records_can_be_asked_for_by_model_and_others_are_not_read(store: Store)
     (store.root / "records" / "train" / "resnet20_crelu_bn-0.json").write_text("not a record")
     assert store.records("train", {"resnet20_relu_bn"}) == [record]
     assert store.records("train", {"resnet20"}) == []
+
+
+@pytest.mark.parametrize(
+    "epochs", [[], [{"top1": 1.0}, {"top1": 2.0}], [{"top1": [1.0, 2.0]}], ["]", '"epochs": [']], ids=str
+)
+def test_a_list_that_nobody_looks_at_is_left_out_and_the_rest_is_as_it_is(store: Store, epochs: list[Any]) -> None:
+    result = {"a": '"epochs": [1]', "epochs": epochs, "z": [1, 2]}
+    whole = store.put("train", INPUTS | {"recipe": {"epochs": 3}}, result, {}, {})
+    (record,) = store.each("train", without="epochs")
+    assert record.result == {"a": '"epochs": [1]', "z": [1, 2]}
+    assert (record.inputs, record.key, record.finished) == (whole.inputs, whole.key, whole.finished)
+    assert store.records("train") == [whole]
+
+
+def test_a_record_cut_short_is_named_even_where_it_is_not_read_whole(store: Store) -> None:
+    store.put("train", INPUTS, {"epochs": [{"top1": 1.0}]}, {}, {})
+    path = next((store.root / "records" / "train").iterdir())
+    for length in (path.stat().st_size - 3, path.read_text().index("top1")):
+        path.write_text(path.read_text()[:length])
+        with pytest.raises(InputError, match="not a record"):
+            list(store.each("train", without="epochs"))
