@@ -27,55 +27,66 @@ def tables(entries: Sequence[Entry], metric: Metric = "last") -> dict[str, Repor
 
 def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Report:
     usual = next((net for net in nets if net.row.model == f"{depth}_{USUAL}"), None)
-    lines = {net.row.model: Line() for net in nets}
     model = Column("model", "Model")
-    error = Column("top1", "test error %", lambda value: f"{value:.2f}")
-    gain = Column("points", "points beside BN ReLU", lambda value: f"{value:+.2f}")
-    parameters = Column("parameters", "params ratio", _times)
-    macs = Column("macs", "MACs ratio", _times)
-    columns = [model, error, gain, parameters, macs]
-    for net in nets:
-        line = lines[net.row.model]
+    lines = [Line() for _ in nets]
+    for net, line in zip(nets, lines, strict=True):
         line.put(model, net.row.model)
-        value, notes = _error(net, metric), report.shortfalls(net.table, net.row, net.runs.train)
-        line.put(error, value, *(notes if value is not None else [*notes, "did not train, or not measured"]))
-        base = _error(usual, metric) if usual else None
-        if usual and value is not None and base is not None and _same(net, usual):
-            line.put(gain, value - base)
-        else:
-            line.put(gain, None, f"no run of {depth}_{USUAL} of the same length on the same data")
-        for column in (parameters, macs):
-            export, other = net.runs.export, usual.runs.export if usual else None
-            if export and other:
-                line.put(column, export.result[column.key] / other.result[column.key])
-            else:
-                line.put(column, None, "not exported")
-    remarks = [f"points and ratios are beside {depth}_{USUAL}; less is better in every column"]
-    kinds = _kinds(nets)
-    machines = list(dict.fromkeys(kind[0] for kind in kinds))
-    for kind in kinds:
-        where = f" m{machines.index(kind[0]) + 1}" if len(machines) > 1 else ""
-        name = f"{report.words_of(kind)}{where}"
-        key = "_".join(name.split())
-        median, ratio = (
-            Column(f"{key}_ms", f"{name} p50 ms", report.three_digits),
-            Column(f"{key}_ratio", f"{name} ratio", _times),
-        )
-        columns += [median, ratio]
-        base = _median(usual, kind) if usual else None
-        for net in nets:
-            line, value = lines[net.row.model], _median(net, kind)
-            line.put(median, None if value is None else 1e3 * value, *(["not timed"] if value is None else []))
-            beside = value / base if value and base else None
-            line.put(ratio, beside, *(["not timed"] if beside is None else []))
-    remarks += [f"{f'm{i}' if len(machines) > 1 else 'latency'}: {name}" for i, name in enumerate(machines, start=1)]
+    columns = [model, *_errors(nets, usual, lines, metric), *_sizes(nets, usual, lines)]
+    latency, remarks = _latencies(nets, usual, lines)
+    remarks.insert(0, f"points and ratios are beside {depth}_{USUAL}; less is better in every column")
 
     def merit(line: Line) -> tuple[bool, float]:
-        value = line.values["top1"]
-        return not isinstance(value, float), value if isinstance(value, float) else 0.0
+        error = line.values["top1"]
+        return not isinstance(error, float), error if isinstance(error, float) else 0.0
 
     title = f"{DATA[data]}, {depth.replace('resnet', 'ResNet-')}"
-    return Report(title, columns, sorted(lines.values(), key=merit), remarks)
+    return Report(title, columns + latency, sorted(lines, key=merit), remarks)
+
+
+def _errors(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line], metric: Metric) -> list[Column]:
+    error = Column("top1", "test error %", lambda value: f"{value:.2f}")
+    points = Column("points", "points beside BN ReLU", lambda value: f"{value:+.2f}")
+    base = _error(usual, metric) if usual else None
+    for net, line in zip(nets, lines, strict=True):
+        value, notes = _error(net, metric), report.shortfalls(net.table, net.row, net.runs.train)
+        line.put(error, value, *notes, *(["did not train, or not measured"] if value is None else []))
+        if usual and value is not None and base is not None and _same(net, usual):
+            line.put(points, value - base)
+        else:
+            line.put(points, None, f"no error of {USUAL} by runs of the same length on the same data")
+    return [error, points]
+
+
+def _sizes(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]) -> list[Column]:
+    columns = [Column("parameters", "params ratio", _times), Column("macs", "MACs ratio", _times)]
+    base = usual.runs.export if usual else None
+    for net, line in zip(nets, lines, strict=True):
+        for column in columns:
+            if net.runs.export and base:
+                line.put(column, net.runs.export.result[column.key] / base.result[column.key])
+            else:
+                line.put(column, None, "not exported")
+    return columns
+
+
+def _latencies(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]) -> tuple[list[Column], list[str]]:
+    columns: list[Column] = []
+    kinds = _kinds(nets)
+    machines = list(dict.fromkeys(kind[0] for kind in kinds))
+    several = len(machines) > 1
+    for kind in kinds:
+        name = report.words_of(kind) + (f" m{machines.index(kind[0]) + 1}" if several else "")
+        key = "_".join(name.split())
+        median = Column(f"{key}_ms", f"{name} p50 ms", report.three_digits)
+        ratio = Column(f"{key}_ratio", f"{name} ratio", _times)
+        columns += [median, ratio]
+        base = _median(usual, kind) if usual else None
+        for net, line in zip(nets, lines, strict=True):
+            value = _median(net, kind)
+            line.put(median, 1e3 * value if value else None, *([] if value else ["not timed"]))
+            both = value / base if value and base else None
+            line.put(ratio, both, *([] if both else ["not timed"]))
+    return columns, [f"{f'm{n}' if several else 'latency'}: {name}" for n, name in enumerate(machines, start=1)]
 
 
 def _times(value: float) -> str:

@@ -12,11 +12,9 @@ from typing import Any
 
 from suite import deploy, spec
 from suite.errors import InputError
+from suite.plots import ZOOM
 from suite.report import escape_latex, printable
 from suite.store import Record, Store
-
-# Rows of the zoomed panel of the paper's Figure 2.
-ZOOM = 36
 
 PROMISE = "normprop"
 TITLES = {

@@ -4,12 +4,12 @@ The page needs no network: style, script, the drawing library and the data are i
 escaped where it stands in HTML and in the data that the script reads.
 """
 
+import html
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -131,7 +131,7 @@ def _page(
         policy=POLICY,
         style=_asset("report.css"),
         summary=_summary(folders, provenance),
-        links="".join(f'<li><a href="#{s.name}">{escape(_short(s))}</a></li>' for s in sections),
+        links="".join(f'<li><a href="#{s.name}">{_text(_short(s))}</a></li>' for s in sections),
         choices="".join(_table(name, shown) for name, shown in chosen.items()) or empty,
         findings="".join(_claim(claim, found) for claim, found in judged),
         tables="".join(_table(section.name, section.report) for section in sections),
@@ -145,6 +145,11 @@ def _page(
 
 def _asset(name: str) -> str:
     return (resources.files("suite") / "assets" / name).read_text("utf-8")
+
+
+def _text(words: str) -> str:
+    """Text as HTML that shows it, whatever characters a record has."""
+    return html.escape(report.printable(words))
 
 
 def _inline(data: Any) -> str:
@@ -164,7 +169,7 @@ def _summary(folders: Sequence[Store], provenance: "_Provenance") -> str:
     words = f"{len(provenance.records)} records are shown, from {where}."
     if machines:
         words += f" Measured on {' and on '.join(machines)}."
-    return escape(f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
+    return _text(f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
 
 
 def _claim(claim: Claim, found: Sequence[Finding]) -> str:
@@ -172,14 +177,14 @@ def _claim(claim: Claim, found: Sequence[Finding]) -> str:
     items = []
     for finding in found:
         if finding.figures:
-            figures = "".join(f"<li>{escape(text)}</li>" for text in finding.figures)
-            caveats = f'<p class="quiet">{escape("; ".join(finding.caveats))}</p>' if finding.caveats else ""
-            items.append(f"<li>{_verdict(finding)} {escape(finding.where)}{caveats}<ul>{figures}</ul></li>")
+            figures = "".join(f"<li>{_text(text)}</li>" for text in finding.figures)
+            caveats = f'<p class="quiet">{_text("; ".join(finding.caveats))}</p>' if finding.caveats else ""
+            items.append(f"<li>{_verdict(finding)} {_text(finding.where)}{caveats}<ul>{figures}</ul></li>")
     if lacking := [finding for finding in found if not finding.figures]:
-        items.append(f"<li>{_verdict(lacking[0])} {escape('; '.join(finding.where for finding in lacking))}</li>")
+        items.append(f"<li>{_verdict(lacking[0])} {_text('; '.join(finding.where for finding in lacking))}</li>")
     return (
-        f"<article><h3>{escape(claim.title)}</h3>"
-        f'<p class="quiet">{escape(claim.words)} Here: {escape(claim.criterion)}.</p>'
+        f"<article><h3>{_text(claim.title)}</h3>"
+        f'<p class="quiet">{_text(claim.words)} Here: {_text(claim.criterion)}.</p>'
         f"<ul>{''.join(items)}</ul></article>"
     )
 
@@ -198,13 +203,13 @@ def _table(name: str, shown: Report) -> str:
         f"<tr>{''.join(_cell(name, c, line, text) for c, text in zip(shown.columns, row, strict=True))}</tr>"
         for line, row in zip(shown.lines, cells, strict=True)
     )
-    foot = "".join(f'<li id="{name}-note-{number}">{escape(text)}</li>' for number, text in notes)
-    remarks = "".join(f"<li>{escape(text)}</li>" for text in shown.remarks)
+    foot = "".join(f'<li id="{name}-note-{number}">{_text(text)}</li>' for number, text in notes)
+    remarks = "".join(f"<li>{_text(text)}</li>" for text in shown.remarks)
     files = " ".join(
         f'<a href="{name}.{ending}">{word}</a>'
         for word, ending in (("Markdown", "md"), ("CSV", "csv"), ("LaTeX", "tex"))
     )
-    title = escape(shown.title)
+    title = _text(shown.title)
     opened = " open" if len(notes) <= 12 else ""
     below = f"<summary>Notes</summary><ol>{foot}</ol><ul>{remarks}</ul>" if foot or remarks else ""
     below = below and f'<details class="notes"{opened}>{below}</details>'
@@ -220,7 +225,7 @@ def _table(name: str, shown: Report) -> str:
 
 
 def _heading(column: Column) -> str:
-    return escape(column.heading.replace("top-", "top\u2011"))  # no line ends within "top-1"
+    return _text(column.heading.replace("top-", "top\u2011"))  # no line ends within "top-1"
 
 
 def _kind(column: Column) -> str:
@@ -235,14 +240,14 @@ def _cell(name: str, column: Column, line: Line, text: str) -> str:
     value, notes = line.values.get(column.key), line.notes.get(column.key, [])
     tags = list(dict.fromkeys(TAGS[start] for note in notes for start in TAGS if note.startswith(start)))
     links = ",".join(f'<a href="#{name}-note-{mark.strip()}">{mark.strip()}</a>' for mark in marks)
-    content = escape(shown.strip())
+    content = _text(shown.strip())
     if value is None:  # the reason is on hover and for screen readers; a number at each empty cell would be a thicket
-        why = escape("; ".join(notes) or "none")
+        why = _text("; ".join(notes) or "none")
         content, links = f'<span class="empty" role="img" aria-label="{why}">&ndash;</span>', ""
     content += "".join(f' <span class="tag {tag}">{tag}</span>' for tag in tags)
     content += f"<sup>{links}</sup>" if links else ""
-    title = f' title="{escape("; ".join(notes))}"' if notes else ""
-    order = "" if value is None else f' data-value="{escape(str(value))}"'
+    title = f' title="{_text("; ".join(notes))}"' if notes else ""
+    order = "" if value is None else f' data-value="{_text(str(value))}"'
     if column.key == "model":
         return f'<th scope="row" class="model"{order}>{content}</th>'
     return f"<td{_kind(column)}{order}{title}>{content}</td>"
@@ -250,16 +255,16 @@ def _cell(name: str, column: Column, line: Line, text: str) -> str:
 
 def _figure(number: int, figure: Figure) -> str:
     """A figure's frame, which the script draws into; without scripts its plots are pictures."""
-    options = "".join(f'<option value="{i}">{escape(plot.title)}</option>' for i, plot in enumerate(figure.plots))
+    options = "".join(f'<option value="{i}">{_text(plot.title)}</option>' for i, plot in enumerate(figure.plots))
     choice = f"<label>Show <select>{options}</select></label>" if len(figure.plots) > 1 else ""
-    paper = "".join(f'<p class="paper">{escape(line)}</p>' for line in figure.paper.splitlines())
+    paper = "".join(f'<p class="paper">{_text(line)}</p>' for line in figure.paper.splitlines())
     first = figure.plots[0]
-    pictures = "".join(f'<img src="plots/{plot.name}.svg" alt="{escape(plot.title)}">' for plot in figure.plots)
+    pictures = "".join(f'<img src="plots/{plot.name}.svg" alt="{_text(plot.title)}">' for plot in figure.plots)
     return f"""
 <figure data-figure="{number}">
-<figcaption><h3>{escape(figure.title)}</h3><p>{escape(figure.caption)}</p>{paper}</figcaption>
+<figcaption><h3>{_text(figure.title)}</h3><p>{_text(figure.caption)}</p>{paper}</figcaption>
 <div class="tools">{choice}<span class="files"><a href="plots/{first.name}.svg">SVG</a></span></div>
-<div class="plot" tabindex="0" role="img" aria-label="{escape(f"{figure.title}, {first.title}")}"></div>
+<div class="plot" tabindex="0" role="img" aria-label="{_text(f"{figure.title}, {first.title}")}"></div>
 <details class="values"><summary>Values</summary><div class="scroll"></div></details>
 <noscript>{pictures}</noscript>
 </figure>"""
@@ -271,8 +276,8 @@ def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> str:
     for section in sections:
         for data in dict.fromkeys(row.data for row in section.table.rows):
             for words, rows in _gaps(section, data).items():
-                command = escape(_command(folders, section.table, data, rows))
-                where = f"{escape(_short(section))}, {plots.DATA[data]}"
+                command = _text(_command(folders, section.table, data, rows))
+                where = f"{_text(_short(section))}, {plots.DATA[data]}"
                 items.append(
                     f"<li><p>{where}: {len(rows)} row{'s' if len(rows) > 1 else ''} {words}</p>"
                     f"<pre><code>{command}</code></pre></li>"
@@ -324,7 +329,8 @@ class _Provenance:
     def add(self, section: _Section, entry: Entry) -> None:
         runs = entry.runs
         exports = [runs.export] if runs.export else []
-        shown = [*runs.train, *exports, *runs.parity, *runs.analyze, *runs.timed.values()]
+        checks = [record for records in runs.checks.values() for record in records]
+        shown = [*runs.train, *exports, *runs.parity, *checks, *runs.analyze, *runs.timed.values()]
         self.records.update(record.key for record in shown)
         for record in shown:
             environment = record.environment
@@ -350,14 +356,14 @@ class _Provenance:
             links = ", ".join(f'<a href="#recipe-{number}">{number}</a>' for number in sorted(recipes))
             lines.append(
                 "<tr>"
-                + "".join(f"<td>{escape(text)}</td>" for text in (table, model, plots.DATA[data], stage))
-                + f"<td>{escape(', '.join(detail))}</td>"
+                + "".join(f"<td>{_text(text)}</td>" for text in (table, model, plots.DATA[data], stage))
+                + f"<td>{_text(', '.join(detail))}</td>"
                 + f'<td><a href="#setup-{setup}">{setup}</a></td>'
                 + f"<td>{links}</td>"
-                + f"<td>{escape(max(record.finished for record in records))}</td>"
-                + f"<td><code>{' '.join(escape(record.key) for record in records)}</code></td></tr>"
+                + f"<td>{_text(max(record.finished for record in records))}</td>"
+                + f"<td><code>{' '.join(_text(record.key) for record in records)}</code></td></tr>"
             )
-        recipe_items = "".join(f'<li id="recipe-{number}">{escape(text)}</li>' for text, number in self.recipes.items())
+        recipe_items = "".join(f'<li id="recipe-{number}">{_text(text)}</li>' for text, number in self.recipes.items())
         head = _head("Table", "Model", "Data", "Stage", "What", "Setup", "Recipe", "Finished", "Records")
         return f"""
 <details><summary>Setups: machine, versions, commit, command</summary><ol class="setups">{self._setups()}</ol></details>
@@ -376,7 +382,7 @@ class _Provenance:
         items = []
         for text, number in self.setups.items():
             pairs = json.loads(text).items()
-            terms = "".join(f"<dt>{name}</dt><dd>{escape(value or 'not recorded')}</dd>" for name, value in pairs)
+            terms = "".join(f"<dt>{name}</dt><dd>{_text(value or 'not recorded')}</dd>" for name, value in pairs)
             items.append(f'<li id="setup-{number}"><dl>{terms}</dl></li>')
         return "".join(items)
 

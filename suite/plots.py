@@ -19,6 +19,8 @@ from suite.store import Record
 POINTS = 200
 # What a box shows: whiskers, quartiles and median.
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
+# Blocks in the zoomed panel of the paper's Figure 2.
+ZOOM = 36
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
 
 Points = list[list[float]]
@@ -273,7 +275,11 @@ def inside(entries: Sequence[Entry]) -> list[Figure]:
         plots: list[Plot] = []
         for key, words in (("delta", "before the activation"), ("delta_after_relu", "after the activation")):
             curves = [(model, _numbered(result["blocks"][key])) for model, result in analysed if "blocks" in result]
-            plots += _lines(f"{data}-{key.replace('_', '-')}", words, "block", "Delta", curves, log_y=True)
+            name = f"{data}-{key.replace('_', '-')}"
+            plots += _lines(name, words, "block", "Delta", curves, log_y=True)
+            if any(len(points) > ZOOM for _, points in curves):
+                zoomed = [(model, points[:ZOOM]) for model, points in curves]
+                plots += _lines(f"{name}-zoom", f"{words}, the first {ZOOM} blocks", "block", "Delta", zoomed)
         if plots:
             caption = f"Mean length of what each residual block adds.{_stand_in(data, group)}"
             figures.append(Figure(f"Figure 2, change by block: {DATA[data]}", caption, tuple(plots), FIGURE_2))

@@ -34,6 +34,9 @@ Value = str | float | int | None
 Metric = Literal["last", "best"]
 # Machine, runtime, execution provider, batch size and precision of a latency.
 Kind = tuple[str, str, str, int, str]
+# Execution provider and precision of a parity, and those of the one that every row has.
+Check = tuple[str, str]
+CHECK: Check = ("cpu", "fp32")
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Runs:
-    """What there is of one row: training runs of one recipe on one data set, by seed, and what followed."""
+    """What there is of one row: training runs of one recipe on one data set, by seed, and what followed.
+
+    `parity` is that of float32 on the CPU, `checks` that on other providers and in fewer bits.
+    """
 
     train: list[Record]
     export: Record | None
     parity: list[Record]
     latency: list[Record]
     analyze: list[Record]
+    checks: dict[Check, list[Record]]
 
     @cached_property
     def timed(self) -> dict[Kind, Record]:
@@ -126,7 +133,10 @@ class Records:
             if trained is None or record.key in trained:
                 self.train.setdefault(record.inputs["model"], []).append(record)
         self.export = {r.inputs["train"]: r for r in each("export")}
-        self.parity = {r.inputs["export"]: r for r in each("parity") if r.inputs.get("precision", "fp32") == "fp32"}
+        self.parity: dict[str, dict[Check, Record]] = {}
+        for record in each("parity"):
+            check = record.inputs.get("provider", "cpu"), record.inputs.get("precision", "fp32")
+            self.parity.setdefault(record.inputs["export"], {})[check] = record
         self.analyze = {r.inputs["train"]: r for r in each("analyze")}
         self.latency: dict[str, list[Record]] = {}
         for record in each("latency"):
@@ -156,7 +166,7 @@ class Records:
                 group = orjson.dumps([inputs["data"], inputs["recipe"], how], option=orjson.OPT_SORT_KEYS)
                 groups.setdefault(group, []).append(record)
         if not groups:
-            return Runs([], None, [], [], [])
+            return Runs([], None, [], [], [], {})
 
         def merit(runs: list[Record]) -> tuple[bool, int, int, int, str]:
             inputs = runs[0].inputs
@@ -166,10 +176,14 @@ class Records:
         best: list[Record] = max(groups.values(), key=merit)
         train = sorted(best, key=lambda r: int(r.inputs["seed"]))
         exports = [self.export[r.key] for r in train if r.key in self.export]
-        parity = [self.parity[e.key] for e in exports if e.key in self.parity]
+        parity: dict[Check, list[Record]] = {}
+        for export in exports:
+            for check, record in sorted(self.parity.get(export.key, {}).items()):
+                parity.setdefault(check, []).append(record)
         latency = [record for e in exports for record in self.latency.get(e.key, [])]
         analyze = [self.analyze[r.key] for r in train if r.key in self.analyze]
-        return Runs(train, exports[0] if exports else None, parity, latency, analyze)
+        checks = {check: found for check, found in parity.items() if check != CHECK}
+        return Runs(train, exports[0] if exports else None, parity.get(CHECK, []), latency, analyze, checks)
 
     def reason(self, row: Row, stage: str) -> str | None:
         """Why this stage of the row failed last time, if it did."""
@@ -393,18 +407,35 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
                 line.put(column, None, why)
             continue
         results = [record.result for record in runs.parity]
-        images = sum(result["images"] for result in results)
-        notes = [f"parity on {images} images"]
-        if not all(result["passed"] for result in results):
-            layers = [result["departure"]["layer"] for result in results if result.get("departure")]
-            notes.append("PARITY FAILED" + (f", first at {', '.join(dict.fromkeys(layers))}" if layers else ""))
-        ties = sum(result["ties"] for result in results)
-        if ties:
-            notes.append(f"{ties} ties within the logit difference")
-        line.put(error, max((result["difference"] for result in results), key=abs), *notes)
+        _put_parity(line, error, agreement, results)
         line.put(logits, max(result["max_logit_difference"] / result["scale"] for result in results))
-        line.put(agreement, min(result["agreement"] for result in results))
-    return [error, logits, agreement]
+    columns = [error, logits, agreement]
+    for check in sorted({check for runs in found for check in runs.checks}):
+        name = " ".join(map(printable, check)).replace(" fp32", "").replace("cpu ", "")
+        key = "_".join(name.split())
+        error = Column(f"parity_{key}_top1", f"{name} - torch top-1", error.show)
+        agreement = Column(f"parity_{key}_agreement", f"{name} top-1 agreement %", agreement.show)
+        columns += [error, agreement]
+        for runs, line in zip(found, lines, strict=True):
+            if check in runs.checks:
+                _put_parity(line, error, agreement, [record.result for record in runs.checks[check]])
+            else:
+                line.put(error, None, "not run")
+                line.put(agreement, None, "not run")
+    return columns
+
+
+def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[Mapping[str, Any]]) -> None:
+    """The worst of these, and what is to be said of them."""
+    notes = [f"parity on {sum(result['images'] for result in results)} images"]
+    if not all(result["passed"] for result in results):
+        layers = [result["departure"]["layer"] for result in results if result.get("departure")]
+        notes.append("PARITY FAILED" + (f", first at {', '.join(dict.fromkeys(layers))}" if layers else ""))
+    ties = sum(result["ties"] for result in results)
+    if ties:
+        notes.append(f"{ties} ties within the logit difference")
+    line.put(error, max((result["difference"] for result in results), key=abs), *notes)
+    line.put(agreement, min(result["agreement"] for result in results))
 
 
 def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:

@@ -37,7 +37,7 @@ def test_runs_of_another_length_are_not_subtracted(store: Store, add_run: AddRun
     (shown,) = tables(store).values()
     crelu = shown.lines[1]
     assert crelu.values["points"] is None
-    assert "no run of resnet110_relu_bn of the same length" in crelu.notes["points"][0]
+    assert "no error of relu_bn by runs of the same length" in crelu.notes["points"][0]
     assert "shortened run" in crelu.notes["top1"][0]
 
 

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "theory": {"analyze", "models"},
     "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "parity"}
     | {"precision", "spec"},
-    "figures": {"analyze", "deploy", "errors", "export", "report", "spec", "store", "theory"},
+    "figures": {"analyze", "deploy", "errors", "export", "plots", "report", "spec", "store", "theory"},
     "report": {"spec", "store"},
     "plots": {"report", "spec", "store"},
     "svg": {"plots"},

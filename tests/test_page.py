@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from xml.etree import ElementTree
 
@@ -20,6 +21,7 @@ from suite.store import Store, key_of
 AddRun = Callable[..., dict[str, Any]]
 CHROMIUM = shutil.which("chromium")
 EVIL = "</script><script>window.hacked = 1</script><b onclick='x'>&amp;\x1b[2J"
+SHOWN = EVIL.replace("\x1b", "\\x1b")
 
 
 def text_of(html: str) -> str:
@@ -126,7 +128,7 @@ def test_text_from_records_is_escaped_everywhere(html: str, tmp_path: Path) -> N
     assert "<b onclick" not in html
     assert "hacked" in text_of(html)
     assert "\x1b" not in html
-    assert any(EVIL in plot["title"] for figure in data_of(html)["figures"] for plot in figure["plots"])
+    assert any(SHOWN in plot["title"] for figure in data_of(html)["figures"] for plot in figure["plots"])
     for file in (tmp_path / "out" / "plots").iterdir():
         ElementTree.parse(file)
 
@@ -289,6 +291,23 @@ def resource_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ["ink", "quiet", "link", "quick", "failed", "good"])
+def test_every_colour_of_text_can_be_read_on_both_grounds(scheme: int, name: str) -> None:
+    style = (Path(page.__file__).parent / "assets" / "report.css").read_text("utf-8")
+    colors = dict(re.findall(r"--(\w+): (#\w+)", re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)[scheme]))
+    for ground in ("ground", "raised"):
+        light, dark = sorted((luminance(colors[name]), luminance(colors[ground])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, "WCAG 2, AA"
+
+
+def luminance(color: str) -> float:
+    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+    shares = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    red, green, blue = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
 # --- In a browser ---------------------------------------------------------------------------------------------------
 
 
@@ -318,8 +337,16 @@ def opened(browser: Any, html: str, tmp_path: Path) -> Iterator[Any]:
     view.close()
 
 
+def wait_until(view: Any, expression: str) -> None:
+    """Not Playwright's own `wait_for_function`, which evaluates text inside the page: the page's policy forbids that."""
+    end = monotonic() + 30
+    while not view.evaluate(expression):
+        assert monotonic() < end, expression
+        view.wait_for_timeout(20)
+
+
 def wait_for_plots(view: Any) -> None:
-    view.wait_for_function("[...document.querySelectorAll('figure[data-figure]')].every(each => each.dataset.drawn)")
+    wait_until(view, "[...document.querySelectorAll('figure[data-figure]')].every(each => each.dataset.drawn)")
 
 
 def models(view: Any) -> list[str]:
@@ -395,9 +422,9 @@ def test_a_point_says_on_hover_what_it_is(opened: Any) -> None:
 
 
 def test_markup_in_names_is_shown_as_text(opened: Any) -> None:
-    assert EVIL in opened.locator("header p").inner_text()
+    assert SHOWN in opened.locator("header p").inner_text()
     choices = opened.locator("#question select").first.locator("option").all_inner_texts()
-    (evil,) = [number for number, text in enumerate(choices) if EVIL in text]
+    (evil,) = [number for number, text in enumerate(choices) if SHOWN in text]
     opened.locator("#question select").first.select_option(index=evil)
     hover(opened, opened.locator("#question .plot").first)
     assert opened.locator("main b").count() == 0
@@ -417,7 +444,7 @@ def test_markup_in_a_point_s_name_is_shown_as_text(opened: Any) -> None:
 def test_the_values_of_a_plot_can_be_read_as_a_table(opened: Any) -> None:
     opened.locator("#question details.values summary").first.click()
     rows = opened.locator("#question details.values tr")
-    opened.wait_for_function("document.querySelectorAll('#question details.values tr').length === 3")
+    wait_until(opened, "document.querySelectorAll('#question details.values tr').length === 3")
     assert rows.first.locator("th").all_inner_texts()[1:] == ["latency, p50 (ms)", "test error, top-1 (%)"]
     assert rows.count() == 3  # the heading, the one net on the first machine, and the front
 

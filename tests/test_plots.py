@@ -145,3 +145,15 @@ def test_a_long_curve_is_thinned_to_its_last_point() -> None:
     assert len(thinned) <= plots.POINTS + 1
     assert (thinned[0], thinned[-1]) == (curve[0], curve[-1])
     assert plots.thin(curve[:50]) == curve[:50]
+
+
+def test_figure_2_of_a_deep_net_has_the_paper_s_zoom(store: Store, add_run: AddRun) -> None:
+    for model, blocks in (("resnet110_relu_plain", 54), ("resnet110_relu_bn", 54)):
+        delta = [float(block) for block in range(1, blocks + 1)]
+        train = add_run(model, data="cifar100")["train"]
+        result = {"blocks": {"delta": delta, "delta_after_relu": delta}}
+        store.put("analyze", {"model": model, "train": train.key}, result, {}, {})
+    whole, zoom, *_ = only(plots.inside(entries(store, 1))).plots
+    assert [len(series.points) for series in whole.series] == [54, 54]
+    assert [series.points[-1] for series in zoom.series] == [[36, 36.0], [36, 36.0]]
+    assert (zoom.title, zoom.y.log) == ("before the activation, the first 36 blocks", False)

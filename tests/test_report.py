@@ -112,6 +112,24 @@ def test_parity_is_shown_relative_to_the_scale_and_a_failure_is_loud(store: Stor
     assert "PARITY FAILED" in notes(build(store), "parity_top1")
 
 
+def test_parity_in_fewer_bits_and_on_other_providers_has_columns_of_its_own(store: Store, add_run: AddRun) -> None:
+    export = add_run()["export"]
+    checked = {"images": 100, "difference": 0.4, "max_logit_difference": 1.0, "scale": 20.0, "agreement": 98.0}
+    for provider, precision, passed in (("cpu", "int8", False), ("cuda", "fp32", True)):
+        inputs = {"model": "resnet110_relu_bn", "export": export.key, "provider": provider, "precision": precision}
+        store.put("parity", inputs, checked | {"ties": 0, "passed": passed}, {}, {})
+    result = build(store)
+    values = result.lines[0].values
+    assert values["parity_top1"] == 0.01
+    assert (values["parity_int8_top1"], values["parity_int8_agreement"]) == (0.4, 98.0)
+    assert "PARITY FAILED" in notes(result, "parity_int8_top1")
+    assert values["parity_cuda_top1"] == 0.4
+    assert "PARITY FAILED" not in notes(result, "parity_cuda_top1")
+    headings = [column.heading for column in result.columns]
+    assert "int8 - torch top-1" in headings
+    assert "cuda - torch top-1" in headings
+
+
 def test_latency_is_the_median_in_milliseconds_and_speed_counts_the_batch(store: Store, add_run: AddRun) -> None:
     add_run(samples=(0.030, 0.010, 0.020, 0.020, 0.020))
     values = build(store).lines[0].values
