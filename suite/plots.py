@@ -125,13 +125,20 @@ def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) 
                 words = activation if full else f"{activation}, quick or shortened"
                 labels = tuple(entry.row.model for _, _, entry in some)
                 series.append(Series(words, "points", [[x, y] for x, y, _ in some], color, not full, labels))
-    # Runs of different lengths share no front: the full ones have it where there are any.
-    ranked = [each for each in found if each[2].comparable] or found
+    # Runs of different lengths share no front: the full ones have it where there are any, else the longest.
+    longest = max(_length(entry) for _, _, entry in found)
+    ranked = [each for each in found if _length(each[2]) == longest]
     front = pareto_front([(x, y) for x, y, _ in ranked])
     series.append(Series("Pareto front", "steps", [list(point) for point in front], 2))
     x = _axis("latency, p50 (ms)", [x for x, _, _ in found], log=True)
     y = _axis("test error, top-1 (%)", [y for _, y, _ in found])
     return Plot(name, _title(kind), x, y, tuple(series))
+
+
+def _length(entry: Entry) -> tuple[bool, bool, int]:
+    """How much the runs of an entry say: in full, on the paper's data, and of how many steps if not in full."""
+    train, full = entry.runs.train[0], entry.comparable
+    return full, train.inputs["data"]["name"] == entry.row.data, 0 if full else int(train.result["steps"])
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

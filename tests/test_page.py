@@ -338,7 +338,7 @@ def opened(browser: Any, html: str, tmp_path: Path) -> Iterator[Any]:
 
 
 def wait_until(view: Any, expression: str) -> None:
-    """Not Playwright's own `wait_for_function`, which evaluates text inside the page: the page's policy forbids that."""
+    """Not Playwright's own `wait_for_function`: it evaluates text in the page, whose policy forbids that."""
     end = monotonic() + 30
     while not view.evaluate(expression):
         assert monotonic() < end, expression

@@ -55,6 +55,14 @@ def test_short_runs_are_hollow_and_no_part_of_the_front(store: Store, add_run: A
     assert plot.series[-1].points == [[10.0, 6.0]]
 
 
+def test_of_short_runs_the_longest_on_the_paper_s_data_have_the_front(store: Store, add_run: AddRun) -> None:
+    add_run(epochs=10, top1=15.0)
+    add_run("resnet110_relu_plain", epochs=3, top1=9.0, samples=(0.001,) * 4)
+    add_run("resnet110_relu_np", data="digits10", top1=1.0, samples=(0.001,) * 4)
+    (plot,) = only(plots.error_against_latency(entries(store))).plots
+    assert plot.series[-1].points == [[10.0, 15.0]]
+
+
 def test_a_net_of_two_tables_is_drawn_once(store: Store, add_run: AddRun) -> None:
     add_run()
     (plot,) = only(plots.error_against_latency(entries(store, 2, 3))).plots

@@ -189,7 +189,7 @@ dark.addEventListener("change", () => frames.forEach(show));
 
 // --- Print: paper does not scroll, so that a wide table becomes several with the same leading columns -----------------
 
-const COLUMNS = 8;
+const COLUMNS = 7;
 
 function parts(table) {
   const head = [...table.tHead.rows[0].cells];
