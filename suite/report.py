@@ -107,7 +107,8 @@ class Records:
         stores: the folders. Of records with the same key, the first folder's counts.
         models: only records of these models; None for all.
         trained: keys of the training records to use; None for all.
-        curves: whether `by_epoch` will be asked; else the epochs, most of a training record, are not read.
+        curves: what `by_epoch` will be asked for; None for everything. With nothing, the epochs are not read, which
+            are most of a training record.
 
     Raises:
         InputError: a record cannot be read.
@@ -118,13 +119,15 @@ class Records:
         stores: Sequence[Store],
         models: Collection[str] | None = None,
         trained: frozenset[str] | None = None,
-        curves: bool = True,
+        curves: Collection[str] | None = None,
     ) -> None:
+        without = None if curves is None or curves else "epochs"
+
         def each(stage: str) -> Iterable[Record]:
             found: dict[str, Record] = {}
             for store in stores:
-                for record in store.each(stage, models, None if curves else "epochs"):
-                    found.setdefault(record.key, _compact(record))
+                for record in store.each(stage, models, without):
+                    found.setdefault(record.key, _compact(record, curves))
             # Where a stage has a newer version, its record stands behind and is the one that a dictionary keeps.
             return sorted(found.values(), key=lambda record: (record.inputs.get("version", 0), record.finished))
 
@@ -195,14 +198,15 @@ class Records:
         return None
 
 
-def _compact(record: Record) -> Record:
+def _compact(record: Record, curves: Collection[str] | None) -> Record:
     """The record with samples, and epochs column by column, as arrays: in a fraction of the memory."""
     result = record.result
     if "samples" in result:
         return replace(record, result={**result, "samples": array("d", result["samples"])})
     if "epochs" in result:
         epochs = result["epochs"]
-        columns = {name: _column(epochs, name) for name in set().union(*epochs)}
+        names = set().union(*epochs) if curves is None else curves
+        columns = {name: _column(epochs, name) for name in names}
         return replace(record, result={**result, "epochs": columns})
     return record
 
@@ -241,7 +245,7 @@ def build(
         InputError: a record cannot be read.
     """
     if isinstance(source, Store):
-        index = Records([source], {row.model for row in table.rows}, trained, curves=metric == "best")
+        index = Records([source], {row.model for row in table.rows}, trained, table.metrics if metric == "best" else ())
     else:
         index = source
     found = [index.runs(table, row) for row in table.rows]
@@ -357,7 +361,7 @@ def _error(record: Record, name: str, metric: Metric) -> float | None:
     last: float | None = record.result.get(name)
     if metric == "last" or last is None:
         return last
-    return min(by_epoch(record, name).values(), default=last)
+    return min((value for value in record.result["epochs"].get(name, ()) if not math.isnan(value)), default=last)
 
 
 def _untrained(record: Record) -> str:
@@ -411,7 +415,8 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
         line.put(logits, max(result["max_logit_difference"] / result["scale"] for result in results))
     columns = [error, logits, agreement]
     for check in sorted({check for runs in found for check in runs.checks}):
-        name = " ".join(map(printable, check)).replace(" fp32", "").replace("cpu ", "")
+        provider, precision = map(printable, check)
+        name = " ".join([provider] * (provider != "cpu") + _reduced(precision))
         key = "_".join(name.split())
         error = Column(f"parity_{key}_top1", f"{name} - torch top-1", error.show)
         agreement = Column(f"parity_{key}_agreement", f"{name} top-1 agreement %", agreement.show)
@@ -509,8 +514,12 @@ def printable(text: str) -> str:
 def words_of(kind: Kind) -> str:
     """A kind without its machine, as in "ORT cpu b8"."""
     _, runtime, provider, batch, precision = kind
-    reduced = {"fp32": "", PLAIN: " default export"}.get(precision, f" {precision}")
-    return f"{'ORT' if runtime == 'onnxruntime' else runtime} {provider}{reduced} b{batch}"
+    return " ".join(["ORT" if runtime == "onnxruntime" else runtime, provider, *_reduced(precision), f"b{batch}"])
+
+
+def _reduced(precision: str) -> list[str]:
+    """A precision in words; none for float32, which is what is meant where nothing is said."""
+    return {"fp32": [], PLAIN: ["default export"]}.get(precision, [precision])
 
 
 def quantiles(record: Record, shares: Sequence[float]) -> list[float]:
