@@ -53,7 +53,7 @@ def _errors(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line], m
         if usual and value is not None and base is not None and _same(net, usual):
             line.put(points, value - base)
         else:
-            line.put(points, None, f"no error of {USUAL} by runs of the same length on the same data")
+            line.put(points, None, f"no runs of it and of {USUAL} over as many whole epochs on the paper's data")
     return [error, points]
 
 
@@ -83,7 +83,7 @@ def _latencies(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]
         base = _median(usual, kind) if usual else None
         for net, line in zip(nets, lines, strict=True):
             value = _median(net, kind)
-            line.put(median, 1e3 * value if value else None, *([] if value else ["not timed"]))
+            line.put(median, 1e3 * value if value else None, *_doubts(net, kind))
             both = value / base if value and base else None
             line.put(ratio, both, *([] if both else ["not timed"]))
     return columns, [f"{f'm{n}' if several else 'latency'}: {name}" for n, name in enumerate(machines, start=1)]
@@ -99,13 +99,14 @@ def _error(net: Entry, metric: Metric) -> float | None:
 
 
 def _same(a: Entry, b: Entry) -> bool:
-    """Whether two nets were trained so long and on such data that their errors may be compared."""
+    """Whether two nets were trained on the paper's data for as many whole epochs, so that their errors compare."""
 
     def how(net: Entry) -> tuple[object, ...]:
         inputs = net.runs.train[0].inputs
-        return inputs["data"], inputs["recipe"]["epochs"], inputs["recipe"]["max_steps"]
+        return inputs["data"], inputs["recipe"]["epochs"]
 
-    return how(a) == how(b)
+    whole = all(net.runs.train[0].inputs["recipe"]["max_steps"] is None for net in (a, b))
+    return whole and how(a) == how(b) and a.runs.train[0].inputs["data"]["name"] == a.row.data
 
 
 def _kinds(nets: Sequence[Entry]) -> list[Kind]:
@@ -121,3 +122,11 @@ def _kinds(nets: Sequence[Entry]) -> list[Kind]:
 def _median(net: Entry, kind: Kind) -> float | None:
     record = net.runs.timed.get(kind)
     return report.quantiles(record, (0.5,))[0] if record else None
+
+
+def _doubts(net: Entry, kind: Kind) -> list[str]:
+    """Why a latency is not there, or is to be taken with care."""
+    if kind not in net.runs.timed:
+        return ["not timed"]
+    failed = not all(record.result["passed"] for record in net.runs.parity)
+    return report.unstable(net.runs.timed[kind]) + ["PARITY FAILED: the file is not the network"] * failed

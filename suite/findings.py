@@ -93,18 +93,18 @@ def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -
     if claim.pairs and not pairs:
         return None  # the table has but one net of each pair
     parts = [_less(a, b, metric) for a, b in pairs if _counts(a) and _counts(b) and _length(a) == _length(b)]
-    lacking = (
-        [f"{len(pairs) - len(parts)} of {len(pairs)} comparisons are not yet measured"]
-        if len(parts) < len(pairs)
-        else []
-    )
-    parts += claim.look({key: net for key, net in nets.items() if _counts(net) and net.runs.analyze})
+    inside = {key: net for key, net in nets.items() if _counts(net) and net.runs.analyze}
+    lacking = len(pairs) - len(parts) + len(set(claim.of) - set(inside))
+    parts += claim.look(inside)
     if not parts:
         return Finding(where, "not yet measured")
     caveats = [note for part in parts for net in part.nets for note in _caveats(net)]
-    return Finding(
-        where, _verdict(parts), tuple(part.figures for part in parts), tuple(dict.fromkeys(caveats + lacking))
-    )
+    if lacking:
+        caveats.append(
+            f"{lacking} of {len(pairs) + len(claim.of)} {'nets' if claim.of else 'comparisons'} not yet measured"
+        )
+    figures = tuple(part.figures for part in parts)
+    return Finding(where, _verdict(parts), figures, tuple(dict.fromkeys(caveats)))
 
 
 def _verdict(parts: Sequence[Part]) -> Verdict:
@@ -116,9 +116,9 @@ def _verdict(parts: Sequence[Part]) -> Verdict:
 def _counts(net: Entry) -> bool:
     """Whether it was run on the paper's data and not cut off after some steps."""
     train = net.runs.train
-    return (
-        bool(train) and train[0].inputs["data"]["name"] == net.row.data and not train[0].inputs["recipe"]["max_steps"]
-    )
+    if not train or train[0].inputs["data"]["name"] != net.row.data:
+        return False
+    return train[0].inputs["recipe"]["max_steps"] is None
 
 
 def _length(net: Entry) -> int:

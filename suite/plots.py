@@ -380,7 +380,8 @@ def _axis(label: str, values: Sequence[float], log: bool = False) -> Axis:
 def _ticks(low: float, high: float, log: bool) -> tuple[float, ...]:
     """Round values between two, about five of them."""
     if log:
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        decades = range(first, last + 1, math.ceil((last - first) / 8) or 1)
         for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
             marks = (step * 10.0**decade for decade in decades for step in steps)
             found = tuple(mark for mark in marks if low <= mark <= high)

@@ -486,15 +486,21 @@ def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records)
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue
-            p25, p50, p75 = quantiles(records[kind], (0.25, 0.5, 0.75))
-            unstable = (p75 - p25) / p50 > UNSTABLE
-            notes = [f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart"] if unstable else []
-            line.put(median, 1e3 * p50, *notes)
+            (p50,) = quantiles(records[kind], (0.5,))
+            line.put(median, 1e3 * p50, *unstable(records[kind]))
             line.put(speed, batch / p50)
             peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0)))
             if has_peak and peak and runs.export:
                 line.put(share, 100 * 2 * runs.export.result["macs"] * batch / p50 / peak)
     return columns, remarks
+
+
+def unstable(record: Record) -> list[str]:
+    """What is to be said of a latency whose samples are far apart."""
+    p25, p50, p75 = quantiles(record, (0.25, 0.5, 0.75))
+    if (p75 - p25) / p50 <= UNSTABLE:
+        return []
+    return [f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart"]
 
 
 def kind_of(record: Record) -> Kind:

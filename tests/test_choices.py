@@ -37,8 +37,17 @@ def test_runs_of_another_length_are_not_subtracted(store: Store, add_run: AddRun
     (shown,) = tables(store).values()
     crelu = shown.lines[1]
     assert crelu.values["points"] is None
-    assert "no error of relu_bn by runs of the same length" in crelu.notes["points"][0]
+    assert "over as many whole epochs" in crelu.notes["points"][0]
     assert "shortened run" in crelu.notes["top1"][0]
+
+
+@pytest.mark.parametrize("quick", [{"max_steps": 4}, {"data": "digits10"}], ids=["few steps", "stand-in"])
+def test_errors_of_quick_runs_are_not_subtracted(store: Store, add_run: AddRun, quick: dict[str, Any]) -> None:
+    add_run("resnet110_relu_bn", top1=90.0, **quick)
+    add_run("resnet110_crelu_bn", top1=89.0, **quick)
+    (shown,) = tables(store).values()
+    assert [line.values["points"] for line in shown.lines] == [None, None]
+    assert [line.values["top1"] for line in shown.lines] == [89.0, 90.0]
 
 
 def test_without_the_usual_net_there_is_nothing_to_stand_beside(store: Store, add_run: AddRun) -> None:
@@ -58,6 +67,17 @@ def test_two_machines_have_columns_of_their_own(store: Store, add_run: AddRun) -
     assert (crelu.values["ORT_cpu_b8_m1_ms"], crelu.values["ORT_cpu_b8_m2_ms"]) == (None, 1.0)
     assert crelu.values["ORT_cpu_b8_m2_ratio"] is None
     assert shown.remarks[1:] == ["m1: A", "m2: B"]
+
+
+def test_a_latency_that_is_unstable_or_of_a_file_that_fails_parity_says_so(store: Store, add_run: AddRun) -> None:
+    add_run("resnet110_relu_bn", top1=6.5)
+    add_run("resnet110_crelu_bn", top1=5.5, samples=(0.01, 0.02, 0.03, 0.04), passed=False)
+    (shown,) = tables(store).values()
+    crelu, relu = shown.lines
+    unstable, failed = crelu.notes["ORT_cpu_b8_ms"]
+    assert unstable.startswith("unstable")
+    assert failed.startswith("PARITY FAILED")
+    assert "ORT_cpu_b8_ms" not in relu.notes
 
 
 def test_a_single_net_is_no_choice(store: Store, add_run: AddRun) -> None:

@@ -143,6 +143,20 @@ def test_an_axis_of_one_value_has_room_on_both_sides_or_begins_at_zero(
     assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
 
 
+@pytest.mark.parametrize(("low", "high"), [(1e-30, 1e30), (0.5, 2e14), (3.0, 4.0), (1.0, 1.0 + 1e-3)])
+def test_a_logarithmic_axis_has_a_few_round_marks_however_far_it_goes(
+    store: Store, add_run: AddRun, low: float, high: float
+) -> None:
+    delta = [low, high]
+    train = add_run(data="cifar100")["train"]
+    result = {"blocks": {"delta": delta, "delta_after_relu": delta}}
+    store.put("analyze", {"model": "resnet110_relu_bn", "train": train.key}, result, {}, {})
+    axis = only(plots.inside(entries(store, 1))).plots[0].y
+    assert axis.log
+    assert 1 <= len(axis.ticks) <= 10
+    assert axis.low <= low < high <= axis.high
+
+
 def test_the_points_of_a_front_are_beaten_by_none() -> None:
     assert plots.pareto_front([(3, 1), (1, 5), (2, 6), (2, 3), (4, 1), (2, 3)]) == [(1, 5), (2, 3), (3, 1)]
 

@@ -48,7 +48,10 @@ for (const section of document.querySelectorAll("section.table")) {
 
 // --- Figures --------------------------------------------------------------------------------------------------------
 
-const short = (value) => String(Number(Number(value).toPrecision(4)));
+const short = (value) => {
+  const size = Math.abs(value);
+  return size && (size < 1e-4 || size >= 1e6) ? Number(value).toExponential(2).replace(/\.?0+e/, "e") : String(Number(Number(value).toPrecision(4)));
+};
 const text = (words) => echarts.format.encodeHTML(String(words));
 const dark = matchMedia("(prefers-color-scheme: dark)");
 // The palette's colours in the same order, lighter.
