@@ -316,6 +316,8 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
     from suite import deploy, figures
 
     if number == figures.PROMISE:
+        if depth or data:
+            raise InputError("--depth, --data: legal only for figure 2; normprop is of start values and random images")
         promised, remarks = figures.promise()
         click.echo(figures.render(number, promised, form, remarks), nl=False)
         return 0
