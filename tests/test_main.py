@@ -215,7 +215,7 @@ def test_normprop_s_promise_and_the_propositions_are_printed(suite: Run) -> None
         (("parity", "README.md"), "README.md: neither a folder"),
         (("figure", "3", "--depth", "20"), "--depth: Figure 3 is of 34-layer networks"),
         (("figure", "normprop", "--depth", "20"), "--depth, --data: legal only for figure 2"),
-        (("figure", "4"), "'2', '3', 'normprop'"),
+        (("figure", "4"), "Invalid value for '2|3|normprop': '4' is not one of '2', '3', 'normprop'"),
     ],
 )
 def test_bad_input_to_the_commands_on_one_network_is_one_line(
