@@ -349,7 +349,7 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
 
 
 @suite.command()
-@click.argument("number", type=click.Choice(["2", "3"]))
+@click.argument("number", metavar="2|3|normprop", type=click.Choice(["2", "3", "normprop"]))
 @_results
 @_depth
 @click.option(
@@ -358,8 +358,18 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
 @_test_data
 @_form
 def figure(number: str, results: Path, depth: str | None, images: int, data: dict[str, Path], form: str) -> int:
-    """Print the curves of Figure 2 or 3: of the longest runs in the results folder, else of start values."""
+    """Print the curves of Figure 2 or 3: of the longest runs in the results folder, else of start values.
+
+    normprop is NormProp's promise layer by layer, kept in a plain CNN and broken in a ResNet, with Propositions 1 to 3.
+    """
     from suite import deploy, figures
+
+    if number == figures.PROMISE:
+        if depth or data:
+            raise InputError("--depth, --data: legal only for figure 2; normprop is of start values and random images")
+        promised, remarks = figures.promise()
+        click.echo(figures.render(number, promised, form, remarks), nl=False)
+        return 0
 
     def say(text: str) -> None:
         click.echo(text, err=True)

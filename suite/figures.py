@@ -1,24 +1,26 @@
-"""Figures 2 and 3 of the paper as numbers: a column for each network, a line for each block or convolution."""
+"""Figures 2 and 3 of the paper as numbers, and NormProp's promise: a column for each curve, a line for each layer."""
 
 import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from suite import deploy, spec
 from suite.errors import InputError
+from suite.plots import ZOOM
+from suite.report import escape_latex, printable
 from suite.store import Record, Store
 
-# Rows of the zoomed panel of the paper's Figure 2.
-ZOOM = 36
-
+PROMISE = "normprop"
 TITLES = {
     2: "Figure 2: Delta of each residual block, mean L2 norm over channels of what the block adds",
     3: "Figure 3: coherence mu of the filters of each convolution off the shortcuts",
+    PROMISE: "NormProp's promise, mean 0 and variance 1 of what each convolution sees, at start values",
 }
 
 
@@ -99,7 +101,7 @@ def curves(
 
 def _longest(store: Store, model: str) -> Record | None:
     """The run of a network with most training steps whose weights are there; of two alike the latest."""
-    runs = [record for record in store.records("train") if record.inputs["model"] == model and record.result["trained"]]
+    runs = [record for record in store.each("train", {model}, "epochs") if record.result["trained"]]
     runs = [record for record in runs if store.artifact(record, "model.safetensors").is_file()]
     return max(runs, key=lambda record: (record.result["steps"], record.finished), default=None)
 
@@ -110,17 +112,34 @@ def _origin(figure: int, record: Record | None) -> str:
     data, steps = record.inputs["data"]["name"], record.result["steps"]
     recipe = record.inputs["recipe"]
     whole = recipe["max_steps"] is None and recipe["epochs"] == spec.load_table(4 if figure == 3 else 1).recipe.epochs
-    return f"{'run' if whole else 'shortened run'} of {steps} steps on {data}, seed {record.inputs['seed']}"
+    return f"{'run' if whole else 'shortened run'} of {steps} steps on {printable(data)}, seed {record.inputs['seed']}"
 
 
-def render(figure: int, found: list[Curve], form: str) -> str:
+def promise() -> tuple[list[Curve], list[str]]:
+    """Mean and variance by layer with NormProp, in a plain CNN and in a ResNet, and the propositions in words.
+
+    The report's page shows the same from `suite/assets/normprop.json`, so that it need not load torch.
+    """
+    from suite import theory
+
+    origin = "start values with gain 1, on standard normal images"
+    found = [
+        Curve(f"{words}, {what}", result.layers, tuple(map(float, getattr(result, what))), origin)
+        for words, result in zip(("plain CNN", "ResNet-20"), theory.normprop_promise().values(), strict=True)
+        for what in ("mean", "variance")
+    ]
+    return found, theory.in_words()
+
+
+def render(figure: int | str, found: list[Curve], form: str, remarks: Sequence[str] = ()) -> str:
     """The curves as text, ending in a newline: "github", "latex", "csv" or "json"."""
-    names = found[0].names
+    names = max((curve.names for curve in found), key=len)
     headings = ["number", "block" if figure == 2 else "convolution", *(curve.model for curve in found)]
-    rows = [[i + 1, name, *(curve.values[i] for curve in found)] for i, name in enumerate(names)]
+    values = zip_longest(*(curve.values for curve in found))
+    rows = [[number, name, *line] for number, (name, line) in enumerate(zip(names, values, strict=True), start=1)]
     if form == "json":
         content: dict[str, Any] = {"title": TITLES[figure], "curves": [dataclasses.asdict(curve) for curve in found]}
-        return json.dumps(content, indent=1) + "\n"
+        return json.dumps(content | {"remarks": list(remarks)}, indent=1) + "\n"
     if form == "csv":
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([headings, *rows])
@@ -128,7 +147,11 @@ def render(figure: int, found: list[Curve], form: str) -> str:
     from tabulate import tabulate
 
     body = tabulate(rows, headings, tablefmt={"github": "github", "latex": "latex_booktabs"}[form], floatfmt=".4g")
-    foot = [f"- {curve.model}: {curve.origin}" for curve in found]
+    foot = [*(f"{curve.model}: {curve.origin}" for curve in found), *remarks]
     if figure == 2 and len(names) > ZOOM:
-        foot.append(f"- the paper zooms on the first {ZOOM} blocks")
-    return "\n".join([TITLES[figure], "", body, "", *foot]) + "\n"
+        foot.append(f"the paper zooms on the first {ZOOM} blocks")
+    if form == "latex":
+        title, *foot = [f"\\par {escape_latex(text)}" for text in (TITLES[figure], *foot)]
+    else:
+        title, foot = TITLES[figure], [f"- {text}" for text in foot]
+    return "\n".join([title, "", body, "", *foot]) + "\n"

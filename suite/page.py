@@ -4,19 +4,20 @@ The page needs no network: style, script, the drawing library and the data are i
 escaped where it stands in HTML and in the data that the script reads.
 """
 
+import html
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from suite import plots, report, spec, svg
+from suite import choices, findings, plots, report, spec, svg
 from suite.files import write as write_file
+from suite.findings import Claim, Finding
 from suite.plots import Entry, Figure
 from suite.report import Column, Line, Metric, Records, Report
 from suite.spec import CIFAR_DEPTHS, Row, Table
@@ -70,41 +71,53 @@ def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -
     records = Records(folders)
     sections = list(_sections(records, metric))
     entries = [entry for section in sections for entry in section.entries]
+    judged = findings.judge(entries, metric)
+    chosen = choices.tables(entries, metric)
     drawings = {
         "question": plots.error_against_latency(entries),
         "curves": plots.learning_curves(entries),
-        "speed": [*plots.latency_distributions(entries), *plots.batch_scaling(entries)],
-        "inside": plots.inside(entries),
+        "speed": [
+            *plots.latency_distributions(entries),
+            *plots.batch_scaling(entries),
+            *plots.rewrite_gains(entries),
+        ],
+        "inside": [*plots.inside(entries), *plots.promise()],
     }
-    for section in sections:
+    for name, shown in (chosen | {section.name: section.report for section in sections}).items():
         for form, ending in ENDINGS.items():
-            write_file(out / f"{section.name}.{ending}", report.render(section.report, form).encode())
+            write_file(out / f"{name}.{ending}", report.render(shown, form).encode())
+    write_file(out / "findings.md", findings.markdown(judged).encode())
     for figure in (figure for group in drawings.values() for figure in group):
         for plot in figure.plots:
             write_file(out / "plots" / f"{plot.name}.svg", svg.render(plot).encode())
     page = out / "index.html"
-    write_file(page, _page(folders, sections, drawings).encode())
+    write_file(page, _page(folders, sections, drawings, chosen, judged).encode())
     return page
 
 
 def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
-    """Tables 2 to 4 always, Table 1 where there are records of it, and those rows that were run at other depths."""
+    """The paper's tables always, and those of their rows that were run at other depths."""
     for number in spec.NUMBERS:
         table = spec.load_table(number)
         others = [spec.at_depth(table, depth) for depth in CIFAR_DEPTHS if table.depth and depth != table.depth]
         for each in [table, *others]:
-            entries = [Entry(each, row, records.runs(row)) for row in each.rows]
-            if number == report.ANALYSED or each is not table:
-                there = [e for e in entries if (e.runs.analyze if number == report.ANALYSED else e.runs.train)]
-                if not there:
+            entries = [Entry(each, row, records.runs(each, row)) for row in each.rows]
+            if each is not table:
+                entries = [e for e in entries if (e.runs.analyze if number == report.ANALYSED else e.runs.train)]
+                if not entries:
                     continue
-                entries = there if each is not table else entries
             shown = replace(each, rows=tuple(entry.row for entry in entries))
             name = f"table{number}" + ("" if each is table else f"-resnet{each.depth}")
             yield _Section(name, shown, entries, report.build(shown, records, metric, detail=True))
 
 
-def _page(folders: Sequence[Store], sections: Sequence[_Section], drawings: Mapping[str, list[Figure]]) -> str:
+def _page(
+    folders: Sequence[Store],
+    sections: Sequence[_Section],
+    drawings: Mapping[str, list[Figure]],
+    chosen: Mapping[str, Report],
+    judged: Sequence[tuple[Claim, Sequence[Finding]]],
+) -> str:
     provenance = _Provenance()
     for section in sections:
         for entry in section.entries:
@@ -118,8 +131,10 @@ def _page(folders: Sequence[Store], sections: Sequence[_Section], drawings: Mapp
         policy=POLICY,
         style=_asset("report.css"),
         summary=_summary(folders, provenance),
-        links="".join(f'<li><a href="#{s.name}">{escape(_short(s))}</a></li>' for s in sections),
-        tables="".join(map(_table, sections)),
+        links="".join(f'<li><a href="#{s.name}">{_text(_short(s))}</a></li>' for s in sections),
+        choices="".join(_table(name, shown) for name, shown in chosen.items()) or empty,
+        findings="".join(_claim(claim, found) for claim, found in judged),
+        tables="".join(_table(section.name, section.report) for section in sections),
         missing=_missing(folders, sections),
         provenance=provenance.html(),
         library=_asset("echarts.min.js"),
@@ -130,6 +145,11 @@ def _page(folders: Sequence[Store], sections: Sequence[_Section], drawings: Mapp
 
 def _asset(name: str) -> str:
     return (resources.files("suite") / "assets" / name).read_text("utf-8")
+
+
+def _text(words: str) -> str:
+    """Text as HTML that shows it, whatever characters a record has."""
+    return html.escape(report.printable(words))
 
 
 def _inline(data: Any) -> str:
@@ -149,13 +169,32 @@ def _summary(folders: Sequence[Store], provenance: "_Provenance") -> str:
     words = f"{len(provenance.records)} records are shown, from {where}."
     if machines:
         words += f" Measured on {' and on '.join(machines)}."
-    return escape(f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
+    return _text(f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
 
 
-def _table(section: _Section) -> str:
-    shown = section.report
+def _claim(claim: Claim, found: Sequence[Finding]) -> str:
+    """A claim with its findings; where nothing is measured yet makes one line."""
+    items = []
+    for finding in found:
+        if finding.figures:
+            figures = "".join(f"<li>{_text(text)}</li>" for text in finding.figures)
+            caveats = f'<p class="quiet">{_text("; ".join(finding.caveats))}</p>' if finding.caveats else ""
+            items.append(f"<li>{_verdict(finding)} {_text(finding.where)}{caveats}<ul>{figures}</ul></li>")
+    if lacking := [finding for finding in found if not finding.figures]:
+        items.append(f"<li>{_verdict(lacking[0])} {_text('; '.join(finding.where for finding in lacking))}</li>")
+    return (
+        f"<article><h3>{_text(claim.title)}</h3>"
+        f'<p class="quiet">{_text(claim.words)} Here: {_text(claim.criterion)}.</p>'
+        f"<ul>{''.join(items)}</ul></article>"
+    )
+
+
+def _verdict(finding: Finding) -> str:
+    return f'<strong class="verdict" data-verdict="{finding.verdict}">{finding.verdict}</strong>'
+
+
+def _table(name: str, shown: Report) -> str:
     cells, notes = report.printed(shown, "\0{}")
-    name = section.name
     head = "".join(
         f'<th scope="col" aria-sort="none"{_kind(column)}><button type="button">{_heading(column)}</button></th>'
         for column in shown.columns
@@ -164,13 +203,16 @@ def _table(section: _Section) -> str:
         f"<tr>{''.join(_cell(name, c, line, text) for c, text in zip(shown.columns, row, strict=True))}</tr>"
         for line, row in zip(shown.lines, cells, strict=True)
     )
-    foot = "".join(f'<li id="{name}-note-{number}">{escape(text)}</li>' for number, text in notes)
-    remarks = "".join(f"<li>{escape(text)}</li>" for text in shown.remarks)
+    foot = "".join(f'<li id="{name}-note-{number}">{_text(text)}</li>' for number, text in notes)
+    remarks = "".join(f"<li>{_text(text)}</li>" for text in shown.remarks)
     files = " ".join(
         f'<a href="{name}.{ending}">{word}</a>'
         for word, ending in (("Markdown", "md"), ("CSV", "csv"), ("LaTeX", "tex"))
     )
-    title = escape(shown.title)
+    title = _text(shown.title)
+    opened = " open" if len(notes) <= 12 else ""
+    below = f"<summary>Notes</summary><ol>{foot}</ol><ul>{remarks}</ul>" if foot or remarks else ""
+    below = below and f'<details class="notes"{opened}>{below}</details>'
     return f"""
 <section class="table" id="{name}" aria-labelledby="{name}-title">
 <h3 id="{name}-title">{title}</h3>
@@ -178,13 +220,12 @@ def _table(section: _Section) -> str:
 <output aria-live="polite"></output><span class="files">{files}</span></div>
 <div class="scroll" tabindex="0" role="region" aria-label="{title}"><table><thead><tr>{head}</tr></thead>
 <tbody id="{name}-body">{body}</tbody></table></div>
-<details class="notes"{" open" if len(notes) <= 12 else ""}><summary>Notes</summary>
-<ol>{foot}</ol><ul>{remarks}</ul></details>
+{below}
 </section>"""
 
 
 def _heading(column: Column) -> str:
-    return escape(column.heading.replace("top-", "top\u2011"))  # no line ends within "top-1"
+    return _text(column.heading.replace("top-", "top\u2011"))  # no line ends within "top-1"
 
 
 def _kind(column: Column) -> str:
@@ -199,14 +240,14 @@ def _cell(name: str, column: Column, line: Line, text: str) -> str:
     value, notes = line.values.get(column.key), line.notes.get(column.key, [])
     tags = list(dict.fromkeys(TAGS[start] for note in notes for start in TAGS if note.startswith(start)))
     links = ",".join(f'<a href="#{name}-note-{mark.strip()}">{mark.strip()}</a>' for mark in marks)
-    content = escape(shown.strip())
+    content = _text(shown.strip())
     if value is None:  # the reason is on hover and for screen readers; a number at each empty cell would be a thicket
-        why = escape("; ".join(notes) or "none")
+        why = _text("; ".join(notes) or "none")
         content, links = f'<span class="empty" role="img" aria-label="{why}">&ndash;</span>', ""
     content += "".join(f' <span class="tag {tag}">{tag}</span>' for tag in tags)
     content += f"<sup>{links}</sup>" if links else ""
-    title = f' title="{escape("; ".join(notes))}"' if notes else ""
-    order = "" if value is None else f' data-value="{escape(str(value))}"'
+    title = f' title="{_text("; ".join(notes))}"' if notes else ""
+    order = "" if value is None else f' data-value="{_text(str(value))}"'
     if column.key == "model":
         return f'<th scope="row" class="model"{order}>{content}</th>'
     return f"<td{_kind(column)}{order}{title}>{content}</td>"
@@ -214,16 +255,16 @@ def _cell(name: str, column: Column, line: Line, text: str) -> str:
 
 def _figure(number: int, figure: Figure) -> str:
     """A figure's frame, which the script draws into; without scripts its plots are pictures."""
-    options = "".join(f'<option value="{i}">{escape(plot.title)}</option>' for i, plot in enumerate(figure.plots))
+    options = "".join(f'<option value="{i}">{_text(plot.title)}</option>' for i, plot in enumerate(figure.plots))
     choice = f"<label>Show <select>{options}</select></label>" if len(figure.plots) > 1 else ""
-    paper = f'<p class="paper">{escape(figure.paper)}</p>' if figure.paper else ""
+    paper = "".join(f'<p class="paper">{_text(line)}</p>' for line in figure.paper.splitlines())
     first = figure.plots[0]
-    pictures = "".join(f'<img src="plots/{plot.name}.svg" alt="{escape(plot.title)}">' for plot in figure.plots)
+    pictures = "".join(f'<img src="plots/{plot.name}.svg" alt="{_text(plot.title)}">' for plot in figure.plots)
     return f"""
 <figure data-figure="{number}">
-<figcaption><h3>{escape(figure.title)}</h3><p>{escape(figure.caption)}</p>{paper}</figcaption>
+<figcaption><h3>{_text(figure.title)}</h3><p>{_text(figure.caption)}</p>{paper}</figcaption>
 <div class="tools">{choice}<span class="files"><a href="plots/{first.name}.svg">SVG</a></span></div>
-<div class="plot" tabindex="0" role="img" aria-label="{escape(f"{figure.title}, {first.title}")}"></div>
+<div class="plot" tabindex="0" role="img" aria-label="{_text(f"{figure.title}, {first.title}")}"></div>
 <details class="values"><summary>Values</summary><div class="scroll"></div></details>
 <noscript>{pictures}</noscript>
 </figure>"""
@@ -233,12 +274,10 @@ def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> str:
     """What the tables lack, with the commands that measure it."""
     items = []
     for section in sections:
-        if section.table.number not in spec.DEPLOYED:
-            continue
         for data in dict.fromkeys(row.data for row in section.table.rows):
             for words, rows in _gaps(section, data).items():
-                command = escape(_command(folders, section.table, data, rows))
-                where = f"{escape(_short(section))}, {plots.DATA[data]}"
+                command = _text(_command(folders, section.table, data, rows))
+                where = f"{_text(_short(section))}, {plots.DATA[data]}"
                 items.append(
                     f"<li><p>{where}: {len(rows)} row{'s' if len(rows) > 1 else ''} {words}</p>"
                     f"<pre><code>{command}</code></pre></li>"
@@ -249,6 +288,7 @@ def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> str:
 def _gaps(section: _Section, data: str) -> dict[str, list[Row]]:
     """The rows on one data set that are not complete, by what they lack."""
     gaps: dict[str, list[Row]] = {}
+    inside = section.table.number == report.ANALYSED
     for entry in section.entries:
         runs = entry.runs
         if entry.row.data != data:
@@ -259,7 +299,9 @@ def _gaps(section: _Section, data: str) -> dict[str, list[Row]]:
             gaps.setdefault("run, but quick or shortened, so without an error to compare", []).append(entry.row)
         elif len(runs.train) < section.table.seeds:
             gaps.setdefault(f"with fewer than {section.table.seeds} seeds", []).append(entry.row)
-        elif not (runs.export and runs.parity and runs.latency):
+        elif inside and not runs.analyze:
+            gaps.setdefault("trained, but not looked into", []).append(entry.row)
+        elif not inside and not (runs.export and runs.parity and runs.latency):
             gaps.setdefault("without export, parity or latency", []).append(entry.row)
     return gaps
 
@@ -287,7 +329,8 @@ class _Provenance:
     def add(self, section: _Section, entry: Entry) -> None:
         runs = entry.runs
         exports = [runs.export] if runs.export else []
-        shown = [*runs.train, *exports, *runs.parity, *runs.analyze, *runs.timed.values()]
+        checks = [record for records in runs.checks.values() for record in records]
+        shown = [*runs.train, *exports, *runs.parity, *checks, *runs.analyze, *runs.timed.values()]
         self.records.update(record.key for record in shown)
         for record in shown:
             environment = record.environment
@@ -313,14 +356,14 @@ class _Provenance:
             links = ", ".join(f'<a href="#recipe-{number}">{number}</a>' for number in sorted(recipes))
             lines.append(
                 "<tr>"
-                + "".join(f"<td>{escape(text)}</td>" for text in (table, model, plots.DATA[data], stage))
-                + f"<td>{escape(', '.join(detail))}</td>"
+                + "".join(f"<td>{_text(text)}</td>" for text in (table, model, plots.DATA[data], stage))
+                + f"<td>{_text(', '.join(detail))}</td>"
                 + f'<td><a href="#setup-{setup}">{setup}</a></td>'
                 + f"<td>{links}</td>"
-                + f"<td>{escape(max(record.finished for record in records))}</td>"
-                + f"<td><code>{' '.join(escape(record.key) for record in records)}</code></td></tr>"
+                + f"<td>{_text(max(record.finished for record in records))}</td>"
+                + f"<td><code>{' '.join(_text(record.key) for record in records)}</code></td></tr>"
             )
-        recipe_items = "".join(f'<li id="recipe-{number}">{escape(text)}</li>' for text, number in self.recipes.items())
+        recipe_items = "".join(f'<li id="recipe-{number}">{_text(text)}</li>' for text, number in self.recipes.items())
         head = _head("Table", "Model", "Data", "Stage", "What", "Setup", "Recipe", "Finished", "Records")
         return f"""
 <details><summary>Setups: machine, versions, commit, command</summary><ol class="setups">{self._setups()}</ol></details>
@@ -339,7 +382,7 @@ class _Provenance:
         items = []
         for text, number in self.setups.items():
             pairs = json.loads(text).items()
-            terms = "".join(f"<dt>{name}</dt><dd>{escape(value or 'not recorded')}</dd>" for name, value in pairs)
+            terms = "".join(f"<dt>{name}</dt><dd>{_text(value or 'not recorded')}</dd>" for name, value in pairs)
             items.append(f'<li id="setup-{number}"><dl>{terms}</dl></li>')
         return "".join(items)
 

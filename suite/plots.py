@@ -3,19 +3,24 @@
 Curves are thinned and samples reduced to quantiles here, so that a report stays small whatever the records hold.
 """
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Literal
 
-from suite.report import Kind, Runs, by_epoch, comparable, errors, quantiles, words_of
+from suite.report import PLAIN, Kind, Runs, by_epoch, comparable, errors, quantiles, words_of
 from suite.spec import EMBEDDED, Row, Table
+from suite.store import Record
 
 # Points of a curve that are kept; more could not be told apart on a screen.
 POINTS = 200
 # What a box shows: whiskers, quartiles and median.
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
+# Blocks in the zoomed panel of the paper's Figure 2.
+ZOOM = 36
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
 
 Points = list[list[float]]
@@ -78,7 +83,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Figure:
-    """Plots of which one is seen at a time, what they show, and what the paper says of it."""
+    """Plots of which one is seen at a time, what they show, and, line by line, what the paper says of it."""
 
     title: str
     caption: str
@@ -93,7 +98,7 @@ def error_against_latency(entries: Sequence[Entry]) -> list[Figure]:
         plots = []
         for number, kind in enumerate(_kinds(group), start=1):
             found = [
-                (1e3 * quantiles(timed[kind], (0.5,))[0], statistics.median(values), entry)
+                (1e3 * _median(timed[kind]), statistics.median(values), entry)
                 for entry in group
                 if kind in (timed := entry.runs.timed) and (values := errors(entry.runs, "top1"))
             ]
@@ -120,13 +125,20 @@ def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) 
                 words = activation if full else f"{activation}, quick or shortened"
                 labels = tuple(entry.row.model for _, _, entry in some)
                 series.append(Series(words, "points", [[x, y] for x, y, _ in some], color, not full, labels))
-    # Runs of different lengths share no front: the full ones have it where there are any.
-    ranked = [each for each in found if each[2].comparable] or found
+    # Runs of different lengths share no front: the full ones have it where there are any, else the longest.
+    longest = max(_length(entry) for _, _, entry in found)
+    ranked = [each for each in found if _length(each[2]) == longest]
     front = pareto_front([(x, y) for x, y, _ in ranked])
     series.append(Series("Pareto front", "steps", [list(point) for point in front], 2))
     x = _axis("latency, p50 (ms)", [x for x, _, _ in found], log=True)
     y = _axis("test error, top-1 (%)", [y for _, y, _ in found])
     return Plot(name, _title(kind), x, y, tuple(series))
+
+
+def _length(entry: Entry) -> tuple[bool, bool, int]:
+    """How much the runs of an entry say: in full, on the paper's data, and of how many steps if not in full."""
+    train, full = entry.runs.train[0], entry.comparable
+    return full, train.inputs["data"]["name"] == entry.row.data, 0 if full else int(train.result["steps"])
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -181,9 +193,8 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
             boxes = [[i, *(1e3 * value for value in quantiles(r, SHARES))] for i, (_, r) in enumerate(found)]
             models = tuple(model for model, _ in found)
             x = _axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
-            y = Axis("", -0.5, len(models) - 0.5, tuple(range(len(models))), categories=models)
             series = Series("latency", "boxes", boxes)
-            plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, y, (series,)))
+            plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, _named(models), (series,)))
         if plots:
             caption = "Box: quartiles and median of all samples; whiskers: 5 % and 95 %."
             figures.append(Figure(f"Latency: {DATA[data]}", caption, tuple(plots)))
@@ -203,7 +214,7 @@ def batch_scaling(entries: Sequence[Entry]) -> list[Figure]:
                     (kind[3], record) for kind, record in entry.runs.timed.items() if (*kind[:3], 0, kind[4]) == place
                 ]
                 if len(timed) > 1:
-                    curves.append((entry.row.model, [[b, 1e3 * quantiles(r, (0.5,))[0]] for b, r in timed]))
+                    curves.append((entry.row.model, [[b, 1e3 * _median(r)] for b, r in timed]))
             title = _title(place).replace(" b0", "")
             plots += _lines(
                 f"{data}-batches-{number}", title, "batch size (images)", "latency, p50 (ms)", curves, log=True
@@ -214,6 +225,55 @@ def batch_scaling(entries: Sequence[Entry]) -> list[Figure]:
     return figures
 
 
+def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
+    """A figure for each data set, a plot for each kind that was timed with the default export's graph beside it."""
+    figures = []
+    for data, group in _by_data(entries):
+        plots = []
+        for number, kind in enumerate([kind for kind in _kinds(group) if kind[4] == PLAIN], start=1):
+            rewritten = (*kind[:4], "fp32")
+            ratios = {
+                entry.row.model: _median(timed[rewritten]) / _median(timed[kind])
+                for entry in group
+                if kind in (timed := entry.runs.timed) and rewritten in timed
+            }
+            if ratios:
+                models = tuple(ratios)
+                points = [[ratio, float(index)] for index, ratio in enumerate(ratios.values())]
+                x = _axis("latency, rewritten over default export (p50)", [*ratios.values(), 1.0])
+                series = Series("ratio", "points", points, labels=models)
+                title = _title(rewritten)
+                plots.append(Plot(f"{data}-rewrite-{number}", title, x, _named(models), (series,)))
+        if plots:
+            caption = "Left of 1 the rewritten graph is faster than the graph that PyTorch's exporter writes."
+            figures.append(Figure(f"Gains of the rewrites: {DATA[data]}", caption, tuple(plots)))
+    return figures
+
+
+def _median(record: Record) -> float:
+    return quantiles(record, (0.5,))[0]
+
+
+def _named(names: tuple[str, ...]) -> Axis:
+    """A vertical axis with a place for each name."""
+    return Axis("", -0.5, len(names) - 0.5, tuple(range(len(names))), categories=names)
+
+
+def promise() -> list[Figure]:
+    """What NormProp promises to every layer, in a plain CNN and in a ResNet: of start values, so always there."""
+    stored = json.loads((resources.files("suite") / "assets" / "normprop.json").read_text("utf-8"))
+    plots: list[Plot] = []
+    for what in ("variance", "mean"):
+        curves = [(each["model"].partition(",")[0], each) for each in stored["curves"] if each["model"].endswith(what)]
+        points = [(name, _numbered(each["values"])) for name, each in curves]
+        plots += _lines(f"normprop-{what}", what, "convolution", what, points, log_y=what == "variance")
+    caption = (
+        "Mean 0 and variance 1 of what each convolution sees, as NormProp promises, with start values on standard "
+        "normal images: kept in a plain CNN, and broken by the additions of a ResNet."
+    )
+    return [Figure("NormProp's promise", caption, tuple(plots), "\n".join(stored["remarks"]))]
+
+
 def inside(entries: Sequence[Entry]) -> list[Figure]:
     """The paper's Figures 2 and 3, where there are records of them."""
     figures = []
@@ -222,7 +282,11 @@ def inside(entries: Sequence[Entry]) -> list[Figure]:
         plots: list[Plot] = []
         for key, words in (("delta", "before the activation"), ("delta_after_relu", "after the activation")):
             curves = [(model, _numbered(result["blocks"][key])) for model, result in analysed if "blocks" in result]
-            plots += _lines(f"{data}-{key.replace('_', '-')}", words, "block", "Delta", curves, log_y=True)
+            name = f"{data}-{key.replace('_', '-')}"
+            plots += _lines(name, words, "block", "Delta", curves, log_y=True)
+            if any(len(points) > ZOOM for _, points in curves):
+                zoomed = [(model, points[:ZOOM]) for model, points in curves]
+                plots += _lines(f"{name}-zoom", f"{words}, the first {ZOOM} blocks", "block", "Delta", zoomed)
         if plots:
             caption = f"Mean length of what each residual block adds.{_stand_in(data, group)}"
             figures.append(Figure(f"Figure 2, change by block: {DATA[data]}", caption, tuple(plots), FIGURE_2))
@@ -316,7 +380,8 @@ def _axis(label: str, values: Sequence[float], log: bool = False) -> Axis:
 def _ticks(low: float, high: float, log: bool) -> tuple[float, ...]:
     """Round values between two, about five of them."""
     if log:
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        decades = range(first, last + 1, math.ceil((last - first) / 8) or 1)
         for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
             marks = (step * 10.0**decade for decade in decades for step in steps)
             found = tuple(mark for mark in marks if low <= mark <= high)

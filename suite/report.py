@@ -10,13 +10,16 @@ import json
 import math
 import statistics
 from array import array
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Literal
 
+import orjson
+
 from suite.shape import checked
-from suite.spec import EMBEDDED, METRICS, Row, Table
+from suite.spec import EMBEDDED, METRICS, Row, Table, recipe_for
 from suite.store import Record, Store
 
 FORMATS = ("github", "csv", "latex", "json")
@@ -27,10 +30,16 @@ SIZES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "imagenet": 
 # The table whose figures are not errors but what `suite.analyze` finds in trained networks.
 ANALYSED = 1
 
+# The precision, in a latency record, of the exporter's own graph: float32 without the rewrites.
+PLAIN = "plain"
+
 Value = str | float | int | None
 Metric = Literal["last", "best"]
 # Machine, runtime, execution provider, batch size and precision of a latency.
 Kind = tuple[str, str, str, int, str]
+# Execution provider and precision of a parity, and those of the one that every row has.
+Check = tuple[str, str]
+CHECK: Check = ("cpu", "fp32")
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Line:
     def put(self, column: Column, value: Value, *notes: str) -> None:
         self.values[column.key] = value
         if notes:
-            self.notes[column.key] = list(notes)
+            self.notes[column.key] = list(map(printable, notes))
 
 
 @dataclass(frozen=True)
@@ -67,13 +76,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Runs:
-    """What there is of one row: training runs of one recipe on one data set, by seed, and what followed."""
+    """What there is of one row: training runs of one recipe on one data set, by seed, and what followed.
+
+    `parity` is that of float32 on the CPU, `checks` that on other providers and in fewer bits.
+    """
 
     train: list[Record]
     export: Record | None
     parity: list[Record]
     latency: list[Record]
     analyze: list[Record]
+    checks: dict[Check, list[Record]]
 
     @cached_property
     def timed(self) -> dict[Kind, Record]:
@@ -97,6 +110,8 @@ class Records:
         stores: the folders. Of records with the same key, the first folder's counts.
         models: only records of these models; None for all.
         trained: keys of the training records to use; None for all.
+        curves: what `by_epoch` will be asked for; None for everything. With nothing, the epochs are not read, which
+            are most of a training record.
 
     Raises:
         InputError: a record cannot be read.
@@ -107,12 +122,15 @@ class Records:
         stores: Sequence[Store],
         models: Collection[str] | None = None,
         trained: frozenset[str] | None = None,
+        curves: Collection[str] | None = None,
     ) -> None:
+        without = None if curves is None or curves else "epochs"
+
         def each(stage: str) -> Iterable[Record]:
             found: dict[str, Record] = {}
             for store in stores:
-                for record in store.each(stage, models):
-                    found.setdefault(record.key, _compact(checked(record, store.root)))
+                for record in store.each(stage, models, without):
+                    found.setdefault(record.key, _compact(checked(record, store.root), curves))
             # Where a stage has a newer version, its record stands behind and is the one that a dictionary keeps.
             return sorted(found.values(), key=lambda record: (record.inputs.get("version", 0), record.finished))
 
@@ -121,7 +139,10 @@ class Records:
             if trained is None or record.key in trained:
                 self.train.setdefault(record.inputs["model"], []).append(record)
         self.export = {r.inputs["train"]: r for r in each("export")}
-        self.parity = {r.inputs["export"]: r for r in each("parity") if r.inputs.get("precision", "fp32") == "fp32"}
+        self.parity: dict[str, dict[Check, Record]] = {}
+        for record in each("parity"):
+            check = record.inputs.get("provider", "cpu"), record.inputs.get("precision", "fp32")
+            self.parity.setdefault(record.inputs["export"], {})[check] = record
         self.analyze = {r.inputs["train"]: r for r in each("analyze")}
         self.latency: dict[str, list[Record]] = {}
         for record in each("latency"):
@@ -134,18 +155,24 @@ class Records:
                 self.peak[place] = max(self.peak.get(place, 0.0), float(record.result["flops"]))
         self.failures = [failure for store in stores for failure in store.failures()]
 
-    def runs(self, row: Row) -> Runs:
-        """The runs of a row that say most: on the paper's data, of most steps, of most seeds, the latest."""
-        groups: dict[str, list[Record]] = {}
+    def runs(self, table: Table, row: Row) -> Runs:
+        """The runs of a row that say most: on the paper's data, of most steps, of most seeds, the latest.
+
+        Another table may have the same net by another recipe (Table 3's weight decay): its runs are not this row's.
+        """
+        recipe = recipe_for(table, row)
+        fixed = {name: getattr(recipe, name) for name in ("weight_decay", "momentum")}
+        groups: dict[bytes, list[Record]] = {}
         for record in self.train.get(row.model, []):
             inputs = record.inputs
-            if inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
+            same = all(inputs["recipe"].get(name, value) == value for name, value in fixed.items())
+            if same and inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
                 # What else decides a result: seeds of one group are repetitions of the same thing.
                 how = [inputs.get(name) for name in ("version", "precision", "processes")]
-                group = json.dumps([inputs["data"], inputs["recipe"], how], sort_keys=True)
+                group = orjson.dumps([inputs["data"], inputs["recipe"], how], option=orjson.OPT_SORT_KEYS)
                 groups.setdefault(group, []).append(record)
         if not groups:
-            return Runs([], None, [], [], [])
+            return Runs([], None, [], [], [], {})
 
         def merit(runs: list[Record]) -> tuple[bool, int, int, int, str]:
             inputs = runs[0].inputs
@@ -155,10 +182,14 @@ class Records:
         best: list[Record] = max(groups.values(), key=merit)
         train = sorted(best, key=lambda r: int(r.inputs["seed"]))
         exports = [self.export[r.key] for r in train if r.key in self.export]
-        parity = [self.parity[e.key] for e in exports if e.key in self.parity]
+        parity: dict[Check, list[Record]] = {}
+        for export in exports:
+            for check, record in sorted(self.parity.get(export.key, {}).items()):
+                parity.setdefault(check, []).append(record)
         latency = [record for e in exports for record in self.latency.get(e.key, [])]
         analyze = [self.analyze[r.key] for r in train if r.key in self.analyze]
-        return Runs(train, exports[0] if exports else None, parity, latency, analyze)
+        checks = {check: found for check, found in parity.items() if check != CHECK}
+        return Runs(train, exports[0] if exports else None, parity.get(CHECK, []), latency, analyze, checks)
 
     def reason(self, row: Row, stage: str) -> str | None:
         """Why this stage of the row failed last time, if it did."""
@@ -170,21 +201,25 @@ class Records:
         return None
 
 
-def _compact(record: Record) -> Record:
+def _compact(record: Record, curves: Collection[str] | None) -> Record:
     """The record with samples, and epochs column by column, as arrays: in a fraction of the memory."""
     result = record.result
     if "samples" in result:
         return replace(record, result={**result, "samples": array("d", result["samples"])})
     if "epochs" in result:
         epochs = result["epochs"]
-        names = dict.fromkeys(name for epoch in epochs for name in epoch)
-        columns = {name: array("d", [_number(epoch.get(name)) for epoch in epochs]) for name in names}
+        names = set().union(*epochs) if curves is None else curves
+        columns = {name: _column(epochs, name) for name in names}
         return replace(record, result={**result, "epochs": columns})
     return record
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def _column(epochs: Sequence[Mapping[str, float | None]], name: str) -> "array[float]":
+    try:
+        return array("d", map(itemgetter(name), epochs))  # without a step of Python for each of a million values
+    except (KeyError, TypeError):  # some epoch does not say
+        values = (epoch.get(name) for epoch in epochs)
+        return array("d", [math.nan if value is None else value for value in values])
 
 
 def by_epoch(record: Record, name: str) -> dict[int, float]:
@@ -213,10 +248,10 @@ def build(
         InputError: a record cannot be read.
     """
     if isinstance(source, Store):
-        index = Records([source], {row.model for row in table.rows}, trained)
+        index = Records([source], {row.model for row in table.rows}, trained, table.metrics if metric == "best" else ())
     else:
         index = source
-    found = [index.runs(row) for row in table.rows]
+    found = [index.runs(table, row) for row in table.rows]
     headings = [Column(f"heading_{i}", name) for i, name in enumerate(table.headings)]
     model = Column("model", "Model")
     lines = [Line() for _ in table.rows]
@@ -236,6 +271,11 @@ def build(
 def _readable(value: float) -> str:
     """Two decimals, but of what has exploded the size alone."""
     return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.3g}"
+
+
+def three_digits(value: float) -> str:
+    """At least three significant digits, without an exponent."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _decimals(count: int) -> Callable[[float], str]:
@@ -263,7 +303,7 @@ def _errors(
                     line.put(column, None, index.reason(row, "train") or "not run")
                 continue
             values = errors(runs, name, metric)
-            note = _scale(table, row, runs.train)
+            note = shortfalls(table, row, runs.train)
             if values:
                 median = statistics.median(values)
                 line.put(ours, median, *note)
@@ -300,11 +340,11 @@ def _activation(table: Table, found: list[Runs], lines: list[Line], index: Recor
                     line.put(column, None, why)
                     continue
                 if not runs.train[0].result["trained"]:
-                    line.put(column, None, _untrained(runs.train[0]), *_scale(table, row, runs.train))
+                    line.put(column, None, _untrained(runs.train[0]), *shortfalls(table, row, runs.train))
                     continue
                 values = [_at(record.result["activation"], path) for record in runs.analyze]
                 known = [value for value in values if value is not None]
-                line.put(column, statistics.median(known) if known else None, *_scale(table, row, runs.train))
+                line.put(column, statistics.median(known) if known else None, *shortfalls(table, row, runs.train))
     return columns
 
 
@@ -324,7 +364,7 @@ def _error(record: Record, name: str, metric: Metric) -> float | None:
     last: float | None = record.result.get(name)
     if metric == "last" or last is None:
         return last
-    return min(by_epoch(record, name).values(), default=last)
+    return min((value for value in record.result["epochs"].get(name, ()) if not math.isnan(value)), default=last)
 
 
 def _untrained(record: Record) -> str:
@@ -335,10 +375,10 @@ def _untrained(record: Record) -> str:
 
 def comparable(table: Table, row: Row, runs: Runs) -> bool:
     """Whether the runs were made by the paper's recipe, on its data and in full."""
-    return bool(runs.train) and not any("not comparable" in note for note in _scale(table, row, runs.train))
+    return bool(runs.train) and not any("not comparable" in note for note in shortfalls(table, row, runs.train))
 
 
-def _scale(table: Table, row: Row, train: list[Record]) -> list[str]:
+def shortfalls(table: Table, row: Row, train: list[Record]) -> list[str]:
     """How the runs fall short of the paper's, so that nobody compares what cannot be compared."""
     record = train[0]
     data, recipe, result = record.inputs["data"], record.inputs["recipe"], record.result
@@ -376,18 +416,36 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
                 line.put(column, None, why)
             continue
         results = [record.result for record in runs.parity]
-        images = sum(result["images"] for result in results)
-        notes = [f"parity on {images} images"]
-        if not all(result["passed"] for result in results):
-            layers = [result["departure"]["layer"] for result in results if result.get("departure")]
-            notes.append("PARITY FAILED" + (f", first at {', '.join(dict.fromkeys(layers))}" if layers else ""))
-        ties = sum(result["ties"] for result in results)
-        if ties:
-            notes.append(f"{ties} ties within the logit difference")
-        line.put(error, max((result["difference"] for result in results), key=abs), *notes)
+        _put_parity(line, error, agreement, results)
         line.put(logits, max(result["max_logit_difference"] / result["scale"] for result in results))
-        line.put(agreement, min(result["agreement"] for result in results))
-    return [error, logits, agreement]
+    columns = [error, logits, agreement]
+    for check in sorted({check for runs in found for check in runs.checks}):
+        provider, precision = map(printable, check)
+        name = " ".join([provider] * (provider != "cpu") + _reduced(precision))
+        key = "_".join(name.split())
+        error = Column(f"parity_{key}_top1", f"{name} - torch top-1", error.show)
+        agreement = Column(f"parity_{key}_agreement", f"{name} top-1 agreement %", agreement.show)
+        columns += [error, agreement]
+        for runs, line in zip(found, lines, strict=True):
+            if check in runs.checks:
+                _put_parity(line, error, agreement, [record.result for record in runs.checks[check]])
+            else:
+                line.put(error, None, "not run")
+                line.put(agreement, None, "not run")
+    return columns
+
+
+def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[Mapping[str, Any]]) -> None:
+    """The worst of these, and what is to be said of them."""
+    notes = [f"parity on {sum(result['images'] for result in results)} images"]
+    if not all(result["passed"] for result in results):
+        layers = [result["departure"]["layer"] for result in results if result.get("departure")]
+        notes.append("PARITY FAILED" + (f", first at {', '.join(dict.fromkeys(layers))}" if layers else ""))
+    ties = sum(result["ties"] for result in results)
+    if ties:
+        notes.append(f"{ties} ties within the logit difference")
+    line.put(error, max((result["difference"] for result in results), key=abs), *notes)
+    line.put(agreement, min(result["agreement"] for result in results))
 
 
 def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
@@ -419,14 +477,8 @@ def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records)
         name = f"{words_of(kind)}{where}"
         reduced = "" if precision == "fp32" else f" {precision}"
         key = "_".join(f"{runtime} {provider}{reduced} b{batch}{where}".split())
-        median = Column(
-            f"{key}_p50_ms", f"{name} p50 ms", lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}"
-        )
-        speed = Column(
-            f"{key}_images_per_s",
-            f"{name} img/s",
-            lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}",
-        )
+        median = Column(f"{key}_p50_ms", f"{name} p50 ms", three_digits)
+        speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits)
         share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}")
         columns += [median, speed]
         # The peak is that of float32, and torch uses the same units.
@@ -439,10 +491,8 @@ def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records)
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue
-            p25, p50, p75 = quantiles(records[kind], (0.25, 0.5, 0.75))
-            unstable = (p75 - p25) / p50 > UNSTABLE
-            notes = [f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart"] if unstable else []
-            line.put(median, 1e3 * p50, *notes)
+            (p50,) = quantiles(records[kind], (0.5,))
+            line.put(median, 1e3 * p50, *unstable(records[kind]))
             line.put(speed, batch / p50)
             peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0)))
             if has_peak and peak and runs.export:
@@ -450,23 +500,37 @@ def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records)
     return columns, remarks
 
 
+def unstable(record: Record) -> list[str]:
+    """What is to be said of a latency whose samples are far apart."""
+    p25, p50, p75 = quantiles(record, (0.25, 0.5, 0.75))
+    if (p75 - p25) / p50 <= UNSTABLE:
+        return []
+    return [f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart"]
+
+
 def kind_of(record: Record) -> Kind:
     """What a latency record timed: two of the same kind may be compared, others never share a column."""
     inputs = record.inputs
-    return (
-        inputs["machine"],
-        inputs["runtime"],
-        inputs["provider"],
-        inputs["batch_size"],
-        inputs.get("precision", "fp32"),
+    machine, runtime, provider = (printable(inputs[name]) for name in ("machine", "runtime", "provider"))
+    return machine, runtime, provider, inputs["batch_size"], printable(inputs.get("precision", "fp32"))
+
+
+def printable(text: str) -> str:
+    """Text from a record with control characters spelt out: raw they may rule a terminal, and no SVG can hold them."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 
 def words_of(kind: Kind) -> str:
     """A kind without its machine, as in "ORT cpu b8"."""
     _, runtime, provider, batch, precision = kind
-    reduced = "" if precision == "fp32" else f" {precision}"
-    return f"{'ORT' if runtime == 'onnxruntime' else runtime} {provider}{reduced} b{batch}"
+    return " ".join(["ORT" if runtime == "onnxruntime" else runtime, provider, *_reduced(precision), f"b{batch}"])
+
+
+def _reduced(precision: str) -> list[str]:
+    """A precision in words; none for float32, which is what is meant where nothing is said."""
+    return {"fp32": [], PLAIN: ["default export"]}.get(precision, [precision])
 
 
 def quantiles(record: Record, shares: Sequence[float]) -> list[float]:
@@ -488,7 +552,9 @@ def render(report: Report, form: str) -> str:
 
 def _github(report: Report) -> str:
     rows, notes = printed(report, "[{}]")
-    body = _tabulate(rows, report, "github")
+    rows = [[text.replace("|", "\\|") for text in row] for row in rows]
+    columns = [replace(column, heading=column.heading.replace("|", "\\|")) for column in report.columns]
+    body = _tabulate(rows, replace(report, columns=columns), "github")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
     return "\n".join([report.title, "", body, "", *(f"- {text}" for text in foot)]) + "\n"
 
@@ -497,23 +563,25 @@ def _latex(report: Report) -> str:
     rows, notes = printed(report, "[{}]")
     body = _tabulate(rows, report, "latex_booktabs")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
-    lines = [f"\\par {_escape_latex(text)}" for text in [report.title, *foot]]
+    lines = [f"\\par {escape_latex(text)}" for text in [report.title, *foot]]
     return "\n".join(["% needs \\usepackage{booktabs}", lines[0], "", body, "", *lines[1:]]) + "\n"
 
 
 def _csv(report: Report) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*(_inert(column.key) for column in report.columns), "notes"])
+    writer.writerow([*(_no_formula(column.key) for column in report.columns), "notes"])
     for line in report.lines:
         notes = [f"{key}: {'; '.join(texts)}" for key, texts in line.notes.items()]
         values = [line.values.get(column.key) for column in report.columns]
-        writer.writerow([*("" if value is None else _inert(value) for value in values), " | ".join(notes)])
+        writer.writerow(
+            [*("" if value is None else _no_formula(value) for value in values), _no_formula(" | ".join(notes))]
+        )
     return out.getvalue()
 
 
-def _inert(value: str | float) -> str | float:
-    """A text that no spreadsheet takes for a formula."""
+def _no_formula(value: str | float) -> str | float:
+    """The value as a spreadsheet will show it: text that it would run as a formula has an apostrophe before it."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
@@ -550,7 +618,8 @@ def _tabulate(rows: Sequence[Sequence[str]], report: Report, form: str) -> str:
     return text
 
 
-def _escape_latex(text: str) -> str:
+def escape_latex(text: str) -> str:
+    """The text with LaTeX's special characters as themselves."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {character: f"\\{character}" for character in "&%$#_{}"}
     return "".join(special.get(character, character) for character in text)

@@ -28,7 +28,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -54,7 +54,7 @@ class Record:
         environment: hardware, versions, commit and command (see `suite.env`).
         finished: when, in UTC.
         format: version of this layout.
-        digest: SHA-256 of all of the above; empty in records from before it was kept.
+        digest: SHA-256 of the record's text, itself left out; empty in records from before it was kept.
     """
 
     stage: str
@@ -118,15 +118,18 @@ class Store:
         """
         return list(self.each(stage, models))
 
-    def each(self, stage: str, models: Collection[str] | None = None) -> Iterator[Record]:
-        """The same as `records`, one at a time, for a reader that keeps a part of each."""
+    def each(self, stage: str, models: Collection[str] | None = None, without: str | None = None) -> Iterator[Record]:
+        """The same as `records`, one at a time, for a reader that keeps a part of each.
+
+        `without` names a list in the result that nobody will look at: it comes empty, and the records sooner.
+        """
         folder = self._inside("records", stage)
         if not folder.is_dir():
             return
         for name in sorted(os.listdir(folder)):
             # A name tells the model, so that what nobody asked for is not even opened.
             if name.endswith(".json") and (models is None or name.rpartition("-")[0] in models):
-                yield read_record(folder / name)
+                yield read_record(folder / name, without)
 
     def stages(self) -> list[str]:
         """The stages of which there are records."""
@@ -216,7 +219,7 @@ class Store:
                 if self.get(stage, inputs) is None:
                     if files is not None:
                         _move(files, self._inside("artifacts") / key)
-                    _write(path, _signed(asdict(record)))
+                    _write(path, asdict(record))
             self._path("failures", stage, inputs).unlink(missing_ok=True)
         except OSError as error:
             raise self._cannot_write(error) from None
@@ -272,19 +275,19 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def read_record(path: Path) -> Record:
-    """Read one record.
+def read_record(path: Path, without: str | None = None) -> Record:
+    """Read one record; a list of its result that `without` names comes empty.
 
     Raises:
         InputError: it is damaged or was changed since it was written, is of another version, or is none.
     """
     try:
-        content, plain = parse(path)
+        content, plain, unchanged = parse(path, without=without)
         if not isinstance(content, dict):
             raise ValueError("not an object")
         if content.get("format") != FORMAT:
             raise InputError(f"{path}: record format {content.get('format')!r}; this suite reads format {FORMAT}")
-        if content.get("digest") and content["digest"] != _digest(content):
+        if not unchanged:
             raise ValueError("changed since it was written")
         record = Record(**(content if plain else _printable(content)))
         _check(record)
@@ -302,7 +305,7 @@ def read_failure(path: Path) -> dict[str, Any]:
         InputError: it is damaged, or none.
     """
     try:
-        content, plain = parse(path)
+        content, plain, _ = parse(path)
         if not isinstance(content, dict) or not isinstance(content.get("inputs"), dict):
             raise ValueError("not an object with inputs")
         if not all(isinstance(text, str) for text in (content.get("stage"), content.get("reason"), _model(content))):
@@ -319,7 +322,7 @@ def read_plan(path: Path) -> dict[str, Any]:
         InputError: it is damaged, or none.
     """
     try:
-        content, plain = parse(path)
+        content, plain, _ = parse(path)
         if not isinstance(content, dict) or not isinstance(content.get("stages"), list):
             raise ValueError("not an object with stages")
         texts = [content.get("command"), content.get("begun")]
@@ -334,12 +337,21 @@ def read_plan(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a plan ({_reason(error)}); delete it, the next run writes it anew") from None
 
 
-def parse(path: Path, strict: bool = False) -> tuple[Any, bool]:
-    """The content of a JSON file, and whether it is plain: of printable ASCII, without escapes.
+class Parsed(NamedTuple):
+    """The content of a JSON file; whether it is plain, of printable ASCII without escapes; and whether it is unchanged,
+    its text being that of its digest if it has one."""
+
+    content: Any
+    plain: bool
+    unchanged: bool
+
+
+def parse(path: Path, without: str | None = None) -> Parsed:
+    """Read a JSON file.
 
     Args:
         path: the file.
-        strict: refuse a name that is given twice also where a digest vouches for the values read.
+        without: a list in the result that is left empty, which saves most of the work for a long training's epochs.
 
     Raises:
         OSError: it cannot be read.
@@ -348,11 +360,25 @@ def parse(path: Path, strict: bool = False) -> tuple[Any, bool]:
     if not stat.S_ISREG(path.lstat().st_mode):
         raise ValueError("not a regular file")  # a link may lead anywhere, and a pipe never ends
     raw = path.read_bytes()
-    content = orjson.loads(raw)  # of ten thousand records json alone would take more than a second
+    # Of ten thousand records json alone would take more than a second.
+    content = _parse_without(without, raw) if without else orjson.loads(raw)
     digest = content.get("digest") if isinstance(content, dict) else None
-    if strict or not digest:
+    if not digest:
         json.loads(raw, object_pairs_hook=_without_doubles)  # of two values orjson takes the last and says nothing
-    return content, raw.isascii() and b"\\" not in raw and b"\x7f" not in raw
+    plain = raw.isascii() and b"\\" not in raw and b"\x7f" not in raw
+    return Parsed(content, plain, not digest or digest == _digest(raw, str(digest)))
+
+
+def _parse_without(name: str, raw: bytes) -> Any:
+    head, found, rest = raw.partition(f'"{name}": ['.encode())
+    _, _, tail = rest.partition(b"]")
+    try:
+        content = orjson.loads(head + found + b"]" + tail)
+    except ValueError:  # a bracket within the list, which leaves one too many, or no record at all
+        content = orjson.loads(raw)
+    if isinstance(content, dict) and isinstance(content.get("result"), dict) and name in content["result"]:
+        content["result"][name] = []
+    return content
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -398,15 +424,13 @@ def _printable(value: Any) -> Any:
     return value
 
 
-def _signed(content: dict[str, Any]) -> dict[str, Any]:
-    """A record's content with its digest."""
-    return content | {"digest": _digest(orjson.loads(json.dumps(content, allow_nan=False)))}
+# Stands for the digest in the text that is hashed.
+_NO_DIGEST = 64 * "0"
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    # By Python's json, since its text of a number is the same in every version.
-    others = {name: value for name, value in content.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(others, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _digest(raw: bytes, digest: str) -> str:
+    """The hash of a record's text, its own digest left out."""
+    return hashlib.sha256(raw.replace(digest.encode(), _NO_DIGEST.encode(), 1)).hexdigest()
 
 
 def _artifacts(key: str, folder: Path | None) -> dict[str, dict[str, Any]]:
@@ -432,8 +456,12 @@ def _move(folder: Path, target: Path) -> None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-    write(path, text.encode())
+    """Write a note, or a record with its digest."""
+    digest = {"digest": _NO_DIGEST} if "digest" in content else {}
+    raw = json.dumps({**content, **digest}, indent=1, sort_keys=True, allow_nan=False).encode()
+    if digest:
+        raw = raw.replace(_NO_DIGEST.encode(), _digest(raw, _NO_DIGEST).encode(), 1)
+    write(path, raw)
 
 
 def _sync(path: Path) -> None:

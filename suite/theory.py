@@ -131,6 +131,21 @@ def proposition_3(weight: FloatArray) -> SumCovariance:
     return SumCovariance(total @ total.T, 2 * identity + weight + weight.T, 2 * total)
 
 
+def in_words() -> list[str]:
+    """The propositions with numbers: what is right, and what the paper prints."""
+    filters = 3 * np.eye(2) @ np.array([[1.0, 0.0], [0.6, 0.8]])
+    first, second = proposition_1(filters), proposition_2()
+    third = proposition_3(np.array([[0.0, -1.0], [1.0, 0.0]]))
+    return [
+        f"Proposition 1, two filters of length 3, coherence 0.6: the error {first.error:.3f} is within the bound "
+        f"{first.bound:.3f}; as printed, without the squares of the lengths, it were {first.printed_bound:.3f}",
+        f"Proposition 2: the mean of ReLU(x) is {second.mean:.4f}, 1/sqrt(2 pi); as printed, 1/(2 pi), it were "
+        f"{second.printed_mean:.4f}; the variance {second.variance:.4f} is the printed (1 - 1/pi)/2",
+        f"Proposition 3, W a turn by 90 degrees: the covariance of W x + x is {third.covariance.tolist()}, "
+        f"2 I + W + W^T; as printed, 2 (W + I), it were {third.printed.tolist()}, which is no covariance",
+    ]
+
+
 def normprop_promise(
     model_name: str = "resnet20_relu_np", gain: float = 1.0, images: int = 64, seed: int = 0
 ) -> dict[str, LayerMoments]:

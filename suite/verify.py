@@ -8,7 +8,7 @@ from pathlib import Path
 from suite.errors import InputError
 from suite.files import printable
 from suite.shape import checked
-from suite.store import Record, key_of, parse, read_failure, read_plan, read_record, sha256
+from suite.store import Record, key_of, read_failure, read_plan, read_record, sha256
 
 # Inputs that hold the key of another record, and the stages of which it may be.
 UPSTREAM = {"train": ("train",), "export": ("export",), "file": ("export", "convert")}
@@ -71,8 +71,7 @@ def _records(root: Path) -> tuple[list[Record], list[str]]:
             if path.suffix != ".json" or path.parent.parent != root / "records":
                 raise InputError(f"{path}: unexpected; delete it")
             record = read_record(path)
-            content, _ = parse(path, strict=True)
-            if content["key"] != key_of(content["stage"], content["inputs"]):
+            if record.key != key_of(record.stage, record.inputs):
                 raise ValueError("its key is not the hash of its inputs")
             if path != _place(root, record):
                 raise ValueError(f"it belongs at {_place(root, record)}")

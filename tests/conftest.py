@@ -1,6 +1,7 @@
 """What several test files share: a results folder with records that were written, not measured, the command line, and
 how thorough the tests of faults are."""
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,9 +69,12 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         passed: bool = True,
         batch_sizes: tuple[int, ...] = (8,),
         environment: dict[str, Any] | None = None,
+        weight_decay: float = 1e-4,
+        forms: tuple[str, ...] = ("fp32",),
     ) -> dict[str, Record]:
         environment = environment or {}
         recipe = {"epochs": epochs, "max_steps": max_steps, "learning_rate": 0.1, "max_test_images": None}
+        recipe["weight_decay"] = weight_decay
         trained = top1 is not None
         train_result: dict[str, Any] = {
             "top1": top1,
@@ -106,8 +110,8 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         }
         parity = store.put("parity", {"model": model, "export": export.key}, parity_result, environment, {})
         inputs = {"model": model, "export": export.key, "machine": machine, "runtime": "onnxruntime"}
-        for batch_size in batch_sizes:
-            timed = inputs | {"provider": "cpu", "batch_size": batch_size}
+        for batch_size, form in itertools.product(batch_sizes, forms):
+            timed = inputs | {"provider": "cpu", "batch_size": batch_size, "precision": form}
             latency = store.put("latency", timed, {"samples": list(samples)}, environment, {})
         return {"train": train, "export": export, "parity": parity, "latency": latency}
 

@@ -60,3 +60,18 @@ def test_figure_3_has_the_convolutions_off_the_shortcuts(tmp_path: Path) -> None
 def test_a_depth_for_figure_3_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="34-layer"):
         figures.curves(3, tmp_path, depth=20)
+
+
+@pytest.mark.parametrize("form", ["github", "latex", "csv", "json"])
+def test_normprop_s_promise_is_printed_layer_by_layer(form: str) -> None:
+    found, remarks = figures.promise()
+    text = figures.render(figures.PROMISE, found, form, remarks)
+    assert "ResNet-20, variance" in text
+    assert [len(curve.values) for curve in found] == [12, 12, 19, 19]
+    if form == "csv":
+        return
+    assert "as printed, 1/(2 pi), it were 0.1592" in text
+    if form == "latex":
+        assert "$" not in text
+        assert "W\\textasciicircum{}T" in text
+        assert "\n- " not in text

@@ -43,11 +43,13 @@ ALLOWED: dict[str, set[str]] = {
     "theory": {"analyze", "models"},
     "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "parity"}
     | {"precision", "spec", "weights"},
-    "figures": {"analyze", "deploy", "errors", "export", "spec", "store"},
+    "figures": {"analyze", "deploy", "errors", "export", "plots", "report", "spec", "store", "theory"},
     "report": {"shape", "spec", "store"},
-    "plots": {"report", "spec"},
+    "plots": {"report", "spec", "store"},
     "svg": {"plots"},
-    "page": {"files", "plots", "report", "spec", "store", "svg"},
+    "choices": {"plots", "report"},
+    "findings": {"plots", "report", "spec"},
+    "page": {"choices", "files", "findings", "plots", "report", "spec", "store", "svg"},
     "grid": {"data", "deploy", "env", "errors", "latency", "spec", "store"},
     "claims": {"errors", "grid"},
     "perform": STAGES

@@ -182,6 +182,13 @@ def test_export_and_parity_of_a_model_end_to_end(tmp_path: Path, suite: Run) -> 
     assert (code, err) == (1, "")  # the file of another network
 
 
+def test_normprop_s_promise_and_the_propositions_are_printed(suite: Run) -> None:
+    code, out, _ = suite("figure", "normprop")
+    assert code == 0
+    assert "| layer3.2.conv2 |" in out
+    assert "- Proposition 2: the mean of ReLU(x) is 0.3989, 1/sqrt(2 pi); as printed" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -191,6 +198,8 @@ def test_export_and_parity_of_a_model_end_to_end(tmp_path: Path, suite: Run) -> 
         (("parity", "none.onnx"), "none.onnx: no such file"),
         (("parity", "README.md"), "README.md: neither a folder"),
         (("figure", "3", "--depth", "20"), "--depth: Figure 3 is of 34-layer networks"),
+        (("figure", "normprop", "--depth", "20"), "--depth, --data: legal only for figure 2"),
+        (("figure", "4"), "Invalid value for '2|3|normprop': '4' is not one of '2', '3', 'normprop'"),
     ],
 )
 def test_bad_input_to_the_commands_on_one_network_is_one_line(

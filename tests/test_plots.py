@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from suite import plots, spec
+from suite import figures, plots, spec
 from suite.plots import Entry, Figure
 from suite.report import Records
 from suite.store import Store
@@ -16,7 +16,9 @@ AddRun = Callable[..., dict[str, Any]]
 def entries(store: Store, *numbers: int) -> list[Entry]:
     records = Records([store])
     return [
-        Entry(table, row, records.runs(row)) for table in map(spec.load_table, numbers or (2,)) for row in table.rows
+        Entry(table, row, records.runs(table, row))
+        for table in map(spec.load_table, numbers or (2,))
+        for row in table.rows
     ]
 
 
@@ -31,6 +33,7 @@ def test_without_records_nothing_is_drawn(store: Store) -> None:
         plots.learning_curves,
         plots.latency_distributions,
         plots.batch_scaling,
+        plots.rewrite_gains,
         plots.inside,
     ):
         assert draw(entries(store)) == []
@@ -50,6 +53,14 @@ def test_short_runs_are_hollow_and_no_part_of_the_front(store: Store, add_run: A
     (plot,) = only(plots.error_against_latency(entries(store))).plots
     assert [(s.name, s.hollow) for s in plot.series[:-1]] == [("ReLU", False), ("ReLU, quick or shortened", True)]
     assert plot.series[-1].points == [[10.0, 6.0]]
+
+
+def test_of_short_runs_the_longest_on_the_paper_s_data_have_the_front(store: Store, add_run: AddRun) -> None:
+    add_run(epochs=10, top1=15.0)
+    add_run("resnet110_relu_plain", epochs=3, top1=9.0, samples=(0.001,) * 4)
+    add_run("resnet110_relu_np", data="digits10", top1=1.0, samples=(0.001,) * 4)
+    (plot,) = only(plots.error_against_latency(entries(store))).plots
+    assert plot.series[-1].points == [[10.0, 15.0]]
 
 
 def test_a_net_of_two_tables_is_drawn_once(store: Store, add_run: AddRun) -> None:
@@ -80,6 +91,35 @@ def test_batch_sizes_are_compared_where_there_are_several(store: Store, add_run:
     assert plot.x.ticks == (1, 8, 64)
 
 
+def test_the_gain_of_the_rewrites_is_a_ratio_to_the_default_export_of_the_same_kind(
+    store: Store, add_run: AddRun
+) -> None:
+    add_run(samples=(0.009,) * 3)
+    add_run(seed=1, samples=(0.010,) * 4, forms=("plain",))
+    add_run("resnet110_crelu_bn", samples=(0.010,) * 3)
+    (plot,) = only(plots.rewrite_gains(entries(store))).plots
+    assert plot.title == "ORT cpu b8, Test CPU (2 cores)"
+    assert plot.series[0].points == [[pytest.approx(0.9), 0.0]]
+    assert plot.y.categories == plot.series[0].labels == ("resnet110_relu_bn",)
+    assert plot.x.low < 0.9 < 1 < plot.x.high
+    titles = [plot.title for plot in only(plots.latency_distributions(entries(store))).plots]
+    assert titles == ["ORT cpu b8, Test CPU (2 cores)", "ORT cpu default export b8, Test CPU (2 cores)"]
+
+
+def test_normprop_s_promise_is_drawn_as_it_is_computed() -> None:
+    """The page shows stored values, so that it need not load torch."""
+    computed, remarks = figures.promise()
+    figure = only(plots.promise())
+    assert figure.paper.splitlines() == remarks
+    drawn = {(plot.title, series.name): series.points for plot in figure.plots for series in plot.series}
+    assert len(drawn) == 4
+    for curve in computed:
+        name, _, what = curve.model.partition(", ")
+        expected = [[number, value] for number, value in enumerate(curve.values, start=1)]
+        for point, other in zip(drawn[what, name], expected, strict=True):
+            assert point == pytest.approx(other, rel=0.02, abs=0.01)
+
+
 def test_a_curve_is_the_median_over_seeds_epoch_by_epoch(store: Store, add_run: AddRun) -> None:
     for seed, (first, last) in enumerate(((50.0, 6.0), (40.0, 8.0), (45.0, 7.0))):
         add_run(seed=seed, best=first, top1=last)
@@ -103,6 +143,20 @@ def test_an_axis_of_one_value_has_room_on_both_sides_or_begins_at_zero(
     assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
 
 
+@pytest.mark.parametrize(("low", "high"), [(1e-30, 1e30), (0.5, 2e14), (3.0, 4.0), (1.0, 1.0 + 1e-3)])
+def test_a_logarithmic_axis_has_a_few_round_marks_however_far_it_goes(
+    store: Store, add_run: AddRun, low: float, high: float
+) -> None:
+    delta = [low, high]
+    train = add_run(data="cifar100")["train"]
+    result = {"blocks": {"delta": delta, "delta_after_relu": delta}}
+    store.put("analyze", {"model": "resnet110_relu_bn", "train": train.key}, result, {}, {})
+    axis = only(plots.inside(entries(store, 1))).plots[0].y
+    assert axis.log
+    assert 1 <= len(axis.ticks) <= 10
+    assert axis.low <= low < high <= axis.high
+
+
 def test_the_points_of_a_front_are_beaten_by_none() -> None:
     assert plots.pareto_front([(3, 1), (1, 5), (2, 6), (2, 3), (4, 1), (2, 3)]) == [(1, 5), (2, 3), (3, 1)]
 
@@ -113,3 +167,15 @@ def test_a_long_curve_is_thinned_to_its_last_point() -> None:
     assert len(thinned) <= plots.POINTS + 1
     assert (thinned[0], thinned[-1]) == (curve[0], curve[-1])
     assert plots.thin(curve[:50]) == curve[:50]
+
+
+def test_figure_2_of_a_deep_net_has_the_paper_s_zoom(store: Store, add_run: AddRun) -> None:
+    for model, blocks in (("resnet110_relu_plain", 54), ("resnet110_relu_bn", 54)):
+        delta = [float(block) for block in range(1, blocks + 1)]
+        train = add_run(model, data="cifar100")["train"]
+        result = {"blocks": {"delta": delta, "delta_after_relu": delta}}
+        store.put("analyze", {"model": model, "train": train.key}, result, {}, {})
+    whole, zoom, *_ = only(plots.inside(entries(store, 1))).plots
+    assert [len(series.points) for series in whole.series] == [54, 54]
+    assert [series.points[-1] for series in zoom.series] == [[36, 36.0], [36, 36.0]]
+    assert (zoom.title, zoom.y.log) == ("before the activation, the first 36 blocks", False)

@@ -113,6 +113,24 @@ def test_parity_is_shown_relative_to_the_scale_and_a_failure_is_loud(store: Stor
     assert "PARITY FAILED" in notes(build(store), "parity_top1")
 
 
+def test_parity_in_fewer_bits_and_on_other_providers_has_columns_of_its_own(store: Store, add_run: AddRun) -> None:
+    export = add_run()["export"]
+    checked = {"images": 100, "difference": 0.4, "max_logit_difference": 1.0, "scale": 20.0, "agreement": 98.0}
+    for provider, precision, passed in (("cpu", "int8", False), ("cuda", "fp32", True)):
+        inputs = {"model": "resnet110_relu_bn", "export": export.key, "provider": provider, "precision": precision}
+        store.put("parity", inputs, checked | {"ties": 0, "passed": passed}, {}, {})
+    result = build(store)
+    values = result.lines[0].values
+    assert values["parity_top1"] == 0.01
+    assert (values["parity_int8_top1"], values["parity_int8_agreement"]) == (0.4, 98.0)
+    assert "PARITY FAILED" in notes(result, "parity_int8_top1")
+    assert values["parity_cuda_top1"] == 0.4
+    assert "PARITY FAILED" not in notes(result, "parity_cuda_top1")
+    headings = [column.heading for column in result.columns]
+    assert "int8 - torch top-1" in headings
+    assert "cuda - torch top-1" in headings
+
+
 def test_latency_is_the_median_in_milliseconds_and_speed_counts_the_batch(store: Store, add_run: AddRun) -> None:
     add_run(samples=(0.030, 0.010, 0.020, 0.020, 0.020))
     values = build(store).lines[0].values
@@ -237,7 +255,7 @@ def test_a_record_without_what_its_stage_says_is_named(store: Store, add_run: Ad
     ):
         key = store.put("train", {**train.inputs, "seed": len(str(result))}, result, {}, {}).key
         with pytest.raises(InputError, match=f"resnet110_relu_bn-{key}.json: not a record .result.*delete it"):
-            build(store)
+            build(store, metric="best")  # which reads the epochs too
         (store.root / "records" / "train" / f"resnet110_relu_bn-{key}.json").unlink()
 
 
@@ -258,3 +276,58 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def test_a_run_by_another_table_s_recipe_is_not_a_row_s_own(store: Store, add_run: AddRun) -> None:
+    """Tables 2 and 3 have a net in common, with another weight decay."""
+    for weight_decay, top1 in ((1e-4, 27.0), (5e-4, 22.0)):
+        add_run("resnet110_w32_relu_bn", data="cifar100", top1=top1, weight_decay=weight_decay)
+    for number, top1 in ((2, 27.0), (3, 22.0)):
+        table = spec.matching(spec.load_table(number), ["resnet110_w32_relu_bn@cifar100"])
+        assert report.build(table, store).lines[0].values["top1"] == top1
+
+
+EVIL = "\x1b[2J\x00=cmd|' /C calc'!A0\\input{x}"
+
+
+@pytest.mark.parametrize("form", report.FORMATS)
+def test_control_characters_of_records_reach_neither_terminal_nor_file(
+    store: Store, add_run: AddRun, form: str
+) -> None:
+    store.fail("train", {"model": "resnet110_relu_bn"}, EVIL)
+    failed = report.render(build(store), form)
+    assert "calc" in failed
+    add_run(machine=EVIL)
+    for text in (failed, report.render(build(store), form)):
+        assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_a_spreadsheet_takes_no_text_of_a_record_for_a_formula(store: Store, add_run: AddRun) -> None:
+    train = add_run()["train"]
+    inputs = {"model": "resnet110_relu_bn", "export": "none", "machine": "A", "batch_size": 1}
+    export = store.put(
+        "export", {"model": "resnet110_relu_bn", "train": train.key, "version": 9}, {"parameters": 1, "macs": 1}, {}, {}
+    )
+    for runtime in ("=cmd()", "@x", "+1", "-1"):
+        timed = inputs | {"export": export.key, "runtime": runtime, "provider": "cpu"}
+        store.put("latency", timed, {"samples": [0.01]}, {}, {})
+    rows = list(csv.reader(io.StringIO(report.render(build(store, detail=True), "csv"))))
+    assert {"'=cmd()_cpu_b1_p50_ms", "'@x_cpu_b1_p50_ms"} <= set(rows[0])
+    assert not any(cell.startswith(("=", "@", "+")) for row in rows for cell in row)
+    difference = rows[1][rows[0].index("difference_top1")]
+    assert float(difference) == pytest.approx(0.15)
+
+
+def test_latex_commands_in_records_are_text(store: Store, add_run: AddRun) -> None:
+    add_run(machine=EVIL)
+    text = report.render(build(store), "latex")
+    assert "\\input{x}" not in text
+    assert "\\textbackslash{}input\\{x\\}" in text
+
+
+def test_a_bar_in_a_record_ends_no_cell_of_a_markdown_table(store: Store, add_run: AddRun) -> None:
+    export = add_run()["export"]
+    timed = {"model": "resnet110_relu_bn", "export": export.key, "machine": "A", "batch_size": 1, "provider": "c|p"}
+    store.put("latency", timed | {"runtime": "onnxruntime"}, {"samples": [0.01]}, {}, {})
+    lines = [line for line in report.render(build(store), "github").splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1

@@ -171,3 +171,13 @@ def test_the_same_seed_gives_the_same_figures_and_leaves_the_random_state_alone(
     assert np.array_equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)
     assert isinstance(theory.plain_normprop(2, 4), nn.Sequential)
+
+
+def test_the_propositions_are_told_with_what_is_right_and_what_is_printed() -> None:
+    first, second, third = theory.in_words()
+    assert "error 7.637 is within the bound 7.637" in first
+    assert "it were 2.546" in first
+    assert "0.3989, 1/sqrt(2 pi)" in second
+    assert "it were 0.1592" in second
+    assert "[[2.0, 0.0], [0.0, 2.0]]" in third
+    assert "[[2.0, -2.0], [2.0, 2.0]], which is no covariance" in third

@@ -115,12 +115,6 @@ def test_a_record_under_another_name_is_named(store: Store, path: Path) -> None:
     assert "resnet110_relu_bn-0.json: not a record (it belongs at" in of_a_record(store)
 
 
-def test_a_key_given_twice_is_named_also_where_a_digest_vouches_for_the_last(store: Store, path: Path) -> None:
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2,\n "format": 1'))
-    assert store.get("other", INPUTS) is not None
-    assert "not a record ('format' is given twice)" in of_a_record(store)
-
-
 def test_a_record_whose_upstream_is_gone_is_named(store: Store, add_run: Callable[..., dict[str, Record]]) -> None:
     records = add_run()
     (store.root / "records" / "export" / f"resnet110_relu_bn-{records['export'].key}.json").unlink()

@@ -48,7 +48,10 @@ for (const section of document.querySelectorAll("section.table")) {
 
 // --- Figures --------------------------------------------------------------------------------------------------------
 
-const short = (value) => String(Number(Number(value).toPrecision(4)));
+const short = (value) => {
+  const size = Math.abs(value);
+  return size && (size < 1e-4 || size >= 1e6) ? Number(value).toExponential(2).replace(/\.?0+e/, "e") : String(Number(Number(value).toPrecision(4)));
+};
 const text = (words) => echarts.format.encodeHTML(String(words));
 const dark = matchMedia("(prefers-color-scheme: dark)");
 // The palette's colours in the same order, lighter.
@@ -107,12 +110,13 @@ function tip(plot, item) {
     return [plot.y.categories[item.dataIndex], ...lines].map(text).join("<br>");
   }
   const [x, y] = from.points[item.dataIndex];
-  const lines = [from.labels[item.dataIndex] || from.name, `${plot.x.label}: ${short(x)}`, `${plot.y.label}: ${short(y)}`];
+  const lines = [from.labels[item.dataIndex] || from.name, `${plot.x.label}: ${short(x)}`];
+  if (plot.y.label) lines.push(`${plot.y.label}: ${short(y)}`);
   return lines.map(text).join("<br>");
 }
 
 function option(plot, shades, width) {
-  const boxes = plot.y.categories.length > 0;
+  const named = plot.y.categories.length > 0;
   const legend = plot.series.length > 1;
   // How many rows the legend takes, for the room below the plot; long ones scroll.
   const letters = plot.series.reduce((sum, each) => sum + each.name.length + 7, 0);
@@ -120,7 +124,7 @@ function option(plot, shades, width) {
   return {
     animation: false,
     textStyle: { color: shades.ink, fontFamily: "system-ui, sans-serif" },
-    grid: { left: boxes ? 165 : 64, right: 20, top: 12, bottom: 52 + 22 * rows },
+    grid: { left: named ? 165 : 64, right: 20, top: 12, bottom: 52 + 22 * rows },
     xAxis: axis(plot.x, shades, false),
     yAxis: axis(plot.y, shades, true),
     legend: { show: legend, type: rows >= 5 ? "scroll" : "plain", bottom: 0, left: 0, right: 0, itemHeight: 9,
@@ -128,14 +132,14 @@ function option(plot, shades, width) {
       pageIconColor: shades.ink },
     tooltip: { trigger: "item", confine: true, backgroundColor: shades.ground, borderColor: shades.rule,
       textStyle: { color: shades.ink }, formatter: (item) => tip(plot, item) },
-    dataZoom: boxes ? [] : [{ type: "inside", zoomOnMouseWheel: "ctrl" }, { type: "inside", yAxisIndex: 0, zoomOnMouseWheel: "ctrl" }],
+    dataZoom: named ? [] : [{ type: "inside", zoomOnMouseWheel: "ctrl" }, { type: "inside", yAxisIndex: 0, zoomOnMouseWheel: "ctrl" }],
     series: plot.series.map((each) => series(each, shades)),
   };
 }
 
 function values(plot) {
   const table = document.createElement("table");
-  const boxes = plot.y.categories.length > 0;
+  const boxes = plot.series.some((each) => each.form === "boxes");
   const line = (kind, words) => {
     const row = document.createElement("tr");
     for (const word of words) {
@@ -145,12 +149,13 @@ function values(plot) {
     }
     return row;
   };
-  table.createTHead().append(line("th", boxes ? ["", ...BOX] : ["", plot.x.label, plot.y.label]));
+  table.createTHead().append(line("th", boxes ? ["", ...BOX] : ["", plot.x.label, plot.y.label].slice(0, plot.y.label ? 3 : 2)));
   const body = table.createTBody();
   for (const each of plot.series) {
     each.points.forEach((point, index) => {
       const name = boxes ? plot.y.categories[index] : each.labels[index] ? `${each.labels[index]} (${each.name})` : each.name;
-      body.append(line("td", [name, ...point.slice(boxes ? 1 : 0).map(short)]));
+      const numbers = boxes ? point.slice(1) : point.slice(0, plot.y.label ? 2 : 1);
+      body.append(line("td", [name, ...numbers.map(short)]));
     });
   }
   return table;
@@ -187,7 +192,7 @@ dark.addEventListener("change", () => frames.forEach(show));
 
 // --- Print: paper does not scroll, so that a wide table becomes several with the same leading columns -----------------
 
-const COLUMNS = 8;
+const COLUMNS = 7;
 
 function parts(table) {
   const head = [...table.tHead.rows[0].cells];

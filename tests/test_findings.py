@@ -1,0 +1,156 @@
+"""The paper's claims held against records that were written, not measured."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from suite import findings, spec
+from suite.findings import Finding
+from suite.plots import Entry
+from suite.report import Records
+from suite.store import Store
+
+AddRun = Callable[..., dict[str, Any]]
+WITH, WITHOUT, SIZE, ORDER, SPREAD, LATE, NONZERO = range(7)
+
+
+def judge(store: Store, claim: int, depth: int | None = None) -> list[Finding]:
+    """What is found of one claim, in the paper's tables and, with a depth, in those of that depth."""
+    records = Records([store])
+    tables = [spec.load_table(number) for number in spec.NUMBERS]
+    tables += [spec.at_depth(table, depth) for table in tables if depth and table.depth]
+    entries = [Entry(table, row, records.runs(table, row)) for table in tables for row in table.rows]
+    return findings.judge(entries)[claim][1]
+
+
+def of(found: list[Finding], where: str) -> Finding:
+    (finding,) = [finding for finding in found if finding.where == where]
+    return finding
+
+
+def look(store: Store, run: dict[str, Any], delta: list[float], nonzero: float = 0.5) -> None:
+    train = run["train"]
+    result = {"blocks": {"delta": delta}, "activation": {"nonzero": nonzero}}
+    store.put("analyze", {"model": train.inputs["model"], "train": train.key}, result, {}, {})
+
+
+def test_without_records_no_claim_is_measured(store: Store) -> None:
+    for claim in range(len(findings.CLAIMS)):
+        found = judge(store, claim)
+        assert found
+        assert all((finding.verdict, finding.figures) == ("not yet measured", ()) for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("crelu", "verdict", "sign"),
+    [(5.5, "confirmed", "<"), (7.5, "contradicted", ">"), (6.4, "too close to tell", "<")],
+)
+def test_a_difference_decides_from_two_standard_errors_on(
+    store: Store, add_run: AddRun, crelu: float, verdict: str, sign: str
+) -> None:
+    # Of 10,000 test images: the standard error of the difference is 0.34 points.
+    add_run("resnet110_relu_bn", top1=6.5)
+    add_run("resnet110_crelu_bn", top1=crelu)
+    finding = of(judge(store, WITH), "CIFAR-10, ResNet-110")
+    assert finding.verdict == verdict
+    assert finding.figures[0].startswith(f"resnet110_crelu_bn {crelu:.2f} (paper 5.72) {sign} resnet110_relu_bn 6.50")
+    assert finding.caveats == ("1 of 5 seeds",)
+
+
+def test_of_several_seeds_their_own_spread_decides(store: Store, add_run: AddRun) -> None:
+    for seed, shift in enumerate((-0.1, 0.0, 0.1)):
+        add_run("resnet110_relu_bn", seed=seed, top1=6.5 + shift)
+        add_run("resnet110_crelu_bn", seed=seed, top1=6.2 + shift)
+    assert of(judge(store, WITH), "CIFAR-10, ResNet-110").verdict == "confirmed"
+
+
+def test_one_comparison_that_fails_contradicts_a_claim_and_those_that_lack_are_said(
+    store: Store, add_run: AddRun
+) -> None:
+    for act, norm, top1 in (("relu", "np", 11.0), ("relu", "np2", 7.5), ("relu", "bn", 6.0)):
+        add_run(f"resnet110_{act}_{norm}", top1=top1)
+    finding = of(judge(store, ORDER), "CIFAR-10, ResNet-110")
+    assert finding.verdict == "confirmed"
+    assert "1 of 4 comparisons not yet measured" in finding.caveats
+    add_run("resnet110_crelu_bn", top1=9.0)
+    add_run("resnet110_crelu_np2", top1=7.0)
+    finding = of(judge(store, ORDER), "CIFAR-10, ResNet-110")
+    assert finding.verdict == "contradicted"
+    assert len(finding.figures) == 4
+
+
+def test_a_net_that_did_not_train_errs_most(store: Store, add_run: AddRun) -> None:
+    add_run("resnet110_relu_np", top1=None)
+    add_run("resnet110_relu_np2", top1=7.5)
+    finding = of(judge(store, ORDER), "CIFAR-10, ResNet-110")
+    assert finding.verdict == "confirmed"
+    assert "resnet110_relu_np did not train (paper 11.60)" in finding.figures[0]
+
+
+def test_quick_runs_do_not_count(store: Store, add_run: AddRun) -> None:
+    add_run("resnet110_relu_bn", top1=90.0, max_steps=4)
+    add_run("resnet110_crelu_bn", top1=50.0, data="digits10")
+    assert of(judge(store, WITH), "CIFAR-10, ResNet-110").verdict == "not yet measured"
+
+
+def test_shortened_runs_are_said_and_runs_of_two_lengths_are_not_compared(store: Store, add_run: AddRun) -> None:
+    add_run("resnet20_relu_bn", top1=13.0, epochs=10)
+    add_run("resnet20_crelu_bn", top1=11.0, epochs=10)
+    finding = of(judge(store, WITH, depth=20), "CIFAR-10, ResNet-20")
+    assert finding.verdict == "confirmed"
+    assert finding.caveats == (
+        "shortened runs: 10 of 164 epochs",
+        "1 of 5 seeds",
+        "ResNet-20, the paper has ResNet-110",
+    )
+    add_run("resnet20_crelu_bn", top1=8.0, epochs=20)
+    assert of(judge(store, WITH, depth=20), "CIFAR-10, ResNet-20").verdict == "not yet measured"
+
+
+def test_table_3_compares_nets_of_equal_size(store: Store, add_run: AddRun) -> None:
+    add_run("resnet110_relu_bn", top1=6.5)
+    add_run("resnet110_w12_crelu_bn", top1=5.0)
+    assert of(judge(store, SIZE), "CIFAR-10, ResNet-110").verdict == "confirmed"
+    assert of(judge(store, SIZE), "CIFAR-100, ResNet-110").verdict == "not yet measured"
+
+
+def test_delta_within_an_order_of_magnitude_is_spread_over_the_blocks(store: Store, add_run: AddRun) -> None:
+    look(store, add_run("resnet110_relu_bn", data="cifar100"), [1.0, 5.0, 2.0])
+    finding = of(judge(store, SPREAD), "CIFAR-100, ResNet-110")
+    assert (finding.verdict, finding.caveats) == ("confirmed", ("1 of 2 nets not yet measured",))
+    look(store, add_run("resnet110_crelu_bn", data="cifar100"), [1.0, 5.0, 20.0])
+    finding = of(judge(store, SPREAD), "CIFAR-100, ResNet-110")
+    assert finding.verdict == "contradicted"
+    assert finding.figures[1] == "resnet110_crelu_bn: Delta from 1 to 20 over 3 blocks"
+
+
+def test_plain_nets_learn_in_the_last_third_if_delta_is_of_another_order_there(store: Store, add_run: AddRun) -> None:
+    # A spike where the size is reduced does not count.
+    look(store, add_run("resnet110_relu_plain", data="cifar100"), [0.1, 9.0, 0.1, 0.1, 2.0, 4.0])
+    finding = of(judge(store, LATE), "CIFAR-100, ResNet-110")
+    assert finding.verdict == "confirmed"
+    assert finding.figures == ("resnet110_relu_plain: median Delta 0.1 in blocks 1 to 4, 3 after them",)
+    look(store, add_run("resnet110_crelu_plain", data="cifar100"), [1.0, 1.0, 1.0, 1.0, 2.0, 4.0])
+    assert of(judge(store, LATE), "CIFAR-100, ResNet-110").verdict == "contradicted"
+
+
+def test_the_non_zero_ratio_is_compared_between_nets_and_with_one_half(store: Store, add_run: AddRun) -> None:
+    for name, share in (("relu_plain", 0.14), ("relu_bn", 0.51), ("crelu_bn", 0.5)):
+        look(store, add_run(f"resnet110_{name}", data="cifar100"), [1.0, 1.0, 20.0], share)
+    finding = of(judge(store, NONZERO), "CIFAR-100, ResNet-110")
+    assert finding.verdict == "confirmed"
+    assert finding.figures[0] == "resnet110_relu_plain 0.14 (paper 0.14) < resnet110_relu_bn 0.51 (paper 0.51)"
+    look(store, add_run("resnet110_crelu_plain", data="cifar100"), [1.0, 1.0, 20.0], 0.4)
+    assert of(judge(store, NONZERO), "CIFAR-100, ResNet-110").verdict == "contradicted"
+
+
+def test_markdown_has_each_claim_its_criterion_and_what_is_not_measured(store: Store, add_run: AddRun) -> None:
+    add_run("resnet110_relu_bn", top1=6.5)
+    add_run("resnet110_crelu_bn", top1=5.5)
+    records, table = Records([store]), spec.load_table(2)
+    entries = [Entry(table, row, records.runs(table, row)) for row in table.rows]
+    text = findings.markdown(findings.judge(entries))
+    assert all(f"## {claim.title}" in text and claim.criterion in text for claim in findings.CLAIMS)
+    assert "- CIFAR-10, ResNet-110: **confirmed** (1 of 5 seeds)\n  - resnet110_crelu_bn 5.50" in text
+    assert "- **not yet measured**" in text
