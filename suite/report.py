@@ -10,11 +10,12 @@ import json
 import math
 import statistics
 from array import array
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from suite.latency import percentiles
 from suite.spec import EMBEDDED, METRICS, Row, Table
 from suite.store import Record, Store
 
@@ -118,7 +119,9 @@ class Records:
             if trained is None or record.key in trained:
                 self.train.setdefault(record.inputs["model"], []).append(record)
         self.export = {r.inputs["train"]: r for r in each("export")}
-        self.parity = {r.inputs["export"]: r for r in each("parity") if r.inputs.get("precision", "fp32") == "fp32"}
+        self.parity: dict[str, dict[tuple[str, str], Record]] = {}
+        for record in each("parity"):
+            self.parity.setdefault(record.inputs["export"], {})[_checked_on(record)] = record
         self.analyze = {r.inputs["train"]: r for r in each("analyze")}
         self.latency: dict[str, list[Record]] = {}
         for record in each("latency"):
@@ -152,7 +155,7 @@ class Records:
         best: list[Record] = max(groups.values(), key=merit)
         train = sorted(best, key=lambda r: int(r.inputs["seed"]))
         exports = [self.export[r.key] for r in train if r.key in self.export]
-        parity = [self.parity[e.key] for e in exports if e.key in self.parity]
+        parity = [record for e in exports for record in self.parity.get(e.key, {}).values()]
         latency = [record for e in exports for record in self.latency.get(e.key, [])]
         analyze = [self.analyze[r.key] for r in train if r.key in self.analyze]
         return Runs(train, exports[0] if exports else None, parity, latency, analyze)
@@ -204,7 +207,8 @@ def build(
         source: a results folder, or what was read of one or several.
         metric: print the errors of the last epoch, or the least over all epochs.
         trained: keys of the training records to show, if `source` is a folder; None for the best of each row.
-        detail: give differences from the paper, numbers of seeds and spreads columns of their own.
+        detail: give differences from the paper, numbers of seeds and spreads columns of their own, and latencies the
+            percentiles for which there are samples enough, the time to load and that of the first run.
 
     Raises:
         InputError: a record cannot be read.
@@ -226,7 +230,7 @@ def build(
     columns += _errors(table, found, lines, index, metric, detail)
     columns += _parity(table, found, lines, index)
     columns += _cost(found, lines)
-    latency, remarks = _latency(table, found, lines, index)
+    latency, remarks = _latency(table, found, lines, index, detail)
     return Report(table.title, columns + latency, lines, remarks)
 
 
@@ -361,28 +365,48 @@ def _scale(table: Table, row: Row, train: list[Record]) -> list[str]:
 
 
 def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[Column]:
-    error = Column("parity_top1", "ONNX - torch top-1", lambda value: f"{value:+.2f}")
-    logits = Column("parity_logits", "max logit diff / scale", lambda value: f"{value:.1e}")
-    agreement = Column("parity_agreement", "top-1 agreement %", lambda value: f"{value:.4g}")
-    for row, runs, line in zip(table.rows, found, lines, strict=True):
-        if not runs.parity:
-            why = index.reason(row, "parity") or index.reason(row, "export") or "not run"
-            for column in (error, logits, agreement):
-                line.put(column, None, why)
-            continue
-        results = [record.result for record in runs.parity]
-        images = sum(result["images"] for result in results)
-        notes = [f"parity on {images} images"]
-        if not all(result["passed"] for result in results):
-            layers = [result["departure"]["layer"] for result in results if result.get("departure")]
-            notes.append("PARITY FAILED" + (f", first at {', '.join(dict.fromkeys(layers))}" if layers else ""))
-        ties = sum(result["ties"] for result in results)
-        if ties:
-            notes.append(f"{ties} ties within the logit difference")
-        line.put(error, max((result["difference"] for result in results), key=abs), *notes)
-        line.put(logits, max(result["max_logit_difference"] / result["scale"] for result in results))
-        line.put(agreement, min(result["agreement"] for result in results))
-    return [error, logits, agreement]
+    """Columns for each provider and precision that was checked; of fewer bits, where logits differ of necessity, only
+    those of the answers."""
+    usual = ("cpu", "fp32")
+    others = {_checked_on(record) for runs in found for record in runs.parity} - {usual}
+    columns = []
+    for kind in [usual, *sorted(others)]:
+        provider, precision = kind
+        key = "parity" if kind == usual else f"parity_{provider}_{precision}"
+        of = "ONNX" if kind == usual else f"ORT {provider} {precision}".removesuffix(" fp32")
+        error = Column(f"{key}_top1", f"{of} - torch top-1", lambda value: f"{value:+.2f}")
+        before = "" if kind == usual else f"{of} "
+        logits = Column(f"{key}_logits", f"{before}max logit diff / scale", lambda value: f"{value:.1e}")
+        agreement = Column(f"{key}_agreement", f"{before}top-1 agreement %", lambda value: f"{value:.4g}")
+        shown = [error, logits, agreement] if precision == "fp32" else [error, agreement]
+        columns += shown
+        for row, runs, line in zip(table.rows, found, lines, strict=True):
+            results = [record.result for record in runs.parity if _checked_on(record) == kind]
+            if not results:
+                why = index.reason(row, "parity") or index.reason(row, "export") or "not run"
+                for column in shown:
+                    line.put(column, None, why)
+                continue
+            line.put(error, max((result["difference"] for result in results), key=abs), *_parity_notes(results))
+            if logits in shown:
+                line.put(logits, max(result["max_logit_difference"] / result["scale"] for result in results))
+            line.put(agreement, min(result["agreement"] for result in results))
+    return columns
+
+
+def _parity_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = [f"parity on {sum(result['images'] for result in results)} images"]
+    if not all(result["passed"] for result in results):
+        layers = [result["departure"]["layer"] for result in results if result.get("departure")]
+        notes.append("PARITY FAILED" + (f", first at {', '.join(dict.fromkeys(layers))}" if layers else ""))
+    # In fewer bits nearly every disagreement is within the logit difference.
+    ties = sum(result["ties"] for result in results if result.get("precision", "fp32") == "fp32")
+    return [*notes, f"{ties} ties within the logit difference"] if ties else notes
+
+
+def _checked_on(record: Record) -> tuple[str, str]:
+    """Provider and precision of a parity record."""
+    return record.inputs.get("provider", "cpu"), record.inputs.get("precision", "fp32")
 
 
 def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
@@ -397,7 +421,9 @@ def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
     return [parameters, macs]
 
 
-def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records) -> tuple[list[Column], list[str]]:
+def _latency(
+    table: Table, found: list[Runs], lines: list[Line], index: Records, detail: bool
+) -> tuple[list[Column], list[str]]:
     """Columns (p50, images/s, share of the peak) for each machine, runtime, provider, batch size and precision that was
     measured."""
     timed = [runs.timed for runs in found]
@@ -414,14 +440,8 @@ def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records)
         name = f"{words_of(kind)}{where}"
         reduced = "" if precision == "fp32" else f" {precision}"
         key = "_".join(f"{runtime} {provider}{reduced} b{batch}{where}".split())
-        median = Column(
-            f"{key}_p50_ms", f"{name} p50 ms", lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}"
-        )
-        speed = Column(
-            f"{key}_images_per_s",
-            f"{name} img/s",
-            lambda value: f"{value:.3g}" if value < 100 else f"{value:.0f}",
-        )
+        median = Column(f"{key}_p50_ms", f"{name} p50 ms", _three_digits)
+        speed = Column(f"{key}_images_per_s", f"{name} img/s", _three_digits)
         share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}")
         columns += [median, speed]
         # The peak is that of float32, and torch uses the same units.
@@ -442,7 +462,39 @@ def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records)
             peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0)))
             if has_peak and peak and runs.export:
                 line.put(share, 100 * 2 * runs.export.result["macs"] * batch / p50 / peak)
+        columns += _beside_the_median(key, name, [records.get(kind) for records in timed], lines, detail)
     return columns, remarks
+
+
+def _beside_the_median(
+    key: str, name: str, records: list[Record | None], lines: list[Line], detail: bool
+) -> list[Column]:
+    """Milliseconds from host memory to host memory where that is another figure, and in detail the higher percentiles,
+    the time to load and that of the first run; columns of which there is something to say."""
+    columns: dict[str, Column] = {}
+    for record, line in zip(records, lines, strict=True):
+        if record is None:
+            continue
+        seconds: dict[str, float] = {}
+        if host := record.result.get("host_samples"):
+            seconds["host to host p50"] = statistics.median(host)
+        if detail:
+            seconds |= {name: value for name, value in percentiles(record.result["samples"]).items() if name != "p50"}
+            known = {"load": "load_seconds", "first run": "first_run_seconds"}
+            seconds |= {what: record.result[field] for what, field in known.items() if field in record.result}
+        for what, value in seconds.items():
+            column = Column(f"{key}_{what.replace(' ', '_')}_ms", f"{name} {what} ms", _three_digits)
+            line.put(columns.setdefault(what, column), 1e3 * value)
+    for record, line in zip(records, lines, strict=True):
+        why = f"{len(record.result['samples'])} runs, too few for this percentile" if record else "not run"
+        for column in columns.values():
+            if column.key not in line.values:
+                line.put(column, None, why)
+    return list(columns.values())
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def kind_of(record: Record) -> Kind:

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "parity"}
     | {"precision", "spec"},
     "figures": {"analyze", "deploy", "errors", "export", "spec", "store"},
-    "report": {"spec", "store"},
+    "report": {"latency", "spec", "store"},
     "plots": {"report", "spec"},
     "svg": {"plots"},
     "page": {"plots", "report", "spec", "store", "svg"},
@@ -67,6 +67,7 @@ ALLOWED: dict[str, set[str]] = {
         "explain",
         "figures",
         "page",
+        "parity",
         "report",
         "runner",
         "spec",

@@ -206,3 +206,57 @@ def test_of_a_net_that_was_timed_twice_the_figure_of_more_samples_stands(store: 
     add_run(seed=1, samples=(0.003,) * 9)
     add_run(seed=2, samples=(0.004,) * 5)
     assert build(store).lines[0].values["onnxruntime_cpu_b8_p50_ms"] == pytest.approx(3)
+
+
+def test_the_detail_has_the_percentiles_that_there_are_samples_for(store: Store, add_run: AddRun) -> None:
+    add_run("resnet110_relu_bn", samples=tuple(0.001 * n for n in range(1, 131)))
+    add_run("resnet110_crelu_bn", samples=tuple(0.001 * n for n in range(1, 65)))
+    table = spec.matching(spec.load_table(2), ["resnet110_relu_bn@cifar10", "resnet110_crelu_bn@cifar10"])
+    lines = {line.values["model"]: line for line in report.build(table, store, detail=True).lines}
+    key = "onnxruntime_cpu_b8_p{}_ms".format
+    relu, crelu = lines["resnet110_relu_bn"], lines["resnet110_crelu_bn"]
+    assert relu.values[key(90)] == pytest.approx(117.1)
+    assert relu.values[key(95)] == pytest.approx(123.55)
+    assert crelu.values[key(90)] == pytest.approx(57.7)
+    assert crelu.values[key(95)] is None
+    assert crelu.notes[key(95)] == ["64 runs, too few for this percentile"]
+    assert key(99) not in relu.values
+    assert key(90) not in build(store).lines[0].values
+
+
+def test_loading_the_first_run_and_the_way_over_the_host_are_figures_of_their_own(
+    store: Store, add_run: AddRun
+) -> None:
+    add_run(timed={"load_seconds": 0.5, "first_run_seconds": 0.02, "host_samples": [0.012, 0.013, 0.014]})
+    key = "onnxruntime_cpu_b8_{}_ms".format
+    plain, detail = build(store), build(store, detail=True)
+    assert plain.lines[0].values[key("host_to_host_p50")] == pytest.approx(13)
+    assert {key("load"), key("first_run")}.isdisjoint(column.key for column in plain.columns)
+    assert detail.lines[0].values[key("load")] == pytest.approx(500)
+    assert detail.lines[0].values[key("first_run")] == pytest.approx(20)
+    headings = [column.heading for column in detail.columns if column.key.startswith("onnxruntime")]
+    assert headings[0] == "ORT cpu b8 p50 ms"
+    assert headings[-1] == "ORT cpu b8 first run ms"
+
+
+def test_parity_in_fewer_bits_and_on_other_providers_has_columns_of_its_own(store: Store, add_run: AddRun) -> None:
+    export = add_run()["export"]
+    result = {"images": 10000, "difference": 0.16, "max_logit_difference": 3.7, "scale": 24.0, "agreement": 99.2}
+    result |= {"ties": 79, "passed": True, "precision": "int8"}
+    for provider, precision in (("cpu", "int8"), ("cuda", "fp32")):
+        inputs = {"model": "resnet110_relu_bn", "export": export.key, "provider": provider, "precision": precision}
+        store.put("parity", inputs, result | {"precision": precision}, {}, {})
+    found = build(store)
+    values = found.lines[0].values
+    assert (values["parity_top1"], values["parity_cpu_int8_top1"], values["parity_cuda_fp32_top1"]) == (
+        0.01,
+        0.16,
+        0.16,
+    )
+    assert values["parity_cpu_int8_agreement"] == 99.2
+    assert "parity_cpu_int8_logits" not in values
+    assert notes(found, "parity_cpu_int8_top1") == "parity on 10000 images"
+    assert "79 ties" in notes(found, "parity_cuda_fp32_top1")
+    headings = [column.heading for column in found.columns]
+    assert headings.index("top-1 agreement %") < headings.index("ORT cpu int8 - torch top-1")
+    assert "ORT cuda max logit diff / scale" in headings
