@@ -340,11 +340,12 @@ def export(
 @_test_data
 def parity(source: str, weights: str | None, provider: str, images: int | None, data: dict[str, Path]) -> int:
     """Compare ONNX Runtime with torch on test images; exit code 1 if they differ by more than they may."""
-    from suite import deploy
+    from suite import deploy, parity
 
     with deploy.in_one_line(source):
         result = deploy.parity(source, weights, data, images, provider)
-    click.echo(_listed(result))
+    whose = "a run's weights" if result["trained"] else "start values"
+    click.echo(f"{result['model']} with {whose}, on {result['data']}\n{parity.render(result)}", nl=False)
     return 0 if result["passed"] else 1
 
 

@@ -213,17 +213,19 @@ def _from_benchmark(path: Path) -> dict[Cell, dict[str, _Measured]]:
     try:
         content = json.loads(path.read_text("utf-8"))
         machine = _benchmark_machine(content["machine_info"])
-        entries = [(str(each["fullname"]), each["stats"]) for each in content["benchmarks"]]
+        entries = [(str(each["fullname"]), each["stats"], each.get("extra_info", {})) for each in content["benchmarks"]]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise InputError(f"{path}: not a JSON file of pytest-benchmark; legal: what --benchmark-json writes") from None
     if not entries:
         raise InputError(f"{path}: no benchmarks in it; legal: a file of a run in which some were not skipped")
     found: dict[Cell, dict[str, _Measured]] = {}
-    for fullname, stats in entries:
+    for fullname, stats, more in entries:
         if not isinstance(stats, Mapping) or "data" not in stats:
             raise InputError(f"{path}: {fullname} has no raw samples; legal: what --benchmark-json writes")
-        cell = (("benchmark", fullname),)
-        found[cell] = {machine: _Measured(cell, machine, _checked(stats["data"], f"{path}: {fullname}"), [])}
+        cell, samples = (("benchmark", fullname),), _checked(stats["data"], f"{path}: {fullname}")
+        lengths = more.get("rounds", [])  # as this suite's own benchmarks note
+        rounds = np.split(samples, np.cumsum(lengths)[:-1]) if lengths and sum(lengths) == len(samples) else []
+        found[cell] = {machine: _Measured(cell, machine, samples, rounds)}
     return found
 
 

@@ -152,14 +152,12 @@ def export(
         InputError: the provider is not here, or `out` cannot be written.
     """
     from suite import export as exporting
-    from suite import latency
 
     if not out.parent.is_dir():
         raise InputError(f"{out}: its folder does not exist")
     if not os.access(out.parent, os.W_OK):
         raise InputError(f"{out}: cannot write there")
-    if reason := latency.unavailable(provider):
-        raise InputError(f"--provider {provider}: not available here: {reason}")
+    _require(provider)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
         found: dict[str, dict[str, Any]] = {}
         for form in ["plain"] if plain else ["rewritten"] if provider == "cpu" else ["rewritten", "plain"]:
@@ -190,6 +188,14 @@ def convert(path: Path, out: Path, form: str, batches: Callable[[], "Batches"]) 
     return describe(out) | {"calibration": f"{CALIBRATION_IMAGES} training images of {images.dataset.name}"}
 
 
+def _require(provider: str) -> None:
+    """Try a provider in another process, since ONNX Runtime prints a page about libraries that it misses."""
+    from suite import latency
+
+    if reason := latency.unavailable(provider):
+        raise InputError(f"--provider {provider}: not available here: {reason}")
+
+
 def _fastest(of: Source, folder: Path, forms: list[str], provider: str) -> str:
     """The form with the least median time for one image on this provider."""
     import statistics
@@ -215,6 +221,7 @@ def onnx_file(name: str, provider: str, size: int | None) -> Iterator[Path]:
     Raises:
         InputError: there is no such thing, or the provider is not here.
     """
+    _require(provider)
     if name.endswith(".onnx"):
         path = Path(name)
         if not path.is_file():
@@ -257,6 +264,7 @@ def parity(
     is_file = path.suffix == ".onnx"
     if is_file and not path.is_file():
         raise InputError(f"{name}: no such file")
+    _require(provider)
     file = read_graph(path) if is_file else None
     made_from = weights or (_stated_source(path, file) if file else name)
     with source(made_from) as of, tempfile.TemporaryDirectory() as scratch:

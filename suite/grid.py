@@ -135,13 +135,15 @@ def plan(options: Options, processes: int = 1) -> Grid:
             stages += [train, _analysis(cell, train)]
             continue
         files = _files(cell, train, options.forms if cell.seed == 0 else ("fp32",))
-        stages += [train, *files.values(), *(_parity(cell, train, files, form) for form in files)]
+        checks = (_parity(cell, train, files, form, provider) for provider in options.providers for form in files)
+        stages += [train, *files.values(), *checks]
         if cell.seed == 0:
             timed += _timings(cell, train, files, options)
     # Figures that are measured in turns stand together.
     timed.sort(key=turn_of)
     if timed:
-        timed = [_peak(provider) for provider in options.providers] + timed
+        whole = [form for form in ("fp32", "fp16", "int8") if form == "fp32" or form in options.forms]
+        timed = [_peak(provider, form) for provider in options.providers for form in whole] + timed
     return Grid(table, cells, (*stages, *timed))
 
 
@@ -229,18 +231,19 @@ def _files(cell: Cell, train: Stage, forms: tuple[str, ...]) -> dict[str, Stage]
     return files
 
 
-def _parity(cell: Cell, train: Stage, files: Mapping[str, Stage], form: str) -> Stage:
+def _parity(cell: Cell, train: Stage, files: Mapping[str, Stage], form: str, provider: str) -> Stage:
     inputs = _inputs(
         "parity",
         cell,
         export=files["fp32"].key,
         data=cell.dataset.fingerprint,
         recipe=dataclasses.asdict(cell.recipe),
-        provider="cpu",
+        provider=provider,
         precision=form,
         file=files[form].key,
     )
-    return Stage("parity", cell, inputs, (train, files[form]), "" if form == "fp32" else f" {form}")
+    detail = ("" if provider == "cpu" else f" {provider}") + ("" if form == "fp32" else f" {form}")
+    return Stage("parity", cell, inputs, (train, files[form]), detail)
 
 
 def _timings(cell: Cell, train: Stage, files: Mapping[str, Stage], options: Options) -> Iterator[Stage]:
@@ -251,6 +254,8 @@ def _timings(cell: Cell, train: Stage, files: Mapping[str, Stage], options: Opti
     versions = {k: v for k, v in env.versions().items() if k.startswith(("onnxruntime", "torch"))}
     for runtime in options.runtimes:
         for provider in options.providers:
+            if runtime != "onnxruntime" and provider == "tensorrt":
+                continue  # torch has no such device
             if runtime == "onnxruntime":
                 wanted = [(form, batch) for form in files for batch in options.batch_sizes]
             else:
@@ -276,9 +281,11 @@ def _timings(cell: Cell, train: Stage, files: Mapping[str, Stage], options: Opti
                 yield Stage("latency", cell, inputs, (needs,), f" {runtime} {provider}{reduced} batch {batch}")
 
 
-def _peak(provider: str) -> Stage:
-    """What the machine can do, beside which latencies are shown."""
+def _peak(provider: str, form: str) -> Stage:
+    """What the machine can do in float32 or fewer bits, beside which latencies are shown."""
     versions = {k: v for k, v in env.versions().items() if k.startswith("onnxruntime")}
     inputs = {"model": "matmul", "version": spec.VERSIONS["peak"], "machine": env.machine()["id"], "versions": versions}
     inputs |= {"provider": provider, "threads": env.available_cores()}
-    return Stage("peak", None, inputs, detail=f" of {provider}")
+    if form != "fp32":
+        inputs["precision"] = form
+    return Stage("peak", None, inputs, detail=f" of {provider}" + ("" if form == "fp32" else f" {form}"))

@@ -2,7 +2,8 @@
 
 No thread pool, allocator or cache of the caller, or of another session, takes part in a figure. Figures that are to be
 compared are taken in turns: every process loads its network and warms up, and then they run a burst of inferences each,
-round after round, one at a time and all others asleep, so that a slow spell of the machine falls on all of them.
+round after round, one at a time and all others asleep, so that a slow spell of the machine falls on all of them. Every
+other round goes backwards, so that nobody is always the first.
 
 For ONNX Runtime a process is `python -m suite.latency`, which speaks JSON lines; for torch, whose import takes far
 longer than the measurement, it is forked off a server that has imported torch and done nothing else.
@@ -11,13 +12,16 @@ longer than the measurement, it is forked off a server that has imported torch a
 import json
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import floor, sqrt
 from pathlib import Path
 from time import perf_counter
 from typing import IO, Any, Literal
@@ -30,6 +34,10 @@ DISTINCT_INPUTS = 4
 ALIVE = 6
 # Side of the square matrices whose product stands for what the machine can do.
 PEAK_SIDE = 2048
+# Fewest samples for a percentile, by MLPerf's rule of 99 % confidence.
+SAMPLES_FOR = {50: 1, 90: 64, 95: 130, 99: 662}
+# Longest wait for a process whose threads spin to fall asleep, in seconds; ONNX Runtime's spin for some 50 ms.
+SPIN = 1.0
 
 Runtime = Literal["onnxruntime", "torch", "torch.compile"]
 
@@ -46,9 +54,15 @@ class Protocol:
     warmup: int
 
 
-# 64 runs are what MLPerf's rule asks for a 90th percentile; a quick run only has a median to show.
+# 72 runs are enough for a 90th percentile; a quick run only has a median to show.
 QUICK = Protocol(rounds=3, min_seconds=0.3, min_runs=3, max_runs=70, warmup=1)
-THOROUGH = Protocol(rounds=8, min_seconds=1.5, min_runs=8, max_runs=300, warmup=5)
+THOROUGH = Protocol(rounds=24, min_seconds=0.5, min_runs=3, max_runs=100, warmup=5)
+# Short bursts, since only what is close in time has met the same machine.
+PAIRED = Protocol(rounds=12, min_seconds=0.05, min_runs=2, max_runs=200, warmup=3)
+# Fewest and most pairs of processes for one ratio: where its pages lie can make a process faster than its twin for all
+# its life. They are enough when the interval of the ratio is not wider than `TIGHT`.
+PROCESSES = (2, 10)
+TIGHT = 0.02
 
 
 @dataclass(frozen=True)
@@ -87,8 +101,9 @@ def measure(
         For each request the error that its process ended with, or `load_seconds` (session creation or loading of
         weights), `first_run_seconds`, `rounds` (for each round the seconds of its runs, inputs and outputs staying on
         the device), `samples` (all of them), `in_turns_with` (how many others took turns with it), `provider` as the
-        runtime names it, `nodes` (of the graph, by provider), `settings`, and for other devices than the CPU
-        `host_samples` (seconds of runs from host memory to host memory).
+        runtime names it, `nodes` (of the graph, as given out to providers; fusion comes later, and `suite.explain`
+        counts what is executed), `settings`, and for other devices than the CPU `host_samples` (seconds of runs from
+        host memory to host memory).
     """
     answers: list[dict[str, Any] | RuntimeError] = []
     rounds = max((request.protocol.rounds for request in requests), default=0)
@@ -114,9 +129,10 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[d
                 answers[index] = workers[index].ask("load") | {"rounds": [], "in_turns_with": len(requests) - 1}
             except RuntimeError as error:
                 answers[index] = error
-        for action in ["burst"] * (requests[0].protocol.rounds if requests else 0) + ["end"]:
-            for index, worker in workers.items():
-                answer = answers[index]
+        rounds = requests[0].protocol.rounds if requests else 0
+        for number, action in enumerate(["burst"] * rounds + ["end"]):
+            for index in sorted(workers, reverse=number % 2 == 1):
+                worker, answer = workers[index], answers[index]
                 if isinstance(answer, RuntimeError):
                     continue
                 try:
@@ -138,6 +154,52 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[d
     return [answers[index] for index in range(len(requests))]
 
 
+def pairs(first: Request, second: Request) -> list[tuple[float, float]]:
+    """Median seconds of bursts of the two, each pair close in time, for the ratio of two latencies by `interval`.
+
+    Their protocol is replaced by `PAIRED`, on several pairs of fresh processes.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    found: list[tuple[float, float]] = []
+    both = [replace(request, protocol=PAIRED) for request in (first, second)]
+    fewest, most = PROCESSES
+    for number in range(1, most + 1):
+        turned = number % 2 == 0
+        answers = measure(both[::-1] if turned else both)
+        medians = []
+        for answer in reversed(answers) if turned else answers:
+            if isinstance(answer, RuntimeError):
+                raise answer
+            medians.append([statistics.median(burst) for burst in answer["rounds"]])
+        found += zip(*medians, strict=True)
+        _, low, high = interval([a / b for a, b in found])
+        if number >= fewest and high - low <= TIGHT:
+            break
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and the two values between which the true one lies in 19 of 20 cases, whatever the distribution:
+    those which are as far from the middle as the number of heads can be in so many flips of a coin."""
+    ordered = sorted(values)
+    rank = max(0, floor((len(ordered) - 1) / 2 - 0.98 * sqrt(len(ordered))))
+    return statistics.median(ordered), ordered[rank], ordered[-1 - rank]
+
+
+def percentiles(samples: Sequence[float]) -> dict[str, float]:
+    """Those of "p50", "p90", "p95" and "p99" for which there are enough samples, interpolated between neighbours."""
+    ordered = sorted(samples)
+    found = {}
+    for percent, fewest in SAMPLES_FOR.items():
+        if len(ordered) >= fewest:
+            low, part = divmod(percent * (len(ordered) - 1), 100)
+            high = min(low + 1, len(ordered) - 1)
+            found[f"p{percent}"] = ordered[low] + part / 100 * (ordered[high] - ordered[low])
+    return found
+
+
 def unavailable(provider: str) -> str | None:
     """Why a provider of ONNX Runtime cannot be used on this machine, or None if it can."""
     if provider == "cpu":
@@ -149,10 +211,15 @@ def unavailable(provider: str) -> str | None:
     return None
 
 
-def peak(provider: str, threads: int) -> dict[str, Any]:
-    """What the machine can do in float32: `flops` (additions and multiplications a second) of ONNX Runtime's product of
-    two matrices of `side` rows and columns, the fastest of `samples` seconds, in a fresh process."""
-    return _once({"peak": provider, "threads": threads}, threads)
+def peak(provider: str, threads: int, precision: str = "fp32") -> dict[str, Any]:
+    """What the machine can do in "fp32", "fp16" or "int8" (unsigned by signed): `flops` (additions and multiplications
+    a second) of ONNX Runtime's product of two matrices of `side` rows and columns, the fastest of `samples` seconds, in
+    a fresh process.
+
+    Raises:
+        RuntimeError: the provider is not here, or has no product of this type.
+    """
+    return _once({"peak": provider, "threads": threads, "precision": precision}, threads)
 
 
 class _Worker(Interface):
@@ -284,7 +351,7 @@ class _Loaded:
 
 
 def _serve(load: Callable[[], _Loaded], protocol: Protocol, actions: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """Answer actions as they come, to the last."""
+    """Answer actions as they come, to the last, and only when this process is asleep again."""
     assert next(actions) == "load"
     loaded = load()
     start = perf_counter()
@@ -292,16 +359,31 @@ def _serve(load: Callable[[], _Loaded], protocol: Protocol, actions: Iterator[st
     first = perf_counter() - start
     for index in range(protocol.warmup):
         loaded.run(index)
+    _fall_asleep()
     yield {"load_seconds": loaded.load_seconds, "first_run_seconds": first}
     for action in actions:
         if action == "burst":
-            yield {"samples": _burst(loaded.run, protocol)}
+            samples = _burst(loaded.run, protocol)
+            _fall_asleep()
+            yield {"samples": samples}
             continue
         if not loaded.finite():
             raise RuntimeError("the timed network gave logits that are not finite")
         host = {"host_samples": _burst(loaded.run_from_host, protocol)} if loaded.run_from_host else {}
         yield loaded.description | host
         return
+
+
+def _fall_asleep() -> None:
+    """Wait until this process takes no more time of a core: the threads of a pool spin for a while after work, and
+    whoever is timed meanwhile shares a core with them."""
+    end = perf_counter() + SPIN
+    spent = time.process_time()
+    while perf_counter() < end:
+        time.sleep(0.01)
+        before, spent = spent, time.process_time()
+        if spent - before < 0.001:
+            return
 
 
 def _open(source: str | bytes, provider: str, threads: int) -> Any:
@@ -364,6 +446,8 @@ def _load_torch(request: Request) -> _Loaded:
 
     from suite.weights import load_weights
 
+    if request.provider == "tensorrt":
+        raise RuntimeError("torch runs on cpu or cuda; TensorRT is a provider of ONNX Runtime alone")
     torch.set_num_threads(request.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -425,22 +509,28 @@ def _probe(provider: str) -> dict[str, Any]:
     return {"provider": _open(model.SerializeToString(), provider, 1).get_providers()[0]}
 
 
-def _peak(provider: str, threads: int) -> dict[str, Any]:
+def _peak(provider: str, threads: int, precision: str) -> dict[str, Any]:
     import numpy as np
     import onnxruntime as ort
     from onnx import TensorProto, helper
 
+    operator, types = {
+        "fp32": ("MatMul", (TensorProto.FLOAT,) * 3),
+        "fp16": ("MatMul", (TensorProto.FLOAT16,) * 3),
+        "int8": ("MatMulInteger", (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32)),
+    }[precision]
     shape = [PEAK_SIDE, PEAK_SIDE]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "abc"]
-    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "peak", values[:2], values[2:])
+    values = [helper.make_tensor_value_info(name, kind, shape) for name, kind in zip("abc", types, strict=True)]
+    graph = helper.make_graph([helper.make_node(operator, ["a", "b"], ["c"])], "peak", values[:2], values[2:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     session = _open(model.SerializeToString(), provider, threads)
     device = "cpu" if provider == "cpu" else "cuda"
     binding = session.io_binding()
     random = np.random.default_rng(0)
-    for name in "ab":
-        matrix = ort.OrtValue.ortvalue_from_numpy(random.standard_normal(shape, np.float32), device, 0)
-        binding.bind_ortvalue_input(name, matrix)
+    for name, kind in zip("ab", types[:2], strict=True):
+        # Small whole numbers, which all the types hold.
+        matrix = random.integers(0, 8, shape).astype(helper.tensor_dtype_to_np_dtype(kind))
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(matrix, device, 0))
     binding.bind_output("c", device)
 
     def run(index: int) -> None:
@@ -464,7 +554,7 @@ def main() -> None:
     if "probe" in raw:
         answer(_probe(raw["probe"]))
     elif "peak" in raw:
-        answer(_peak(raw["peak"], raw["threads"]))
+        answer(_peak(raw["peak"], raw["threads"], raw["precision"]))
     else:
         request = Request(**raw | {"protocol": Protocol(**raw["protocol"])})
         actions = (json.loads(line) for line in sys.stdin)

@@ -16,6 +16,7 @@ from string import Template
 from typing import Any
 
 from suite import choices, findings, plots, report, spec, svg
+from suite.files import printable
 from suite.files import write as write_file
 from suite.findings import Claim, Finding
 from suite.plots import Entry, Figure
@@ -149,7 +150,7 @@ def _asset(name: str) -> str:
 
 def _text(words: str) -> str:
     """Text as HTML that shows it, whatever characters a record has."""
-    return html.escape(report.printable(words))
+    return html.escape(printable(words))
 
 
 def _inline(data: Any) -> str:

@@ -1,6 +1,6 @@
 """Does the exported file still compute the trained network? ONNX Runtime against torch on test images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import sqrt
 from pathlib import Path
@@ -19,6 +19,15 @@ TOLERANCE = 1e-4
 LOSS = 0.01
 
 PRECISIONS = ("fp32", "fp16", "int8")
+
+# What is at fault, by the comparison of `suite.departure` that failed.
+FAULTS = {
+    "export": "in the export, or the folding of norms",
+    "file": "in the file, which is damaged or of other weights",
+    "runtime": "in what the runtime makes of the file",
+}
+# Disagreements that are shown, those with the widest margins first.
+SHOWN = 10
 
 
 def compare(
@@ -118,6 +127,36 @@ def judge(expected: np.ndarray, actual: np.ndarray, labels: np.ndarray, exact: b
         "won": won,
         "passed": bool(passed),
     }
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """What `compare` found as text for a terminal, ending in a newline, with `departure` if that was looked for."""
+    scale, apart = found["scale"], found["disagreements"]
+    widest = sorted(apart, key=lambda each: -each["margin"])[:SHOWN]
+    margins = ", ".join(f"image {each['image']} by {each['margin']:.3g}" for each in widest)
+    more = ", ..." if len(apart) > SHOWN else ""
+    tf32 = ", with TF32" if found["tf32"] else ""
+    lines = [
+        f"{found['precision']} on {found['provider']}{tf32}: {found['images']} images",
+        f"top-1 error    torch {found['torch_top1']:.2f} %, ONNX Runtime {found['onnx_top1']:.2f} %, "
+        f"difference {found['difference']:+.2f} points",
+        f"logits         greatest difference {found['max_logit_difference']:.3g}, which is "
+        f"{found['max_logit_difference'] / scale if scale else 0.0:.1e} of scale; mean "
+        f"{found['mean_logit_difference']:.3g}",
+        f"agreement      {found['agreement']:.6g} % of images; right in torch alone {found['lost']}, "
+        f"in ONNX Runtime alone {found['won']}",
+        f"disagreements  {len(apart)}, torch's margins: {margins}{more}" if apart else "disagreements  none",
+        f"passed         {'yes' if found['passed'] else 'NO'}",
+    ]
+    if departure := found.get("departure"):
+        lines.append(
+            f"departs first  at layer {departure['layer']} (node {departure['node']}, {departure['operator']}), "
+            f"{FAULTS[departure['comparison']]}: expected {departure['expected']}, got {departure['actual']} "
+            f"at {departure['position']}"
+        )
+    elif "departure" in found:
+        lines.append("departs first  nowhere: no node differs by more than rounding")
+    return "\n".join(lines) + "\n"
 
 
 @contextmanager

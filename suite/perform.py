@@ -218,12 +218,14 @@ class Performer:
         weights, path = self._weights(train), self._file(file, "model.onnx")
         # The exporter's own graph is in float32 as well.
         form = "fp32" if stage.inputs["precision"] == "plain" else stage.inputs["precision"]
-        return deploy.check(weights, path, self._batches(_cell(stage), "cpu"), form, progress=step)
+        batches = self._batches(_cell(stage), "cpu")
+        return deploy.check(weights, path, batches, form, stage.inputs["provider"], progress=step)
 
     def _peak(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
         from suite import latency
 
-        return latency.peak(stage.inputs["provider"], stage.inputs["threads"])
+        inputs = stage.inputs
+        return latency.peak(inputs["provider"], inputs["threads"], inputs.get("precision", "fp32"))
 
     def _latency(
         self, stages: Sequence[Stage], steps: Sequence[progress.Steps]

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import orjson
 
+from suite.files import printable
+from suite.latency import percentiles
 from suite.shape import checked
 from suite.spec import EMBEDDED, METRICS, Row, Table, recipe_for
 from suite.store import Record, Store
@@ -148,10 +150,11 @@ class Records:
         for record in each("latency"):
             self.latency.setdefault(record.inputs["export"], []).append(record)
         # Of the machine and not of a model; the fastest counts, since nothing makes a machine faster than it is.
-        self.peak: dict[tuple[str, str, int], float] = {}
+        self.peak: dict[tuple[str, str, int, str], float] = {}
         for store in stores:
             for record in (checked(each, store.root) for each in store.each("peak", None)):
-                place = record.inputs["machine"], record.inputs["provider"], record.inputs["threads"]
+                names = ("machine", "provider", "threads")
+                place = *(record.inputs[name] for name in names), record.inputs.get("precision", "fp32")
                 self.peak[place] = max(self.peak.get(place, 0.0), float(record.result["flops"]))
         self.failures = [failure for store in stores for failure in store.failures()]
 
@@ -242,7 +245,8 @@ def build(
         source: a results folder, or what was read of one or several.
         metric: print the errors of the last epoch, or the least over all epochs.
         trained: keys of the training records to show, if `source` is a folder; None for the best of each row.
-        detail: give differences from the paper, numbers of seeds and spreads columns of their own.
+        detail: give differences from the paper, numbers of seeds and spreads columns of their own, and latencies the
+            percentiles for which there are samples enough, the time to load and that of the first run.
 
     Raises:
         InputError: a record cannot be read.
@@ -264,7 +268,7 @@ def build(
     columns += _errors(table, found, lines, index, metric, detail)
     columns += _parity(table, found, lines, index)
     columns += _cost(found, lines)
-    latency, remarks = _latency(table, found, lines, index)
+    latency, remarks = _latency(table, found, lines, index, detail)
     return Report(table.title, columns + latency, lines, remarks)
 
 
@@ -441,7 +445,8 @@ def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[
     if not all(result["passed"] for result in results):
         layers = [result["departure"]["layer"] for result in results if result.get("departure")]
         notes.append("PARITY FAILED" + (f", first at {', '.join(dict.fromkeys(layers))}" if layers else ""))
-    ties = sum(result["ties"] for result in results)
+    # In fewer bits nearly every disagreement is within the logit difference.
+    ties = sum(result["ties"] for result in results if result.get("precision", "fp32") == "fp32")
     if ties:
         notes.append(f"{ties} ties within the logit difference")
     line.put(error, max((result["difference"] for result in results), key=abs), *notes)
@@ -460,7 +465,9 @@ def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
     return [parameters, macs]
 
 
-def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records) -> tuple[list[Column], list[str]]:
+def _latency(
+    table: Table, found: list[Runs], lines: list[Line], index: Records, detail: bool
+) -> tuple[list[Column], list[str]]:
     """Columns (p50, images/s, share of the peak) for each machine, runtime, provider, batch size and precision that was
     measured."""
     timed = [runs.timed for runs in found]
@@ -481,8 +488,9 @@ def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records)
         speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits)
         share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}")
         columns += [median, speed]
-        # The peak is that of float32, and torch uses the same units.
-        has_peak = precision == "fp32" and any(place[:2] == (machine, provider) for place in index.peak)
+        # The exporter's own graph is in float32 too, and torch uses the same units.
+        units = "fp32" if precision == PLAIN else precision
+        has_peak = any((*place[:2], place[3]) == (machine, provider, units) for place in index.peak)
         if has_peak:
             columns.append(share)
         for runs, row, records, line in zip(found, table.rows, timed, lines, strict=True):
@@ -494,9 +502,10 @@ def _latency(table: Table, found: list[Runs], lines: list[Line], index: Records)
             (p50,) = quantiles(records[kind], (0.5,))
             line.put(median, 1e3 * p50, *unstable(records[kind]))
             line.put(speed, batch / p50)
-            peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0)))
+            peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0), units))
             if has_peak and peak and runs.export:
                 line.put(share, 100 * 2 * runs.export.result["macs"] * batch / p50 / peak)
+        columns += _beside_the_median(key, name, [records.get(kind) for records in timed], lines, detail)
     return columns, remarks
 
 
@@ -508,18 +517,38 @@ def unstable(record: Record) -> list[str]:
     return [f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart"]
 
 
+def _beside_the_median(
+    key: str, name: str, records: list[Record | None], lines: list[Line], detail: bool
+) -> list[Column]:
+    """Milliseconds from host memory to host memory where that is another figure, and in detail the higher percentiles,
+    the time to load and that of the first run; columns of which there is something to say."""
+    columns: dict[str, Column] = {}
+    for record, line in zip(records, lines, strict=True):
+        if record is None:
+            continue
+        seconds: dict[str, float] = {}
+        if host := record.result.get("host_samples"):
+            seconds["host to host p50"] = statistics.median(host)
+        if detail:
+            seconds |= {name: value for name, value in percentiles(record.result["samples"]).items() if name != "p50"}
+            known = {"load": "load_seconds", "first run": "first_run_seconds"}
+            seconds |= {what: record.result[field] for what, field in known.items() if field in record.result}
+        for what, value in seconds.items():
+            column = Column(f"{key}_{what.replace(' ', '_')}_ms", f"{name} {what} ms", three_digits)
+            line.put(columns.setdefault(what, column), 1e3 * value)
+    for record, line in zip(records, lines, strict=True):
+        why = f"{len(record.result['samples'])} runs, too few for this percentile" if record else "not run"
+        for column in columns.values():
+            if column.key not in line.values:
+                line.put(column, None, why)
+    return list(columns.values())
+
+
 def kind_of(record: Record) -> Kind:
     """What a latency record timed: two of the same kind may be compared, others never share a column."""
     inputs = record.inputs
     machine, runtime, provider = (printable(inputs[name]) for name in ("machine", "runtime", "provider"))
     return machine, runtime, provider, inputs["batch_size"], printable(inputs.get("precision", "fp32"))
-
-
-def printable(text: str) -> str:
-    """Text from a record with control characters spelt out: raw they may rule a terminal, and no SVG can hold them."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 def words_of(kind: Kind) -> str:

@@ -39,7 +39,7 @@ VERSIONS = {
     "export": 2,  # 1: first; 2: rewritten for ONNX Runtime's CPU provider
     "convert": 1,  # 1: first
     "parity": 1,  # 1: first
-    "latency": 2,  # 1: first; 2: in turns with what it is compared with
+    "latency": 3,  # 1: first; 2: in turns with what it is compared with; 3: while the threads of all others are asleep
     "peak": 1,  # 1: first
     "analyze": 1,  # 1: first
     "probe": 1,  # 1: first

@@ -66,6 +66,7 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         max_steps: int | None = None,
         machine: str = MACHINE,
         samples: tuple[float, ...] = (0.010, 0.010, 0.010, 0.011, 0.010),
+        timed: dict[str, Any] | None = None,
         passed: bool = True,
         batch_sizes: tuple[int, ...] = (8,),
         environment: dict[str, Any] | None = None,
@@ -111,8 +112,8 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         parity = store.put("parity", {"model": model, "export": export.key}, parity_result, environment, {})
         inputs = {"model": model, "export": export.key, "machine": machine, "runtime": "onnxruntime"}
         for batch_size, form in itertools.product(batch_sizes, forms):
-            timed = inputs | {"provider": "cpu", "batch_size": batch_size, "precision": form}
-            latency = store.put("latency", timed, {"samples": list(samples)}, environment, {})
+            kind = inputs | {"provider": "cpu", "batch_size": batch_size, "precision": form}
+            latency = store.put("latency", kind, {"samples": list(samples)} | (timed or {}), environment, {})
         return {"train": train, "export": export, "parity": parity, "latency": latency}
 
     return add

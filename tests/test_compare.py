@@ -154,6 +154,19 @@ def test_files_of_pytest_benchmark_are_compared_the_same_way(tmp_path: Path) -> 
     assert len(elsewhere.failures) == 3
 
 
+def test_the_rounds_that_a_benchmark_notes_are_drawn_whole(tmp_path: Path) -> None:
+    path = benchmark(tmp_path / "a.json", one=0.01)
+    content = json.loads(path.read_text())
+    (entry,) = content["benchmarks"]
+    entry["stats"]["data"] = [seconds for mood in (1.0, 1.2, 1.05, 1.1) for seconds in noisy(0.01 * mood, 10, 0.001)]
+    path.write_text(json.dumps(content))
+    (by_run,) = compare(path, path).ratios
+    entry["extra_info"] = {"rounds": [10, 10, 10, 10]}
+    path.write_text(json.dumps(content))
+    (by_round,) = compare(path, path).ratios
+    assert by_round.high - by_round.low > 1.5 * (by_run.high - by_run.low)
+
+
 def test_the_text_says_every_figure_and_every_failure(a: Path, tmp_path: Path) -> None:
     put(a, noisy(0.02), batch_size=8)
     text = render(compare(a, put(tmp_path / "b", noisy(0.020)), fail_above=0.05))

@@ -43,8 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "theory": {"analyze", "models"},
     "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "parity"}
     | {"precision", "spec", "weights"},
-    "figures": {"analyze", "deploy", "errors", "export", "plots", "report", "spec", "store", "theory"},
-    "report": {"shape", "spec", "store"},
+    "figures": {"analyze", "deploy", "errors", "export", "files", "plots", "report", "spec", "store", "theory"},
+    "report": {"files", "latency", "shape", "spec", "store"},
     "plots": {"report", "spec", "store"},
     "svg": {"plots"},
     "choices": {"plots", "report"},
@@ -84,6 +84,7 @@ ALLOWED: dict[str, set[str]] = {
         "figures",
         "grid",
         "page",
+        "parity",
         "report",
         "runner",
         "spec",

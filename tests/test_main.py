@@ -319,6 +319,17 @@ def test_cuda_is_refused_where_there_is_none(suite: Run, tmp_path: Path) -> None
         assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [("explain",), ("parity",)])
+def test_a_provider_that_is_not_there_is_one_line_from_every_command(command: tuple[str, ...], suite: Run) -> None:
+    from suite.latency import unavailable
+
+    if unavailable("cuda") is None:
+        pytest.skip("this machine has CUDA")
+    code, out, err = suite(*command, "resnet20_relu_bn", "--provider", "cuda")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: --provider cuda: not available here: ")
+
+
 def test_list_prints_models_tables_and_data(suite: Run) -> None:
     _, out, _ = suite("list", "models")
     assert {"resnet110_relu_bn", "resnet50_crelu_np3", "resnet110_w24_crelu_bn"} <= set(out.split())

@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, save
 from torch import Tensor, nn
 
-from suite.parity import TOLERANCE, compare, judge
+from suite.parity import SHOWN, TOLERANCE, compare, judge, render
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.standard_normal((200, 10)).astype(np.float32)
@@ -193,3 +193,39 @@ def test_a_provider_that_is_not_there_is_an_error(onnx_file: Path) -> None:
 def test_an_unknown_precision_is_an_error(onnx_file: Path) -> None:
     with pytest.raises(ValueError, match="precision='fp8'; legal: fp32, fp16, int8"):
         compared(Mean(), onnx_file, precision="fp8")
+
+
+def told(expected: np.ndarray, actual: np.ndarray, **more: Any) -> str:
+    used = {"provider": "CPUExecutionProvider", "precision": "fp32", "tf32": False}
+    return render(judge(expected, actual, LABELS) | used | more)
+
+
+def test_the_text_says_errors_differences_and_the_margin_of_each_disagreement() -> None:
+    other = LOGITS.copy()
+    first, second = np.argsort(LOGITS[7])[[-1, -2]]
+    other[7, second] = LOGITS[7, first] + 1
+    text = told(LOGITS, other)
+    margin = LOGITS[7, first] - LOGITS[7, second]
+    assert text.startswith("fp32 on CPUExecutionProvider: 200 images\n")
+    assert f"disagreements  1, torch's margins: image 7 by {margin:.3g}\n" in text
+    assert "agreement      99.5 % of images" in text
+    assert "passed         NO\n" in text
+    assert "departs" not in text
+    assert "disagreements  none\n" in told(LOGITS, LOGITS)
+
+
+def test_of_many_disagreements_the_text_says_the_widest() -> None:
+    found = judge(LOGITS, LOGITS[:, ::-1], LABELS)
+    widest = max(found["disagreements"], key=lambda each: each["margin"])
+    text = told(LOGITS, LOGITS[:, ::-1])
+    assert text.count("image ") == SHOWN
+    assert f"margins: image {widest['image']} by {widest['margin']:.3g}, image" in text
+
+
+def test_the_text_names_the_layer_and_both_values_where_a_file_departs() -> None:
+    departure = {"comparison": "file", "layer": "layer2.0.conv1", "node": "layer2.0.conv1", "operator": "Conv"}
+    values = {"difference": 0.5, "scale": 2.0, "position": [0, 3, 1, 1], "expected": 0.0, "actual": 0.5}
+    text = told(LOGITS, LOGITS, departure=departure | values)
+    assert "at layer layer2.0.conv1 (node layer2.0.conv1, Conv), in the file, which is damaged" in text
+    assert "expected 0.0, got 0.5 at [0, 3, 1, 1]" in text
+    assert "departs first  nowhere" in told(LOGITS, LOGITS, departure=None)

@@ -331,3 +331,34 @@ def test_a_bar_in_a_record_ends_no_cell_of_a_markdown_table(store: Store, add_ru
     store.put("latency", timed | {"runtime": "onnxruntime"}, {"samples": [0.01]}, {}, {})
     lines = [line for line in report.render(build(store), "github").splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_the_detail_has_the_percentiles_that_there_are_samples_for(store: Store, add_run: AddRun) -> None:
+    add_run("resnet110_relu_bn", samples=tuple(0.001 * n for n in range(1, 131)))
+    add_run("resnet110_crelu_bn", samples=tuple(0.001 * n for n in range(1, 65)))
+    table = spec.matching(spec.load_table(2), ["resnet110_relu_bn@cifar10", "resnet110_crelu_bn@cifar10"])
+    lines = {line.values["model"]: line for line in report.build(table, store, detail=True).lines}
+    key = "onnxruntime_cpu_b8_p{}_ms".format
+    relu, crelu = lines["resnet110_relu_bn"], lines["resnet110_crelu_bn"]
+    assert relu.values[key(90)] == pytest.approx(117.1)
+    assert relu.values[key(95)] == pytest.approx(123.55)
+    assert crelu.values[key(90)] == pytest.approx(57.7)
+    assert crelu.values[key(95)] is None
+    assert crelu.notes[key(95)] == ["64 runs, too few for this percentile"]
+    assert key(99) not in relu.values
+    assert key(90) not in build(store).lines[0].values
+
+
+def test_loading_the_first_run_and_the_way_over_the_host_are_figures_of_their_own(
+    store: Store, add_run: AddRun
+) -> None:
+    add_run(timed={"load_seconds": 0.5, "first_run_seconds": 0.02, "host_samples": [0.012, 0.013, 0.014]})
+    key = "onnxruntime_cpu_b8_{}_ms".format
+    plain, detail = build(store), build(store, detail=True)
+    assert plain.lines[0].values[key("host_to_host_p50")] == pytest.approx(13)
+    assert {key("load"), key("first_run")}.isdisjoint(column.key for column in plain.columns)
+    assert detail.lines[0].values[key("load")] == pytest.approx(500)
+    assert detail.lines[0].values[key("first_run")] == pytest.approx(20)
+    headings = [column.heading for column in detail.columns if column.key.startswith("onnxruntime")]
+    assert headings[0] == "ORT cpu b8 p50 ms"
+    assert headings[-1] == "ORT cpu b8 first run ms"

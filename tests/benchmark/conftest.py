@@ -1,6 +1,5 @@
 """Options of the benchmarks, and what they write beside their figures."""
 
-import statistics
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from timm.models import save_for_hf
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import deploy, env
+from suite import deploy, env, latency
 from suite.export import load_weights
 
 
@@ -25,39 +24,50 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["suite"] = env.environment()
 
 
-RATIOS = pytest.StashKey[list[str]]()
+BARS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 @pytest.fixture
-def ratio(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Report the median ratio of interleaved pairs (first over second) with its range, and the bar it is meant to pass.
+def bar(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Report figures, in words, and whether they are as they are meant to be.
 
-    A figure below its bar is printed as such and fails nothing: it is a measurement of this machine, not a test.
+    Those that are not are printed as such and fail nothing: they are measurements of this machine, not tests.
     """
     if request.config.getoption("benchmark_skip"):
         pytest.skip("a benchmark")
 
-    def report(
-        name: str, pairs: list[tuple[float, float]], least: float | None = None, most: float | None = None
-    ) -> None:
-        ratios = [first / second for first, second in pairs]
-        median = statistics.median(ratios)
-        missed = (least is not None and median < least) or (most is not None and median > most)
-        bar = " and ".join(
-            f"at {side} {value}" for side, value in (("least", least), ("most", most)) if value is not None
-        )
-        line = f"{name}: {median:.3g} ({min(ratios):.3g} to {max(ratios):.3g}); bar: {bar}"
-        request.config.stash.setdefault(RATIOS, []).append(f"{line}, {'MISSED' if missed else 'met'}")
+    def report(name: str, words: str, met: bool, **figures: Any) -> None:
+        request.config.stash.setdefault(BARS, []).append({"name": name, "words": words, "met": met, **figures})
 
     return report
 
 
+@pytest.fixture
+def ratio(bar: Callable[..., None]) -> Callable[..., None]:
+    """Report the median ratio of interleaved pairs (first over second), and the bar that it is meant to pass."""
+
+    def report(
+        name: str, pairs: list[tuple[float, float]], least: float | None = None, most: float | None = None
+    ) -> None:
+        median, low, high = latency.interval([first / second for first, second in pairs])
+        met = (least is None or median >= least) and (most is None or median <= most)
+        limits = (("least", least), ("most", most))
+        legal = " and ".join(f"at {side} {value}" for side, value in limits if value is not None)
+        bar(name, f"{median:.3g} ({low:.3g} to {high:.3g}); bar: {legal}", met, ratio=median, interval=[low, high])
+
+    return report
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
+    output_json["bars"] = config.stash.get(BARS, [])
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    lines = config.stash.get(RATIOS, [])
-    if lines:
-        terminalreporter.section("ratios: median (range) of interleaved pairs")
-        for line in lines:
-            terminalreporter.write_line(line)
+    bars = config.stash.get(BARS, [])
+    if bars:
+        terminalreporter.section("ratios: median of interleaved pairs (95 %)")
+        for each in bars:
+            terminalreporter.write_line(f"{each['name']}: {each['words']}, {'met' if each['met'] else 'MISSED'}")
 
 
 @dataclass(frozen=True)

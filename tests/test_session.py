@@ -1,0 +1,114 @@
+"""A session is on the provider that was asked for, or there is none."""
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from suite import latency
+from suite.session import PROVIDERS, open_session, provider_options, uses_tf32
+
+GPUS = ["cuda", "tensorrt"]
+
+
+def graph() -> bytes:
+    """One multiplication."""
+    value = helper.make_tensor_value_info
+    node = helper.make_node("Mul", ["x", "x"], ["y"])
+    made = helper.make_graph([node], "mul", [value("x", TensorProto.FLOAT, [1])], [value("y", TensorProto.FLOAT, [1])])
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+class Fallen:
+    """What ONNX Runtime gives where a provider's libraries are missing and nothing forbids it: a session on the CPU."""
+
+    def __init__(self, source: bytes, options: Any, providers: Any) -> None:
+        self.options, self.providers = options, providers
+
+    def disable_fallback(self) -> None:
+        pass
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+@pytest.fixture
+def whole_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime says that it was built with all providers, as its package for GPUs does on every machine."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(PROVIDERS.values()))
+
+
+def test_the_cpu_runs_with_as_many_threads_as_asked_for() -> None:
+    session = open_session(graph(), "cpu", 2)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert session.get_session_options().intra_op_num_threads == 2
+
+
+@pytest.mark.parametrize("provider", GPUS)
+def test_a_build_without_the_provider_is_an_error(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(RuntimeError, match=f"^this build of ONNX Runtime has no {PROVIDERS[provider]}$"):
+        open_session(graph(), provider, 1)
+
+
+@pytest.mark.usefixtures("whole_build")
+@pytest.mark.parametrize("provider", GPUS)
+def test_a_session_that_fell_back_to_the_cpu_is_an_error(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "InferenceSession", Fallen)
+    with pytest.raises(RuntimeError, match=f"{PROVIDERS[provider]} cannot be loaded here; .* fell back to CPU"):
+        open_session(graph(), provider, 1)
+
+
+@pytest.mark.usefixtures("whole_build")
+@pytest.mark.parametrize("provider", GPUS)
+def test_no_node_may_run_on_the_cpu_instead(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, Any]] = []
+
+    def opened(source: bytes, options: Any, providers: Any) -> Fallen:
+        asked.append((options, providers))
+        fallen = Fallen(source, options, providers)
+        monkeypatch.setattr(fallen, "get_providers", lambda: [PROVIDERS[provider]], raising=False)
+        return fallen
+
+    monkeypatch.setattr(ort, "InferenceSession", opened)
+    open_session(graph(), provider, 1)
+    ((options, providers),) = asked
+    assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    assert [name for name, _ in providers] == [PROVIDERS[provider]]
+
+
+@pytest.mark.parametrize("provider", GPUS)
+def test_the_package_for_gpus_without_their_libraries_is_an_error_of_one_line(provider: str) -> None:
+    if PROVIDERS[provider] not in ort.get_available_providers() or latency.unavailable(provider) is None:
+        pytest.skip("this build lacks the provider, or this machine has what it needs")
+    with pytest.raises(RuntimeError, match=PROVIDERS[provider]) as caught:
+        open_session(graph(), provider, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_cuda_searches_for_the_fastest_convolution_and_is_told_of_tf32() -> None:
+    assert provider_options("cuda", tf32=False) == {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"}
+    assert provider_options("cuda", tf32=True)["use_tf32"] == "1"
+    assert provider_options("cpu", tf32=True) == {}
+
+
+@pytest.mark.parametrize(("variable", "used"), [(None, True), ("1", True), ("0", False)])
+def test_tensorrt_uses_tf32_unless_the_environment_forbids_it(
+    variable: str | None, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", variable)
+    assert uses_tf32("tensorrt") is used
+    assert not uses_tf32("cuda")
+
+
+def test_what_is_no_graph_is_an_error_of_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"not a graph")
+    with pytest.raises(RuntimeError, match=r"^CPUExecutionProvider: .*broken\.onnx") as caught:
+        open_session(str(path), "cpu", 1)
+    assert "\n" not in str(caught.value)
