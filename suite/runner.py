@@ -7,7 +7,6 @@ everything is stored already does not load torch.
 
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -368,12 +367,8 @@ class _Run:
 
             weights, size = self.store.artifact(train, "model.safetensors").parent, cell.recipe.test_size
             of = deploy.Source(weights, cell.row.model, len(cell.dataset.classes), size, trained=True)
-            more = {
-                "recipe": json.dumps(dataclasses.asdict(cell.recipe)),
-                "data": json.dumps(cell.dataset.fingerprint),
-                "run": train.key,
-            }
-            return export(weights, size, folder / "model.onnx", deploy.metadata(of, more))
+            stated = deploy.metadata(of, deploy.training(of) | {"form": "rewritten"})
+            return export(weights, size, folder / "model.onnx", stated)
 
         return self._stage("export", cell, inputs, work)
 

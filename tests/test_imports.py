@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "analyze": {"batches", "models"},
     "theory": {"analyze", "models"},
     "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "parity"}
-    | {"precision", "spec"},
+    | {"precision", "spec", "store"},
     "figures": {"analyze", "deploy", "errors", "export", "spec", "store"},
     "report": {"spec", "store"},
     "plots": {"report", "spec"},

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 import suite.__main__ as command_line
@@ -196,6 +197,22 @@ def test_export_and_parity_of_a_model_end_to_end(tmp_path: Path, suite: Run) -> 
     assert "passed" in text
     code, _, err = suite("parity", str(out), "--images", "20", "--weights", "resnet20_relu_bn")
     assert (code, err) == (1, "")  # the file of another network
+
+
+def test_a_file_of_a_run_says_what_it_was_made_from(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, suite: Run
+) -> None:
+    (trained,) = (json.loads(path.read_text()) for path in (finished[0] / "records" / "train").iterdir())
+    out = tmp_path / "net.onnx"
+    assert suite("export", str(finished[0] / "artifacts" / trained["key"]), str(out))[0] == 0
+    by_run = next((finished[0] / "artifacts").glob("*/model.onnx"))
+    for file in (out, by_run):
+        stated = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+        assert {"mean", "std", "label_names", "versions"} <= set(stated)
+        assert (stated["model"], stated["trained"], stated["run"]) == ("resnet20_crelu_bn", "true", trained["key"])
+        assert json.loads(stated["recipe"]) == trained["inputs"]["recipe"]
+        assert json.loads(stated["data"]) == trained["inputs"]["data"]
+        assert stated["weights_sha256"] == trained["artifacts"]["model.safetensors"]["sha256"]
 
 
 @pytest.mark.parametrize(
