@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from suite import env, spec
 from suite.errors import InputError
+from suite.store import Store
 from suite.weights import read_config
 
 if TYPE_CHECKING:
@@ -137,6 +138,16 @@ def metadata(of: Source, more: dict[str, str]) -> dict[str, str]:
     return stated | more
 
 
+def training(of: Source) -> dict[str, str]:
+    """What a run was trained on, for `metadata`: its `recipe`, the `data`'s fingerprint and the `run`'s key, from the
+    record in its results folder; nothing for start values and for a folder of weights that lies elsewhere."""
+    folder = of.weights.resolve()
+    for record in Store(folder.parent.parent).each("train", [of.model]) if of.trained else ():
+        if record.key == folder.name:
+            return {name: json.dumps(record.inputs[name]) for name in ("recipe", "data")} | {"run": record.key}
+    return {}
+
+
 def export(
     of: Source, out: Path, precision: str, provider: str, plain: bool, data: Mapping[str, Path]
 ) -> dict[str, Any]:
@@ -162,7 +173,8 @@ def export(
         found: dict[str, dict[str, Any]] = {}
         for form in ["plain"] if plain else ["rewritten"] if provider == "cpu" else ["rewritten", "plain"]:
             path = Path(scratch) / f"{form}.onnx"
-            found[form] = exporting.export(of.weights, of.size, path, metadata(of, {"form": form}), form == "rewritten")
+            stated = metadata(of, training(of) | {"form": form})
+            found[form] = exporting.export(of.weights, of.size, path, stated, form == "rewritten")
             if precision != "fp32":
                 whole = path.rename(path.with_suffix(".fp32"))
                 found[form] |= convert(whole, path, precision, lambda: test_batches(of, data, None))

@@ -56,7 +56,7 @@ def cost(model: nn.Module, size: int) -> dict[str, int]:
     """Trainable `parameters`, and `macs`: multiply-accumulates of convolutions and linear layers for one image."""
     shadow = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(torch.empty(1, 3, size, size, device="meta"))
+        shadow(torch.empty(1, _in_channels(model), size, size, device="meta"))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"parameters": parameters, "macs": counter.get_total_flops() // 2}
 
@@ -64,9 +64,9 @@ def cost(model: nn.Module, size: int) -> dict[str, int]:
 def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrite: bool = True) -> dict[str, Any]:
     """Write the trained network in folder `weights` as the ONNX file `out`, for images of size x size pixels.
 
-    The graph takes `input`, float32 (batch, 3, size, size) normalised as in training, with a free batch size, and
-    gives `logits` (batch, classes). With `rewrite` it has the form that ONNX Runtime's CPU provider runs fastest (see
-    `suite.rewrite`), and has been found to give the same logits; without, the exporter's own.
+    The graph takes `input`, float32 (batch, channels, size, size) normalised as in training, with a free batch size,
+    and gives `logits` (batch, classes). With `rewrite` it has the form that ONNX Runtime's CPU provider runs fastest
+    (see `suite.rewrite`), and has been found to give the same logits; without, the exporter's own.
 
     Returns:
         `opset`, `operators` (how many of each), `parameters`, `macs`, `bytes`; and of a rewritten graph `rewrites`
@@ -85,7 +85,7 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
     ir.save(graph, out)
     result = {**check(out, batch_norms=0 if rewrite else _unfoldable(model)), **cost(model, size)}
     if rewrite:
-        changed = difference(plain, out.read_bytes(), (2, 3, size, size))
+        changed = difference(plain, out.read_bytes(), (2, _in_channels(model), size, size))
         if not changed <= TOLERANCE:  # nor if it is not a number
             raise RuntimeError(f"{out.name}: rewriting changed the logits by {changed:.1e} of the largest")
         result |= {"rewrites": counts, "rewrite_difference": changed}
@@ -99,7 +99,7 @@ def to_graph(model: nn.Module, size: int) -> ir.Model:
 
 
 def _to_onnx(model: nn.Module, size: int) -> torch.onnx.ONNXProgram:
-    example = torch.randn(2, 3, size, size)  # a batch of one would be taken for a constant
+    example = torch.randn(2, _in_channels(model), size, size)  # a batch of one would be taken for a constant
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter's own use of what PyTorch deprecates; nothing that a caller could change.
         warnings.simplefilter("ignore")
@@ -116,6 +116,11 @@ def _to_onnx(model: nn.Module, size: int) -> torch.onnx.ONNXProgram:
         )
     assert program is not None  # only the old exporter returns nothing
     return program
+
+
+def _in_channels(model: nn.Module) -> int:
+    """How many channels an image has."""
+    return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
 def _unfoldable(model: nn.Module) -> int:

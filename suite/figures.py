@@ -12,8 +12,8 @@ from typing import Any
 
 from suite import deploy, spec
 from suite.errors import InputError
-from suite.plots import ZOOM
 from suite.files import printable
+from suite.plots import ZOOM
 from suite.report import escape_latex
 from suite.store import Record, Store
 

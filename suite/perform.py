@@ -190,12 +190,13 @@ class Performer:
         (train,), cell, size = stage.needs, _cell(stage), stage.inputs["size"]
         weights = self._weights(train)
         of = deploy.Source(weights, cell.row.model, len(cell.dataset.classes), size, trained=True)
+        rewrite = not stage.inputs.get("plain", False)
         more = {
             "recipe": json.dumps(dataclasses.asdict(cell.recipe)),
             "data": json.dumps(cell.dataset.fingerprint),
             "run": train.key,
+            "form": "rewritten" if rewrite else "plain",
         }
-        rewrite = not stage.inputs.get("plain", False)
         return export(weights, size, folder / "model.onnx", deploy.metadata(of, more), rewrite)
 
     def _analyze(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
 # Channels of a block on the widest vector unit that ONNX Runtime knows (AVX-512); narrower blocks divide it.
 BLOCK = 16
 
-# Values of one image, channels x height x width, from which CReLU is faster as two convolutions (see `_halves`): more
-# than ResNet-110 has anywhere at 32x32 (16,384), less than ResNet-34 at 224x224 (25,088). Nothing between was measured.
-LARGE = 20_000
+# Values of one image, channels x height x width, from which CReLU is faster as two convolutions (see `_halves`). Below
+# are all of ResNet-110 at 32x32 (16,384 at most) and the 7x7 of ImageNet networks (25,088); above, all before (50,176).
+LARGE = 40_000
 
 # The largest difference of logits that rounding explains, relative to the largest logit.
 TOLERANCE = 1e-5
@@ -151,12 +151,15 @@ def _pool(op: Any, x: ir.Value, axes: ir.Value) -> Any:
     return op.GlobalAveragePool(x)
 
 
-# CReLU has two forms. Sums of kernel times in interleaved profiles (10th percentile, two cores with AVX-512, batch 1):
+# CReLU has two forms. Sums of kernel times, relative to the exported graph, in interleaved profiles (two cores with
+# AVX-512, batch 1; "shared" while other work slowed the machine to less than half its speed):
 #
-#                                               ResNet-110, 32x32   ResNet-34, 224x224   ResNet-50, 224x224
-#   as exported                                      10.4 ms              81.6 ms              84.0 ms
-#   one signed convolution                            7.2                 72.4                 77.5
-#   two halves                                        7.5                 69.6                 71.4
+#                                  ResNet-34, 224x224   ResNet-50, 224x224   ResNet-110, 32x32
+#                                     idle   shared        idle   shared          shared
+#   one signed convolution            0.97    0.89         0.96    0.92            0.69
+#   two halves                        0.97    0.85         0.96    0.85            0.72
+#
+# On an idle machine the convolutions alone are 0.95 of the exported ResNet-34, so little is left to gain.
 #
 # Others were slower, by wall clock in one run of ResNet-110, where the signed convolution took 0.76 of the exported
 # graph: a depthwise convolution of -1 and `Concat` 0.89, `Concat` of x with itself and a depthwise convolution of +-1
@@ -168,8 +171,13 @@ def _pool(op: Any, x: ir.Value, axes: ir.Value) -> Any:
 # then stand in another order than CReLU's, which `_absorb` hands on to the weights that read them.
 #
 # 2. `_halves`, for large ones: relu(-x) = relu(x) - x, so that a convolution with weights [P, N] of CReLU is
-# (P + N) * relu(x) - N * x: two convolutions, of which the second adds to the result of the first. Nothing is copied,
-# and each half's filters fit a cache better; but it is one node more, and rounds differently.
+# (P + N) * relu(x) - N * x: two convolutions, of which the second adds to the result of the first. Nothing is copied;
+# but it is one node more, and rounds differently.
+#
+# A signed convolution can also write zeros that the next one pads with. ONNX Runtime's kernel computes six or three
+# outputs of a row at a time and the rest, like those beside padding, one by one. At a width of 7, 16 or 28 (1 modulo 3)
+# one column of zeros on the right leaves fewer of them: the 3x3 convolutions at 7x7 took 0.97 in ResNet-34, the whole
+# of ResNet-110 0.99. At 28x28 the gain (0.98) does not pay for the signed form where `_halves` is faster.
 
 
 def _crelu(op: Any, x: ir.Value) -> Any:
@@ -180,14 +188,17 @@ def _has_width(context: Any, x: ir.Value, both: ir.Value) -> bool:
     return _channels(x) > 0
 
 
-def _signed_convolution(op: Any, x: ir.Value, both: ir.Value) -> Any:
+def _signed_convolution(op: Any, x: ir.Value, both: ir.Value, zero_columns: int = 0) -> Any:
     channels = _channels(x)
     width = BLOCK if channels % BLOCK == 0 else channels
     groups = channels // width
     signs = np.vstack([np.eye(width), -np.eye(width)]).astype(np.float32)[:, :, None, None]
     layer = _layer(_producer(both))
     weight = op.initializer(ir.tensor(np.tile(signs, (groups, 1, 1, 1))), name=f"{layer}.weight")
-    rectified = op.Relu(op.Conv(x, weight, kernel_shape=[1, 1], group=groups))
+    signed = op.Conv(x, weight, kernel_shape=[1, 1], group=groups, pads=[0, 0, 0, zero_columns])
+    rectified = op.Relu(signed)
+    for value in (signed, rectified):
+        _producer(value).metadata_props.update(_producer(both).metadata_props)
     if groups == 1:
         return rectified
     order = np.arange(2 * channels).reshape(groups, 2, width).swapaxes(0, 1).ravel()
@@ -196,6 +207,22 @@ def _signed_convolution(op: Any, x: ir.Value, both: ir.Value) -> Any:
 
 def _conv_of_crelu(op: Any, x: ir.Value, w: ir.Value) -> Any:
     return op.Conv(_crelu(op, x), w, _allow_other_inputs=True, _outputs=["y"])
+
+
+def _leaves_single_columns(context: Any, x: ir.Value, w: ir.Value, y: ir.Value, both: ir.Value) -> bool:
+    conv = _producer(y)
+    strides, pads = (list(conv.attributes.get_ints(name, [])) for name in ("strides", "pads"))
+    width = None if x.shape is None else x.shape[3]
+    same = strides in ([], [1, 1]) and pads == [1, 1, 1, 1]
+    return same and isinstance(width, int) and width % 3 == 1 and len(both.uses()) == 1 and _channels(x) > 0
+
+
+def _beside_zeros(op: Any, x: ir.Value, w: ir.Value, y: ir.Value, both: ir.Value) -> Any:
+    conv = _producer(y)
+    rectified = _signed_convolution(op, x, both, zero_columns=1)
+    result = op.Conv(rectified, *conv.inputs[1:], **dict(conv.attributes) | {"pads": [1, 1, 1, 0]})
+    _producer(result).metadata_props.update(conv.metadata_props)
+    return result
 
 
 def _is_large(context: Any, x: ir.Value, w: ir.Value, y: ir.Value, both: ir.Value) -> bool:
@@ -242,6 +269,7 @@ RULES = {
     "mean as pool": pattern.RewriteRule(_mean, _pool, _is_pool),
     "convolution of CReLU in halves": pattern.RewriteRule(_conv_of_crelu, _halves, _is_large),
     "sum of three": pattern.RewriteRule(_sum_of_three, _reassociated, _two_are_convolutions),
+    "CReLU beside a column of zeros": pattern.RewriteRule(_conv_of_crelu, _beside_zeros, _leaves_single_columns),
     "CReLU as convolution": pattern.RewriteRule(_crelu, _signed_convolution, _has_width),
 }
 

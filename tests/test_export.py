@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from suite.export import OPSET, check, cost, export, fold, load_weights
 NAMES = ["resnet20_relu_bn", "resnet20_crelu_np", "resnet20_relu_np2", "resnet20_crelu_nobias", "resnet34_crelu_np3"]
 
 
-def randomized(name: str, **arguments: int) -> nn.Module:
+def randomized(name: str, **arguments: Any) -> nn.Module:
     """A model in which every parameter and statistic has a value of its own, so that a wrong fold shows."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(name, num_classes=7, **arguments)
@@ -35,11 +36,11 @@ def randomized(name: str, **arguments: int) -> nn.Module:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Callable[[nn.Module], Path]:
-    def save(model: nn.Module) -> Path:
+def saved(tmp_path: Path) -> Callable[..., Path]:
+    def save(model: nn.Module, arguments: dict[str, Any] | None = None) -> Path:
         folder = tmp_path / "weights"
         folder.mkdir()
-        save_for_hf(model, str(folder), safe_serialization=True)
+        save_for_hf(model, str(folder), safe_serialization=True, model_args=arguments)
         return folder
 
     return save
@@ -74,7 +75,7 @@ def test_folding_leaves_the_model_itself_alone() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_exported_file_gives_torchs_logits_at_any_batch_size(
-    name: str, saved: Callable[[nn.Module], Path], tmp_path: Path
+    name: str, saved: Callable[..., Path], tmp_path: Path
 ) -> None:
     model = randomized(name)
     out = tmp_path / "model.onnx"
@@ -93,6 +94,22 @@ def test_the_exported_file_gives_torchs_logits_at_any_batch_size(
     assert {entry.key: entry.value for entry in onnx.load(str(out)).metadata_props}["model"] == name
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"in_chans": 1}, {"crelu_placement": "inner"}, {"crelu_placement": "inner", "np_constants": "direct"}]
+)
+def test_variants_of_an_architecture_export_too(
+    arguments: dict[str, Any], saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = randomized("resnet20_crelu_np", **arguments)
+    export(saved(model, arguments), 32, tmp_path / "model.onnx", {})
+    images = torch.randn(2, arguments.get("in_chans", 3), 32, 32)
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (actual,) = session.run(["logits"], {"input": images.numpy()})
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 def test_normalisations_of_one_architecture_export_to_the_same_operators(tmp_path: Path) -> None:
     found = []
     for norm in ("bn", "plain", "np2", "np3"):
@@ -107,7 +124,7 @@ def test_normalisations_of_one_architecture_export_to_the_same_operators(tmp_pat
 
 
 def test_an_export_that_is_not_rewritten_keeps_the_exporters_operators(
-    saved: Callable[[nn.Module], Path], tmp_path: Path
+    saved: Callable[..., Path], tmp_path: Path
 ) -> None:
     result = export(saved(randomized("resnet20_crelu_np2")), 32, tmp_path / "model.onnx", {}, rewrite=False)
     assert result["operators"]["Neg"] == 19
@@ -116,7 +133,7 @@ def test_an_export_that_is_not_rewritten_keeps_the_exporters_operators(
 
 
 def test_a_rewrite_that_changes_the_logits_is_refused(
-    saved: Callable[[nn.Module], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoil(model: ir.Model) -> dict[str, int]:
         weight = model.graph.initializers["fc.weight"]
@@ -128,7 +145,7 @@ def test_a_rewrite_that_changes_the_logits_is_refused(
         export(saved(randomized("resnet20_relu_bn")), 32, tmp_path / "model.onnx", {})
 
 
-def test_weights_come_back_in_evaluation_mode(saved: Callable[[nn.Module], Path]) -> None:
+def test_weights_come_back_in_evaluation_mode(saved: Callable[..., Path]) -> None:
     model = randomized("resnet20_relu_bn")
     loaded = load_weights(saved(model))
     assert not loaded.training

@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "analyze": {"batches", "models"},
     "theory": {"analyze", "models"},
     "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "parity"}
-    | {"precision", "spec", "weights"},
+    | {"precision", "spec", "store", "weights"},
     "figures": {"analyze", "deploy", "errors", "export", "files", "plots", "report", "spec", "store", "theory"},
     "report": {"files", "latency", "shape", "spec", "store"},
     "plots": {"report", "spec", "store"},

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 Run = Callable[..., tuple[int, str, str]]
@@ -187,6 +188,22 @@ def test_normprop_s_promise_and_the_propositions_are_printed(suite: Run) -> None
     assert code == 0
     assert "| layer3.2.conv2 |" in out
     assert "- Proposition 2: the mean of ReLU(x) is 0.3989, 1/sqrt(2 pi); as printed" in out
+
+
+def test_a_file_of_a_run_says_what_it_was_made_from(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, suite: Run
+) -> None:
+    (trained,) = (json.loads(path.read_text()) for path in (finished[0] / "records" / "train").iterdir())
+    out = tmp_path / "net.onnx"
+    assert suite("export", str(finished[0] / "artifacts" / trained["key"]), str(out))[0] == 0
+    by_run = next((finished[0] / "artifacts").glob("*/model.onnx"))
+    for file in (out, by_run):
+        stated = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+        assert {"mean", "std", "label_names", "versions"} <= set(stated)
+        assert (stated["model"], stated["trained"], stated["run"]) == ("resnet20_crelu_bn", "true", trained["key"])
+        assert json.loads(stated["recipe"]) == trained["inputs"]["recipe"]
+        assert json.loads(stated["data"]) == trained["inputs"]["data"]
+        assert stated["weights_sha256"] == trained["artifacts"]["model.safetensors"]["sha256"]
 
 
 @pytest.mark.parametrize(

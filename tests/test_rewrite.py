@@ -26,7 +26,8 @@ NETWORKS = [
     ("resnet20_relu_np", 32),
     ("resnet20_crelu_np2", 32),
     ("resnet20_w24_crelu_bn", 32),
-    ("resnet34_crelu_nobias", 96),  # large enough for CReLU in halves in the first stage, and only there
+    # Large enough for CReLU in halves in the first stage, and only there; then 16, 8 and 4 pixels wide.
+    ("resnet34_crelu_nobias", 128),
     ("resnet50_crelu_bn", 96),
     ("resnet50_relu_np", 64),
 ]
@@ -138,7 +139,8 @@ def test_the_rewritten_graph_gives_torchs_logits(
                 "type-A shortcut as convolution": 2,
                 "BatchNorm into shortcut": 2,
                 "mean as pool": 1,
-                "CReLU as convolution": 19,
+                "CReLU beside a column of zeros": 5,  # the second stage is 16 pixels wide
+                "CReLU as convolution": 14,
                 "order of channels into weights": 12,  # the 7 of 16 channels are one block
             },
         ),
@@ -157,12 +159,13 @@ def test_the_rewritten_graph_gives_torchs_logits(
         ),
         (
             "resnet34_crelu_nobias",
-            96,
+            128,
             {
                 "mean as pool": 1,
                 "convolution of CReLU in halves": 7,  # the 6 of the first stage and the first of the second
                 "sum of three": 3,
-                "CReLU as convolution": 26,
+                "CReLU beside a column of zeros": 12,  # the others of the second stage, and of the fourth but the first
+                "CReLU as convolution": 14,
                 "order of channels into weights": 26,
             },
         ),
@@ -203,10 +206,10 @@ def test_the_file_says_nothing_of_the_machine_that_wrote_it(exported: Callable[[
     assert str(Path(models.__file__).parent).encode() not in exported("resnet20_relu_bn", 32).rewritten
 
 
-def rewritten(module: nn.Module, channels: int) -> tuple[bytes, bytes, Counter[str]]:
+def rewritten(module: nn.Module, channels: int, size: int = 9) -> tuple[bytes, bytes, Counter[str]]:
     """A module's graph before and after, behind a convolution that takes three channels to its own."""
     whole = nn.Sequential(nn.Conv2d(3, channels, 1), module).eval()
-    model = _to_onnx(whole, 9).model
+    model = _to_onnx(whole, size).model
     before = serialized(model)
     apply_rewrites(model)
     return before, serialized(model), Counter(node.op_type for node in model.graph)
@@ -219,6 +222,33 @@ def test_crelu_as_a_convolution_is_exact_in_value_and_order(channels: int) -> No
     assert "Concat" not in operators
     images = np.random.default_rng(0).standard_normal((2, 3, 9, 9), np.float32)
     assert np.array_equal(run(before, images), run(after, images))
+
+
+@pytest.mark.parametrize(("width", "beside_zeros"), [(7, True), (10, True), (6, False), (8, False)])
+def test_a_column_of_zeros_replaces_padding_where_it_spares_single_outputs(width: int, beside_zeros: bool) -> None:
+    module = nn.Sequential(models.CReLU(), nn.Conv2d(4 * BLOCK, BLOCK, 3, padding=1))
+    before, after, operators = rewritten(module, 2 * BLOCK, width)
+    graph = onnx.load_from_string(after).graph
+    pads = [list(a.ints) for node in graph.node for a in node.attribute if a.name == "pads"]
+    assert ([1, 1, 1, 0] in pads) == ([0, 0, 0, 1] in pads) == beside_zeros
+    assert operators == {"Conv": 3, "Relu": 1}
+    assert difference(before, after, (2, 3, width, width)) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4 * BLOCK, BLOCK, 3, stride=2, padding=1),
+        nn.Conv2d(4 * BLOCK, BLOCK, 3),
+        nn.Conv2d(4 * BLOCK, BLOCK, 5, padding=2),
+        nn.Conv2d(4 * BLOCK, BLOCK, 1),
+    ],
+)
+def test_other_convolutions_keep_their_padding(conv: nn.Conv2d) -> None:
+    before, after, _ = rewritten(nn.Sequential(models.CReLU(), conv), 2 * BLOCK, 7)
+    attributes = (a for node in onnx.load_from_string(after).graph.node for a in node.attribute)
+    assert [1, 1, 1, 0] not in [list(a.ints) for a in attributes]
+    assert difference(before, after, (2, 3, 7, 7)) <= 1e-6
 
 
 def test_a_shortcut_as_a_convolution_is_exact() -> None:

@@ -1,4 +1,5 @@
-"""What the rewrites gain, what CReLU costs, and how far the harness can be trusted: ratios of latencies in turns.
+"""What the rewrites gain and keep, what CReLU costs, and how far the harness can be trusted: ratios, most of latencies
+in turns.
 
 ONNX Runtime's CPU provider, two threads, one image; each network in a process of its own.
 """
@@ -10,9 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
+import torch
 
 from suite import latency
+from suite.export import load_weights
+from suite.session import open_session
 
 # Loads one core for about half of the time.
 DISTURBANCE = """
@@ -65,6 +71,24 @@ def test_no_normalisation_costs_anything_once_deployed(norm: str, files: Any, ra
 def test_int8_against_float32(model: str, most: float, files: Any, ratio: Callable[..., None]) -> None:
     found = pairs(files.exported(model, 224, "int8"), files.exported(model, 224), 224)
     ratio(f"{model}, 224x224: latency of int8 over float32", found, most=most)
+
+
+def test_the_deployed_graph_gives_torchs_logits(registered: str, files: Any, ratio: Callable[..., None]) -> None:
+    size = timm.get_pretrained_cfg(registered).input_size[-1]
+    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = load_weights(files.weights(registered))(images).numpy()
+    session = open_session(str(files.exported(registered, size)), "cpu", 2)
+    (actual,) = session.run(["logits"], {"input": images.numpy()})
+    greatest = (float(np.abs(actual - expected).max()), float(np.abs(expected).max()))
+    ratio(f"{registered}, {size}x{size}: greatest difference of logits over the greatest logit", [greatest], most=1e-4)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "registered" in metafunc.fixturenames:
+        few = ["resnet110_crelu_np", "resnet50_crelu_bn"]
+        full = metafunc.config.getoption("--full", default=False)
+        metafunc.parametrize("registered", timm.list_models(module="crelu_resnet") if full else few)
 
 
 @pytest.mark.parametrize("disturbed", [False, True], ids=["quiet", "disturbed"])
