@@ -83,8 +83,8 @@ def train(
         learning rate was feasible; `best_top1`: the least over epochs; `trained`; `tries`: each learning rate and
         what came of it; `epochs`: learning rate, training loss and error, and test errors of each epoch; `steps`;
         `test_images`; `device`; `precision`; `compiled`; `processes` and the `batch_per_process`; `timing`:
-        `training_seconds`, without tests, `images_per_second`, `packed` (networks trained at the same time), and what
-        was measured to decide on torch.compile.
+        `training_seconds`, without tests, `images_per_second`, `packed` (networks trained at the same time),
+        `blocks_twice` (blocks computed twice to save memory), and what was measured to decide on torch.compile.
     """
     (outcome,) = train_packed([job], engine, interruption, warn)
     if isinstance(outcome, Exception):
@@ -267,6 +267,7 @@ class _Fit:
                 "training_seconds": at.seconds,
                 "images_per_second": at.images / at.seconds,
                 "packed": self.packed,
+                "blocks_twice": self.step.blocks_twice,
                 **{name: value for name, value in at.compile.items() if name != "compiled"},
             },
         }
