@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from models import SubsampleAndPad
-from suite import env
+from suite import env, memory
 from suite.distributed import ALONE, Group
 from suite.spec import Recipe
 
@@ -70,6 +70,8 @@ class Step:
         model, optimizer: as they are trained.
         loss_sum, hits: over all images since they were last zeroed, on the device, so that the host never waits for
             a GPU's step.
+        blocks_twice: how many blocks are computed twice to keep less (see `suite.memory`); on the CPU and by CIFAR's
+            recipe only, and not under torch.compile, which chooses what to keep itself.
     """
 
     def __init__(
@@ -83,6 +85,10 @@ class Step:
     ) -> None:
         self.model = keep_channels_last(model.to(device))
         self.device, self.bfloat16, self.group = device, bfloat16, group
+        self.blocks_twice, self._fits = 0, True
+        if device.type == "cpu" and not compiled and recipe.augment == "cifar":
+            images = -(-recipe.batch_size // group.size), 3, recipe.train_size, recipe.train_size
+            self.blocks_twice, self._fits = memory.keep_less(self.model, images, 2 if bfloat16 else 4)
         # A GPU reads the rate from its memory, where a captured graph finds the present value.
         self._rate = torch.tensor(recipe.learning_rate, device=device) if device.type == "cuda" else None
         self.optimizer = torch.optim.SGD(
@@ -141,6 +147,8 @@ class Step:
         self.optimizer.step()
         self.loss_sum += loss.detach() * len(labels)
         self.hits += (logits.detach().argmax(1) == labels).sum()
+        if not self._fits:
+            memory.give_back()  # which costs a tenth of a step
         return loss.detach()
 
 

@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import checkpoint
+from suite import checkpoint, memory
 from suite.batches import Batch, Batches
 from suite.data import Dataset
 from suite.distributed import ALONE, Group
@@ -83,8 +83,8 @@ def train(
         learning rate was feasible; `best_top1`: the least over epochs; `trained`; `tries`: each learning rate and
         what came of it; `epochs`: learning rate, training loss and error, and test errors of each epoch; `steps`;
         `test_images`; `device`; `precision`; `compiled`; `processes` and the `batch_per_process`; `timing`:
-        `training_seconds`, without tests, `images_per_second`, `packed` (networks trained at the same time), and what
-        was measured to decide on torch.compile.
+        `training_seconds`, without tests, `images_per_second`, `packed` (networks trained at the same time),
+        `blocks_twice` (blocks computed twice to save memory), and what was measured to decide on torch.compile.
     """
     (outcome,) = train_packed([job], engine, interruption, warn)
     if isinstance(outcome, Exception):
@@ -267,6 +267,7 @@ class _Fit:
                 "training_seconds": at.seconds,
                 "images_per_second": at.images / at.seconds,
                 "packed": self.packed,
+                "blocks_twice": self.step.blocks_twice,
                 **{name: value for name, value in at.compile.items() if name != "compiled"},
             },
         }
@@ -290,6 +291,8 @@ class _Fit:
         loss_sum, hits = self.group.sums(float(self.step.loss_sum), float(self.step.hits))
         self._count_time()  # reading the sums has waited for the device
         loss, error = loss_sum / at.seen, 100 - 100 * hits / at.seen
+        if self.device.type == "cpu":
+            memory.give_back()
         # The last step can spoil the weights after its loss was read, so the test's logits must be finite too.
         tested = evaluate(self.model, self.batches.test(), self.group) if math.isfinite(loss) else {}
         self._mark = perf_counter()

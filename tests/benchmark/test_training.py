@@ -6,6 +6,8 @@ The plain loop is what a tutorial would write: NCHW, float32, a DataLoader with 
 import dataclasses
 import itertools
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
@@ -112,6 +114,35 @@ def test_training_step(model: str, precision: Precision, tmp_path: Path, ratio: 
         theirs = statistics.median(itertools.islice(plain, STEPS))
         pairs.append((theirs, ours))
     ratio(f"{model}, batch 128, precision {precision}: images/s over the plain loop's", pairs, least=1.4)
+
+
+PEAK = """
+import dataclasses, resource, sys, tempfile
+from pathlib import Path
+import numpy, torch
+from suite import batches, data, spec, train
+from suite.step import Engine
+
+model, precision = sys.argv[1:]
+random = numpy.random.default_rng(0)
+splits = [
+    data.Split(random.integers(0, 256, (n, 32, 32, 3), dtype=numpy.uint8), random.integers(0, 10, n))
+    for n in (50_000, 10_000)
+]
+source = data.Dataset("random", tuple("abcdefghij"), *splits, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7), {})
+recipe = dataclasses.replace(spec.load_table(2).recipe, max_steps=4, max_test_images=500, learning_rate=0.01)
+with tempfile.TemporaryDirectory() as out:
+    job = train.Job(model, batches.Batches(source, recipe, torch.device("cpu")), 0, Path(out))
+    train.train(job, Engine(precision, "never"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+@pytest.mark.parametrize("model", ["resnet110_crelu_bn", "resnet110_w32_relu_bn", "resnet110_w24_crelu_bn"])
+def test_peak_memory(model: str, precision: Precision, ratio: Callable[..., None]) -> None:
+    """Of a process of its own that trains on as many images as CIFAR has, in GB."""
+    done = subprocess.run([sys.executable, "-c", PEAK, model, precision], capture_output=True, text=True, check=True)
+    ratio(f"{model}, batch 128, precision {precision}: peak memory in GB", [(int(done.stdout), 1e9)], most=2)
 
 
 def test_the_norm_of_normprops_weights(tmp_path: Path, ratio: Callable[..., None]) -> None:
