@@ -51,7 +51,10 @@ ALLOWED: dict[str, set[str]] = {
     | {"store"},
     "workers": {"env", "errors"},
     "runner": {"claims", "distributed", "errors", "grid", "latency", "perform", "progress", "spec", "store", "workers"},
+    "cluster": {"distributed", "errors", "grid", "runner"},
+    "slurm": {"distributed", "errors", "grid", "runner"},
     "__main__": {
+        "cluster",
         "compare",
         "deploy",
         "errors",
@@ -61,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         "page",
         "report",
         "runner",
+        "slurm",
         "spec",
         "store",
         "models",
