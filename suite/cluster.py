@@ -18,14 +18,19 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from suite.distributed import ALONE
 from suite.errors import InputError
 from suite.grid import TIMED, Grid, Options, Stage, plan, turn_of
 from suite.runner import LOOK, Outcome, Worker, check_timing, lead, work_on
+
+# Ray reads these as it is imported. Under `uv run` it would copy the current folder to all nodes, and it would report
+# its use to its makers.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # How often a stage is begun anew after a death; one that dies more often is itself the cause.
 RETRIES = 4
@@ -69,8 +74,8 @@ class _Cluster:
         if options.device == "cuda" or (options.device == "auto" and any("GPU" in n["Resources"] for n in self._nodes)):
             demand = {"GPU": options.processes}
         self._able(f"--device {options.device}", demand)
-        self._train = _task(_together if options.processes > 1 else work_on, demand)
         self._other = _task(work_on, {"CPU": share})
+        self._tasks = {"train": _task(_together if options.processes > 1 else work_on, demand)}
 
     def plan_timings(self, grid: Grid) -> Grid:
         """The grid with its timings as the nodes plan them that are to take them, instead of this machine.
@@ -84,7 +89,7 @@ class _Cluster:
         if set(self.options.providers) - {"cpu"}:
             demand["GPU"] = 1
         nodes = self._able(option, demand)
-        self._time = _task(work_on, demand | {"CPU": _fewest_cores(nodes)})
+        self._tasks |= dict.fromkeys(TIMED, _task(work_on, demand | {"CPU": _fewest_cores(nodes)}))
         ask = _task(_timings, {"GPU": demand.get("GPU", 0)})
         places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
         try:
@@ -122,19 +127,14 @@ class _Cluster:
                 each for each in pending if worker.is_ready(each) and each not in begun and each.key not in elsewhere
             ]
             for together in _groups(ready, self.options.pack):
-                keys = [stage.key for stage in together]
-                tasks[self._task_of(together[0]).remote(sys.argv, self.options, keys)] = together
+                task = self._tasks.get(together[0].kind, self._other)
+                tasks[task.remote(sys.argv, self.options, [stage.key for stage in together])] = together
             if not tasks:
                 sleep(LOOK)
                 continue
             ended, _ = ray.wait(list(tasks), timeout=LOOK)
             for task in ended:
                 _take_in(worker, task, tasks.pop(task))
-
-    def _task_of(self, stage: Stage) -> Any:
-        if stage.kind == "train":
-            return self._train
-        return self._time if stage.kind in TIMED else self._other
 
     def _able(self, option: str, demand: Demand) -> list[Any]:
         """The nodes that can meet a demand when nothing else runs there.
@@ -177,7 +177,6 @@ def _together(options: Options, keys: Sequence[str]) -> None:
     """Do trainings by several processes of this machine, as under `torchrun`."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // options.processes))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -194,7 +193,10 @@ def _together(options: Options, keys: Sequence[str]) -> None:
 
 
 def _member(argv: list[str], options: Options, keys: Sequence[str]) -> Exception | None:
+    import torch
+
     sys.argv = argv
+    torch.set_num_threads(max(1, torch.get_num_threads() // options.processes))
     try:
         work_on(options, keys)
     except Exception as error:  # to be raised once, by the process that started this one
@@ -208,6 +210,7 @@ def _take_in(worker: Worker, task: Any, stages: Sequence[Stage]) -> None:
         answer = ray.get(task)
     except RayError as error:
         for stage in stages:
+            worker.store.fail(stage.kind, stage.inputs, _reason(error))
             worker.give_up(stage, _reason(error))
         return
     if isinstance(answer, InputError):
@@ -259,7 +262,6 @@ def _connected(address: str | None) -> Iterator[None]:
     Raises:
         InputError: none answers there, or it is of another version.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to anyone unless asked for
     address = address or os.environ.get("RAY_ADDRESS")
     host, _, port = (address or "auto").rpartition(":")
     try:

@@ -247,8 +247,7 @@ class Worker:
         return all(need.key in self.done for need in stage.needs)
 
     def give_up(self, stage: Stage, reason: str) -> None:
-        """Count a stage as failed that nobody could do."""
-        self.store.fail(stage.kind, stage.inputs, reason)
+        """Count a stage as failed for this run, since nobody will do it."""
         self._lose(stage)
         self.display.ended(stage.name, "failed", 0.0)
         self.display.note(f"{stage.name}: {reason}")

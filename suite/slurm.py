@@ -3,12 +3,14 @@
 What a job may use stands in the variables that sbatch reads, such as SBATCH_PARTITION, SBATCH_GPUS, SBATCH_TIMELIMIT.
 """
 
+import contextlib
 import shutil
 import socket
 import sys
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 from submitit.helpers import DelayedSubmission
 
 from suite.distributed import ALONE
@@ -50,20 +52,36 @@ class _Job:
         return DelayedSubmission(self, *arguments)
 
 
-def _have_done(worker: Worker) -> None:
-    options = worker.options
-    executor = submitit.AutoExecutor(options.results / "slurm", cluster=CLUSTER)
-    executor.update_parameters(name="crelu-norm-suite", timeout_min=MINUTES)
-    jobs = [executor.submit(_Job(), options, sys.argv) for _ in range(options.workers)]
+def _submit(options: Options, jobs: list["submitit.Job[str | None]"]) -> None:
+    """Submit the jobs, and list each.
+
+    Raises:
+        InputError: Slurm does not take them.
+    """
     try:
+        executor = submitit.AutoExecutor(options.results / "slurm", cluster=CLUSTER)
+        executor.update_parameters(name="crelu-norm-suite", timeout_min=MINUTES)
+        for _ in range(options.workers):
+            jobs.append(executor.submit(_Job(), options, sys.argv))
+    except (OSError, FailedJobError, FailedSubmissionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"--executor slurm: {reason}") from None
+
+
+def _have_done(worker: Worker) -> None:
+    jobs: list[submitit.Job[str | None]] = []
+    try:
+        _submit(worker.options, jobs)
         worker.watch(lambda: not all(job.done() for job in jobs))
     except BaseException:
         for job in jobs:
             job.cancel(check=False)
         raise
     for job in jobs:
-        if job.exception() is None and (problem := job.result()):
-            raise InputError(problem)
+        # One that was killed has no result; what it left undone is seen below.
+        with contextlib.suppress(UncompletedJobError):
+            if problem := job.result():
+                raise InputError(problem)
     pending = dict.fromkeys(stage for stage in worker.grid.stages if stage.kind not in TIMED)
     worker.look(pending)
     for stage in pending:
