@@ -12,7 +12,7 @@ import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from time import sleep
@@ -275,6 +275,7 @@ def _connected(address: str | None) -> Iterator[None]:
         raise InputError(f"--address {address}: {reason}; legal: auto, or HOST:PORT of a Ray cluster") from None
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # where Ray would print a dead node's last words, is the table's place
+            yield
     finally:
         ray.shutdown()

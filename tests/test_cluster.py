@@ -88,11 +88,13 @@ def nodes() -> Iterator[Any]:
     """Three nodes with two cores each, two of them to take timings; the first one is that of the drivers."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster()
-    for resources in ({}, {"bench": 1}, {"bench": 1}):
-        add(cluster, resources)
-    yield cluster
-    cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # a busy machine would hardly let it work at Ray's own 15
+        cluster = Cluster()
+        for resources in ({}, {"bench": 1}, {"bench": 1}):
+            add(cluster, resources)
+        yield cluster
+        cluster.shutdown()
 
 
 def add(cluster: Any, resources: dict[str, int]) -> None:
@@ -176,15 +178,15 @@ def test_a_killed_node_a_killed_process_and_a_failure_leave_the_rest_of_the_grid
 
 
 def test_a_cluster_and_a_worker_of_another_machine_divide_a_grid(nodes: Any, start: Start, tmp_path: Path) -> None:
-    driver = start(20, "ray")
+    driver = start(12, "ray")
     wait_for(lambda: records(tmp_path), driver)
-    other = start(20, "local")
+    other = start(12, "local")
     out, err = driver.communicate(timeout=120)
-    assert out == "0 20\n", err
+    assert out == "0 12\n", err
     _, err = other.communicate(timeout=60)
     assert other.returncode == 0, err
     found = [record["result"]["node"] for record in records(tmp_path).values()]
-    assert len(found) == 60
+    assert len(found) == 36
     assert len({"local", nodes.head_node.node_id} & set(found)) == 2
     assert list((tmp_path / "claims").glob("*.json")) == []
 
@@ -270,7 +272,7 @@ def test_a_stage_demands_what_it_needs_of_a_node(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(ray, "nodes", lambda: nodes)
         cluster = on_ray._Cluster(Options(2, tmp_path, **options))
         assert cluster._other[0] is on_ray.work_on
-        return cluster._train, cluster._other[1]
+        return cluster._tasks["train"], cluster._other[1]
 
     work_on, together = on_ray.work_on, on_ray._together
     assert demands(with_gpus) == ((work_on, {"GPU": 1}), {"CPU": 8})
