@@ -134,7 +134,13 @@ class _Cluster:
                 continue
             ended, _ = ray.wait(list(tasks), timeout=LOOK)
             for task in ended:
-                _take_in(worker, task, tasks.pop(task))
+                asked, reason = tasks.pop(task), _failure(task)
+                if not reason:
+                    continue
+                worker.look(pending)  # some of them may be done all the same
+                for stage in (each for each in asked if each in pending):
+                    worker.store.fail(stage.kind, stage.inputs, reason)
+                    worker.give_up(stage, reason)
 
     def _able(self, option: str, demand: Demand) -> list[Any]:
         """The nodes that can meet a demand when nothing else runs there.
@@ -204,17 +210,19 @@ def _member(argv: list[str], options: Options, keys: Sequence[str]) -> Exception
     return None
 
 
-def _take_in(worker: Worker, task: Any, stages: Sequence[Stage]) -> None:
-    """Learn how a task ended. What came of its stages is in the folder, unless it could not do them at all."""
+def _failure(task: Any) -> str:
+    """Why a task that has ended could not do its stages; empty if it could, and what came of them is in the folder.
+
+    Raises:
+        InputError: what the user gave is not usable on its node.
+    """
     try:
         answer = ray.get(task)
     except RayError as error:
-        for stage in stages:
-            worker.store.fail(stage.kind, stage.inputs, _reason(error))
-            worker.give_up(stage, _reason(error))
-        return
+        return _reason(error)
     if isinstance(answer, InputError):
         raise answer
+    return ""
 
 
 def _reason(error: RayError) -> str:
@@ -271,8 +279,9 @@ def _connected(address: str | None) -> Iterator[None]:
         on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--address {address}: {reason}; legal: auto, or HOST:PORT of a Ray cluster") from None
+        given = f"--address {address}" if address else "--executor ray"
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{given}: {reason}; legal: --address auto, or HOST:PORT of a Ray cluster") from None
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
     try:
         with redirect_stdout(sys.stderr):  # where Ray would print a dead node's last words, is the table's place
