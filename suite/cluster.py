@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # How often a stage is begun anew after a death; one that dies more often is itself the cause.
 RETRIES = 4
+# Seconds that tasks have to come to an end when the run is interrupted.
+GRACE = 10.0
 
 # How much of what a task needs, by Ray's names: CPU, GPU, or a custom resource.
 Demand = dict[str, float]
@@ -119,28 +122,35 @@ class _Cluster:
 
     def _have_done(self, worker: Worker, stages: Iterable[Stage]) -> None:
         pending = dict.fromkeys(stages)
-        tasks: dict[Any, list[Stage]] = {}
-        while pending:
-            elsewhere = worker.look(pending)
-            begun = {stage for each in tasks.values() for stage in each}
-            ready = [
-                each for each in pending if worker.is_ready(each) and each not in begun and each.key not in elsewhere
-            ]
-            for together in _groups(ready, self.options.pack):
-                task = self._tasks.get(together[0].kind, self._other)
-                tasks[task.remote(sys.argv, self.options, [stage.key for stage in together])] = together
-            if not tasks:
-                sleep(LOOK)
-                continue
-            ended, _ = ray.wait(list(tasks), timeout=LOOK)
-            for task in ended:
-                asked, reason = tasks.pop(task), _failure(task)
-                if not reason:
+        tasks: dict[Future[Any], tuple[Any, list[Stage]]] = {}
+        try:
+            while pending or tasks:
+                elsewhere = worker.look(pending)
+                begun = {stage for _, each in tasks.values() for stage in each}
+                free = [each for each in pending if each not in begun and each.key not in elsewhere]
+                for together in _groups(filter(worker.is_ready, free), self.options.pack):
+                    remote = self._tasks.get(together[0].kind, self._other)
+                    task = remote.remote(sys.argv, self.options, [stage.key for stage in together])
+                    tasks[task.future()] = task, together
+                if not tasks:
+                    sleep(LOOK)
                     continue
-                worker.look(pending)  # some of them may be done all the same
-                for stage in (each for each in asked if each in pending):
-                    worker.store.fail(stage.kind, stage.inputs, reason)
-                    worker.give_up(stage, reason)
+                # In ray.wait a SIGTERM would lose its exit code.
+                ended, _ = wait(tasks, timeout=LOOK, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    (_, asked), reason = tasks.pop(future), _failure(future)
+                    if not reason:
+                        continue
+                    worker.look(pending)  # some of them may be done all the same
+                    for stage in (each for each in asked if each in pending):
+                        worker.store.fail(stage.kind, stage.inputs, reason)
+                        worker.give_up(stage, reason)
+        except BaseException:
+            # As Ctrl-C to each: a training is left with a checkpoint, and no claim is left behind.
+            for task, _ in tasks.values():
+                ray.cancel(task)
+            wait(tasks, timeout=GRACE)
+            raise
 
     def _able(self, option: str, demand: Demand) -> list[Any]:
         """The nodes that can meet a demand when nothing else runs there.
@@ -210,14 +220,14 @@ def _member(argv: list[str], options: Options, keys: Sequence[str]) -> Exception
     return None
 
 
-def _failure(task: Any) -> str:
+def _failure(task: Future[Any]) -> str:
     """Why a task that has ended could not do its stages; empty if it could, and what came of them is in the folder.
 
     Raises:
         InputError: what the user gave is not usable on its node.
     """
     try:
-        answer = ray.get(task)
+        answer = task.result()
     except RayError as error:
         return _reason(error)
     if isinstance(answer, InputError):
