@@ -35,8 +35,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # How often a stage is begun anew after a death; one that dies more often is itself the cause.
 RETRIES = 4
-# Seconds that tasks have to come to an end when the run is interrupted.
-GRACE = 10.0
 
 # How much of what a task needs, by Ray's names: CPU, GPU, or a custom resource.
 Demand = dict[str, float]
@@ -122,35 +120,28 @@ class _Cluster:
 
     def _have_done(self, worker: Worker, stages: Iterable[Stage]) -> None:
         pending = dict.fromkeys(stages)
-        tasks: dict[Future[Any], tuple[Any, list[Stage]]] = {}
-        try:
-            while pending or tasks:
-                elsewhere = worker.look(pending)
-                begun = {stage for _, each in tasks.values() for stage in each}
-                free = [each for each in pending if each not in begun and each.key not in elsewhere]
-                for together in _groups(filter(worker.is_ready, free), self.options.pack):
-                    remote = self._tasks.get(together[0].kind, self._other)
-                    task = remote.remote(sys.argv, self.options, [stage.key for stage in together])
-                    tasks[task.future()] = task, together
-                if not tasks:
-                    sleep(LOOK)
+        tasks: dict[Future[Any], list[Stage]] = {}
+        while pending or tasks:
+            elsewhere = worker.look(pending)
+            begun = {stage for each in tasks.values() for stage in each}
+            free = [each for each in pending if each not in begun and each.key not in elsewhere]
+            for together in _groups(filter(worker.is_ready, free), self.options.pack):
+                remote = self._tasks.get(together[0].kind, self._other)
+                task = remote.remote(sys.argv, self.options, [stage.key for stage in together])
+                tasks[task.future()] = together
+            if not tasks:
+                sleep(LOOK)
+                continue
+            # In ray.wait a SIGTERM would lose its exit code.
+            ended, _ = wait(tasks, timeout=LOOK, return_when=FIRST_COMPLETED)
+            for future in ended:
+                asked, reason = tasks.pop(future), _failure(future)
+                if not reason:
                     continue
-                # In ray.wait a SIGTERM would lose its exit code.
-                ended, _ = wait(tasks, timeout=LOOK, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    (_, asked), reason = tasks.pop(future), _failure(future)
-                    if not reason:
-                        continue
-                    worker.look(pending)  # some of them may be done all the same
-                    for stage in (each for each in asked if each in pending):
-                        worker.store.fail(stage.kind, stage.inputs, reason)
-                        worker.give_up(stage, reason)
-        except BaseException:
-            # As Ctrl-C to each: a training is left with a checkpoint, and no claim is left behind.
-            for task, _ in tasks.values():
-                ray.cancel(task)
-            wait(tasks, timeout=GRACE)
-            raise
+                worker.look(pending)  # some of them may be done all the same
+                for stage in (each for each in asked if each in pending):
+                    worker.store.fail(stage.kind, stage.inputs, reason)
+                    worker.give_up(stage, reason)
 
     def _able(self, option: str, demand: Demand) -> list[Any]:
         """The nodes that can meet a demand when nothing else runs there.
