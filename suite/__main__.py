@@ -1,12 +1,13 @@
 """The command line: load a table, run what it lacks, render it."""
 
+import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -14,6 +15,10 @@ from suite import duration, report, spec
 from suite.errors import InputError
 from suite.files import printable
 from suite.store import Store
+
+if TYPE_CHECKING:
+    from suite.grid import Options
+    from suite.runner import Outcome
 
 RESULTS = Path("results/local")
 
@@ -162,7 +167,29 @@ def suite() -> None:
     type=_positive,
     default=1,
     show_default=True,
-    help="Processes that share the work, each on its cores or GPU; timings are left to one, alone on the machine.",
+    help="Processes that share the work, each on its cores or GPU; timings are left to one, alone on the machine. "
+    "With ray so many share the cores of each node; with slurm it is the number of jobs.",
+)
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Who does the work: this machine, a Ray cluster or jobs of Slurm, over the same results folder. Timings are "
+    "taken on this machine, unless --latency-resource names others.",
+)
+@click.option("--address", metavar="HOST:PORT", help="Of the Ray cluster; by default one of this machine.")
+@click.option(
+    "--processes",
+    type=_positive,
+    default=1,
+    show_default=True,
+    help="With ray: so many train each network together, each on a GPU or a part of the cores of one node.",
+)
+@click.option(
+    "--latency-resource",
+    metavar="NAME",
+    help="With ray: time on the nodes that have this custom resource, which are to be of one kind; one timing a node.",
 )
 @click.option("--tensorboard", type=Path, metavar="DIR", help="Write learning curves for TensorBoard.")
 @click.option("--providers", type=_Choices("cpu,cuda,...", _provider), default="cpu", show_default=True)
@@ -195,7 +222,7 @@ def run(
     **options: Any,
 ) -> int:
     """Train, export, check and time the rows of a table, as far as that is not stored yet, and print the table."""
-    from suite import grid, runner
+    from suite import grid
 
     chosen = grid.Options(table=table, depth=int(depth) if depth else None, **options)
     if data_download:
@@ -208,7 +235,7 @@ def run(
         if dry_run:
             return 0
         chosen = expected.options()
-    outcome = runner.run(chosen)
+    outcome = _executor(chosen)(chosen)
     if not outcome.speaks:
         return 0
     click.echo(
@@ -220,6 +247,40 @@ def run(
     if outcome.failed:
         click.echo(f"{outcome.failed} stages failed; the footnotes say why", err=True)
     return 1 if outcome.failed else 0
+
+
+def _executor(options: "Options") -> Callable[["Options"], "Outcome"]:
+    """What does the work that the options ask for.
+
+    Raises:
+        InputError: its package is not installed, or the options are those of another executor.
+    """
+    of_ray = {
+        "--address": options.address,
+        "--processes": options.processes > 1,
+        "--latency-resource": options.latency_resource,
+    }
+    for name, given in of_ray.items():
+        if given and options.executor != "ray":
+            torchrun = "; here start torchrun --nproc-per-node=N -m suite run" if name == "--processes" else ""
+            raise InputError(f"{name}: belongs to --executor ray{torchrun}")
+    package = {"ray": "ray", "slurm": "submitit"}.get(options.executor)
+    if package and importlib.util.find_spec(package) is None:
+        raise InputError(
+            f"--executor {options.executor}: needs the package {package}, which is not installed here: "
+            f"pip install 'crelu-norm-suite[{options.executor}]'"
+        )
+    if options.executor == "ray":
+        from suite import cluster
+
+        return cluster.run
+    if options.executor == "slurm":
+        from suite import slurm
+
+        return slurm.run
+    from suite import runner
+
+    return runner.run
 
 
 @suite.command()

@@ -46,6 +46,10 @@ class Options:
     compile: Literal["auto", "always", "never"] = "auto"
     pack: int = 1
     workers: int = 1
+    executor: Literal["local", "ray", "slurm"] = "local"
+    address: str | None = None
+    processes: int = 1
+    latency_resource: str | None = None
     only: frozenset[str] | None = None
     tensorboard: Path | None = None
 

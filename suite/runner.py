@@ -1,12 +1,13 @@
 """Have the stages of a grid done that the results folder lacks, together with whoever else works on the same folder."""
 
 import importlib.util
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from time import sleep
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from time import monotonic, sleep
 
 from suite import distributed, env, progress, status, workers
-from suite.claims import Claims, Machine
+from suite.claims import BEAT, PATIENCE, Claims, Machine
 from suite.errors import InputError
 from suite.grid import TIMED, Grid, Options, Stage, left_out, plan, turn_of
 from suite.latency import ALIVE
@@ -43,27 +44,38 @@ def run(options: Options) -> Outcome:
         if group.rank:
             _follow(options, grid, group)
             return Outcome(grid.table, frozenset(), 0, speaks=False)
-        display = progress.display(len(grid.stages))
-        try:
-            for line in left_out(grid.table, grid.cells):
-                display.note(line)
-            check(options)
-            with Claims(options.results) as claims:
-                worker = Worker(options, grid, group, display, claims)
-                if len(worker.done) < len(grid.stages):
-                    worker.store.keep_plan(status.plan_of(grid, env.command()))
-                if options.workers > 1:
-                    with workers.started(options.workers, work, options) as any_alive:
-                        worker.watch(any_alive)
-                worker.drain()
-                claims.clear(worker.done)
-        finally:
-            display.close()
+        check_training(options)
+        check_timing(options)
+        outcome = lead(options, grid, group, _locally)
         group.share(None)
     finally:
         group.leave()
+    return outcome
+
+
+def lead(options: Options, grid: Grid, group: distributed.Group, have_done: Callable[["Worker"], None]) -> Outcome:
+    """Show the work on a grid, and that of others on it, while `have_done` has all of it done or given up."""
+    display = progress.display(len(grid.stages))
+    try:
+        for line in left_out(grid.table, grid.cells):
+            display.note(line)
+        with Claims(options.results) as claims:
+            worker = Worker(options, grid, group, display, claims)
+            if len(worker.done) < len(grid.stages):
+                worker.store.keep_plan(status.plan_of(grid, env.command()))
+            have_done(worker)
+            claims.clear(worker.done)
+    finally:
+        display.close()
     trained = frozenset(stage.key for stage in grid.stages if stage.kind == "train" and stage.key in worker.done)
     return Outcome(grid.table, trained, worker.failures)
+
+
+def _locally(worker: "Worker") -> None:
+    if worker.options.workers > 1:
+        with workers.started(worker.options.workers, work, worker.options) as any_alive:
+            worker.watch(any_alive)
+    worker.drain()
 
 
 def work(options: Options) -> None:
@@ -73,17 +85,53 @@ def work(options: Options) -> None:
         Worker(options, grid, distributed.ALONE, progress.Silent(len(grid.stages)), claims).drain(timings=False)
 
 
-def check(options: Options) -> None:
-    """See to it that this machine has what the options ask for.
+def work_on(options: Options, keys: Collection[str]) -> None:
+    """Do some stages of a grid, alone or with the other processes that `torchrun` has started, and say nothing of it.
+
+    What another process holds is waited for only as long as it takes to know whether that one is dead.
 
     Raises:
-        InputError: it has not.
+        InputError: this machine cannot do them, or its grid has no such stages.
+    """
+    group = distributed.join()
+    try:
+        grid = plan(options, options.processes)
+        wanted = [stage for stage in grid.stages if stage.key in keys]
+        if len(wanted) < len(keys):
+            raise InputError("plans another grid than the machine that asks: its data, its version or its cores differ")
+        if any(stage.kind == "train" for stage in wanted):
+            check_training(options)
+        if group.rank:
+            _follow(options, grid, group)
+            return
+        needs = [need for stage in wanted for need in stage.needs]
+        grid = replace(grid, stages=tuple(dict.fromkeys([*needs, *wanted])))
+        with Claims(options.results) as claims:
+            Worker(options, grid, group, progress.Silent(0), claims).attempt(wanted)
+        group.share(None)
+    finally:
+        group.leave()
+
+
+def check_training(options: Options) -> None:
+    """See to it that this machine can train as the options ask.
+
+    Raises:
+        InputError: it cannot.
     """
     device_of(options.device)
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError(
             "--tensorboard: needs the package tensorboard, which is not installed here: pip install tensorboard"
         )
+
+
+def check_timing(options: Options) -> None:
+    """See to it that this machine has what is to be timed.
+
+    Raises:
+        InputError: it has not.
+    """
     for provider in options.providers:
         from suite.latency import unavailable
 
@@ -136,24 +184,32 @@ class Worker:
         """Show what others do, as long as any of them is there."""
         pending = dict.fromkeys(stage for stage in self.grid.stages if stage.kind not in TIMED)
         while any_alive():
-            self._look(pending)
+            self.look(pending)
             sleep(LOOK)
         self.display.elsewhere({})
 
-    def _drain(self, stages: Iterable[Stage]) -> None:
+    def attempt(self, stages: Iterable[Stage]) -> None:
+        """Do these stages, or see them done by others, except those that another process holds and is alive."""
+        self._drain(stages, patience=PATIENCE + BEAT)
+
+    def _drain(self, stages: Iterable[Stage], patience: float = math.inf) -> None:
+        """Do stages, or see them done by others, until for `patience` seconds there was nothing to do."""
         pending = dict.fromkeys(stages)
         waited = False
-        while pending:
+        since = monotonic()
+        while pending and monotonic() - since < patience:
             before = len(pending)
             for stage in list(pending):
                 if stage not in pending:
                     continue
                 if self._is_settled(stage):
                     del pending[stage]
-                elif self._is_ready(stage):
+                elif self.is_ready(stage):
                     self._do(self._take(stage, pending))
-            self._look(pending)
-            if len(pending) == before:
+            self.look(pending)
+            if len(pending) < before:
+                since = monotonic()
+            else:
                 if not waited:
                     self.display.note(
                         f"waiting for {len(pending)} stages that others are at, or that need one of those"
@@ -162,14 +218,15 @@ class Worker:
                 sleep(LOOK)
         self.display.elsewhere({})
 
-    def _look(self, pending: dict[Stage, None]) -> None:
-        """Strike out what is settled, and show what others are at."""
+    def look(self, pending: dict[Stage, None]) -> set[str]:
+        """Strike out what is settled, and show what others are at; returns the keys of that."""
         for stage in list(pending):
             if self._is_settled(stage):
                 del pending[stage]
         names = {stage.key: stage.name for stage in pending}
-        under_way = (claim for claim in self.claims.under_way() if claim.key in names)
+        under_way = [claim for claim in self.claims.under_way() if claim.key in names]
         self.display.elsewhere({claim.name: (claim.done, claim.total, claim.note) for claim in under_way})
+        return {claim.key for claim in under_way}
 
     def _is_settled(self, stage: Stage) -> bool:
         """Whether nothing is left to do for a stage: it is done, has failed, or needs one that has."""
@@ -187,8 +244,15 @@ class Worker:
             return False
         return True
 
-    def _is_ready(self, stage: Stage) -> bool:
+    def is_ready(self, stage: Stage) -> bool:
+        """Whether all that a stage needs is done."""
         return all(need.key in self.done for need in stage.needs)
+
+    def give_up(self, stage: Stage, reason: str) -> None:
+        """Count a stage as failed for this run, since nobody will do it."""
+        self._lose(stage)
+        self.display.ended(stage.name, "failed", 0.0)
+        self.display.note(f"{stage.name}: {reason}")
 
     def _lose(self, stage: Stage) -> None:
         self._lost.add(stage.key)
@@ -210,7 +274,7 @@ class Worker:
             if len(taken) == most:
                 break
             settled = each.key in self.done or each.key in self._lost
-            if settled or not self._is_ready(each) or not self.claims.take(each):
+            if settled or not self.is_ready(each) or not self.claims.take(each):
                 continue
             if self._is_settled(each):  # since the last look, by the one who had the claim before
                 self.claims.release(each.key)

@@ -75,7 +75,10 @@ ALLOWED: dict[str, set[str]] = {
         "store",
         "workers",
     },
+    "cluster": {"distributed", "errors", "grid", "runner"},
+    "slurm": {"distributed", "errors", "grid", "runner"},
     "__main__": {
+        "cluster",
         "duration",
         "estimate",
         "compare",
@@ -88,6 +91,7 @@ ALLOWED: dict[str, set[str]] = {
         "parity",
         "report",
         "runner",
+        "slurm",
         "spec",
         "status",
         "store",

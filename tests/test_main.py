@@ -355,3 +355,23 @@ def test_list_prints_models_tables_and_data(suite: Run) -> None:
     _, out, _ = suite("list", "data")
     assert "digits1000" in out
     assert "--data imagenet=PATH" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--address", "host:6379"), "error: --address: belongs to --executor ray"),
+        (("--latency-resource", "bench"), "error: --latency-resource: belongs to --executor ray"),
+        (("--processes", "2"), "error: --processes: belongs to --executor ray; here start torchrun"),
+        (("--executor", "ray"), "error: --executor ray: needs the package ray, which is not installed here: pip"),
+        (("--executor", "slurm"), "error: --executor slurm: needs the package submitit, which is not installed here"),
+    ],
+)
+def test_an_executor_that_is_not_there_or_not_meant_is_one_line(
+    arguments: tuple[str, ...], message: str, suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, out, err = suite("run", *ROW, *arguments, "--results", str(tmp_path))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(message)
+    assert list(tmp_path.iterdir()) == []

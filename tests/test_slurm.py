@@ -1,0 +1,101 @@
+"""A grid by jobs that submitit starts, here as processes of this machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from suite.errors import InputError
+from suite.grid import Options
+
+pytest.importorskip("submitit", reason="needs the extra [slurm]")
+
+from suite import slurm
+
+# Stages that take no time. What is defined here goes to the jobs by value.
+DRIVER = """
+import os, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+
+import suite.slurm
+from suite.errors import InputError
+from suite.grid import TIMED, Options, plan
+
+how = sys.argv[2]
+
+def without_timings(options):
+    found = plan(options)
+    return replace(found, stages=tuple(stage for stage in found.stages if stage.kind not in TIMED))
+
+class Job(suite.slurm._Job):
+    def __call__(self, options, argv):
+        import suite.perform
+
+        def one(self, stage, folder, step):
+            if how == "refused":
+                raise InputError("cannot")
+            if how == "killed" and stage.kind == "export":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.05)
+            return {"job": os.getpid()}
+
+        suite.perform.Performer._one = one
+        suite.perform.Performer._train = lambda self, *each: [one(self, *of) for of in zip(*each)]
+        return super().__call__(options, argv)
+
+suite.slurm.CLUSTER, suite.slurm._Job, suite.slurm.plan = "local", Job, without_timings
+options = Options(2, Path(sys.argv[1]), rows=("resnet110_relu_bn@cifar10",), seeds=8, workers=2)
+try:
+    print(suite.slurm.run(options).failed)
+except InputError as error:
+    print(error)
+"""
+
+
+def run(folder: Path, how: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(folder), how], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_jobs_divide_a_grid(tmp_path: Path) -> None:
+    assert run(tmp_path, "well") == "0\n"
+    assert len(list(tmp_path.glob("records/*/*.json"))) == 24
+    assert list((tmp_path / "claims").iterdir()) == []
+
+
+def test_what_jobs_leave_undone_has_failed_for_this_run(tmp_path: Path) -> None:
+    failed = int(run(tmp_path, "killed"))
+    assert failed == 24 - len(list(tmp_path.glob("records/*/*.json"))) > 0
+    assert list(tmp_path.glob("failures/*")) == []  # another machine may go on with it
+
+
+def test_what_a_job_refuses_is_one_line(tmp_path: Path) -> None:
+    assert run(tmp_path, "refused").endswith(": cannot\n")
+
+
+def test_a_job_whose_time_is_up_is_begun_again() -> None:
+    job = slurm._Job()
+    again = job.checkpoint(Options(2, Path("results")), ["suite"])
+    assert again.function is job
+    assert again.args == (Options(2, Path("results")), ["suite"])
+
+
+def test_a_machine_without_slurm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"^--executor slurm: there is no sbatch here"):
+        slurm.run(Options(2, tmp_path))
+
+
+def test_a_job_that_slurm_does_not_take_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("srun", "sbatch"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    options = Options(2, tmp_path / "results", rows=("resnet110_relu_bn@cifar10",))
+    with pytest.raises(InputError, match=r"^--executor slurm: sbatch: error: invalid partition$"):
+        slurm.run(options)
