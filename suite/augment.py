@@ -133,7 +133,7 @@ def draw_area_crop(height: int, width: int, generator: torch.Generator) -> Box |
     return None
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)  # as many sizes as crops of photographs have; 10 KB each
 def _taps(source: int, target: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The interpolation matrix (target, source) by its four entries a row: their columns and their values.
 
@@ -237,24 +237,26 @@ def _grey(image: Tensor) -> Tensor:
 
 
 def brightness(image: Tensor, alpha: float) -> Tensor:
-    """Blend float (3, H, W) with black: alpha * image. Like the other three, it does not clamp."""
-    return image * alpha
+    """Blend float (3, H, W) with black: alpha * image. Like the other three, in place, and without clamping."""
+    return image.mul_(alpha)
 
 
 def contrast(image: Tensor, alpha: float) -> Tensor:
     """Blend float (3, H, W) with the mean of its grey image: alpha * image + (1 - alpha) * mean."""
-    return (image * alpha).add_(_grey(image).mean(), alpha=1 - alpha)
+    mean = _grey(image).mean()
+    return image.mul_(alpha).add_(mean, alpha=1 - alpha)
 
 
 def saturation(image: Tensor, alpha: float) -> Tensor:
     """Blend float (3, H, W) with its grey image: alpha * image + (1 - alpha) * grey."""
-    return (image * alpha).add_(_grey(image), alpha=1 - alpha)
+    grey = _grey(image)
+    return image.mul_(alpha).add_(grey, alpha=1 - alpha)
 
 
 def lighting(image: Tensor, alpha: Tensor) -> Tensor:
     """Add alpha (3,) times the principal components of ImageNet's colours to float (3, H, W) in [0, 1]."""
     shift = image.new_tensor(EIGVEC) @ (alpha.to(image) * image.new_tensor(EIGVAL))
-    return image + shift[:, None, None]
+    return image.add_(shift[:, None, None])
 
 
 def _jitter(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -274,9 +276,9 @@ def _unit(image: Tensor) -> Tensor:
 
 
 def _normalize_unit(image: Tensor, mean: Stats, std: Stats) -> Tensor:
-    """Normalise float (3, H, W) on the [0, 1] scale by statistics on the 0-255 scale."""
+    """Normalise float (3, H, W) on the [0, 1] scale, in place, by statistics on the 0-255 scale."""
     mean, std = (_stats(values, image)[:, None, None] / 255 for values in (mean, std))
-    return (image - mean).div_(std)
+    return image.sub_(mean).div_(std)
 
 
 def imagenet_train(

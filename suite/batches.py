@@ -5,7 +5,7 @@ number of worker processes. So a run can be taken up at any batch, and two runs 
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -148,17 +148,25 @@ class Batches:
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda" and not decodes_here,
-            collate_fn=list if decodes_here else None,
+            collate_fn=list if decodes_here else _batch,
         )
         for loaded in _as_raised(loader):
             if decodes_here:
-                images, labels = decode_on(self.device, loaded, transform)
+                yield decode_on(self.device, loaded, transform)
             else:
-                images = loaded[0].to(self.device, non_blocking=True)
-                labels = loaded[1].to(self.device, non_blocking=True)
-            if images.dim() == 4:
-                images = images.contiguous(memory_format=torch.channels_last)
-            yield images, labels
+                images, labels = loaded
+                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+def _batch(loaded: Sequence[tuple[Tensor, int]]) -> Batch:
+    """Images (or ten crops of each) and labels as a batch, which single images enter in its layout, channels_last."""
+    images, labels = zip(*loaded, strict=True)
+    shape = (len(images), *images[0].shape)
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    batch = torch.empty(shape, dtype=images[0].dtype, device=images[0].device, memory_format=layout)
+    for place, image in zip(batch, images, strict=True):
+        place.copy_(image)
+    return batch, torch.tensor(labels, device=batch.device)
 
 
 def _as_raised(loader: Iterable[Any]) -> Iterator[Any]:
@@ -203,8 +211,9 @@ def decode_on(device: torch.device, files: list[tuple[Tensor, Path, int, int]], 
         pixels = decode([raw for raw, *_ in files])
     except RuntimeError:  # one of them is no JPEG file, and the decoder does not say which
         pixels = [decode_one(raw, path) for raw, path, *_ in files]
-    images = [transform(image, index) for image, (_, _, index, _) in zip(pixels, files, strict=True)]
-    return torch.stack(images), torch.tensor([label for *_, label in files], device=device)
+    return _batch(
+        [(transform(image, index), label) for image, (_, _, index, label) in zip(pixels, files, strict=True)]
+    )
 
 
 class _Files(TorchDataset[tuple[Tensor, Path, int, int]]):

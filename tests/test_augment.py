@@ -375,7 +375,7 @@ def test_each_jitter_equals_a_blend_of_pixels(name: str, alpha: float) -> None:
 def test_lighting_adds_the_weighted_principal_components() -> None:
     image = torch.rand(3, 4, 4, generator=seeded(), dtype=torch.float64)
     alpha = [0.11, -0.07, 0.2]
-    result = augment.lighting(image, torch.tensor(alpha, dtype=torch.float64))
+    result = augment.lighting(image.clone(), torch.tensor(alpha, dtype=torch.float64))
     assert_close(result, reference_lighting(image.numpy(), alpha), atol=1e-12)
 
 
