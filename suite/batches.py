@@ -211,9 +211,7 @@ def decode_on(device: torch.device, files: list[tuple[Tensor, Path, int, int]], 
         pixels = decode([raw for raw, *_ in files])
     except RuntimeError:  # one of them is no JPEG file, and the decoder does not say which
         pixels = [decode_one(raw, path) for raw, path, *_ in files]
-    return _batch(
-        [(transform(image, index), label) for image, (_, _, index, label) in zip(pixels, files, strict=True)]
-    )
+    return _batch([(transform(image, index), label) for image, (_, _, index, label) in zip(pixels, files, strict=True)])
 
 
 class _Files(TorchDataset[tuple[Tensor, Path, int, int]]):

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suite.errors import InputError
-from suite.store import Record, Store
+from suite.record import Record
+from suite.store import Store
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95

@@ -14,8 +14,9 @@ from suite import deploy, spec
 from suite.errors import InputError
 from suite.files import printable
 from suite.plots import ZOOM
+from suite.record import Record
 from suite.report import escape_latex
-from suite.store import Record, Store
+from suite.store import Store
 
 PROMISE = "normprop"
 TITLES = {

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from suite import env, spec
 from suite.errors import InputError
+from suite.record import key_of
 from suite.spec import Recipe, Row, Table
-from suite.store import key_of
 
 if TYPE_CHECKING:
     from suite.data import Dataset

@@ -20,9 +20,10 @@ from suite.files import printable
 from suite.files import write as write_file
 from suite.findings import Claim, Finding
 from suite.plots import Entry, Figure
+from suite.record import Record
 from suite.report import Column, Line, Metric, Records, Report
 from suite.spec import CIFAR_DEPTHS, Row, Table
-from suite.store import Record, Store
+from suite.store import Store
 
 ENDINGS = {"github": "md", "csv": "csv", "latex": "tex"}
 # What a footnote that begins so is called in the cell itself.

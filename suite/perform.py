@@ -18,7 +18,8 @@ from suite.distributed import Group
 from suite.errors import InputError
 from suite.grid import Cell, Options, Stage
 from suite.interrupt import Interruption
-from suite.store import Store, key_of
+from suite.record import key_of
+from suite.store import Store
 
 if TYPE_CHECKING:
     from suite.batches import Batches

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Literal
 
+from suite.record import Record
 from suite.report import PLAIN, Kind, Runs, by_epoch, comparable, errors, quantiles, words_of
 from suite.spec import EMBEDDED, Row, Table
-from suite.store import Record
 
 # Points of a curve that are kept; more could not be told apart on a screen.
 POINTS = 200

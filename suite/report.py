@@ -20,9 +20,10 @@ import orjson
 
 from suite.files import printable
 from suite.latency import percentiles
+from suite.record import Record
 from suite.shape import checked
 from suite.spec import EMBEDDED, METRICS, Row, Table, recipe_for
-from suite.store import Record, Store
+from suite.store import Store
 
 FORMATS = ("github", "csv", "latex", "json")
 # Spread of the samples, (p75 - p25) / p50, from which on a latency is marked as unstable.

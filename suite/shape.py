@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.errors import InputError
-from suite.store import Record
+from suite.record import Record
 
 NUMBER = (int, float)
 POSITIVE = "a positive number"

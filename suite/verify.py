@@ -7,8 +7,9 @@ from pathlib import Path
 
 from suite.errors import InputError
 from suite.files import printable
+from suite.record import Record, key_of, read_failure, read_plan, read_record
 from suite.shape import checked
-from suite.store import Record, key_of, read_failure, read_plan, read_record, sha256
+from suite.store import sha256
 
 # Inputs that hold the key of another record, and the stages of which it may be.
 UPSTREAM = {"train": ("train",), "export": ("export",), "file": ("export", "convert")}

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import suite.__main__ as command_line
-from suite.store import Record, Store
+from suite.record import Record
+from suite.store import Store
 
 _ALWAYS: dict[str, Any] = dict(
     deadline=None,  # of a busy machine nothing is to be expected

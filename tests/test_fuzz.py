@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from suite import checkpoint, cifar, report
 from suite.errors import InputError
+from suite.record import Record, read_failure, read_record
 from suite.spec import load_table, parse_table
-from suite.store import Record, Store, read_failure, read_record
+from suite.store import Store
 from suite.verify import verify
 
 SCALARS = (

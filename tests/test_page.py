@@ -16,7 +16,8 @@ from xml.etree import ElementTree
 import pytest
 
 from suite import findings, page, spec
-from suite.store import Store, key_of
+from suite.record import key_of
+from suite.store import Store
 
 AddRun = Callable[..., dict[str, Any]]
 CHROMIUM = shutil.which("chromium")

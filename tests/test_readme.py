@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
     "python -m suite explain net.onnx": ({}, ""),
     "python -m suite compare A B --fail-above 5%": ({"A B": "results/local results/local"}, ""),
     "python -m suite figure 2": ({}, "--depth 20 --images 20"),
+    "python -m suite figure normprop": ({}, ""),
 }
 # What runs or installs everything, which `.ci/run` does with the tests, and benchmarks, whose parts have tests.
 ELSEWHERE = ("uv run tox", "pip install", "torchrun ", "ray start")

@@ -11,6 +11,7 @@ import pytest
 
 from suite import grid, store
 from suite.grid import Options
+from suite.record import key_of
 
 # Stages that take no time, so that what is tried is the division of work; each notes that it was done.
 QUICK_STAGES = """
@@ -75,7 +76,7 @@ def test_four_workers_that_are_killed_at_random_complete_a_grid_with_each_result
         records = [json.loads(path.read_text()) for path in (tmp_path / "records" / stage).iterdir()]
         assert len({record["key"] for record in records}) == len(records) == cells - 1
         for record in records:
-            assert record["key"] == store.key_of(stage, record["inputs"])
+            assert record["key"] == key_of(stage, record["inputs"])
             for artifact in record["artifacts"].values():
                 assert (tmp_path / artifact["path"]).read_text() == record["key"]
     assert [note["reason"] for note in store.Store(tmp_path).failures()] == ["MemoryError: no room"]

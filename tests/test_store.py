@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from suite.errors import InputError
-from suite.store import Store, key_of, sha256
+from suite.record import key_of
+from suite.store import Store, sha256
 
 INPUTS: dict[str, Any] = {"model": "resnet20_relu_bn", "seed": 0}
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from suite import checkpoint
-from suite.store import Record, Store
+from suite.record import Record
+from suite.store import Store
 from suite.verify import verify
 
 INPUTS: dict[str, Any] = {"model": "resnet20_relu_bn", "seed": 0}
