@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from suite import report
 from suite.plots import DATA, Entry
 from suite.report import Column, Kind, Line, Metric, Report
+from suite.samples import quantiles
 
 # The choice beside which the others stand.
 USUAL = "relu_bn"
@@ -121,7 +122,7 @@ def _kinds(nets: Sequence[Entry]) -> list[Kind]:
 
 def _median(net: Entry, kind: Kind) -> float | None:
     record = net.runs.timed.get(kind)
-    return report.quantiles(record, (0.5,))[0] if record else None
+    return quantiles(record.result["samples"], (0.5,))[0] if record else None
 
 
 def _doubts(net: Entry, kind: Kind) -> list[str]:

@@ -21,12 +21,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from math import floor, sqrt
 from pathlib import Path
 from time import perf_counter
 from typing import IO, Any, Literal
 from typing import Protocol as Interface
 
+from suite import samples
 from suite.session import PROVIDERS, open_session, provider_options
 
 DISTINCT_INPUTS = 4
@@ -34,8 +34,6 @@ DISTINCT_INPUTS = 4
 ALIVE = 6
 # Side of the square matrices whose product stands for what the machine can do.
 PEAK_SIDE = 2048
-# Fewest samples for a percentile, by MLPerf's rule of 99 % confidence.
-SAMPLES_FOR = {50: 1, 90: 64, 95: 130, 99: 662}
 # Longest wait for a process whose threads spin to fall asleep, in seconds; ONNX Runtime's spin for some 50 ms.
 SPIN = 1.0
 
@@ -155,7 +153,7 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[d
 
 
 def pairs(first: Request, second: Request) -> list[tuple[float, float]]:
-    """Median seconds of bursts of the two, each pair close in time, for the ratio of two latencies by `interval`.
+    """Median seconds of bursts of the two, each pair close in time, for the interval of the ratio of two latencies.
 
     Their protocol is replaced by `PAIRED`, on several pairs of fresh processes.
 
@@ -174,29 +172,9 @@ def pairs(first: Request, second: Request) -> list[tuple[float, float]]:
                 raise answer
             medians.append([statistics.median(burst) for burst in answer["rounds"]])
         found += zip(*medians, strict=True)
-        _, low, high = interval([a / b for a, b in found])
+        _, low, high = samples.interval([a / b for a, b in found])
         if number >= fewest and high - low <= TIGHT:
             break
-    return found
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The median, and the two values between which the true one lies in 19 of 20 cases, whatever the distribution:
-    those which are as far from the middle as the number of heads can be in so many flips of a coin."""
-    ordered = sorted(values)
-    rank = max(0, floor((len(ordered) - 1) / 2 - 0.98 * sqrt(len(ordered))))
-    return statistics.median(ordered), ordered[rank], ordered[-1 - rank]
-
-
-def percentiles(samples: Sequence[float]) -> dict[str, float]:
-    """Those of "p50", "p90", "p95" and "p99" for which there are enough samples, interpolated between neighbours."""
-    ordered = sorted(samples)
-    found = {}
-    for percent, fewest in SAMPLES_FOR.items():
-        if len(ordered) >= fewest:
-            low, part = divmod(percent * (len(ordered) - 1), 100)
-            high = min(low + 1, len(ordered) - 1)
-            found[f"p{percent}"] = ordered[low] + part / 100 * (ordered[high] - ordered[low])
     return found
 
 

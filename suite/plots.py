@@ -12,7 +12,8 @@ from importlib import resources
 from typing import Literal
 
 from suite.record import Record
-from suite.report import PLAIN, Kind, Runs, by_epoch, comparable, errors, quantiles, words_of
+from suite.report import PLAIN, Kind, Runs, by_epoch, comparable, errors, words_of
+from suite.samples import quantiles
 from suite.spec import EMBEDDED, Row, Table
 
 # Points of a curve that are kept; more could not be told apart on a screen.
@@ -190,7 +191,10 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
         plots = []
         for number, kind in enumerate(_kinds(group), start=1):
             found = [(entry.row.model, timed[kind]) for entry in group if kind in (timed := entry.runs.timed)]
-            boxes = [[i, *(1e3 * value for value in quantiles(r, SHARES))] for i, (_, r) in enumerate(found)]
+            boxes = [
+                [i, *(1e3 * value for value in quantiles(r.result["samples"], SHARES))]
+                for i, (_, r) in enumerate(found)
+            ]
             models = tuple(model for model, _ in found)
             x = _axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
             series = Series("latency", "boxes", boxes)
@@ -251,7 +255,7 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
 
 
 def _median(record: Record) -> float:
-    return quantiles(record, (0.5,))[0]
+    return quantiles(record.result["samples"], (0.5,))[0]
 
 
 def _named(names: tuple[str, ...]) -> Axis:

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import orjson
 
 from suite.files import printable
-from suite.latency import percentiles
 from suite.record import Record
+from suite.samples import percentiles, quantiles
 from suite.shape import checked
 from suite.spec import EMBEDDED, METRICS, Row, Table, recipe_for
 from suite.store import Store
@@ -500,7 +500,7 @@ def _latency(
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue
-            (p50,) = quantiles(records[kind], (0.5,))
+            (p50,) = quantiles(records[kind].result["samples"], (0.5,))
             line.put(median, 1e3 * p50, *unstable(records[kind]))
             line.put(speed, batch / p50)
             peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0), units))
@@ -512,7 +512,7 @@ def _latency(
 
 def unstable(record: Record) -> list[str]:
     """What is to be said of a latency whose samples are far apart."""
-    p25, p50, p75 = quantiles(record, (0.25, 0.5, 0.75))
+    p25, p50, p75 = quantiles(record.result["samples"], (0.25, 0.5, 0.75))
     if (p75 - p25) / p50 <= UNSTABLE:
         return []
     return [f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart"]
@@ -561,18 +561,6 @@ def words_of(kind: Kind) -> str:
 def _reduced(precision: str) -> list[str]:
     """A precision in words; none for float32, which is what is meant where nothing is said."""
     return {"fp32": [], PLAIN: ["default export"]}.get(precision, [precision])
-
-
-def quantiles(record: Record, shares: Sequence[float]) -> list[float]:
-    """Quantiles of a latency record's samples in seconds, interpolated between neighbours."""
-    ordered = sorted(record.result["samples"])
-    found = []
-    for share in shares:
-        place = share * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        found.append(ordered[low] + (place - low) * (ordered[high] - ordered[low]))
-    return found
 
 
 def render(report: Report, form: str) -> str:

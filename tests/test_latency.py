@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 from onnx import TensorProto, helper, save
@@ -169,25 +168,6 @@ def test_pairs_are_taken_until_their_ratio_is_certain_but_not_for_ever(monkeypat
 def test_pairs_of_a_file_that_cannot_be_run_are_an_error(onnx_file: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"none\.onnx"):
         latency.pairs(request(onnx_file), request(tmp_path / "none.onnx"))
-
-
-def test_the_interval_of_a_median_holds_it_in_19_of_20_cases() -> None:
-    random = np.random.default_rng(0)
-    for count in (9, 24, 100):
-        intervals = [latency.interval(list(random.exponential(1.0, count))) for _ in range(1000)]
-        held = sum(low <= np.log(2) <= high for _, low, high in intervals)
-        assert 930 <= held <= 985
-    assert latency.interval([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
-    assert latency.interval([1.5]) == (1.5, 1.5, 1.5)
-
-
-def test_percentiles_are_told_where_there_are_samples_enough() -> None:
-    samples = [float(value) for value in range(662)]
-    assert latency.percentiles(samples[:63]) == {"p50": 31.0}
-    assert list(latency.percentiles(samples[:64])) == ["p50", "p90"]
-    assert list(latency.percentiles(samples[:130])) == ["p50", "p90", "p95"]
-    found = latency.percentiles(samples[::-1])
-    assert found == {f"p{p}": pytest.approx(np.percentile(samples, p)) for p in (50, 90, 95, 99)}
 
 
 def test_a_process_answers_when_its_threads_no_longer_spin() -> None:

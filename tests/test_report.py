@@ -225,11 +225,6 @@ def test_with_detail_difference_seeds_and_spread_have_columns(store: Store, add_
     assert "seeds" not in build(store).lines[0].values
 
 
-def test_quantiles_are_interpolated_between_samples(add_run: AddRun) -> None:
-    record = add_run(samples=(0.4, 0.1, 0.2, 0.3))["latency"]
-    assert report.quantiles(record, (0, 0.25, 0.5, 1)) == pytest.approx([0.1, 0.175, 0.25, 0.4])
-
-
 def test_of_a_net_that_was_timed_twice_the_figure_of_more_samples_stands(store: Store, add_run: AddRun) -> None:
     add_run(seed=0, samples=(0.002,) * 5)
     add_run(seed=1, samples=(0.003,) * 9)

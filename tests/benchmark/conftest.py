@@ -12,8 +12,9 @@ import torch
 from timm.models import save_for_hf
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import deploy, env, latency
+from suite import deploy, env
 from suite.export import load_weights
+from suite.samples import interval
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,7 +50,7 @@ def ratio(bar: Callable[..., None]) -> Callable[..., None]:
     def report(
         name: str, pairs: list[tuple[float, float]], least: float | None = None, most: float | None = None
     ) -> None:
-        median, low, high = latency.interval([first / second for first, second in pairs])
+        median, low, high = interval([first / second for first, second in pairs])
         met = (least is None or median >= least) and (most is None or median <= most)
         limits = (("least", least), ("most", most))
         legal = " and ".join(f"at {side} {value}" for side, value in limits if value is not None)

@@ -18,6 +18,7 @@ import torch
 
 from suite import latency
 from suite.export import load_weights
+from suite.samples import interval
 from suite.session import open_session
 
 # Loads one core for about half of the time.
@@ -99,7 +100,7 @@ def test_the_same_file_against_itself(
     with contextlib.ExitStack() as stack:
         if disturbed:
             stack.callback(stack.enter_context(subprocess.Popen([sys.executable, "-c", DISTURBANCE])).kill)
-        found = [latency.interval([a / b for a, b in pairs(file, file, 32)])[0] for _ in range(repetitions)]
+        found = [interval([a / b for a, b in pairs(file, file, 32)])[0] for _ in range(repetitions)]
     within = sum(abs(ratio - 1) <= 0.03 for ratio in found)
     words = f"{within} of {repetitions} repetitions within 3 %, {min(found):.3g} to {max(found):.3g}; bar: 19 of 20"
     what = "while another process loads a core half of the time" if disturbed else "on a quiet machine"

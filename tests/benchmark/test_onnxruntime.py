@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from suite import env, latency, spec
+from suite.samples import percentiles
 
 PROTOCOL = latency.Protocol(rounds=8, min_seconds=0.2, min_runs=2, max_runs=100, warmup=2)
 SHORT = ("resnet110_relu_bn", "resnet110_crelu_bn", "resnet50_relu_bn", "resnet50_crelu_bn", "resnet50_relu_np2")
@@ -106,7 +107,7 @@ def test_latency(
         model=model,
         file_sha256=hashlib.sha256(files.exported(model, size, form).read_bytes()).hexdigest(),
         nodes=answer["nodes"],
-        percentiles=latency.percentiles(samples),
+        percentiles=percentiles(samples),
         rounds=[len(burst) for burst in answer["rounds"]],
         load_seconds=answer["load_seconds"],
         first_run_seconds=answer["first_run_seconds"],
