@@ -11,6 +11,9 @@ from suite.plots import Entry
 from suite.report import Records
 from suite.store import Store
 
+# What an analysis says of the last activations.
+ACTIVATION = {"nonzero": 0.5} | {name: {"mean": 1.0, "std": 1.0} for name in ("over_nonzero", "over_all", "pooled")}
+
 AddRun = Callable[..., dict[str, Any]]
 WITH, WITHOUT, SIZE, ORDER, SPREAD, LATE, NONZERO = range(7)
 
@@ -31,7 +34,7 @@ def of(found: list[Finding], where: str) -> Finding:
 
 def look(store: Store, run: dict[str, Any], delta: list[float], nonzero: float = 0.5) -> None:
     train = run["train"]
-    result = {"blocks": {"delta": delta}, "activation": {"nonzero": nonzero}}
+    result = {"blocks": {"delta": delta}, "activation": ACTIVATION | {"nonzero": nonzero}}
     store.put("analyze", {"model": train.inputs["model"], "train": train.key}, result, {}, {})
 
 

@@ -10,6 +10,9 @@ from suite.plots import Entry, Figure
 from suite.report import Records
 from suite.store import Store
 
+# What an analysis says of the last activations.
+ACTIVATION = {"nonzero": 0.5} | {name: {"mean": 1.0, "std": 1.0} for name in ("over_nonzero", "over_all", "pooled")}
+
 AddRun = Callable[..., dict[str, Any]]
 
 
@@ -77,9 +80,9 @@ def test_each_machine_has_a_plot_of_its_own(store: Store, add_run: AddRun) -> No
 
 
 def test_a_box_is_made_of_quantiles_in_milliseconds(store: Store, add_run: AddRun) -> None:
-    add_run(samples=tuple(n / 1000 for n in range(101)))
+    add_run(samples=tuple(n / 1000 for n in range(1, 102)))
     (plot,) = only(plots.latency_distributions(entries(store))).plots
-    assert plot.series[0].points == [pytest.approx([0, 5, 25, 50, 75, 95])]
+    assert plot.series[0].points == [pytest.approx([0, 6, 26, 51, 76, 96])]
     assert plot.y.categories == ("resnet110_relu_bn",)
 
 
@@ -149,7 +152,7 @@ def test_a_logarithmic_axis_has_a_few_round_marks_however_far_it_goes(
 ) -> None:
     delta = [low, high]
     train = add_run(data="cifar100")["train"]
-    result = {"blocks": {"delta": delta, "delta_after_relu": delta}}
+    result = {"activation": ACTIVATION, "blocks": {"delta": delta, "delta_after_relu": delta}}
     store.put("analyze", {"model": "resnet110_relu_bn", "train": train.key}, result, {}, {})
     axis = only(plots.inside(entries(store, 1))).plots[0].y
     assert axis.log
@@ -173,7 +176,7 @@ def test_figure_2_of_a_deep_net_has_the_paper_s_zoom(store: Store, add_run: AddR
     for model, blocks in (("resnet110_relu_plain", 54), ("resnet110_relu_bn", 54)):
         delta = [float(block) for block in range(1, blocks + 1)]
         train = add_run(model, data="cifar100")["train"]
-        result = {"blocks": {"delta": delta, "delta_after_relu": delta}}
+        result = {"activation": ACTIVATION, "blocks": {"delta": delta, "delta_after_relu": delta}}
         store.put("analyze", {"model": model, "train": train.key}, result, {}, {})
     whole, zoom, *_ = only(plots.inside(entries(store, 1))).plots
     assert [len(series.points) for series in whole.series] == [54, 54]
