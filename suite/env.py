@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 from functools import cache
@@ -76,6 +77,17 @@ def _cpu_line(name: str) -> str:
     except OSError:
         return ""
     return next((line.split(":", 1)[1].strip() for line in lines if line.partition("\t")[0].strip() == name), "")
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has had so far."""
+    try:
+        # Not `ru_maxrss`, which a process takes over from the one that started it.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def gpus() -> list[str]:

@@ -6,7 +6,6 @@ only thing here that is not measured.
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -287,8 +286,7 @@ def _memory(device: Any) -> float:
 
     if device.type == "cuda":
         return float(torch.cuda.max_memory_reserved(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return float(env.peak_memory())
 
 
 def main() -> None:
