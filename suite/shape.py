@@ -6,44 +6,69 @@ from typing import Any
 
 from suite.errors import InputError
 from suite.record import Record
+from suite.spec import METRICS
 
 NUMBER = (int, float)
 POSITIVE = "a positive number"
 _MOMENTS = {name: (*NUMBER, type(None)) for name in ("mean", "std")}
 _ACTIVATION = {"nonzero": NUMBER, **dict.fromkeys(("over_nonzero", "over_all", "pooled"), _MOMENTS)}
-# By stage, what must be there, of which type: a dictionary's named entries, {str: X} for entries X of any name, [X] for
-# a list of X, and [X, ...] for one that is not empty.
+_MAYBE = (*NUMBER, type(None))
+_NUMBERS = [NUMBER, ...]
+# By stage, what must be there, of which type: a dictionary's named entries, of which those with a question mark may be
+# absent, {str: X} for entries X of any name, [X] for a list of X, and [X, ...] for one that is not empty, (X, None) for what may be
+# null.
 SHAPES: dict[str, Any] = {
     "train": {
         "inputs": {
             "data": {"name": str, "train": int, "test": int},
             "recipe": {"epochs": int, "learning_rate": NUMBER, "max_steps": (int, type(None))},
             "seed": int,
+            "version?": int,
         },
         "result": {
             "trained": bool,
-            "epochs": [{str: (*NUMBER, type(None))}],
+            **{f"{metric}?": _MAYBE for metric in (*METRICS, "best_top1")},
+            "epochs": [{str: _MAYBE}],
             "tries": [{"learning_rate": NUMBER, "outcome": str}, ...],
             "steps": int,
             "test_images": int,
         },
     },
-    "export": {"inputs": {"train": str}, "result": {"parameters": int, "macs": int}},
+    "export": {"inputs": {"train": str, "version?": int}, "result": {"parameters": int, "macs": int}},
     "parity": {
-        "inputs": {"export": str},
+        "inputs": {"export": str, "provider?": str, "precision?": str, "version?": int},
         "result": {
             "passed": bool,
+            "departure?": ({"layer": str}, None),
             **dict.fromkeys(("images", "ties"), int),
             **dict.fromkeys(("difference", "max_logit_difference", "agreement"), NUMBER),
             "scale": POSITIVE,
         },
     },
     "latency": {
-        "inputs": {"batch_size": int, **dict.fromkeys(("export", "machine", "runtime", "provider"), str)},
-        "result": {"samples": [POSITIVE, ...]},
+        "inputs": {
+            "batch_size": int,
+            **dict.fromkeys(("export", "machine", "runtime", "provider", "precision?"), str),
+            **dict.fromkeys(("threads?", "version?"), int),
+        },
+        "result": {
+            "samples": [POSITIVE, ...],
+            "host_samples?": [POSITIVE, ...],
+            **dict.fromkeys(("load_seconds?", "first_run_seconds?"), NUMBER),
+        },
     },
-    "analyze": {"inputs": {"train": str}, "result": {"activation": _ACTIVATION}},
-    "peak": {"inputs": {"machine": str, "provider": str, "threads": int}, "result": {"flops": POSITIVE}},
+    "analyze": {
+        "inputs": {"train": str, "version?": int},
+        "result": {
+            "activation": _ACTIVATION,
+            "blocks?": {"delta": _NUMBERS, "delta_after_relu?": _NUMBERS},
+            "coherence?": {"mu": _NUMBERS},
+        },
+    },
+    "peak": {
+        "inputs": {"machine": str, "provider": str, "threads": int, "precision?": str},
+        "result": {"flops": POSITIVE},
+    },
 }
 
 
@@ -63,14 +88,19 @@ def checked(record: Record, root: Path) -> Record:
 
 
 def _check(value: Any, shape: Any, where: str) -> None:
+    if isinstance(shape, tuple) and None in shape:
+        if value is None:
+            return
+        shape = shape[0]
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             raise ValueError(f"{where}: not an object")
         for name, of in shape.items():
-            for each in value if name is str else [name]:
-                if each not in value:
+            for each in value if name is str else [name.removesuffix("?")]:
+                if each in value:
+                    _check(value[each], of, f"{where}: {each}")
+                elif name == each:
                     raise ValueError(f"{where}: no {each}")
-                _check(value[each], of, f"{where}: {each}")
     elif isinstance(shape, list):
         if not isinstance(value, list) or len(value) < len(shape) - 1:
             raise ValueError(f"{where}: not a list{' with entries' if len(shape) > 1 else ''}")

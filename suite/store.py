@@ -237,6 +237,7 @@ def _artifacts(key: str, folder: Path | None) -> dict[str, dict[str, Any]]:
     """What a record says of the files in a folder, which are on the disk then."""
     found: dict[str, dict[str, Any]] = {}
     for file in sorted(folder.iterdir()) if folder else ():
+        file.chmod(0o644)  # safetensors makes what only its owner may read
         _sync(file)
         found[file.name] = {
             "path": f"artifacts/{key}/{file.name}",

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "parity": {"batches", "session"},
     "departure": {"export", "rewrite", "session"},
     "explain": {"session"},
-    "shape": {"errors", "record"},
+    "shape": {"errors", "record", "spec"},
     "verify": {"checkpoint", "errors", "files", "record", "shape", "store"},
     "compare": {"errors", "record", "store"},
     "latency": {"samples", "session", "weights"},
