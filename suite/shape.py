@@ -15,8 +15,8 @@ _ACTIVATION = {"nonzero": NUMBER, **dict.fromkeys(("over_nonzero", "over_all", "
 _MAYBE = (*NUMBER, type(None))
 _NUMBERS = [NUMBER, ...]
 # By stage, what must be there, of which type: a dictionary's named entries, of which those with a question mark may be
-# absent, {str: X} for entries X of any name, [X] for a list of X, and [X, ...] for one that is not empty, (X, None) for what may be
-# null.
+# absent, {str: X} for entries X of any name, [X] for a list of X, [X, ...] for one that is not empty, and (X, None) for
+# what may be null.
 SHAPES: dict[str, Any] = {
     "train": {
         "inputs": {
