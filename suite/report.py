@@ -141,7 +141,8 @@ class Records:
         for record in each("train"):
             if trained is None or record.key in trained:
                 self.train.setdefault(record.inputs["model"], []).append(record)
-        self.export = {r.inputs["train"]: r for r in each("export")}
+        # Beside the file that is deployed, the exporter's own graph is only timed.
+        self.export = {r.inputs["train"]: r for r in each("export") if not r.inputs.get("plain")}
         self.parity: dict[str, dict[Check, Record]] = {}
         for record in each("parity"):
             check = record.inputs.get("provider", "cpu"), record.inputs.get("precision", "fp32")

@@ -1,5 +1,6 @@
 """The README keeps its promises: each of its commands runs, and its example of a new variant does what it says."""
 
+import json
 import re
 import shlex
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from suite.verify import verify
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -124,3 +127,30 @@ def test_the_example_of_a_new_variant_gets_its_line_of_the_table(tmp_path: Path)
     (line,) = [line for line in done.stdout.splitlines() if "resnet20_inner_crelu_bn" in line]
     assert "failed" not in done.stdout
     assert line.count("|") > 10
+
+
+PUBLISHED = sorted((ROOT / "results" / "published").glob("*/"))
+
+
+def test_the_figures_of_the_readme_are_those_of_the_published_records(
+    suite: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (command,) = re.findall(r"`python -m suite (show [^`]*--results results/published/[^`]*)`", README)
+    rows = json.loads(suite(*shlex.split(command), "--format", "json")[1])["rows"]
+    section = README.partition("## Measured so far")[2].partition("## ")[0]
+    found = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| resnet")]
+    assert len(found) == 3
+    time = "onnxruntime_cpu{}_b1_p50_ms".format
+    for model, *figures in ([cell.strip() for cell in cells] for cells in found):
+        (row,) = [row for row in rows if row["model"] == model and row["top1"] is not None]
+        measured = [row["top1"], row["parity_int8_top1"], *(row[time(form)] for form in ("", "_int8", "_plain"))]
+        for value, figure in zip(measured, figures, strict=True):
+            assert f"{value:.{len(figure.partition('.')[2])}f}" == figure
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_published_results_are_whole(folder: Path) -> None:
+    found = verify(folder)
+    assert found.problems == []
+    assert found.records > 0

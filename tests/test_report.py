@@ -357,3 +357,15 @@ def test_loading_the_first_run_and_the_way_over_the_host_are_figures_of_their_ow
     headings = [column.heading for column in detail.columns if column.key.startswith("onnxruntime")]
     assert headings[0] == "ORT cpu b8 p50 ms"
     assert headings[-1] == "ORT cpu b8 first run ms"
+
+
+def test_the_exporters_own_graph_beside_the_deployed_one_changes_no_other_column(store: Store, add_run: AddRun) -> None:
+    records = add_run()
+    before = build(store).lines[0].values
+    inputs = {**records["export"].inputs, "plain": True}
+    plain = store.put("export", inputs, {"parameters": 1, "macs": 1}, {}, {})
+    timed = {**records["latency"].inputs, "file": plain.key, "precision": "plain"}
+    store.put("latency", timed, {"samples": [0.02] * 5}, {}, {})
+    after = build(store).lines[0].values
+    assert {name: after[name] for name in before} == before
+    assert after["onnxruntime_cpu_plain_b8_p50_ms"] == pytest.approx(20)
