@@ -257,7 +257,7 @@ def test_no_cifar_file_leaves_the_reader_but_by_an_input_error(
         lambda: cifar._records(path, 10),
     ):
         with monkeypatch.context() as patch, input_errors_naming(path):
-            # Only here, since hypothesis evaluates code of its own between two cases; and not `exec`, which imports use.
+            # Only here, since hypothesis evaluates code of its own between cases; not `exec`, which imports use.
             for name in ("os.system", "builtins.eval"):
                 patch.setattr(name, lambda *_: pytest.fail("the pickle ran a function"))
             read()
