@@ -153,11 +153,12 @@ def export(
 ) -> dict[str, Any]:
     """Write a network as an ONNX file in the form that is fastest on a provider, whole or not at all.
 
-    On the CPU provider that is the rewritten graph. On others the rewritten and the exporter's own graph are timed
-    against each other here, and the faster is kept.
+    In float32 on the CPU provider that is the rewritten graph. Else candidates are timed against each other here: the
+    rewritten and the exporter's own graph, and in int8 also signed activations instead of unsigned ones.
 
     Returns:
-        What `suite.export.export` does, with `form` ("rewritten" or "plain") and for int8 `calibration`.
+        What `suite.export.export` does, with `precision` and `form` ("rewritten" or "plain"), and for int8
+        `activations` ("unsigned" or "signed") and `calibration`.
 
     Raises:
         InputError: the provider is not here, or `out` cannot be written.
@@ -169,25 +170,33 @@ def export(
     if not os.access(out.parent, os.W_OK):
         raise InputError(f"{out}: cannot write there")
     _require(provider)
+    measured = provider != "cpu" or precision == "int8"
+    forms = ["plain"] if plain else ["rewritten", "plain"] if measured else ["rewritten"]
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
-        found: dict[str, dict[str, Any]] = {}
-        for form in ["plain"] if plain else ["rewritten"] if provider == "cpu" else ["rewritten", "plain"]:
+        found: dict[Path, dict[str, Any]] = {}
+        for form in forms:
             path = Path(scratch) / f"{form}.onnx"
             stated = metadata(of, training(of) | {"form": form})
-            found[form] = exporting.export(of.weights, of.size, path, stated, form == "rewritten")
-            if precision != "fp32":
-                whole = path.rename(path.with_suffix(".fp32"))
-                found[form] |= convert(whole, path, precision, lambda: test_batches(of, data, None))
-        form = _fastest(of, Path(scratch), list(found), provider) if len(found) > 1 else next(iter(found))
-        os.replace(Path(scratch) / f"{form}.onnx", out)
-    return found[form] | {"form": form, "precision": precision}
+            result = exporting.export(of.weights, of.size, path, stated, form == "rewritten")
+            result |= {"form": form, "precision": precision}
+            if precision == "fp32":
+                found[path] = result
+                continue
+            for signed in (False, True) if precision == "int8" and form == forms[0] else (False,):
+                fewer = path.with_suffix(".signed" if signed else ".unsigned")
+                found[fewer] = result | convert(path, fewer, precision, lambda: test_batches(of, data, None), signed)
+                if precision == "int8":
+                    found[fewer]["activations"] = fewer.suffix.removeprefix(".")
+        fastest = _fastest(of, list(found), provider) if len(found) > 1 else next(iter(found))
+        os.replace(fastest, out)
+    return found[fastest]
 
 
-def convert(path: Path, out: Path, form: str, batches: Callable[[], "Batches"]) -> dict[str, Any]:
+def convert(path: Path, out: Path, form: str, batches: Callable[[], "Batches"], signed: bool = False) -> dict[str, Any]:
     """Write an exported file in fewer bits: "fp16", or "int8" calibrated on training images of `batches`.
 
-    Batches are asked for only when they are needed. Returns what `suite.export.describe` says of the file, and for int8
-    `calibration` in words.
+    Batches are asked for only when they are needed; `signed` is about the activations of int8. Returns what
+    `suite.export.describe` says of the file, and for int8 `calibration` in words.
     """
     from suite.export import describe
     from suite.precision import to_float16, to_int8
@@ -196,7 +205,8 @@ def convert(path: Path, out: Path, form: str, batches: Callable[[], "Batches"]) 
         to_float16(path, out)
         return describe(out)
     images = batches()
-    to_int8(path, out, (batch.contiguous().numpy() for batch in images.calibration(CALIBRATION_IMAGES)))
+    calibration = (batch.contiguous().numpy() for batch in images.calibration(CALIBRATION_IMAGES))
+    to_int8(path, out, calibration, signed=signed)
     return describe(out) | {"calibration": f"{CALIBRATION_IMAGES} training images of {images.dataset.name}"}
 
 
@@ -208,22 +218,20 @@ def _require(provider: str) -> None:
         raise InputError(f"--provider {provider}: not available here: {reason}")
 
 
-def _fastest(of: Source, folder: Path, forms: list[str], provider: str) -> str:
-    """The form with the least median time for one image on this provider."""
+def _fastest(of: Source, files: list[Path], provider: str) -> Path:
+    """The file with the least median time for one image on this provider."""
     import statistics
 
     from suite.latency import THOROUGH, Request, measure
 
     threads = env.available_cores()
-    requests = [
-        Request("onnxruntime", str(folder / f"{form}.onnx"), provider, 1, of.size, threads, THOROUGH) for form in forms
-    ]
+    requests = [Request("onnxruntime", str(file), provider, 1, of.size, threads, THOROUGH) for file in files]
     times = {}
-    for form, answer in zip(forms, measure(requests), strict=True):
+    for file, answer in zip(files, measure(requests), strict=True):
         if isinstance(answer, RuntimeError):
             raise answer
-        times[form] = statistics.median(answer["samples"])
-    return min(times, key=lambda form: times[form])
+        times[file] = statistics.median(answer["samples"])
+    return min(times, key=lambda file: times[file])
 
 
 @contextlib.contextmanager

@@ -32,12 +32,18 @@ def to_float16(path: Path, out: Path) -> None:
     onnx.save(convert_float_to_float16(model, keep_io_types=True, min_positive_val=float(FLOAT16.tiny)), out)
 
 
-def to_int8(path: Path, out: Path, calibration: Iterable[NDArray[np.float32]], keep_float: Sequence[str] = ()) -> None:
+def to_int8(
+    path: Path,
+    out: Path,
+    calibration: Iterable[NDArray[np.float32]],
+    keep_float: Sequence[str] = (),
+    signed: bool = False,
+) -> None:
     """Write `path` quantised to eight bits as `out`: static, in QDQ form, `input` and `logits` float32.
 
-    Weights are signed, with one scale a filter. Activations are unsigned: ONNX Runtime has fast kernels for unsigned
-    times signed only, and signed activations took as long as float32. Their ranges are the least and the
-    largest value that each takes on the calibration images.
+    Weights are signed, with one scale a filter. Activations are unsigned, unless `signed`: on x86 ONNX Runtime has
+    fast kernels for unsigned times signed only, and signed activations took as long as float32. Their ranges are the
+    least and the largest value that each takes on the calibration images.
 
     Measured on two cores of a CPU with AVX-512 VNNI, 224x224, batch 1, against the rewritten float32 graph, in
     interleaved runs: ResNet-50 ReLU 0.28; CReLU 0.34 as two halves, 0.40 as signed convolution (see `suite.rewrite`;
@@ -49,6 +55,7 @@ def to_int8(path: Path, out: Path, calibration: Iterable[NDArray[np.float32]], k
         out: the file to write.
         calibration: batches of images (B, 3, size, size), normalised as in training.
         keep_float: names of nodes that stay in float32, as `conv1` or `fc`.
+        signed: whether activations are.
 
     Raises:
         ValueError: there are no calibration images, or the graph has no node of a name in `keep_float`.
@@ -71,7 +78,7 @@ def to_int8(path: Path, out: Path, calibration: Iterable[NDArray[np.float32]], k
             _reader(chain([first], batches)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(keep_float),
         )

@@ -1,15 +1,16 @@
 """Files and folders that a user names, as strangers may have made them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from suite import deploy
+from suite import deploy, latency
 from suite.errors import InputError
 
 
@@ -172,3 +173,35 @@ def test_weights_that_are_not_numbers_are_named(path: Path) -> None:
     path.write_bytes(graph(size=32, weights=nan).SerializeToString())
     with pytest.raises(InputError, match="the logits of ONNX Runtime are not finite"), deploy.in_one_line(str(path)):
         deploy.parity(str(path), "resnet20_relu_bn", {}, 2, "cpu")
+
+
+@pytest.mark.parametrize(
+    "fastest", [("rewritten", "unsigned"), ("rewritten", "signed"), ("plain", "unsigned")], ids=" ".join
+)
+def test_eight_bits_have_the_form_and_type_that_ran_fastest_here(
+    path: Path, fastest: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(requests: Sequence[latency.Request]) -> list[dict[str, Any]]:
+        tried = [(file.stem, file.suffix[1:]) for file in (Path(request.path) for request in requests)]
+        assert sorted(tried) == [("plain", "unsigned"), ("rewritten", "signed"), ("rewritten", "unsigned")]
+        return [{"samples": [0.1, 0.1, 9.0] if each == fastest else [0.2, 0.2, 0.2]} for each in tried]
+
+    monkeypatch.setattr(latency, "measure", measure)
+    with deploy.source("resnet20_crelu_bn") as of:
+        result = deploy.export(of, path, "int8", "cpu", False, {})
+    assert (result["form"], result["activations"]) == fastest
+    model = onnx.load(path)
+    types = {tensor.data_type for tensor in model.graph.initializer if "zero_point" in tensor.name}
+    assert (TensorProto.UINT8 in types) == (fastest[1] == "unsigned")
+    assert ("Neg" in {node.op_type for node in model.graph.node}) == (fastest[0] == "plain")
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_what_is_exported_in_eight_bits_was_timed_and_runs(path: Path) -> None:
+    with deploy.source("resnet20_relu_bn") as of:
+        result = deploy.export(of, path, "int8", "cpu", True, {})
+    assert result["form"] == "plain"
+    assert result["activations"] in ("signed", "unsigned")
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"input": np.zeros((2, 3, 32, 32), np.float32)})
+    assert logits.shape == (2, 10)

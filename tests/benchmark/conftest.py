@@ -87,11 +87,15 @@ class Files:
         return folder
 
     def exported(self, model: str, size: int, form: str = "fp32") -> Path:
-        """As the suite deploys it on the CPU provider."""
+        """As the tables have it: rewritten for the CPU provider, and "int8" made from that."""
         file = self.weights(model) / f"{form}-{size}.onnx"
         if not file.exists():
             with deploy.source(str(self.weights(model)), size) as of:
-                deploy.export(of, file, form, "cpu", False, {})
+                if form == "fp32":
+                    deploy.export(of, file, form, "cpu", False, {})
+                else:
+                    whole = self.exported(model, size)
+                    deploy.convert(whole, file, form, lambda: deploy.test_batches(of, {}, None))
         return file
 
     def default(self, model: str, size: int) -> Path:
