@@ -207,6 +207,13 @@ def suite() -> None:
     help="Forms of the exported file; fp32 is always among them. plain is without rewrites, to show what they gain.",
 )
 @click.option("--batch-sizes", type=_Choices("N,...", _batch_size), default="1,8", show_default=True)
+@click.option(
+    "--timings",
+    type=click.Choice(["auto", "quick", "thorough"]),
+    default="auto",
+    show_default=True,
+    help="24 bursts of runs for each latency, or 3; auto follows the profile.",
+)
 @click.option("--dry-run", is_flag=True, help="Print cells, what is stored, and time and memory by a short probe.")
 @click.option("--budget", type=_Duration(), help="Run only the cells that say most for so much time, as in 30m or 8h.")
 @_metric
@@ -459,7 +466,8 @@ def explain(source: str, provider: str, batch_size: int, size: int | None) -> in
 
 @suite.command()
 @_results
-def verify(results: Path) -> int:
+@click.option("--without-files", is_flag=True, help="Weights and ONNX files may be left out, as of published records.")
+def verify(results: Path, without_files: bool) -> int:
     """Read and hash all records and files of a results folder anew; exit code 1 if one is damaged, missing or odd."""
     from suite import progress
     from suite import verify as verifying
@@ -469,12 +477,14 @@ def verify(results: Path) -> int:
     display = progress.display(1)
     try:
         with display.stage(f"verify {results}") as step:
-            found = verifying.verify(results, step)
+            found = verifying.verify(results, step, without_files)
     finally:
         display.close()
     for problem in found.problems:
         click.echo(problem)
     looked_at = f"{found.records} records and {found.files} files of {found.bytes:,} bytes"
+    if found.left_out:
+        looked_at += f", {found.left_out} files left out"
     click.echo(f"{looked_at}: {len(found.problems) or 'no'} problem{'s' if len(found.problems) != 1 else ''}")
     return 1 if found.problems else 0
 

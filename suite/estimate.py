@@ -6,6 +6,7 @@ only thing here that is not measured.
 """
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 from suite import duration, env, spec
@@ -38,6 +39,7 @@ class Probe:
         memory_fixed, memory_per_image: of the process that trains (on a GPU: of the GPU's memory).
         test_per_image: of a forward pass in torch, run_per_image: in ONNX Runtime on the CPU.
         export: of writing the ONNX file.
+        start: until a process that trains or exports can begin, timing_start: one that times.
     """
 
     step_fixed: float
@@ -47,17 +49,21 @@ class Probe:
     test_per_image: float
     run_per_image: float
     export: float
+    start: float
+    timing_start: float
 
 
 @dataclass(frozen=True)
 class Cost:
     """Of one cell: `seconds` of the stages that are not stored, `memory` in bytes while it trains, how many stages
-    there are, and how many of them are stored."""
+    there are, how many of them are stored, and `start`: seconds until the process that does them can begin, once for
+    all cells that it does."""
 
     seconds: float
     memory: float
     stages: int
     stored: int
+    start: float = 0.0
 
 
 def probe(cell: Cell, options: Options, store: Store) -> Probe:
@@ -80,9 +86,8 @@ def probe(cell: Cell, options: Options, store: Store) -> Probe:
     found = store.get("probe", inputs)
     if found is None:
         start = perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "suite.estimate"], input=json.dumps(request), capture_output=True, text=True
-        )
+        asked = json.dumps(request | {"begun": time()})
+        done = subprocess.run([sys.executable, "-m", "suite.estimate"], input=asked, capture_output=True, text=True)
         if done.returncode:
             last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
             raise InputError(f"{cell.row.model}: the probe failed: {''.join(last)}")
@@ -100,17 +105,18 @@ def costs(
     for cell in grid.cells:
         stages = [stage for stage in grid.stages if stage.cell is cell]
         missing = [stage for stage in stages if store.get(stage.kind, stage.inputs) is None]
-        seconds = memory = 0.0
+        seconds = memory = begin = 0.0
         if missing:
             name = json.dumps([cell.row.model, asdict(cell.recipe), len(cell.dataset.classes)])
             if name not in probes:
                 say(f"measuring a few steps of {cell.row.model} on {cell.dataset.name}")
                 probes[name] = probe(cell, options, store)
             seconds = sum(_seconds(stage, cell, probes[name]) for stage in missing)
+            begin = probes[name].start
             trains = any(stage.kind == "train" for stage in missing)
             batch = min(cell.recipe.batch_size, len(cell.dataset.train))
             memory = probes[name].memory_fixed + (probes[name].memory_per_image * batch if trains else 0.0)
-        found[cell] = Cost(seconds, memory, len(stages), len(stages) - len(missing))
+        found[cell] = Cost(seconds, memory, len(stages), len(stages) - len(missing), begin)
     return found
 
 
@@ -135,7 +141,9 @@ def _seconds(stage: Stage, cell: Cell, found: Probe) -> float:
         return tests * found.test_per_image
     protocol, run = stage.inputs["protocol"], stage.inputs["batch_size"] * found.run_per_image
     burst = max(protocol["min_seconds"], protocol["min_runs"] * run)
-    timing: float = protocol["warmup"] * run + protocol["rounds"] * min(burst, protocol["max_runs"] * run)
+    timing: float = (
+        found.timing_start + protocol["warmup"] * run + protocol["rounds"] * min(burst, protocol["max_runs"] * run)
+    )
     return timing
 
 
@@ -180,6 +188,11 @@ class Expected:
     costs: Mapping[Cell, Cost]
     chosen: Sequence[Cell]
 
+    @property
+    def start(self) -> float:
+        """Seconds until a run can begin."""
+        return max((cost.start for cost in self.costs.values()), default=0.0)
+
     def options(self) -> Options:
         """Those of a run of the chosen cells."""
         return replace(self.asked, only=frozenset(cell.name for cell in self.chosen))
@@ -196,7 +209,7 @@ class Expected:
             memory = f"{cost.memory / 1e9:.1f}" if cost.seconds else ""
             rows.append((cell.name, state, f"{cost.stored}/{cost.stages}", time, memory))
         text = tabulate(rows, ("cell", "", "stages stored", "time", "memory GB"), disable_numparse=True)
-        total = sum(self.costs[cell].seconds for cell in self.chosen)
+        total = self.start + sum(self.costs[cell].seconds for cell in self.chosen)
         count = self.asked.workers
         shared = f" of work, shared by {count} workers" if count > 1 else ""
         return f"{text}\ntotal on {env.machine()['id']}: about {duration.written(total)}{shared}\n"
@@ -213,9 +226,11 @@ def expect(options: Options, budget: float | None, say: Callable[[str], None]) -
     start = perf_counter()
     grid, store = plan(options), Store(options.results)
     found = costs(grid, options, store, say)
+    all_of_it = Expected(options, grid, found, grid.cells)
     if budget is None:
-        return Expected(options, grid, found, grid.cells)
-    return Expected(options, grid, found, choose(grid, found, budget - (perf_counter() - start)))
+        return all_of_it
+    left = budget - (perf_counter() - start) - all_of_it.start
+    return replace(all_of_it, chosen=choose(grid, found, left))
 
 
 def _measure(request: Mapping[str, Any]) -> Probe:
@@ -223,13 +238,14 @@ def _measure(request: Mapping[str, Any]) -> Probe:
     import numpy as np
     import torch
 
+    from suite import latency
     from suite.batches import Batches
     from suite.data import Dataset, Split
     from suite.export import export, load_weights
-    from suite.session import open_session
     from suite.step import Engine
     from suite.train import Job, evaluate, train
 
+    started = time() - request["begun"]
     recipe = Recipe(**request["recipe"] | {"milestones": tuple(request["recipe"]["milestones"])})
     device = torch.device(request["device"])
     large = max(2, min(recipe.batch_size, max(LEAST, PIXELS // recipe.train_size**2)))
@@ -261,13 +277,18 @@ def _measure(request: Mapping[str, Any]) -> Probe:
         start = perf_counter()
         export(Path(scratch), recipe.test_size, Path(scratch) / "model.onnx", {})
         exported = perf_counter() - start
-        session = open_session(str(Path(scratch) / "model.onnx"), "cpu", env.available_cores())
-        feed = {"input": test[0][0].contiguous().cpu().numpy()[:LEAST]}
-        session.run(["logits"], feed)
+        file = str(Path(scratch) / "model.onnx")
+        once = latency.Protocol(rounds=1, min_seconds=0, min_runs=3, max_runs=3, warmup=0)
+        timing = latency.Request("onnxruntime", file, "cpu", LEAST, recipe.test_size, env.available_cores(), once)
         start = perf_counter()
-        session.run(["logits"], feed)
-        run_per_image = (perf_counter() - start) / len(feed["input"])
-    return Probe(*_line(sizes, step_seconds), *_line(sizes, memory), test_per_image, run_per_image, exported)
+        (answer,) = latency.measure([timing])
+        elapsed = perf_counter() - start
+        if isinstance(answer, RuntimeError):
+            raise answer
+    run = statistics.median(answer["samples"])
+    timing_start = max(0.0, elapsed - 5 * run)  # two more than the samples: the first of the process and of the burst
+    per_image = test_per_image, run / LEAST
+    return Probe(*_line(sizes, step_seconds), *_line(sizes, memory), *per_image, exported, started, timing_start)
 
 
 def _note(ends: list[float], done: int, total: int, note: str) -> None:

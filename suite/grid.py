@@ -42,6 +42,7 @@ class Options:
     batch_sizes: tuple[int, ...] = (1, 8)
     runtimes: tuple[Literal["onnxruntime", "torch", "torch.compile"], ...] = ("onnxruntime", "torch")
     forms: tuple[Literal["fp32", "plain", "fp16", "int8"], ...] = ("fp32",)
+    timings: Literal["auto", "quick", "thorough"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"
     pack: int = 1
@@ -254,7 +255,8 @@ def _timings(cell: Cell, train: Stage, files: Mapping[str, Stage], options: Opti
     """What is to be timed of one network."""
     from suite import latency
 
-    protocol = latency.QUICK if options.profile == "quick" else latency.THOROUGH
+    thorough = options.timings == "thorough" or (options.timings == "auto" and options.profile == "paper")
+    protocol = latency.THOROUGH if thorough else latency.QUICK
     versions = {k: v for k, v in env.versions().items() if k.startswith(("onnxruntime", "torch"))}
     for runtime in options.runtimes:
         for provider in options.providers:

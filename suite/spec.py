@@ -42,7 +42,7 @@ VERSIONS = {
     "latency": 3,  # 1: first; 2: in turns with what it is compared with; 3: while the threads of all others are asleep
     "peak": 1,  # 1: first
     "analyze": 1,  # 1: first
-    "probe": 1,  # 1: first
+    "probe": 2,  # 1: first; 2: with starts of processes
 }
 
 T = TypeVar("T")

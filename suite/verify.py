@@ -17,15 +17,21 @@ UPSTREAM = {"train": ("train",), "export": ("export",), "file": ("export", "conv
 
 @dataclass(frozen=True)
 class Found:
-    """What was looked at, in numbers, and a line for each thing that is wrong: file, what it is, and the remedy."""
+    """What was looked at, in numbers, how many files are `left_out`, and a line for each thing that is wrong: file,
+    what it is, and the remedy."""
 
     records: int
     files: int
     bytes: int
     problems: list[str]
+    left_out: int = 0
 
 
-def verify(root: Path, progress: Callable[[int, int, str], None] = lambda done, total, note: None) -> Found:
+def verify(
+    root: Path,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    without_files: bool = False,
+) -> Found:
     """Check a results folder against itself.
 
     Of a record: that it is one, holds what was written, stands under its own name, is the hash of its inputs, and that
@@ -36,6 +42,7 @@ def verify(root: Path, progress: Callable[[int, int, str], None] = lambda done, 
     Args:
         root: a results folder that is there. Nothing in it is changed.
         progress: called with bytes read, bytes in all, and a note.
+        without_files: a file that is not there is left out, and no problem.
 
     Raises:
         InputError: a folder in it cannot be read.
@@ -43,11 +50,15 @@ def verify(root: Path, progress: Callable[[int, int, str], None] = lambda done, 
     records, problems = _records(root)
     problems += _without_upstream(root, records)
     total = sum(artifact["bytes"] for record in records for artifact in record.artifacts.values())
-    files = done = 0
+    files = done = left_out = 0
     for record in records:
         for artifact in record.artifacts.values():
             progress(done, total, "bytes")
             path = root / artifact["path"]
+            if without_files and not os.path.lexists(path):
+                left_out += 1
+                total -= artifact["bytes"]
+                continue
             if problem := _artifact(path, artifact["bytes"], artifact["sha256"]):
                 problems.append(f"{path}: {problem}; delete {_place(root, record)} to make it again")
             files += 1
@@ -57,7 +68,7 @@ def verify(root: Path, progress: Callable[[int, int, str], None] = lambda done, 
     problems += _notes(root / "failures", read_failure)
     problems += _notes(root / "plans", read_plan)
     problems += _checkpoints(root, {record.key for record in records})
-    return Found(len(records), files, done, [printable(problem) for problem in problems])
+    return Found(len(records), files, done, [printable(problem) for problem in problems], left_out)
 
 
 def _place(root: Path, record: Record) -> Path:

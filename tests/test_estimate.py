@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from suite import estimate
+from suite import duration, estimate
 from suite.estimate import Cost, Probe
-from suite.grid import Cell, Options, plan
+from suite.grid import Cell, Grid, Options, plan
 from suite.store import Store
 
 ROWS = ("resnet110_relu_plain@cifar10", "resnet110_relu_bn@cifar10", "resnet110_crelu_*@cifar10")
@@ -42,13 +42,13 @@ def test_a_budget_is_never_exceeded_and_what_is_stored_costs_nothing(tmp_path: P
 
 def test_seconds_follow_the_recipe(tmp_path: Path) -> None:
     grid = plan(Options(2, tmp_path, rows=("resnet110_relu_bn@cifar10",), epochs=2, batch_sizes=(8,)))
-    found = Probe(0.5, 0.01, 1e9, 1e7, 0.002, 0.001, 7.0)
+    found = Probe(0.5, 0.01, 1e9, 1e7, 0.002, 0.001, 7.0, 11.0, 2.0)
     by_kind = {s.kind + s.detail: estimate._seconds(s, grid.cells[0], found) for s in grid.stages if s.cell}
     steps = 2 * 40  # 5,000 images in batches of 128
     assert by_kind["train"] == pytest.approx(steps * 0.5 + 10_000 * 0.01 + 2 * 1000 * 0.002)
     assert by_kind["export"] == 7.0
     assert by_kind["parity"] == pytest.approx(1000 * 0.003)
-    assert by_kind["latency onnxruntime cpu batch 8"] == pytest.approx(0.008 + 3 * 0.3)
+    assert by_kind["latency onnxruntime cpu batch 8"] == pytest.approx(2.0 + 0.008 + 3 * 0.3)
 
 
 def test_a_probe_is_measured_once_and_kept(tmp_path: Path) -> None:
@@ -68,3 +68,15 @@ def test_a_probe_is_measured_once_and_kept(tmp_path: Path) -> None:
     assert "resnet20_relu_bn on digits10" in text
     assert "total on " in text
     assert first.options().only == frozenset({"resnet20_relu_bn on digits10"})
+
+
+def test_the_start_of_a_run_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(2, tmp_path, rows=ROWS)
+
+    def measured(grid: Grid, *others: object) -> dict[Cell, Cost]:
+        return {cell: Cost(10.0, 1e9, 6, 0, start=15.0) for cell in grid.cells}
+
+    monkeypatch.setattr(estimate, "costs", measured)
+    every = estimate.expect(options, None, lambda text: None)
+    assert f"about {duration.written(10.0 * len(every.grid.cells) + 15.0)}" in every.render()
+    assert len(estimate.expect(options, 36.0, lambda text: None).chosen) == 2

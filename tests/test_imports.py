@@ -73,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "workers": {"env", "errors"},
     "duration": set(),
     "status": {"claims", "duration", "grid", "store"},
-    "estimate": {"batches", "data", "duration", "env", "errors", "export", "grid", "perform", "session", "spec", "step"}
+    "estimate": {"batches", "data", "duration", "env", "errors", "export", "grid", "latency", "perform", "spec", "step"}
     | {"store", "train"},
     "runner": {
         "claims",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,6 +109,13 @@ def test_all_keys_are_known_before_anything_runs(tmp_path: Path) -> None:
     assert kinds[7:] == ["peak"] * 2 + ["latency"] * 7
     assert len({stage.key for stage in planned.stages}) == len(planned.stages)
     assert [stage.key for stage in grid.plan(options).stages] == [stage.key for stage in planned.stages]
+
+
+@pytest.mark.parametrize(("asked", "rounds"), [({}, 3), ({"timings": "thorough"}, 24), ({"timings": "quick"}, 3)])
+def test_a_quick_run_may_have_thorough_timings(tmp_path: Path, asked: dict[str, Any], rounds: int) -> None:
+    planned = grid.plan(grid.Options(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",), **asked))
+    timed = [stage for stage in planned.stages if stage.kind == "latency"]
+    assert {stage.inputs["protocol"]["rounds"] for stage in timed} == {rounds}
     before: set[str] = set()
     for stage in planned.stages:
         assert {need.key for need in stage.needs} <= before

@@ -48,6 +48,15 @@ def test_what_the_suite_wrote_has_no_problem(
     assert seen[-1] == (1002, 1002, "bytes")
 
 
+def test_files_may_be_left_out_but_those_there_are_whole(store: Store, record: Record) -> None:
+    store.artifact(record, "config").unlink()
+    assert len(verify(store.root).problems) == 1
+    found = verify(store.root, without_files=True)
+    assert (found.problems, found.files, found.bytes, found.left_out) == ([], 1, 1000, 1)
+    store.artifact(record, "weights").write_bytes(bytes(999))
+    assert len(verify(store.root, without_files=True).problems) == 1
+
+
 @pytest.mark.parametrize("size", [0, 999, 1001])
 def test_a_file_of_another_size_is_named_with_the_record_to_delete(
     store: Store, record: Record, path: Path, size: int
