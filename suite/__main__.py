@@ -14,6 +14,7 @@ import click
 from suite import duration, report, spec
 from suite.errors import InputError
 from suite.files import printable
+from suite.render import FORMATS, render
 from suite.store import Store
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ _metric = click.option(
     default="last",
     help="Errors of the last epoch, or the least.",
 )
-_form = click.option("--format", "form", type=click.Choice(report.FORMATS), default="github", show_default=True)
+_form = click.option("--format", "form", type=click.Choice(FORMATS), default="github", show_default=True)
 _positive = click.IntRange(min=1)
 _depth = click.option(
     "--depth",
@@ -246,7 +247,7 @@ def run(
     if not outcome.speaks:
         return 0
     click.echo(
-        report.render(report.build(outcome.table, Store(chosen.results), metric, outcome.trained), form),
+        render(report.build(outcome.table, Store(chosen.results), metric, outcome.trained), form),
         nl=False,
     )
     page = _write_page([chosen.results], chosen.results / "report", metric)
@@ -300,7 +301,7 @@ def _executor(options: "Options") -> Callable[["Options"], "Outcome"]:
 def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, metric: Any, form: str) -> int:
     """Print a table from the records that there are, of each row those that say most."""
     chosen = spec.selected(table, rows, int(depth) if depth else None)
-    click.echo(report.render(report.build(chosen, Store(results), metric), form), nl=False)
+    click.echo(render(report.build(chosen, Store(results), metric), form), nl=False)
     return 0
 
 

@@ -3,9 +3,10 @@
 import statistics
 from collections.abc import Sequence
 
-from suite import report
 from suite.plots import DATA, Entry
-from suite.report import Column, Kind, Line, Metric, Report
+from suite.render import Column, Line, Report
+from suite.report import three_digits
+from suite.runs import Kind, Metric, errors, shortfalls, unstable, words_of
 from suite.samples import quantiles
 
 # The choice beside which the others stand.
@@ -49,7 +50,7 @@ def _errors(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line], m
     points = Column("points", "points beside BN ReLU", lambda value: f"{value:+.2f}")
     base = _error(usual, metric) if usual else None
     for net, line in zip(nets, lines, strict=True):
-        value, notes = _error(net, metric), report.shortfalls(net.table, net.row, net.runs.train)
+        value, notes = _error(net, metric), shortfalls(net.table, net.row, net.runs.train)
         line.put(error, value, *notes, *(["did not train, or not measured"] if value is None else []))
         if usual and value is not None and base is not None and _same(net, usual):
             line.put(points, value - base)
@@ -76,9 +77,9 @@ def _latencies(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]
     machines = list(dict.fromkeys(kind[0] for kind in kinds))
     several = len(machines) > 1
     for kind in kinds:
-        name = report.words_of(kind) + (f" m{machines.index(kind[0]) + 1}" if several else "")
+        name = words_of(kind) + (f" m{machines.index(kind[0]) + 1}" if several else "")
         key = "_".join(name.split())
-        median = Column(f"{key}_ms", f"{name} p50 ms", report.three_digits)
+        median = Column(f"{key}_ms", f"{name} p50 ms", three_digits)
         ratio = Column(f"{key}_ratio", f"{name} ratio", _times)
         columns += [median, ratio]
         base = _median(usual, kind) if usual else None
@@ -95,7 +96,7 @@ def _times(value: float) -> str:
 
 
 def _error(net: Entry, metric: Metric) -> float | None:
-    values = report.errors(net.runs, "top1", metric)
+    values = errors(net.runs, "top1", metric)
     return statistics.median(values) if values else None
 
 
@@ -130,4 +131,4 @@ def _doubts(net: Entry, kind: Kind) -> list[str]:
     if kind not in net.runs.timed:
         return ["not timed"]
     failed = not all(record.result["passed"] for record in net.runs.parity)
-    return report.unstable(net.runs.timed[kind]) + ["PARITY FAILED: the file is not the network"] * failed
+    return unstable(net.runs.timed[kind]) + ["PARITY FAILED: the file is not the network"] * failed

@@ -15,7 +15,7 @@ from suite.errors import InputError
 from suite.files import printable
 from suite.plots import ZOOM
 from suite.record import Record
-from suite.report import escape_latex
+from suite.render import escape_latex
 from suite.store import Store
 
 PROMISE = "normprop"

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from suite import report, spec
+from suite import spec
 from suite.plots import DATA, Entry
-from suite.report import Metric
+from suite.runs import Metric, errors
 
 Verdict = Literal["confirmed", "contradicted", "too close to tell", "not yet measured"]
 # Entries of one data set and depth by the rest of the model's name, such as "crelu_bn".
@@ -148,7 +148,7 @@ def _less(better: Entry, worse: Entry, metric: Metric) -> Part:
 
 def _top1(net: Entry, metric: Metric) -> tuple[float, float]:
     """The median test error in percent and its standard error: over seeds, or where they are few over test images."""
-    values = report.errors(net.runs, "top1", metric)
+    values = errors(net.runs, "top1", metric)
     if not values:
         return math.inf, 0.0
     median = statistics.median(values)

@@ -21,7 +21,8 @@ from suite.files import write as write_file
 from suite.findings import Claim, Finding
 from suite.plots import Entry, Figure
 from suite.record import Record
-from suite.report import Column, Line, Metric, Records, Report
+from suite.render import Column, Line, Report, printed, render
+from suite.runs import Metric, Records, kind_of, words_of
 from suite.spec import CIFAR_DEPTHS, Row, Table
 from suite.store import Store
 
@@ -87,7 +88,7 @@ def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -
     }
     for name, shown in (chosen | {section.name: section.report for section in sections}).items():
         for form, ending in ENDINGS.items():
-            write_file(out / f"{name}.{ending}", report.render(shown, form).encode())
+            write_file(out / f"{name}.{ending}", render(shown, form).encode())
     write_file(out / "findings.md", findings.markdown(judged).encode())
     for figure in (figure for group in drawings.values() for figure in group):
         for plot in figure.plots:
@@ -196,7 +197,7 @@ def _verdict(finding: Finding) -> str:
 
 
 def _table(name: str, shown: Report) -> str:
-    cells, notes = report.printed(shown, "\0{}")
+    cells, notes = printed(shown, "\0{}")
     head = "".join(
         f'<th scope="col" aria-sort="none"{_kind(column)}><button type="button">{_heading(column)}</button></th>'
         for column in shown.columns
@@ -354,7 +355,7 @@ class _Provenance:
             recipes = {self._recipe(record) for record in records if "recipe" in record.inputs}
             seeds = [str(record.inputs["seed"]) for record in records if "seed" in record.inputs]
             detail = [f"seed {', '.join(seeds)}"] if seeds else []
-            detail += [report.words_of(report.kind_of(r)) for r in records if stage == "latency"]
+            detail += [words_of(kind_of(r)) for r in records if stage == "latency"]
             links = ", ".join(f'<a href="#recipe-{number}">{number}</a>' for number in sorted(recipes))
             lines.append(
                 "<tr>"

@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Literal
 
 from suite.record import Record
-from suite.report import PLAIN, Kind, Runs, by_epoch, comparable, errors, words_of
+from suite.runs import PLAIN, Kind, Runs, by_epoch, comparable, errors, words_of
 from suite.samples import quantiles
 from suite.spec import EMBEDDED, Row, Table
 

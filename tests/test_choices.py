@@ -7,7 +7,8 @@ import pytest
 
 from suite import choices, spec
 from suite.plots import Entry
-from suite.report import Records, Report
+from suite.render import Report
+from suite.runs import Records
 from suite.store import Store
 
 AddRun = Callable[..., dict[str, Any]]

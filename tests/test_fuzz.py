@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from suite import checkpoint, cifar, report
 from suite.errors import InputError
 from suite.record import Record, read_failure, read_record
+from suite.render import FORMATS, render
 from suite.spec import load_table, parse_table
 from suite.store import Store
 from suite.verify import verify
@@ -148,8 +149,8 @@ def test_no_record_leaves_the_store_the_report_or_verify_but_by_an_input_error(
         for name in record.artifacts:
             assert store.artifact(record, name).parent == root / "artifacts" / record.key
     with input_errors_naming(root):
-        for form in report.FORMATS:
-            text = report.render(report.build(load_table(2), Store(root)), form)
+        for form in FORMATS:
+            text = render(report.build(load_table(2), Store(root)), form)
             assert all(line.isprintable() for line in text.splitlines())
     assert all(problem.isprintable() for problem in verify(root).problems)
     path.unlink()

@@ -7,7 +7,7 @@ import pytest
 
 from suite import figures, plots, spec
 from suite.plots import Entry, Figure
-from suite.report import Records
+from suite.runs import Records
 from suite.store import Store
 
 # What an analysis says of the last activations.

@@ -1,0 +1,110 @@
+"""Which runs of a row count, and what is said of those that fall short."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from suite import report, spec
+from suite.errors import InputError
+from suite.render import Report
+from suite.store import Store
+
+AddRun = Callable[..., dict[str, Any]]
+
+
+def build(store: Store, model: str = "resnet110_relu_bn", number: int = 2, **options: Any) -> Report:
+    return report.build(spec.matching(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
+
+
+def notes(result: Report, key: str) -> str:
+    return "; ".join(result.lines[0].notes.get(key, []))
+
+
+def test_fewer_seeds_than_the_paper_are_said(store: Store, add_run: AddRun) -> None:
+    add_run(seed=0)
+    add_run(seed=1)
+    assert "2 of the 5 runs" in notes(build(store), "top1")
+
+
+def test_a_quick_run_on_embedded_data_is_not_comparable(store: Store, add_run: AddRun) -> None:
+    add_run(data="digits10", max_steps=4)
+    text = notes(build(store), "top1")
+    assert "quick run, not comparable with the paper" in text
+    assert "on the embedded digits10, not on cifar10" in text
+    assert "4 training steps" in text
+
+
+def test_a_shortened_run_says_how_many_epochs(store: Store, add_run: AddRun) -> None:
+    add_run(epochs=3)
+    assert "shortened run, not comparable with the paper: 3 of 164 epochs" in notes(build(store), "top1")
+
+
+def test_a_run_of_the_whole_recipe_has_no_such_note(store: Store, add_run: AddRun) -> None:
+    add_run()
+    assert "comparable" not in notes(build(store), "top1")
+
+
+def test_the_run_that_says_most_is_shown(store: Store, add_run: AddRun) -> None:
+    add_run(data="digits10", epochs=164, top1=1.0)
+    add_run(epochs=3, top1=30.0)
+    assert build(store).lines[0].values["top1"] == 30.0
+    add_run(epochs=10, top1=20.0)
+    assert build(store).lines[0].values["top1"] == 20.0
+
+
+def test_the_runs_of_one_command_can_be_asked_for(store: Store, add_run: AddRun) -> None:
+    add_run(epochs=10, top1=20.0)
+    short = add_run(epochs=3, top1=30.0)["train"]
+    assert build(store, trained=frozenset({short.key})).lines[0].values["top1"] == 30.0
+
+
+def test_a_newer_version_of_a_stage_stands_before_an_older_one(store: Store, add_run: AddRun) -> None:
+    train = add_run()["train"]
+    for version in (3, 2):
+        store.put(
+            "export",
+            {"model": "resnet110_relu_bn", "train": train.key, "version": version},
+            {"parameters": version, "macs": version},
+            {},
+            {},
+        )
+    assert build(store).lines[0].values["parameters"] == 3
+
+
+def test_of_a_net_that_was_timed_twice_the_figure_of_more_samples_stands(store: Store, add_run: AddRun) -> None:
+    add_run(seed=0, samples=(0.002,) * 5)
+    add_run(seed=1, samples=(0.003,) * 9)
+    add_run(seed=2, samples=(0.004,) * 5)
+    assert build(store).lines[0].values["onnxruntime_cpu_b8_p50_ms"] == pytest.approx(3)
+
+
+def test_a_data_set_that_is_not_whole_is_said(store: Store, add_run: AddRun) -> None:
+    train = add_run()["train"]
+    fingerprint = {**train.inputs["data"], "train": 49_375}
+    store.put("train", {**train.inputs, "data": fingerprint, "seed": 1}, train.result | {"steps": 99_999}, {}, {})
+    said = notes(build(store), "top1")
+    assert "not comparable with the paper: cifar10 of 49375 training and 10000 test images, not all of it" in said
+
+
+def test_a_record_without_what_its_stage_says_is_named(store: Store, add_run: AddRun) -> None:
+    train = add_run()["train"]
+    for result in (
+        {},
+        {**train.result, "steps": "many"},
+        {**train.result, "tries": []},
+        {**train.result, "epochs": [1]},
+    ):
+        key = store.put("train", {**train.inputs, "seed": len(str(result))}, result, {}, {}).key
+        with pytest.raises(InputError, match=f"resnet110_relu_bn-{key}.json: not a record .result.*delete it"):
+            build(store, metric="best")  # which reads the epochs too
+        (store.root / "records" / "train" / f"resnet110_relu_bn-{key}.json").unlink()
+
+
+def test_a_run_by_another_table_s_recipe_is_not_a_row_s_own(store: Store, add_run: AddRun) -> None:
+    """Tables 2 and 3 have a net in common, with another weight decay."""
+    for weight_decay, top1 in ((1e-4, 27.0), (5e-4, 22.0)):
+        add_run("resnet110_w32_relu_bn", data="cifar100", top1=top1, weight_decay=weight_decay)
+    for number, top1 in ((2, 27.0), (3, 22.0)):
+        table = spec.matching(spec.load_table(number), ["resnet110_w32_relu_bn@cifar100"])
+        assert report.build(table, store).lines[0].values["top1"] == top1
