@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from time import perf_counter, time
+from time import monotonic, perf_counter
 from typing import Any
 
 from suite import duration, env, spec
@@ -86,7 +86,7 @@ def probe(cell: Cell, options: Options, store: Store) -> Probe:
     found = store.get("probe", inputs)
     if found is None:
         start = perf_counter()
-        asked = json.dumps(request | {"begun": time()})
+        asked = json.dumps(request | {"begun": monotonic()})
         done = subprocess.run([sys.executable, "-m", "suite.estimate"], input=asked, capture_output=True, text=True)
         if done.returncode:
             last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
@@ -245,7 +245,7 @@ def _measure(request: Mapping[str, Any]) -> Probe:
     from suite.step import Engine
     from suite.train import Job, evaluate, train
 
-    started = time() - request["begun"]
+    started = monotonic() - request["begun"]  # a clock that all processes of a machine share
     recipe = Recipe(**request["recipe"] | {"milestones": tuple(request["recipe"]["milestones"])})
     device = torch.device(request["device"])
     large = max(2, min(recipe.batch_size, max(LEAST, PIXELS // recipe.train_size**2)))

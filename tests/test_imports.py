@@ -41,7 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "shape": {"errors", "record", "spec"},
     "verify": {"checkpoint", "errors", "files", "record", "shape", "store"},
     "compare": {"errors", "record", "store"},
-    "latency": {"samples", "session", "weights"},
+    "timing": {"session", "weights"},
+    "latency": {"samples", "session", "timing"},
     "analyze": {"batches", "models"},
     "theory": {"analyze", "models"},
     "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "parity"}

@@ -1,7 +1,5 @@
 import dataclasses
 import statistics
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -170,20 +168,6 @@ def test_pairs_of_a_file_that_cannot_be_run_are_an_error(onnx_file: Path, tmp_pa
         latency.pairs(request(onnx_file), request(tmp_path / "none.onnx"))
 
 
-def test_a_process_answers_when_its_threads_no_longer_spin() -> None:
-    end = time.perf_counter() + 0.2
-
-    def spin() -> None:
-        while time.perf_counter() < end:
-            pass
-
-    thread = threading.Thread(target=spin)
-    thread.start()
-    latency._fall_asleep()
-    assert not thread.is_alive()
-    assert time.perf_counter() < end + latency.SPIN
-
-
 def test_torch_is_not_timed_under_the_name_of_tensorrt(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="TensorRT is a provider of ONNX Runtime alone"):
         one(request(tmp_path, runtime="torch", provider="tensorrt"))
@@ -194,17 +178,3 @@ def test_the_peak_is_that_of_a_large_product(precision: str) -> None:
     found = latency.peak("cpu", 1, precision)
     assert found["flops"] == pytest.approx(2 * found["side"] ** 3 / min(found["samples"]))
     assert 1e9 < found["flops"] < 1e14
-
-
-def test_a_burst_stops_on_time_and_on_count() -> None:
-    calls: list[int] = []
-    assert len(latency._burst(calls.append, SHORT)) == 5
-    assert calls == [0, 0, 1, 2, 3, 4]  # the first is not counted
-    endless = Protocol(rounds=1, min_seconds=60.0, min_runs=7, max_runs=50, warmup=0)
-    assert len(latency._burst(calls.append, endless)) == 50
-
-
-def test_inputs_vary_from_run_to_run() -> None:
-    calls: list[int] = []
-    latency._burst(calls.append, SHORT)
-    assert len({index % latency.DISTINCT_INPUTS for index in calls}) == latency.DISTINCT_INPUTS

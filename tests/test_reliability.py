@@ -155,7 +155,7 @@ def test_kills_while_a_file_is_checked_or_timed_leave_it_alone_and_no_process_be
         killed(work, out, within=within)
         assert out.read_bytes() == whole
         deadline = time.monotonic() + 20
-        while left := _processes("suite.latency"):
+        while left := _processes("suite.timing"):
             assert time.monotonic() < deadline, f"still running: {left}"
             time.sleep(0.1)
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
