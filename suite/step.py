@@ -28,6 +28,8 @@ Compile = Literal["auto", "always", "never"]
 # Steps of a batch size that run launch by launch before its CUDA graph is captured: libraries choose their kernels
 # in the first, and the optimiser makes its momentum.
 STEPS_BEFORE_CAPTURE = 3
+# Networks that a process can compile, with a graph for each of their batch sizes.
+NETWORKS = 1000
 # Seconds of training left below which torch.compile is not even tried. It takes tens of seconds, a deep net minutes.
 WORTH_A_TRIAL = {"cpu": 1800.0, "cuda": 240.0}
 
@@ -105,7 +107,7 @@ class Step:
         if group.size > 1:
             forward = DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
         # A graph for each batch size: a dynamic one would be slower for all.
-        self._forward = torch.compile(forward, dynamic=False) if compiled else forward
+        self._forward = _compile(forward) if compiled else forward
         self._graphs: dict[int, _Graph] | None = {} if device.type == "cuda" and group.size == 1 else None
         self._calls: Counter[int] = Counter()
 
@@ -150,6 +152,16 @@ class Step:
         if not self._fits:
             memory.give_back()  # which costs a tenth of a step
         return loss.detach()
+
+
+def _compile(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    from torch._dynamo import config
+
+    # One function may be compiled 8 times before torch quietly leaves it as it is. That of a network is the same for
+    # all, of which a process may train more than that.
+    config.recompile_limit = config.accumulated_recompile_limit = NETWORKS
+    config.fail_on_recompile_limit_hit = True
+    return torch.compile(forward, dynamic=False)
 
 
 class _Graph:

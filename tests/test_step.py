@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 import models  # noqa: F401 - registers the networks with timm
 from suite import env, spec, step
@@ -123,6 +125,15 @@ def test_compiling_is_decided_by_measured_steps_and_leaves_the_network_alone(mon
     assert found["compile_seconds"] > 0
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_every_network_of_a_long_table_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    names = [f"resnet20_{act}_{norm}" for act in ("relu", "crelu") for norm in ("bn", "plain", "np", "np2", "nobias")]
+    for count, name in enumerate(names, start=1):
+        Step(net(name), RECIPE, CPU, bfloat16=False, compiled=True)(*batch(2))
+        assert counter.frame_count == count, name
 
 
 def test_a_compiled_step_is_the_same_step() -> None:
