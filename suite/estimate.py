@@ -24,10 +24,10 @@ from suite.grid import Cell, Grid, Options, Stage, plan
 from suite.spec import Recipe, Row
 from suite.store import Store
 
-# Pixels of the larger probed batch: 64 images of 32x32, 16 of 224x224 at the least.
+# Pixels of the larger probed batch: 64 images of 32x32, 8 of 224x224 at the least.
 PIXELS = 64 * 32 * 32
-LEAST = 16
-STEPS = 4
+LEAST = 8
+STEPS = 3
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The README keeps its promises: each of its commands runs, and its example of a new variant does what it says."""
 
+import itertools
 import json
 import re
 import shlex
@@ -8,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from suite.store import Store
 from suite.verify import verify
 
 ROOT = Path(__file__).parent.parent
@@ -130,27 +133,77 @@ def test_the_example_of_a_new_variant_gets_its_line_of_the_table(tmp_path: Path)
 
 
 PUBLISHED = sorted((ROOT / "results" / "published").glob("*/"))
+RESULTS = "results/published/amd-epyc-2-cores"
+# What the headings of the README's tables are in the JSON of `show`, and in which unit of it.
+FIGURES = {
+    "test error %": ("top1", 1.0),
+    "paper: ResNet-110, 164 epochs": ("paper_top1", 1.0),
+    "int8: points lost": ("parity_int8_top1", 1.0),
+    "MACs G": ("macs", 1e9),
+    "ms": ("onnxruntime_cpu_b1_p50_ms", 1.0),
+    "int8 ms": ("onnxruntime_cpu_int8_b1_p50_ms", 1.0),
+    "default export ms": ("onnxruntime_cpu_plain_b1_p50_ms", 1.0),
+    "eager PyTorch ms": ("torch_cpu_b1_p50_ms", 1.0),
+    "images/s, batch 8": ("onnxruntime_cpu_b8_images_per_s", 1.0),
+}
+
+
+def tables(section: str) -> list[list[dict[str, str]]]:
+    """The Markdown tables of a section of the README, as rows by heading."""
+    text = README.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        heads, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+        found.append([dict(zip(heads, row, strict=True)) for row in rows])
+    return found
+
+
+def is_rounded(value: float, figure: str) -> bool:
+    return figure in (f"{value:.{len(figure.partition('.')[2])}f}", f"{value:.0e}")
 
 
 def test_the_figures_of_the_readme_are_those_of_the_published_records(
     suite: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    (command,) = re.findall(r"`python -m suite (show [^`]*--results results/published/[^`]*)`", README)
-    rows = json.loads(suite(*shlex.split(command), "--format", "json")[1])["rows"]
-    section = README.partition("## Measured so far")[2].partition("## ")[0]
-    found = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| resnet")]
-    assert len(found) == 3
-    time = "onnxruntime_cpu{}_b1_p50_ms".format
-    for model, *figures in ([cell.strip() for cell in cells] for cells in found):
-        (row,) = [row for row in rows if row["model"] == model and row["top1"] is not None]
-        measured = [row["top1"], row["parity_int8_top1"], *(row[time(form)] for form in ("", "_int8", "_plain"))]
-        for value, figure in zip(measured, figures, strict=True):
-            assert f"{value:.{len(figure.partition('.')[2])}f}" == figure
+
+    def shown(*arguments: str) -> dict[str, Any]:
+        out = suite("show", *arguments, "--results", RESULTS, "--format", "json")[1]
+        rows = [row for row in json.loads(out)["rows"] if row["top1"] is not None]
+        return {row["model"]: row for row in reversed(rows)}  # of two data sets the first is meant
+
+    trained, deployed = tables("Measured so far")
+    assert f"show --table 2 --depth 20 --results {RESULTS}`" in README
+    of_trained = shown("--table", "2", "--depth", "20")
+    of_deployed = {model: row for number in "432" for model, row in shown("--table", number).items()}
+    assert min(len(trained), len(deployed)) >= 10
+    for rows, found in ((trained, of_trained), (deployed, of_deployed)):
+        for row in rows:
+            for heading, figure in row.items():
+                if heading != "network":
+                    key, unit = FIGURES[heading]
+                    assert is_rounded(found[row["network"]][key] / unit, figure), (row["network"], heading)
+
+
+def test_the_ratios_of_the_readme_are_those_of_the_published_benchmarks() -> None:
+    bars = json.loads((ROOT / RESULTS / "benchmarks.json").read_text("utf-8"))["bars"]
+    (rows,) = tables("Benchmarks")
+    assert {row["ratio"] for row in rows} == {each["name"] for each in bars}
+    for row, each in itertools.product(rows, bars):
+        if row["ratio"] == each["name"]:
+            measured = [each["ratio"]] if "ratio" in each else [min(each["ratios"]), max(each["ratios"])]
+            for value, figure in zip(measured, row["measured"].split(" to "), strict=True):
+                assert is_rounded(value, figure), row
+            assert row["bar"].endswith("missed") == (not each["met"])
+            assert row["bar"].removesuffix(", missed") == each["words"].partition("bar: ")[2]
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_published_results_are_whole(folder: Path) -> None:
-    found = verify(folder)
+    """Networks that were trained for a few steps are published without their weights and files."""
+    found = verify(folder, without_files=True)
     assert found.problems == []
     assert found.records > 0
+    for record in Store(folder).each("train"):
+        whole = all((folder / file["path"]).is_file() for file in record.artifacts.values())
+        assert whole == (record.inputs["recipe"]["max_steps"] is None)
