@@ -1,7 +1,7 @@
 """A plot as an SVG file, for papers and for readers without scripts."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 
 from suite.plots import Axis, Plot, Series
@@ -45,6 +45,8 @@ def render(plot: Plot) -> str:
     parts.append(f'<text {turned} text-anchor="middle">{escape(plot.y.label)}</text>')
     for series in plot.series:
         parts += _boxes(series, at) if series.form == "boxes" else _marks(series, [at(*p) for p in series.points])
+    if not plot.y.categories:  # which name the points already
+        parts += _labels([(at(*p), label) for s in plot.series for p, label in zip(s.points, s.labels, strict=False)])
     for index, series in enumerate(named):
         x = LEFT + (WIDTH - LEFT) * (index % LEGEND_COLUMNS) / LEGEND_COLUMNS
         y = below + BOTTOM + LINE * (index // LEGEND_COLUMNS)
@@ -82,6 +84,32 @@ def _marks(series: Series, places: list[Place], titles: bool = True) -> list[str
     if len(places) == 1:
         drawn.append(f'<circle cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3" fill="{color}"/>')
     return drawn
+
+
+def _labels(points: Sequence[tuple[Place, str]]) -> list[str]:
+    """Each point's label above and beside it, on the side where there is room, and moved where another one is."""
+    taken: list[tuple[float, float, float]] = []
+    parts = []
+    for (x, y), label in sorted(points):
+        width = 6.2 * len(label)
+        turned = x + 7 + width > WIDTH
+        left = x - 7 - width if turned else x + 7
+        # The nearest free line; the last resort is the point's own.
+        shifts = [shift for step in range(6) for shift in (-step * LINE / 1.5, step * LINE / 1.5)]
+        free = (y - 3 + shift for shift in shifts if not _covers(taken, left, y - 3 + shift, width))
+        line = next(free, y - 3)
+        taken.append((left, line, width))
+        place = f'x="{x - 7:.1f}" text-anchor="end"' if turned else f'x="{left:.1f}"'
+        parts.append(f'<text {place} y="{line:.1f}" font-size="11" fill="#555">{escape(label)}</text>')
+    return parts
+
+
+def _covers(taken: Sequence[tuple[float, float, float]], left: float, line: float, width: float) -> bool:
+    """Whether a text on this line would lie over another one."""
+    return any(
+        abs(line - other) < LINE / 1.5 and left < start + length and start < left + width
+        for start, other, length in taken
+    )
 
 
 def _boxes(series: Series, at: Callable[[float, float], Place]) -> list[str]:

@@ -1,5 +1,6 @@
 """Plots as SVG files."""
 
+import itertools
 from xml.etree import ElementTree
 
 import pytest
@@ -55,3 +56,25 @@ def test_a_legend_names_the_series_where_there_are_several() -> None:
     one, two = Series("one", "line", [[1, 1], [2, 2]]), Series("two", "line", [[1, 2]], 1)
     assert "one" not in texts(draw(LINEAR, LINEAR, one))
     assert {"one", "two"} <= set(texts(draw(LINEAR, LINEAR, one, two)))
+
+
+def test_labels_of_points_lie_in_the_picture_and_over_no_other() -> None:
+    points = [[1.0, 5.0], [1.01, 5.0], [1.02, 5.1], [9.9, 5.0], [9.9, 9.0]]
+    names = ("one", "two", "three", "near the right", "<b>")
+    root = draw(LINEAR, LINEAR, Series("s", "points", points, labels=names))
+    found = [text for text in root.iter(f"{SVG}text") if text.text in names]
+    assert sorted(text.text or "" for text in found) == sorted(names)
+    lines = []
+    for text in found:
+        x, width = float(text.get("x", "")), 6.2 * len(text.text or "")
+        lines.append((x - width if text.get("text-anchor") == "end" else x, float(text.get("y", "")), width))
+    for left, _, width in lines:
+        assert 0 < left < left + width < svg.WIDTH
+    for one, other in itertools.combinations(lines, 2):
+        beside = one[0] + one[2] <= other[0] or other[0] + other[2] <= one[0]
+        assert beside or abs(one[1] - other[1]) >= 11
+
+
+def test_points_that_an_axis_names_have_no_second_label() -> None:
+    root = draw(LINEAR, NAMES, Series("s", "points", [[1, 0], [2, 1]], labels=("first", "<second>")))
+    assert sorted(text for text in texts(root) if text in ("first", "<second>")) == ["<second>", "first"]
