@@ -1,6 +1,6 @@
 """What the report draws, as data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -184,3 +184,15 @@ def test_figure_2_of_a_deep_net_has_the_paper_s_zoom(store: Store, add_run: AddR
     assert [len(series.points) for series in whole.series] == [54, 54]
     assert [series.points[-1] for series in zoom.series] == [[36, 36.0], [36, 36.0]]
     assert (zoom.title, zoom.y.log) == ("before the activation, the first 36 blocks", False)
+
+
+def test_quick_runs_on_embedded_images_have_no_place_beside_trained_nets(store: Store, add_run: AddRun) -> None:
+    add_run(model="resnet110_relu_plain", data="digits10")
+    assert [series.labels for series in pareto(store)] == [("resnet110_relu_plain",), ()]
+    add_run(model="resnet110_relu_bn")
+    assert [series.labels for series in pareto(store)] == [("resnet110_relu_bn",), ()]
+
+
+def pareto(store: Store) -> Sequence[plots.Series]:
+    (plot,) = only(plots.error_against_latency(entries(store))).plots
+    return plot.series
