@@ -11,107 +11,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from suite import duration, report, spec
+from suite import options, report, spec
 from suite.errors import InputError
 from suite.files import printable
-from suite.render import FORMATS, render
+from suite.render import render
 from suite.store import Store
 
 if TYPE_CHECKING:
     from suite.grid import Options
     from suite.runner import Outcome
-
-RESULTS = Path("results/local")
-
-
-class _Choices(click.ParamType[tuple[Any, ...]]):
-    """A comma-separated list; each entry is converted by `convert_one` and must be legal."""
-
-    def __init__(self, name: str, convert_one: Callable[[str], Any]) -> None:
-        self.name = name
-        self.convert_one = convert_one
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        if isinstance(value, tuple):
-            return value
-        entries = [entry.strip() for entry in value.split(",")]
-        try:
-            return tuple(dict.fromkeys(self.convert_one(entry) for entry in entries))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Duration(click.ParamType[float]):
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return duration.parsed(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _one_of(text: str, legal: tuple[str, ...]) -> str:
-    if text not in legal:
-        raise ValueError(f"{text!r} is not legal; legal: {', '.join(legal)}")
-    return text
-
-
-def _provider(text: str) -> str:
-    return _one_of(text, ("cpu", "cuda", "tensorrt"))
-
-
-def _batch_size(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{text!r} is not a batch size; legal: whole numbers from 1, as in 1,8")
-    return int(text)
-
-
-def _glob(text: str) -> str:
-    if not text:
-        raise ValueError("an empty pattern matches no row")
-    return text
-
-
-def _data(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    """NAME=PATH, repeated."""
-    found: dict[str, Path] = {}
-    for value in values:
-        name, separator, path = value.partition("=")
-        if name not in spec.EMBEDDED or not separator or not path:
-            raise InputError(f"--data {value}: must be NAME=PATH with NAME one of {', '.join(spec.EMBEDDED)}")
-        if name in found:
-            raise InputError(f"--data {name} is given twice")
-        found[name] = Path(path)
-    return found
-
-
-def _table(ctx: click.Context, param: click.Parameter, value: int) -> int:
-    if value not in spec.NUMBERS:
-        raise InputError(f"--table {value}: legal: {', '.join(map(str, spec.NUMBERS))}")
-    return value
-
-
-_results = click.option("--results", type=Path, default=RESULTS, show_default=True, help="Folder of the records.")
-_metric = click.option(
-    "--metric",
-    type=click.Choice(["last", "best"]),
-    default="last",
-    help="Errors of the last epoch, or the least.",
-)
-_form = click.option("--format", "form", type=click.Choice(FORMATS), default="github", show_default=True)
-_positive = click.IntRange(min=1)
-_depth = click.option(
-    "--depth",
-    type=click.Choice(list(map(str, spec.CIFAR_DEPTHS))),
-    help="Another depth than 110 for Tables 1, 2 and 3.",
-)
-_rows = click.option(
-    "--rows",
-    type=_Choices("GLOB,...", _glob),
-    default=(),
-    help="Only rows whose model, or model@data, matches.",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -120,7 +28,7 @@ def suite() -> None:
 
 
 @suite.command()
-@click.option("--table", type=int, required=True, callback=_table, help="1, 2, 3 or 4, as in the paper.")
+@click.option("--table", type=int, required=True, callback=options.table_number, help="1, 2, 3 or 4, as in the paper.")
 @click.option(
     "--profile",
     type=click.Choice(["quick", "paper"]),
@@ -128,12 +36,12 @@ def suite() -> None:
     show_default=True,
     help="A few steps with everything else complete, or the paper's recipe.",
 )
-@_rows
+@options.rows
 @click.option(
     "--data",
     multiple=True,
     metavar="NAME=PATH",
-    callback=_data,
+    callback=options.data_sets,
     help="cifar10, cifar100 or imagenet; repeat.",
 )
 @click.option(
@@ -142,11 +50,15 @@ def suite() -> None:
     metavar="DIR",
     help="Fetch the CIFAR sets of the rows into DIR and use them.",
 )
-@_results
-@click.option("--seeds", type=_positive, default=1, show_default=True, help="Training runs a row; errors are medians.")
-@click.option("--epochs", type=_positive, help="Whole epochs: the recipe over so many, its milestones in proportion.")
-@click.option("--steps", type=_positive, help="At most so many training steps.")
-@_depth
+@options.results
+@click.option(
+    "--seeds", type=options.POSITIVE, default=1, show_default=True, help="Training runs a row; errors are medians."
+)
+@click.option(
+    "--epochs", type=options.POSITIVE, help="Whole epochs: the recipe over so many, its milestones in proportion."
+)
+@click.option("--steps", type=options.POSITIVE, help="At most so many training steps.")
+@options.depth
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--precision",
@@ -162,10 +74,12 @@ def suite() -> None:
     show_default=True,
     help="Whether to train with torch.compile; auto decides from measured steps.",
 )
-@click.option("--pack", type=_positive, default=1, show_default=True, help="Train so many cells at the same time.")
+@click.option(
+    "--pack", type=options.POSITIVE, default=1, show_default=True, help="Train so many cells at the same time."
+)
 @click.option(
     "--workers",
-    type=_positive,
+    type=options.POSITIVE,
     default=1,
     show_default=True,
     help="Processes that share the work, each on its cores or GPU; timings are left to one, alone on the machine. "
@@ -182,7 +96,7 @@ def suite() -> None:
 @click.option("--address", metavar="HOST:PORT", help="Of the Ray cluster; by default one of this machine.")
 @click.option(
     "--processes",
-    type=_positive,
+    type=options.POSITIVE,
     default=1,
     show_default=True,
     help="With ray: so many train each network together, each on a GPU or a part of the cores of one node.",
@@ -193,21 +107,23 @@ def suite() -> None:
     help="With ray: time on the nodes that have this custom resource, which are to be of one kind; one timing a node.",
 )
 @click.option("--tensorboard", type=Path, metavar="DIR", help="Write learning curves for TensorBoard.")
-@click.option("--providers", type=_Choices("cpu,cuda,...", _provider), default="cpu", show_default=True)
+@click.option("--providers", type=options.Choices("cpu,cuda,...", options.provider), default="cpu", show_default=True)
 @click.option(
     "--runtimes",
-    type=_Choices("onnxruntime,torch,...", lambda text: _one_of(text, ("onnxruntime", "torch", "torch.compile"))),
+    type=options.Choices(
+        "onnxruntime,torch,...", lambda text: options.one_of(text, ("onnxruntime", "torch", "torch.compile"))
+    ),
     default="onnxruntime,torch",
     show_default=True,
 )
 @click.option(
     "--forms",
-    type=_Choices("fp32,int8,...", lambda text: _one_of(text, ("fp32", "plain", "fp16", "int8"))),
+    type=options.Choices("fp32,int8,...", lambda text: options.one_of(text, ("fp32", "plain", "fp16", "int8"))),
     default="fp32",
     show_default=True,
     help="Forms of the exported file; fp32 is always among them. plain is without rewrites, to show what they gain.",
 )
-@click.option("--batch-sizes", type=_Choices("N,...", _batch_size), default="1,8", show_default=True)
+@click.option("--batch-sizes", type=options.Choices("N,...", options.batch_size), default="1,8", show_default=True)
 @click.option(
     "--timings",
     type=click.Choice(["auto", "quick", "thorough"]),
@@ -216,9 +132,11 @@ def suite() -> None:
     help="24 bursts of runs for each latency, or 3; auto follows the profile.",
 )
 @click.option("--dry-run", is_flag=True, help="Print cells, what is stored, and time and memory by a short probe.")
-@click.option("--budget", type=_Duration(), help="Run only the cells that say most for so much time, as in 30m or 8h.")
-@_metric
-@_form
+@click.option(
+    "--budget", type=options.Duration(), help="Run only the cells that say most for so much time, as in 30m or 8h."
+)
+@options.metric
+@options.form
 def run(
     table: int,
     data_download: Path | None,
@@ -292,12 +210,12 @@ def _executor(options: "Options") -> Callable[["Options"], "Outcome"]:
 
 
 @suite.command()
-@click.option("--table", type=int, required=True, callback=_table, help="1, 2, 3 or 4, as in the paper.")
-@_rows
-@_results
-@_depth
-@_metric
-@_form
+@click.option("--table", type=int, required=True, callback=options.table_number, help="1, 2, 3 or 4, as in the paper.")
+@options.rows
+@options.results
+@options.depth
+@options.metric
+@options.form
 def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, metric: Any, form: str) -> int:
     """Print a table from the records that there are, of each row those that say most."""
     chosen = spec.selected(table, rows, int(depth) if depth else None)
@@ -306,7 +224,7 @@ def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, me
 
 
 @suite.command("status")
-@_results
+@options.results
 def status_(results: Path) -> int:
     """Say how far the runs on a folder are: done, under way and by whom, failed and why, and about how long is left."""
     from suite import status
@@ -328,10 +246,15 @@ def _write_page(results: Sequence[Path], out: Path, metric: Any) -> Path:
 
 @suite.command("report")
 @click.option(
-    "--results", type=Path, multiple=True, default=(RESULTS,), show_default=True, help="Folders of records; repeat."
+    "--results",
+    type=Path,
+    multiple=True,
+    default=(options.RESULTS,),
+    show_default=True,
+    help="Folders of records; repeat.",
 )
 @click.option("--out", type=Path, help="Folder to write; by default report/ in the first folder of records.")
-@_metric
+@options.metric
 @click.option("--open", "opened", is_flag=True, help="Show it in the browser.")
 def report_(results: tuple[Path, ...], out: Path | None, metric: Any, opened: bool) -> int:
     """Write a page with the tables, plots and provenance of all records, and the same as plain files beside it."""
@@ -365,27 +288,14 @@ def list_(what: str) -> int:
     return 0
 
 
-_test_data = click.option(
-    "--data",
-    multiple=True,
-    metavar="NAME=PATH",
-    callback=_data,
-    help="cifar10, cifar100 or imagenet instead of the embedded images.",
-)
-_one_provider = click.option(
-    "--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True
-)
-_size = click.option("--size", type=_positive, help="Side of an image in pixels; by default the model's own.")
-
-
 @suite.command()
 @click.argument("source", metavar="MODEL|RUN")
 @click.argument("out", type=Path, metavar="OUT.onnx")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
-@_one_provider
+@options.one_provider
 @click.option("--plain", is_flag=True, help="The exporter's own graph, without rewrites.")
-@_size
-@_test_data
+@options.size
+@options.test_data
 def export(
     source: str, out: Path, precision: str, provider: str, plain: bool, size: int | None, data: dict[str, Path]
 ) -> int:
@@ -404,9 +314,9 @@ def export(
 @suite.command()
 @click.argument("source", metavar="RUN|MODEL|FILE.onnx")
 @click.option("--weights", metavar="RUN|MODEL", help="What FILE was exported from, where it does not say so itself.")
-@_one_provider
-@click.option("--images", type=_positive, help="So many test images, evenly spaced; by default all.")
-@_test_data
+@options.one_provider
+@click.option("--images", type=options.POSITIVE, help="So many test images, evenly spaced; by default all.")
+@options.test_data
 def parity(source: str, weights: str | None, provider: str, images: int | None, data: dict[str, Path]) -> int:
     """Compare ONNX Runtime with torch on test images; exit code 1 if they differ by more than they may."""
     from suite import deploy, parity
@@ -420,13 +330,13 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
 
 @suite.command()
 @click.argument("number", metavar="2|3|normprop", type=click.Choice(["2", "3", "normprop"]))
-@_results
-@_depth
+@options.results
+@options.depth
 @click.option(
-    "--images", type=_positive, default=1000, show_default=True, help="Test images for Figure 2, evenly spaced."
+    "--images", type=options.POSITIVE, default=1000, show_default=True, help="Test images for Figure 2, evenly spaced."
 )
-@_test_data
-@_form
+@options.test_data
+@options.form
 def figure(number: str, results: Path, depth: str | None, images: int, data: dict[str, Path], form: str) -> int:
     """Print the curves of Figure 2 or 3: of the longest runs in the results folder, else of start values.
 
@@ -452,9 +362,9 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
 
 @suite.command()
 @click.argument("source", metavar="FILE.onnx|RUN|MODEL")
-@_one_provider
-@click.option("--batch-size", type=_positive, default=1, show_default=True)
-@_size
+@options.one_provider
+@click.option("--batch-size", type=options.POSITIVE, default=1, show_default=True)
+@options.size
 def explain(source: str, provider: str, batch_size: int, size: int | None) -> int:
     """Say what ONNX Runtime makes of a file, or of the export of a run or model, and where its time goes."""
     from suite import deploy, explain
@@ -466,7 +376,7 @@ def explain(source: str, provider: str, batch_size: int, size: int | None) -> in
 
 
 @suite.command()
-@_results
+@options.results
 @click.option("--without-files", is_flag=True, help="Weights and ONNX files may be left out, as of published records.")
 def verify(results: Path, without_files: bool) -> int:
     """Read and hash all records and files of a results folder anew; exit code 1 if one is damaged, missing or odd."""
@@ -490,23 +400,12 @@ def verify(results: Path, without_files: bool) -> int:
     return 1 if found.problems else 0
 
 
-class _Percent(click.ParamType[float]):
-    name = "N%"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            share = float(str(value).removesuffix("%")) / 100
-        except ValueError:
-            share = -1.0
-        if not 0 <= share < 100:
-            self.fail(f"{value!r} is no percentage; legal: numbers from 0, as in 5%", param, ctx)
-        return share
-
-
 @suite.command()
 @click.argument("a", type=Path)
 @click.argument("b", type=Path)
-@click.option("--fail-above", type=_Percent(), help="Exit with 1 if a cell of B is slower than in A by more than this.")
+@click.option(
+    "--fail-above", type=options.Percent(), help="Exit with 1 if a cell of B is slower than in A by more than this."
+)
 def compare(a: Path, b: Path, fail_above: float | None) -> int:
     """Compare the latencies of two results folders, or of two files by pytest-benchmark: B over A, cell by cell.
 

@@ -182,11 +182,12 @@ def export(
             if precision == "fp32":
                 found[path] = result
                 continue
-            for signed in (False, True) if precision == "int8" and form == forms[0] else (False,):
-                fewer = path.with_suffix(".signed" if signed else ".unsigned")
+            kinds = ["fp16"] if precision == "fp16" else ["unsigned", "signed"] if form == forms[0] else ["unsigned"]
+            for kind in kinds:
+                fewer, signed = path.with_suffix(f".{kind}"), kind == "signed"
                 found[fewer] = result | convert(path, fewer, precision, lambda: test_batches(of, data, None), signed)
                 if precision == "int8":
-                    found[fewer]["activations"] = fewer.suffix.removeprefix(".")
+                    found[fewer]["activations"] = kind
         fastest = _fastest(of, list(found), provider) if len(found) > 1 else next(iter(found))
         os.replace(fastest, out)
     return found[fastest]

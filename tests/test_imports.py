@@ -94,9 +94,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cluster": {"distributed", "errors", "grid", "runner"},
     "slurm": {"distributed", "errors", "grid", "runner"},
+    "options": {"duration", "errors", "render", "spec"},
     "__main__": {
         "cluster",
-        "duration",
+        "options",
         "estimate",
         "compare",
         "deploy",
