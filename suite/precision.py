@@ -1,8 +1,7 @@
 """An exported network in half precision or in eight bits, for the providers that gain from it."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def to_int8(
 
     Weights are signed, with one scale a filter. Activations are unsigned, unless `signed`: on x86 ONNX Runtime has
     fast kernels for unsigned times signed only, and signed activations took as long as float32. Their ranges are the
-    least and the largest value that each takes on the calibration images.
+    least and the largest value that each takes on the calibration images, except after NormProp (see `_off_values`).
 
     Measured on two cores of a CPU with AVX-512 VNNI, 224x224, batch 1, against the rewritten float32 graph, in
     interleaved runs: ResNet-50 ReLU 0.28; CReLU 0.34 as two halves, 0.40 as signed convolution (see `suite.rewrite`;
@@ -65,25 +64,75 @@ def to_int8(
     missing = set(keep_float) - {node.name for node in onnx.load(path, load_external_data=False).graph.node}
     if missing:
         raise ValueError(f"{path.name} has no node {', '.join(sorted(missing))}")
-    batches = iter(calibration)
-    first = next(batches, None)
-    if first is None:
+    batches = list(calibration)
+    if not batches:
         raise ValueError("quantisation needs calibration images, and there are none")
 
-    logging.disable(logging.WARNING)  # it recommends what the export has done already
-    try:
+    def quantise(steps: Mapping[str, Any]) -> None:
         quantize_static(
             path,
             out,
-            _reader(chain([first], batches)),
+            _reader(iter(batches)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(keep_float),
+            extra_options={"TensorQuantOverrides": steps},
         )
+
+    logging.disable(logging.WARNING)  # it recommends what the export has done already
+    try:
+        quantise({})
+        if steps := _steps(out, _off_values(path)):
+            quantise(steps)
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _off_values(path: Path) -> dict[str, float]:
+    """What rectifiers give where they are off, by name of their output, where that is not zero.
+
+    It is a value below zero where NormProp subtracts a mean from what it rectifies. Most of the values are off, all
+    with the same error if eight bits have no code for just this value: of a trained ResNet-20 on CIFAR-10 the logits
+    were 14 % off, and 2.0 points of accuracy lost. With a code for it, 3.7 % and 0.05 points, as in other networks.
+    """
+    graph = onnx.load(path).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    producers = {node.output[0]: node.op_type for node in graph.node}
+    off: dict[str, float] = {}
+    for node in graph.node:
+        if node.op_type == "Clip":
+            least = constants[node.input[1]]
+        elif node.op_type == "Conv" and producers.get(node.input[0]) == "Relu" and _is_depthwise(node):
+            least = constants[node.input[2]]
+        else:
+            continue
+        off[node.output[0]] = float(onnx.numpy_helper.to_array(least).flat[0])
+    return {name: value for name, value in off.items() if value < 0}
+
+
+def _is_depthwise(conv: onnx.NodeProto) -> bool:
+    """Whether a convolution subtracts a constant from each channel (see `suite.rewrite`)."""
+    return len(conv.input) > 2 and any(each.name == "group" and each.i > 1 for each in conv.attribute)
+
+
+def _steps(quantised: Path, off: Mapping[str, float]) -> dict[str, Any]:
+    """Steps of eight bits that divide the values `off`, and are as fine as those of a file, or little coarser."""
+    graph = onnx.load(quantised).graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    steps = {}
+    for node in graph.node:
+        if node.op_type != "QuantizeLinear" or node.input[0] not in off:
+            continue
+        value, scale, zero = off[node.input[0]], constants[node.input[1]], constants[node.input[2]]
+        codes = int(-value / scale)
+        if codes:
+            lowest = np.iinfo(zero.dtype).min
+            steps[node.input[0]] = [
+                {"scale": np.array(-value / codes, np.float32), "zero_point": np.array(lowest + codes, zero.dtype)}
+            ]
+    return steps
 
 
 def _reader(batches: Iterator[NDArray[np.float32]]) -> Any:

@@ -37,7 +37,7 @@ EMBEDDED = {"cifar10": "digits10", "cifar100": "digits100", "imagenet": "digits1
 VERSIONS = {
     "train": 2,  # 1: first; 2: bfloat16 activations where the device is made for them
     "export": 3,  # 1: first; 2: rewritten for ONNX Runtime's CPU provider; 3: columns of zeros
-    "convert": 1,  # 1: first
+    "convert": 2,  # 1: first; 2: codes of int8 for what NormProp's rectifiers give where they are off
     "parity": 1,  # 1: first
     "latency": 3,  # 1: first; 2: in turns with what it is compared with; 3: while the threads of all others are asleep
     "peak": 1,  # 1: first

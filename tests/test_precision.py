@@ -90,6 +90,29 @@ def test_weights_are_signed_with_a_scale_each_filter_and_activations_unsigned(ex
     assert out.stat().st_size < 0.6 * exported.stat().st_size
 
 
+@pytest.mark.parametrize("exported", ["resnet20_relu_np"], indirect=True)
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_a_rectifier_gives_where_it_is_off_has_a_code_of_its_own(
+    exported: Path, tmp_path: Path, signed: bool
+) -> None:
+    out = tmp_path / "eight.onnx"
+    to_int8(exported, out, [images(0)], signed=signed)
+    graph = onnx.load(out).graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    quantizers = [n for n in graph.node if n.op_type == "QuantizeLinear"]
+    steps = {n.input[0]: (constants[n.input[1]], constants[n.input[2]]) for n in quantizers}
+    model = onnx.load(exported)
+    rectified = [n.output[0] for n in model.graph.node if n.op_type == "Clip" or n.name.endswith("act2.1")]
+    assert len(rectified) == 18
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in rectified)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    lowest = np.iinfo(np.int8 if signed else np.uint8).min
+    for name, values in zip(rectified, session.run(rectified, {"input": images(9)}), strict=True):
+        scale, zero = steps[name]
+        assert np.mean(values == values.min()) > 0.3
+        assert scale * (lowest - float(zero)) == pytest.approx(values.min(), rel=1e-5)
+
+
 def test_named_nodes_stay_in_float(exported: Path, tmp_path: Path) -> None:
     out = tmp_path / "eight.onnx"
     to_int8(exported, out, [images(0)], keep_float=["conv1"])
