@@ -174,6 +174,34 @@ def _processes(module: str) -> list[str]:
     return found
 
 
+def test_kills_in_the_midst_of_whole_runs_lose_no_cell_and_leave_none_twice(tmp_path: Path, kills: int) -> None:
+    root = tmp_path / "results"
+    row = ["--table", "2", "--depth", "20", "--rows", "resnet20_relu_bn@cifar10", "--steps", "3", "--compile", "never"]
+    command = [sys.executable, "-m", "suite", "run", *row, "--batch-sizes", "1", "--results", str(root)]
+    kept: set[Path] = set()
+    for kill in range(kills // 2):
+        # A run takes about ten seconds: three to begin, one or two for each of its stages.
+        run = subprocess.Popen(
+            [*command, "--seeds", str(1 + kill // 2)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        try:
+            said = run.communicate(timeout=random.uniform(2, 14))[1]
+            assert run.returncode == 0, said.decode()
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.communicate()
+        found = verify(root)
+        assert all("unexpected" in problem for problem in found.problems), found.problems
+        records = set(root.glob("records/*/*"))
+        assert records >= kept, "a record was lost"
+        kept = records
+    done = subprocess.run([*command, "--seeds", str(kills // 4)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    counts = {folder.name: len(list(folder.iterdir())) for folder in (root / "records").iterdir()}
+    assert counts == dict.fromkeys(("train", "export", "parity", "latency"), kills // 4) | {"peak": 1}
+    assert not list(root.glob("claims/*.json"))
+
+
 # --- Disks ----------------------------------------------------------------------------------------------------------
 
 
