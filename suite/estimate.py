@@ -1,56 +1,16 @@
-"""What a grid will take, from a short probe of each network, and which of its cells say most for a given time.
-
-A probe is a fresh process that trains and tests a few images with the very code of a run, exports the network and runs
-the file. Time and memory are measured at two batch sizes and continued on the straight line through them, which is the
-only thing here that is not measured.
-"""
+"""What a grid will take, from a short probe of each network, and which of its cells say most for a given time."""
 
 import json
-import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from itertools import pairwise
-from pathlib import Path
-from time import monotonic, perf_counter
-from typing import Any
+from time import perf_counter
 
 from suite import duration, env, spec
 from suite.errors import InputError
 from suite.grid import Cell, Grid, Options, Stage, plan
-from suite.spec import Recipe, Row
+from suite.probe import Probe, Prober, Request
+from suite.spec import Row
 from suite.store import Store
-
-# Pixels of the larger probed batch: 64 images of 32x32, 8 of 224x224 at the least.
-PIXELS = 64 * 32 * 32
-LEAST = 8
-STEPS = 3
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One network on this machine, in seconds and bytes.
-
-    Attributes:
-        step_fixed, step_per_image: of a training step.
-        memory_fixed, memory_per_image: of the process that trains (on a GPU: of the GPU's memory).
-        test_per_image: of a forward pass in torch, run_per_image: in ONNX Runtime on the CPU.
-        export: of writing the ONNX file.
-        start: until a process that trains or exports can begin, timing_start: one that times.
-    """
-
-    step_fixed: float
-    step_per_image: float
-    memory_fixed: float
-    memory_per_image: float
-    test_per_image: float
-    run_per_image: float
-    export: float
-    start: float
-    timing_start: float
 
 
 @dataclass(frozen=True)
@@ -66,32 +26,28 @@ class Cost:
     start: float = 0.0
 
 
-def probe(cell: Cell, options: Options, store: Store) -> Probe:
-    """Measure a cell's network in a fresh process, or read what was measured before on this machine.
+def probe(cell: Cell, options: Options, store: Store, prober: Prober) -> Probe:
+    """Measure a cell's network, or read what was measured before on this machine.
 
     Raises:
-        InputError: the process failed.
+        InputError: its process failed.
     """
     from suite.perform import device_of
 
-    recipe = cell.recipe
-    request = {
-        "model": cell.row.model,
-        "classes": len(cell.dataset.classes),
-        "recipe": asdict(recipe),
-        "device": device_of(options.device),
-        "precision": options.precision,
+    classes = len(cell.dataset.classes)
+    request = Request(cell.row.model, classes, cell.recipe, device_of(options.device), options.precision)
+    inputs = asdict(request) | {
+        "version": spec.VERSIONS["probe"],
+        "machine": env.machine()["id"],
+        "versions": env.versions(),
     }
-    inputs = request | {"version": spec.VERSIONS["probe"], "machine": env.machine()["id"], "versions": env.versions()}
     found = store.get("probe", inputs)
     if found is None:
         start = perf_counter()
-        asked = json.dumps(request | {"begun": monotonic()})
-        done = subprocess.run([sys.executable, "-m", "suite.estimate"], input=asked, capture_output=True, text=True)
-        if done.returncode:
-            last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-            raise InputError(f"{cell.row.model}: the probe failed: {''.join(last)}")
-        result = json.loads(done.stdout.splitlines()[-1])
+        try:
+            result = asdict(prober.probe(request))
+        except RuntimeError as error:
+            raise InputError(f"{cell.row.model}: the probe failed: {error}") from None
         found = store.put("probe", inputs, result, env.environment(), {"seconds": perf_counter() - start})
     return Probe(**found.result)
 
@@ -100,7 +56,7 @@ def costs(
     grid: Grid, options: Options, store: Store, say: Callable[[str], None] = lambda text: None
 ) -> dict[Cell, Cost]:
     """The cost of each cell of a grid on this machine; `say` is told what is being measured."""
-    probes: dict[str, Probe] = {}
+    prober, probes = Prober(), dict[str, Probe]()
     found = {}
     for cell in grid.cells:
         stages = [stage for stage in grid.stages if stage.cell is cell]
@@ -110,7 +66,7 @@ def costs(
             name = json.dumps([cell.row.model, asdict(cell.recipe), len(cell.dataset.classes)])
             if name not in probes:
                 say(f"measuring a few steps of {cell.row.model} on {cell.dataset.name}")
-                probes[name] = probe(cell, options, store)
+                probes[name] = probe(cell, options, store, prober)
             seconds = sum(_seconds(stage, cell, probes[name]) for stage in missing)
             begin = probes[name].start
             trains = any(stage.kind == "train" for stage in missing)
@@ -231,89 +187,3 @@ def expect(options: Options, budget: float | None, say: Callable[[str], None]) -
         return all_of_it
     left = budget - (perf_counter() - start) - all_of_it.start
     return replace(all_of_it, chosen=choose(grid, found, left))
-
-
-def _measure(request: Mapping[str, Any]) -> Probe:
-    """Probe a network in this process, whose memory is then that of a training."""
-    import numpy as np
-    import torch
-
-    from suite import latency
-    from suite.batches import Batches
-    from suite.data import Dataset, Split
-    from suite.export import export, load_weights
-    from suite.step import Engine
-    from suite.train import Job, evaluate, train
-
-    started = monotonic() - request["begun"]  # a clock that all processes of a machine share
-    recipe = Recipe(**request["recipe"] | {"milestones": tuple(request["recipe"]["milestones"])})
-    device = torch.device(request["device"])
-    large = max(2, min(recipe.batch_size, max(LEAST, PIXELS // recipe.train_size**2)))
-    sizes = (large // 2, large)
-    random = np.random.default_rng(0)
-    # Larger than what the network sees, as photographs are.
-    side = recipe.train_size if recipe.augment == "cifar" else 2 * recipe.train_size
-    images = random.integers(0, 256, (STEPS * large, side, side, 3), dtype=np.uint8)
-    labels = np.arange(len(images), dtype=np.int64) % request["classes"]
-    split = Split(images, labels)
-    classes = tuple(map(str, range(request["classes"])))
-    source = Dataset("random", classes, split, split, (128.0, 128.0, 128.0), (64.0, 64.0, 64.0), {})
-    step_seconds, memory = [], []
-    with tempfile.TemporaryDirectory() as scratch:
-        for size in sizes:
-            short = replace(recipe, batch_size=size, max_steps=STEPS, epochs=STEPS, milestones=(), learning_rate=1e-6)
-            batches = Batches(source, replace(short, max_test_images=1, ten_crop=False), device)
-            ends: list[float] = []
-            job = Job(request["model"], batches, 0, Path(scratch), on_step=partial(_note, ends))
-            train(job, Engine(request["precision"], "never"))
-            # The fastest, since whatever else the machine does can only add to it.
-            step_seconds.append(min(later - earlier for earlier, later in pairwise(ends)))
-            memory.append(_memory(device))
-        model = load_weights(Path(scratch)).to(device)
-        test = [next(iter(Batches(source, recipe, device).test()))]
-        start = perf_counter()
-        evaluate(model, test)
-        test_per_image = (perf_counter() - start) / len(test[0][1])
-        start = perf_counter()
-        export(Path(scratch), recipe.test_size, Path(scratch) / "model.onnx", {})
-        exported = perf_counter() - start
-        file = str(Path(scratch) / "model.onnx")
-        once = latency.Protocol(rounds=1, min_seconds=0, min_runs=3, max_runs=3, warmup=0)
-        timing = latency.Request("onnxruntime", file, "cpu", LEAST, recipe.test_size, env.available_cores(), once)
-        start = perf_counter()
-        (answer,) = latency.measure([timing])
-        elapsed = perf_counter() - start
-        if isinstance(answer, RuntimeError):
-            raise answer
-    run = statistics.median(answer["samples"])
-    timing_start = max(0.0, elapsed - 5 * run)  # two more than the samples: the first of the process and of the burst
-    per_image = test_per_image, run / LEAST
-    return Probe(*_line(sizes, step_seconds), *_line(sizes, memory), *per_image, exported, started, timing_start)
-
-
-def _note(ends: list[float], done: int, total: int, note: str) -> None:
-    ends.append(perf_counter())
-
-
-def _line(sizes: tuple[int, int], values: Sequence[float]) -> tuple[float, float]:
-    """The straight line through two measurements, as a fixed part and one for each image, neither below zero."""
-    per_image = max(0.0, (values[1] - values[0]) / (sizes[1] - sizes[0]))
-    return max(0.0, values[1] - per_image * sizes[1]), per_image
-
-
-def _memory(device: Any) -> float:
-    """The most bytes that were in use so far."""
-    import torch
-
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_reserved(device))
-    return float(env.peak_memory())
-
-
-def main() -> None:
-    """Answer one request of standard input, JSON in and out."""
-    print(json.dumps(asdict(_measure(json.loads(sys.stdin.read())))))
-
-
-if __name__ == "__main__":
-    main()

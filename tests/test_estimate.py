@@ -1,12 +1,16 @@
 """What a grid will take, and which of its cells are worth the time."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from suite import duration, estimate
-from suite.estimate import Cost, Probe
+from suite.errors import InputError
+from suite.estimate import Cost
 from suite.grid import Cell, Grid, Options, plan
+from suite.probe import Probe, Prober, Request
+from suite.spec import load_table
 from suite.store import Store
 
 ROWS = ("resnet110_relu_plain@cifar10", "resnet110_relu_bn@cifar10", "resnet110_crelu_*@cifar10")
@@ -68,6 +72,30 @@ def test_a_probe_is_measured_once_and_kept(tmp_path: Path) -> None:
     assert "resnet20_relu_bn on digits10" in text
     assert "total on " in text
     assert first.options().only == frozenset({"resnet20_relu_bn on digits10"})
+
+
+def test_a_network_that_cannot_be_probed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suite.perform.device_of", lambda device: "cuda:7")
+    options = Options(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",))
+    with pytest.raises(InputError, match=r"^resnet20_relu_bn: the probe failed: \w+: .+$"):
+        estimate.expect(options, None, lambda text: None)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+class Fatal:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (3,)
+
+
+def test_a_probe_that_dies_is_one_line_and_the_start_is_measured_once() -> None:
+    prober = Prober()
+    with pytest.raises(RuntimeError, match=r"^its process ended with code 3$"):
+        prober.probe(Fatal())  # type: ignore[arg-type]
+    request = Request("resnet20_relu_bn", 10, load_table(2).recipe, "cpu", "float32")
+    first, second = prober.probe(request), prober.probe(request)
+    assert first.start == second.start > 0
 
 
 def test_the_start_of_a_run_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,8 +76,8 @@ ALLOWED: dict[str, set[str]] = {
     "workers": {"env", "errors"},
     "duration": set(),
     "status": {"claims", "duration", "grid", "store"},
-    "estimate": {"batches", "data", "duration", "env", "errors", "export", "grid", "latency", "perform", "spec", "step"}
-    | {"store", "train"},
+    "probe": {"batches", "data", "env", "export", "latency", "spec", "step", "train"},
+    "estimate": {"duration", "env", "errors", "grid", "perform", "probe", "spec", "store"},
     "runner": {
         "claims",
         "distributed",
