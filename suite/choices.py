@@ -74,10 +74,10 @@ def _sizes(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]) ->
 def _latencies(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]) -> tuple[list[Column], list[str]]:
     columns: list[Column] = []
     kinds = _kinds(nets)
-    machines = list(dict.fromkeys(kind[0] for kind in kinds))
-    several = len(machines) > 1
+    setups = list(dict.fromkeys(kind[0] for kind in kinds))
+    several = len(setups) > 1
     for kind in kinds:
-        name = words_of(kind) + (f" m{machines.index(kind[0]) + 1}" if several else "")
+        name = words_of(kind) + (f" m{setups.index(kind[0]) + 1}" if several else "")
         key = "_".join(name.split())
         median = Column(f"{key}_ms", f"{name} p50 ms", three_digits)
         ratio = Column(f"{key}_ratio", f"{name} ratio", _times)
@@ -88,7 +88,7 @@ def _latencies(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]
             line.put(median, 1e3 * value if value else None, *_doubts(net, kind))
             both = value / base if value and base else None
             line.put(ratio, both, *([] if both else ["not timed"]))
-    return columns, [f"{f'm{n}' if several else 'latency'}: {name}" for n, name in enumerate(machines, start=1)]
+    return columns, [f"{f'm{n}' if several else 'latency'}: {name}" for n, name in enumerate(setups, start=1)]
 
 
 def _times(value: float) -> str:
@@ -112,12 +112,12 @@ def _same(a: Entry, b: Entry) -> bool:
 
 
 def _kinds(nets: Sequence[Entry]) -> list[Kind]:
-    """The smallest batch of each machine and provider in ONNX Runtime, in float32."""
+    """The smallest batch of each setup and provider in ONNX Runtime, in float32."""
     found: dict[tuple[str, str], Kind] = {}
     for kind in sorted({kind for net in nets for kind in net.runs.timed}):
-        machine, runtime, provider, _, precision = kind
+        setup, runtime, provider, _, precision = kind
         if runtime == "onnxruntime" and precision == "fp32":
-            found.setdefault((machine, provider), kind)
+            found.setdefault((setup, provider), kind)
     return list(found.values())
 
 

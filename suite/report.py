@@ -206,19 +206,15 @@ def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
 def _latency(
     table: Table, found: list[Runs], lines: list[Line], index: Records, detail: bool
 ) -> tuple[list[Column], list[str]]:
-    """Columns (p50, images/s, share of the peak) for each machine, runtime, provider, batch size and precision that was
-    measured."""
+    """Columns (p50, images/s, share of the peak) for each kind of latency that was measured."""
     timed = [runs.timed for runs in found]
     kinds = sorted({kind for records in timed for kind in records})
-    machines = list(dict.fromkeys(kind[0] for kind in kinds))
-    remarks = []
-    for number, machine in enumerate(machines, start=1):
-        place = f"machine {number}" if len(machines) > 1 else "latency"
-        remarks.append(f"{place}: {machine}")
+    setups = list(dict.fromkeys(kind[0] for kind in kinds))
+    remarks = [f"{f'm{n}' if len(setups) > 1 else 'latency'}: {setup}" for n, setup in enumerate(setups, start=1)]
     columns = []
     for kind in kinds:
-        machine, runtime, provider, batch, precision = kind
-        where = f" m{machines.index(machine) + 1}" if len(machines) > 1 else ""
+        setup, runtime, provider, batch, precision = kind
+        where = f" m{setups.index(setup) + 1}" if len(setups) > 1 else ""
         name = f"{words_of(kind)}{where}"
         reduced = "" if precision == "fp32" else f" {precision}"
         key = "_".join(f"{runtime} {provider}{reduced} b{batch}{where}".split())
@@ -228,6 +224,7 @@ def _latency(
         columns += [median, speed]
         # The exporter's own graph is in float32 too, and torch uses the same units.
         units = "fp32" if precision == PLAIN else precision
+        machine = next(records[kind].inputs["machine"] for records in timed if kind in records)
         has_peak = any((*place[:2], place[3]) == (machine, provider, units) for place in index.peak)
         if has_peak:
             columns.append(share)

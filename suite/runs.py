@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import itemgetter
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -29,9 +29,12 @@ SIZES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "imagenet": 
 # The precision, in a latency record, of the exporter's own graph: float32 without the rewrites.
 PLAIN = "plain"
 
+# Packages that run networks.
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "torch")
+
 Metric = Literal["last", "best"]
 
-# Machine, runtime, execution provider, batch size and precision of a latency.
+# Setup (machine and versions), runtime, execution provider, batch size and precision of a latency.
 Kind = tuple[str, str, str, int, str]
 
 # Execution provider and precision of a parity, and those of the one that every row has.
@@ -56,10 +59,11 @@ class Runs:
 
     @cached_property
     def timed(self) -> dict[Kind, Record]:
-        """The latency record of each kind that rests on the most samples, of equals that of the first seed."""
+        """The latest latency record of each kind among those of the most thorough protocol; never the fastest."""
 
         def merit(record: Record) -> tuple[int, int, str]:
-            return record.inputs.get("version", 0), len(record.result["samples"]), record.finished
+            rounds = record.inputs.get("protocol", {}).get("rounds", 0)
+            return record.inputs.get("version", 0), rounds, record.finished
 
         found: dict[Kind, Record] = {}
         for record in self.latency:
@@ -106,6 +110,7 @@ class Records:
                 self.train.setdefault(record.inputs["model"], []).append(record)
         # Beside the file that is deployed, the exporter's own graph is only timed.
         self.export = {r.inputs["train"]: r for r in each("export") if not r.inputs.get("plain")}
+        self._trained = {export.key: train for train, export in self.export.items()}
         self.parity: dict[str, dict[Check, Record]] = {}
         for record in each("parity"):
             check = record.inputs.get("provider", "cpu"), record.inputs.get("precision", "fp32")
@@ -118,8 +123,9 @@ class Records:
         self.peak: dict[tuple[str, str, int, str], float] = {}
         for store in stores:
             for record in (checked(each, store.root) for each in store.each("peak", None)):
+                inputs = record.inputs
                 names = ("machine", "provider", "threads")
-                place = *(record.inputs[name] for name in names), record.inputs.get("precision", "fp32")
+                place = *(inputs[name] for name in names), inputs.get("precision", "fp32")
                 self.peak[place] = max(self.peak.get(place, 0.0), float(record.result["flops"]))
         self.failures = [failure for store in stores for failure in store.failures()]
 
@@ -137,6 +143,7 @@ class Records:
             if same and inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
                 # What else decides a result: seeds of one group are repetitions of the same thing.
                 how = [inputs.get(name) for name in ("version", "precision", "processes")]
+                how.append(record.result.get("precision"))  # which is what "auto" came to
                 group = orjson.dumps([inputs["data"], inputs["recipe"], how], option=orjson.OPT_SORT_KEYS)
                 groups.setdefault(group, []).append(record)
         if not groups:
@@ -163,9 +170,19 @@ class Records:
         """Why this stage of the row failed last time, if it did."""
         for failure in self.failures:
             if failure["stage"] == stage and failure["inputs"]["model"] == row.model:
-                of = failure["inputs"].get("data", {}).get("name", row.data)
-                if of in (row.data, EMBEDDED[row.data]):
+                of = self._data_of(failure["inputs"])
+                if of is None or of in (row.data, EMBEDDED[row.data]):
                     return f"{stage} failed: {failure['reason']}"
+        return None
+
+    def _data_of(self, inputs: Mapping[str, Any]) -> str | None:
+        """On which data the network was trained that a stage was about, if that is known."""
+        if "data" in inputs:
+            return str(inputs["data"]["name"])
+        trained = inputs.get("train") or self._trained.get(inputs.get("export", ""))
+        for record in self.train.get(inputs["model"], []):
+            if record.key == trained:
+                return str(record.inputs["data"]["name"])
         return None
 
 
@@ -258,12 +275,19 @@ def unstable(record: Record) -> list[str]:
 def kind_of(record: Record) -> Kind:
     """What a latency record timed: two of the same kind may be compared, others never share a column."""
     inputs = record.inputs
-    machine, runtime, provider = (printable(inputs[name]) for name in ("machine", "runtime", "provider"))
-    return machine, runtime, provider, inputs["batch_size"], printable(inputs.get("precision", "fp32"))
+    runtime, provider, precision = printable(inputs["runtime"]), printable(inputs["provider"]), inputs.get("precision")
+    return setup_of(record), runtime, provider, inputs["batch_size"], printable(precision or "fp32")
+
+
+def setup_of(record: Record) -> str:
+    """Machine and versions of the runtimes of a latency, as in "AMD EPYC (2 cores), torch 2.15.0"."""
+    versions = record.inputs.get("versions", {})
+    runtimes = [f"{name} {versions[name]}" for name in RUNTIMES if name in versions]
+    return printable(", ".join([record.inputs["machine"], *runtimes]))
 
 
 def words_of(kind: Kind) -> str:
-    """A kind without its machine, as in "ORT cpu b8"."""
+    """A kind without its setup, as in "ORT cpu b8"."""
     _, runtime, provider, batch, precision = kind
     return " ".join(["ORT" if runtime == "onnxruntime" else runtime, provider, *reduced(precision), f"b{batch}"])
 

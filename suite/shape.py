@@ -27,6 +27,7 @@ SHAPES: dict[str, Any] = {
         },
         "result": {
             "trained": bool,
+            "precision?": str,
             **{f"{metric}?": _MAYBE for metric in (*METRICS, "best_top1")},
             "epochs": [{str: _MAYBE}],
             "tries": [{"learning_rate": NUMBER, "outcome": str}, ...],
@@ -50,6 +51,8 @@ SHAPES: dict[str, Any] = {
             "batch_size": int,
             **dict.fromkeys(("export", "machine", "runtime", "provider", "precision?"), str),
             **dict.fromkeys(("threads?", "version?"), int),
+            "protocol?": {"rounds?": int},
+            "versions?": {str: str},
         },
         "result": {
             "samples": [POSITIVE, ...],
@@ -66,7 +69,7 @@ SHAPES: dict[str, Any] = {
         },
     },
     "peak": {
-        "inputs": {"machine": str, "provider": str, "threads": int, "precision?": str},
+        "inputs": {"machine": str, "provider": str, "threads": int, "precision?": str, "versions?": {str: str}},
         "result": {"flops": POSITIVE},
     },
 }

@@ -73,6 +73,8 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         environment: dict[str, Any] | None = None,
         weight_decay: float = 1e-4,
         forms: tuple[str, ...] = ("fp32",),
+        rounds: int = 3,
+        versions: dict[str, str] | None = None,
     ) -> dict[str, Record]:
         environment = environment or {}
         recipe = {"epochs": epochs, "max_steps": max_steps, "learning_rate": 0.1, "max_test_images": None}
@@ -114,6 +116,7 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         inputs = {"model": model, "export": export.key, "machine": machine, "runtime": "onnxruntime"}
         for batch_size, form in itertools.product(batch_sizes, forms):
             kind = inputs | {"provider": "cpu", "batch_size": batch_size, "precision": form}
+            kind |= {"protocol": {"rounds": rounds}, "versions": versions or {}}
             latency = store.put("latency", kind, {"samples": list(samples)} | (timed or {}), environment, {})
         return {"train": train, "export": export, "parity": parity, "latency": latency}
 

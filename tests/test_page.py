@@ -220,7 +220,7 @@ def test_folders_of_two_machines_make_one_report_with_a_column_each(
             json.dumps(content)
         )
     html = page.write([many, other], tmp_path / "out").read_text("utf-8")
-    assert "machine 2: Elsewhere" in html
+    assert "m2: Elsewhere" in html
     assert "ORT cpu b8 m1 p50 ms" in html
     assert "ORT cpu b8 m2 p50 ms" in html
     seeds = cell(html, "table2", "resnet110_relu_bn", "seeds")

@@ -109,7 +109,7 @@ def test_two_machines_never_share_a_column(store: Store, add_run: AddRun) -> Non
     values = result.lines[0].values
     assert values["onnxruntime_cpu_b8_m1_p50_ms"] == pytest.approx(10.0)
     assert values["onnxruntime_cpu_b8_m2_p50_ms"] == pytest.approx(2.0)
-    assert result.remarks == ["machine 1: A", "machine 2: B"]
+    assert result.remarks == ["m1: A", "m2: B"]
 
 
 def test_with_detail_difference_seeds_and_spread_have_columns(store: Store, add_run: AddRun) -> None:

@@ -8,6 +8,7 @@ import pytest
 from suite import report, spec
 from suite.errors import InputError
 from suite.render import Report
+from suite.runs import Records
 from suite.store import Store
 
 AddRun = Callable[..., dict[str, Any]]
@@ -72,11 +73,46 @@ def test_a_newer_version_of_a_stage_stands_before_an_older_one(store: Store, add
     assert build(store).lines[0].values["parameters"] == 3
 
 
-def test_of_a_net_that_was_timed_twice_the_figure_of_more_samples_stands(store: Store, add_run: AddRun) -> None:
-    add_run(seed=0, samples=(0.002,) * 5)
-    add_run(seed=1, samples=(0.003,) * 9)
-    add_run(seed=2, samples=(0.004,) * 5)
+def test_of_a_net_that_was_timed_twice_the_more_thorough_figure_stands_and_never_the_faster(
+    store: Store, add_run: AddRun
+) -> None:
+    add_run(seed=0, samples=(0.002,) * 50, rounds=3)
+    add_run(seed=1, samples=(0.003,) * 9, rounds=24)
     assert build(store).lines[0].values["onnxruntime_cpu_b8_p50_ms"] == pytest.approx(3)
+
+
+def test_a_column_is_of_one_version_of_the_runtimes(store: Store, add_run: AddRun) -> None:
+    for seed, version in enumerate(("1.31.0", "1.32.0")):
+        versions = {"onnxruntime": version, "torch": "2.15.0", "torchvision": "0.29.0"}
+        add_run(seed=seed, samples=(0.002 + seed,) * 5, versions=versions)
+    result = build(store)
+    assert result.remarks == [
+        "m1: Test CPU (2 cores), onnxruntime 1.31.0, torch 2.15.0",
+        "m2: Test CPU (2 cores), onnxruntime 1.32.0, torch 2.15.0",
+    ]
+    medians = [result.lines[0].values[f"onnxruntime_cpu_b8_m{number}_p50_ms"] for number in (1, 2)]
+    assert medians == pytest.approx([2, 1002])
+
+
+def test_what_auto_came_to_parts_repetitions(store: Store, add_run: AddRun) -> None:
+    train = add_run(top1=6.0)["train"]
+    for seed, precision in ((1, "bfloat16 autocast"), (2, "bfloat16 autocast")):
+        result = train.result | {"precision": precision, "top1": 9.0}
+        store.put("train", {**train.inputs, "seed": seed}, result, {}, {})
+    assert build(store, detail=True).lines[0].values["seeds"] == 2
+
+
+def test_a_failure_is_told_at_the_row_whose_data_it_was_on(store: Store, add_run: AddRun) -> None:
+    inputs = {"model": "resnet110_relu_bn"}
+    (cifar10, cifar100) = (add_run(data=data) for data in ("cifar10", "cifar100"))
+    store.fail("latency", inputs | {"export": cifar100["export"].key}, "RuntimeError: out of memory")
+    records = Records([store])
+    rows = {row.data: row for row in spec.matching(spec.load_table(2), ["resnet110_relu_bn@*"]).rows}
+    assert records.reason(rows["cifar10"], "latency") is None
+    assert records.reason(rows["cifar100"], "latency") == "latency failed: RuntimeError: out of memory"
+    store.fail("export", inputs | {"train": cifar10["train"].key}, "RuntimeError: no")
+    assert Records([store]).reason(rows["cifar10"], "export") == "export failed: RuntimeError: no"
+    assert Records([store]).reason(rows["cifar100"], "export") is None
 
 
 def test_a_data_set_that_is_not_whole_is_said(store: Store, add_run: AddRun) -> None:
