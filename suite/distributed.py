@@ -1,9 +1,13 @@
 """Processes that train one network together, as `torchrun` starts them: gloo on the CPU, NCCL between GPUs."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -48,6 +52,16 @@ class Group:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def spread(self, tensors: "Iterable[Tensor]") -> None:
+        """Give tensors the values that they have in process 0, in place; all must call this."""
+        if self.size == 1:
+            return
+        import torch
+
+        with torch.no_grad():
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
 
     def leave(self) -> None:
         """End the communication."""

@@ -1,7 +1,6 @@
 """Does the exported file still compute the trained network? ONNX Runtime against torch on test images."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from suite.batches import Batches
 from suite.session import open_session, uses_tf32
+from suite.tf32 import without_tf32
 
 # Greatest logit difference allowed, as a share of the greatest logit: float32 noise is far below it.
 TOLERANCE = 1e-4
@@ -71,7 +71,7 @@ def compare(
         raise ValueError(f"precision={precision!r}; legal: {', '.join(PRECISIONS)}")
     session = open_session(str(path), provider, threads)
     expected, actual, targets = [], [], []
-    with torch.inference_mode(), _without_tf32():
+    with torch.inference_mode(), without_tf32():
         for images, labels in batches.test():
             expected.append(model(images).cpu().numpy())
             actual.append(session.run(["logits"], {"input": images.contiguous().cpu().numpy()})[0])
@@ -157,15 +157,3 @@ def render(found: Mapping[str, Any]) -> str:
     elif "departure" in found:
         lines.append("departs first  nowhere: no node differs by more than rounding")
     return "\n".join(lines) + "\n"
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Have torch multiply and convolve float32 in float32 on a GPU."""
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, convolution.allow_tf32
-    try:
-        matmul.allow_tf32 = convolution.allow_tf32 = False
-        yield
-    finally:
-        matmul.allow_tf32, convolution.allow_tf32 = before

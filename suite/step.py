@@ -41,7 +41,9 @@ class Engine:
     Attributes:
         precision: of the activations; "auto" is bfloat16 where the device multiplies it faster than float32 (a CUDA
             GPU, a CPU with AVX512-BF16 or AMX), else float32. Weights, sums and tests are float32 at all times.
-        compile: whether torch.compile is used; "auto" decides from steps that it measures.
+            Float32 is never TF32 (see `suite.tf32`).
+        compile: whether torch.compile is used; "auto" decides from steps that it measures, but for several processes,
+            which on GPUs always use it and on CPUs never.
     """
 
     precision: Precision = "auto"
@@ -212,7 +214,7 @@ def try_compile(
 
     Returns:
         `compiled`: whether to use it; `step_seconds`; and if it was tried, `compiled_step_seconds` and
-        `compile_seconds`, which is what the first step took longer.
+        `compile_seconds`, which is what the first step took longer, or `compile_error`, why it could not be used.
     """
     device = batch[0].device
 
@@ -231,6 +233,9 @@ def try_compile(
     _, plain = seconds(False)
     found: dict[str, Any] = {"compiled": False, "step_seconds": plain}
     if plain * steps >= WORTH_A_TRIAL[device.type]:
-        first, compiled = seconds(True)
+        try:
+            first, compiled = seconds(True)
+        except Exception as error:  # such as a machine without a compiler, or with too little memory
+            return found | {"compile_error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
         found |= {"compiled": compiled < plain, "compiled_step_seconds": compiled, "compile_seconds": first - compiled}
     return found

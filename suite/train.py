@@ -21,6 +21,7 @@ from suite.data import Dataset
 from suite.distributed import ALONE, Group
 from suite.interrupt import Interruption
 from suite.step import AUTOMATIC, Engine, Step, try_compile
+from suite.tf32 import without_tf32
 
 # Halving stops here and the cell is "did not train". The paper gives no floor. A plain ResNet-110 with CReLU first
 # has a finite loss between 1e-5 and 1e-6, since its sum grows by a factor of 1.2 a block at the start.
@@ -76,7 +77,7 @@ def train(
         job: what to train.
         engine: how to compute it.
         interruption: a pending one is delivered after a checkpoint.
-        warn: told of a damaged checkpoint.
+        warn: told of a damaged checkpoint, and of a torch.compile that failed.
 
     Returns:
         `top1`, `top5` (and `top1_10crop`, `top5_10crop`): test errors of the last epoch in percent, None when no
@@ -106,9 +107,26 @@ def train_packed(
     Returns:
         For each job what `train` returns, or the exception that ended it; it does not end the others.
     """
-    interruption = interruption or Interruption()
+    with without_tf32():
+        return _in_turns(jobs, engine, interruption or Interruption(), warn)
+
+
+def _in_turns(
+    jobs: Sequence[Job], engine: Engine, interruption: Interruption, warn: Callable[[str], None]
+) -> list[dict[str, Any] | Exception]:
     outcomes: dict[int, dict[str, Any] | Exception] = {}
-    fits = {index: _Fit(job, engine, len(jobs), warn) for index, job in enumerate(jobs)}
+
+    def fail(index: int, error: Exception) -> None:
+        if jobs[index].batches.group.size > 1:
+            raise error  # the other processes wait for this one, and only its end tells them
+        outcomes[index] = error
+
+    fits: dict[int, _Fit] = {}
+    for index, job in enumerate(jobs):
+        try:
+            fits[index] = _Fit(job, engine, len(jobs), warn)
+        except Exception as error:
+            fail(index, error)
     turns = {index: fit.run() for index, fit in fits.items()}
     while turns:
         for index, steps in list(turns.items()):
@@ -119,9 +137,7 @@ def train_packed(
             except StopIteration as end:
                 outcomes[index] = end.value
             except Exception as error:
-                if fits[index].group.size > 1:
-                    raise  # the other processes wait for this one, and only its end tells them
-                outcomes[index] = error
+                fail(index, error)
             if index in outcomes:
                 del turns[index], fits[index]
         if any(fit.must_stop for fit in fits.values()):
@@ -197,7 +213,7 @@ class _Fit:
             if saved:
                 self._restore(*saved)
             else:
-                self.at = _Position(self.recipe.learning_rate, self._decide_on_compile(engine))
+                self.at = _Position(self.recipe.learning_rate, self._decide_on_compile(engine, warn))
                 self._begin()
         self._last_checkpoint = monotonic()
         self._mark = perf_counter()  # until when `at.seconds` counts
@@ -207,13 +223,16 @@ class _Fit:
         """Where this network's work is queued."""
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
-    def _decide_on_compile(self, engine: Engine) -> dict[str, Any]:
+    def _decide_on_compile(self, engine: Engine, warn: Callable[[str], None]) -> dict[str, Any]:
         if engine.compile != "auto":
             return {"compiled": engine.compile == "always"}
         if self.group.size > 1:
             return {"compiled": self.device.type == "cuda"}
         images, labels = next(iter(self.batches.train(self.job.seed, 1)))
-        return try_compile(self._start(), self.recipe, self.bfloat16, (images, labels), self.total)
+        found = try_compile(self._start(), self.recipe, self.bfloat16, (images, labels), self.total)
+        if error := found.get("compile_error"):
+            warn(f"{self.job.model_name}: goes on without torch.compile, which failed: {error}")
+        return found
 
     def _start(self) -> nn.Module:
         """The network with the start values of its seed."""
@@ -245,7 +264,7 @@ class _Fit:
             errors = {"top1": last["top1"], "top5": last["top5"]}
             errors["best_top1"] = min(epoch["top1"] for epoch in at.epochs)
             if recipe.ten_crop:
-                ten = evaluate(self.model, self.batches.test(ten_crop=True), self.group)
+                ten = self._test(ten_crop=True)
                 errors |= {"top1_10crop": ten["top1"], "top5_10crop": ten["top5"]}
         else:
             self._start_over(recipe.learning_rate)  # start values, so that the net can still be exported and timed
@@ -294,7 +313,7 @@ class _Fit:
         if self.device.type == "cpu":
             memory.give_back()
         # The last step can spoil the weights after its loss was read, so the test's logits must be finite too.
-        tested = evaluate(self.model, self.batches.test(), self.group) if math.isfinite(loss) else {}
+        tested = self._test() if math.isfinite(loss) else {}
         self._mark = perf_counter()
         outcome = "trained"
         if not tested.pop("finite", False):
@@ -310,6 +329,11 @@ class _Fit:
         self.step.loss_sum.zero_()
         self.step.hits.zero_()
         return outcome
+
+    def _test(self, ten_crop: bool = False) -> dict[str, Any]:
+        """Test the network that is saved: each process has had statistics of its own part of the last batch since."""
+        self.group.spread(self.model.buffers())
+        return evaluate(self.model, self.batches.test(ten_crop), self.group)
 
     def _steps(self, epoch: int) -> Generator[None]:
         """Do what is left of an epoch's steps; a loss that is not finite ends them early on the CPU."""
@@ -369,7 +393,8 @@ class _Fit:
         if self.job.checkpoints is not None and self.group.rank == 0:
             tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
             for name, parameter in self.model.named_parameters():
-                tensors[f"momentum.{name}"] = step.optimizer.state[parameter]["momentum_buffer"]
+                if (momentum := step.optimizer.state[parameter].get("momentum_buffer")) is not None:
+                    tensors[f"momentum.{name}"] = momentum
             tensors |= {"loss_sum": torch.tensor(loss_sum), "hits": torch.tensor(hits)}
             # Counted over all tries, so that a later checkpoint has the higher number.
             checkpoint.write(self.job.checkpoints, self.at.images, tensors, asdict(self.at))
@@ -379,6 +404,8 @@ class _Fit:
         self._begin()
         self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
         for name, parameter in self.model.named_parameters():
+            if f"momentum.{name}" not in tensors:
+                continue  # a momentum of 0 leaves none
             # In the layout of its parameter, as the optimiser makes it: sums over it depend on the order.
             buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
             self.step.optimizer.state[parameter]["momentum_buffer"] = buffer

@@ -38,6 +38,15 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert stages == {"train": 1, "export": 1, "parity": 1, "latency": 2, "peak": 1}
 
 
+def test_what_two_processes_have_tested_is_the_network_that_is_saved(tmp_path: Path) -> None:
+    # Their running statistics differ after each step.
+    two, _ = run(tmp_path, "resnet20_relu_bn@cifar10", 2)
+    (path,) = (tmp_path / "records" / "parity").iterdir()
+    saved = json.loads(path.read_text())["result"]
+    assert saved["images"] == two["result"]["test_images"]
+    assert saved["torch_top1"] == pytest.approx(two["result"]["top1"], abs=1e-9)
+
+
 def test_without_batch_norm_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     records = [run(tmp_path / str(n), "resnet20_relu_plain@cifar10", n)[0]["result"] for n in (1, 2)]
     assert records[1]["epochs"][-1]["train_loss"] == pytest.approx(records[0]["epochs"][-1]["train_loss"], rel=1e-6)

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from suite import data, spec, train
+from suite import data, spec, step, train
 from suite.batches import Batches
 from suite.data import Dataset, Split
 from suite.interrupt import Interruption
@@ -99,12 +99,12 @@ def crash_after(steps: int) -> Callable[[int, int, str], None]:
     return progress
 
 
-@pytest.mark.parametrize("model", ["resnet20_relu_bn", "resnet20_crelu_np2"])
+@pytest.mark.parametrize(("model", "momentum"), [("resnet20_relu_bn", 0.9), ("resnet20_crelu_np2", 0.0)])
 def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_undisturbed(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, momentum: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
-    batches = Batches(small(), RECIPE, CPU)
+    batches = Batches(small(), dataclasses.replace(RECIPE, momentum=momentum), CPU)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
@@ -289,6 +289,40 @@ def test_packed_networks_are_trained_as_each_would_be_alone(tmp_path: Path) -> N
         assert one == other
         pairs = zip(weights(tmp_path / f"{name}alone"), weights(tmp_path / f"{name}packed"), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_network_that_cannot_begin_does_not_end_the_others(tmp_path: Path) -> None:
+    batches = Batches(small(), dataclasses.replace(RECIPE, max_steps=1), CPU)
+    jobs = [train.Job(name, batches, 0, tmp_path) for name in ("resnet20_gelu_bn", "resnet20_relu_bn")]
+    failed, trained = train.train_packed(jobs, EXACT)
+    assert isinstance(failed, RuntimeError)
+    assert isinstance(trained, dict)
+    assert trained["steps"] == 1
+
+
+def test_without_a_compiler_training_goes_on_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiler(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no C++ compiler\nhere")
+
+    monkeypatch.setattr("torch.compile", compiler)
+    monkeypatch.setitem(step.WORTH_A_TRIAL, "cpu", 0.0)
+    said: list[str] = []
+    job = train.Job("resnet20_relu_bn", Batches(small(), dataclasses.replace(RECIPE, max_steps=1), CPU), 0, tmp_path)
+    result = train.train(job, Engine("float32", "auto"), warn=said.append)
+    why = "RuntimeError: no C++ compiler"
+    assert said == [f"resnet20_relu_bn: goes on without torch.compile, which failed: {why}"]
+    assert (result["compiled"], result["timing"]["compile_error"]) == (False, why)
+
+
+def test_training_has_no_tf32_and_leaves_it_to_others(tmp_path: Path) -> None:
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    seen: list[bool] = []
+    before = [place.allow_tf32 for place in places]
+    assert any(before)  # torch's own default
+    run(tmp_path, on_step=lambda *_: seen.extend(place.allow_tf32 for place in places))
+    assert seen
+    assert not any(seen)
+    assert [place.allow_tf32 for place in places] == before
 
 
 def test_an_interruption_checkpoints_every_packed_network(tmp_path: Path) -> None:
