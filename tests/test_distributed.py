@@ -38,13 +38,23 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert stages == {"train": 1, "export": 1, "parity": 1, "latency": 2, "peak": 1}
 
 
-def test_what_two_processes_have_tested_is_the_network_that_is_saved(tmp_path: Path) -> None:
-    # Their running statistics differ after each step.
-    two, _ = run(tmp_path, "resnet20_relu_bn@cifar10", 2)
-    (path,) = (tmp_path / "records" / "parity").iterdir()
-    saved = json.loads(path.read_text())["result"]
-    assert saved["images"] == two["result"]["test_images"]
-    assert saved["torch_top1"] == pytest.approx(two["result"]["top1"], abs=1e-9)
+SPREAD = """
+import torch
+from suite import distributed
+group = distributed.join()
+tensors = [torch.full((3,), float(group.rank)), torch.tensor(group.rank)]
+group.spread(tensors)
+assert not any(tensor.any() for tensor in tensors), tensors
+group.leave()
+"""
+
+
+def test_tensors_of_the_first_process_are_spread_in_place(tmp_path: Path) -> None:
+    script = tmp_path / "spread.py"
+    script.write_text(SPREAD)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = subprocess.run([*launcher, str(script)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_batch_norm_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from suite import data, spec, step, train
 from suite.batches import Batches
 from suite.data import Dataset, Split
+from suite.distributed import Group
 from suite.interrupt import Interruption
 from suite.step import Engine
 
@@ -312,6 +313,24 @@ def test_without_a_compiler_training_goes_on_and_says_why(tmp_path: Path, monkey
     why = "RuntimeError: no C++ compiler"
     assert said == [f"resnet20_relu_bn: goes on without torch.compile, which failed: {why}"]
     assert (result["compiled"], result["timing"]["compile_error"]) == (False, why)
+
+
+def test_every_test_is_of_the_statistics_that_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    evaluate = train.evaluate
+
+    def spread(group: Group, tensors: Iterable[torch.Tensor]) -> None:
+        # Mean, variance and a count for each of ResNet-20's 19 convolutions.
+        happened.append(f"spread {len(list(tensors))}")
+
+    def test(*arguments: Any) -> dict[str, Any]:
+        happened.append("test")
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(Group, "spread", spread)
+    monkeypatch.setattr(train, "evaluate", test)
+    run(tmp_path)
+    assert happened == ["spread 57", "test"] * 2
 
 
 def test_training_has_no_tf32_and_leaves_it_to_others(tmp_path: Path) -> None:
