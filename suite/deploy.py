@@ -103,6 +103,7 @@ def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "B
     Raises:
         InputError: the data has another number of classes, or there is no embedded set to match.
     """
+    import timm
     import torch
 
     from suite.batches import Batches
@@ -120,7 +121,9 @@ def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "B
         if of.classes not in embedded:
             raise InputError(f"the network has {of.classes} classes; give its images by --data NAME=PATH")
         dataset = load(embedded[of.classes])
-    recipe = spec.load_table(4 if of.size > 100 else 2).recipe
+    usual = timm.get_pretrained_cfg(of.model)
+    assert usual is not None  # every network of this project has one
+    recipe = spec.load_table(4 if usual.input_size[-1] > 100 else 2).recipe
     recipe = replace(recipe, test_size=of.size, max_test_images=images)
     workers = 0 if dataset.train.in_memory else env.available_cores()
     return Batches(dataset, recipe, torch.device("cpu"), workers)
@@ -288,7 +291,8 @@ def parity(
     _require(provider)
     file = read_graph(path) if is_file else None
     made_from = weights or (_stated_source(path, file) if file else name)
-    with source(made_from) as of, tempfile.TemporaryDirectory() as scratch:
+    size = _sides(file.graph.input[0])[-1] if file else None
+    with source(made_from, size) as of, tempfile.TemporaryDirectory() as scratch:
         if file is None:
             path = Path(scratch) / "model.onnx"
             export(of, path, "fp32", provider, False, data)

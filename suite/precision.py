@@ -28,7 +28,9 @@ def to_float16(path: Path, out: Path) -> None:
         array = onnx.numpy_helper.to_array(tensor)
         if array.dtype == np.float32 and array.size and np.abs(array).max() > FLOAT16.max:
             raise RuntimeError(f"{path.name}: {tensor.name} has values that float16 cannot hold")
-    onnx.save(convert_float_to_float16(model, keep_io_types=True, min_positive_val=float(FLOAT16.tiny)), out)
+    # The converter raises what is smaller to the least positive value, which then is that of float16 itself.
+    least = float(FLOAT16.smallest_subnormal)
+    onnx.save(convert_float_to_float16(model, keep_io_types=True, min_positive_val=least), out)
 
 
 def to_int8(

@@ -40,6 +40,8 @@ def run(options: Options) -> Outcome:
     """
     group = distributed.join()
     try:
+        if group.size > 1 and options.workers > 1:
+            raise InputError("--workers: torchrun has started the processes of this run; legal with it: 1")
         grid = plan(options, group.size)
         if group.rank:
             _follow(options, grid, group)

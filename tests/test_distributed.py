@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from suite import distributed
+from suite import distributed, runner
+from suite.distributed import Group
+from suite.errors import InputError
+from suite.grid import Options
 
 ROW = ("--table", "2", "--depth", "20", "--steps", "3", "--batch-sizes", "1", "--precision", "float32")
 
@@ -40,7 +43,10 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
 
 SPREAD = """
 import torch
-from suite import distributed
+from suite import distributed, runner
+from suite.distributed import Group
+from suite.errors import InputError
+from suite.grid import Options
 group = distributed.join()
 tensors = [torch.full((3,), float(group.rank)), torch.tensor(group.rank)]
 group.spread(tensors)
@@ -62,6 +68,16 @@ def test_without_batch_norm_two_processes_have_the_losses_of_one(tmp_path: Path)
     assert records[1]["epochs"][-1]["train_loss"] == pytest.approx(records[0]["epochs"][-1]["train_loss"], rel=1e-6)
     assert records[1]["epochs"][-1]["train_error"] == records[0]["epochs"][-1]["train_error"]
     assert records[1]["top1"] == pytest.approx(records[0]["top1"], abs=1.0)
+
+
+def test_workers_of_a_process_that_torchrun_started_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "join", lambda: Group(rank=0, size=2))
+    monkeypatch.setattr(Group, "leave", lambda group: None)
+    with pytest.raises(InputError, match="--workers: torchrun has started the processes of this run"):
+        runner.run(Options(2, tmp_path, workers=2))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_that_no_launcher_started_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

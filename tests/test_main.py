@@ -183,6 +183,12 @@ def test_export_and_parity_of_a_model_end_to_end(tmp_path: Path, suite: Run) -> 
     assert (code, err) == (1, "")  # the file of another network
 
 
+def test_a_file_is_checked_at_the_size_that_it_was_exported_for(tmp_path: Path, suite: Run) -> None:
+    out = tmp_path / "net.onnx"
+    assert suite("export", "resnet34_relu_bn", str(out), "--size", "96")[0] == 0
+    assert suite("parity", str(out), "--images", "4")[0] == 0
+
+
 def test_normprop_s_promise_and_the_propositions_are_printed(suite: Run) -> None:
     code, out, _ = suite("figure", "normprop")
     assert code == 0

@@ -62,6 +62,18 @@ def test_half_precision_computes_the_network_from_float32_to_float32(exported: P
     assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.FLOAT16}
 
 
+def test_small_weights_stay_small_in_half_precision(exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "fc.weight")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0, :3] = 1e-6, -3e-5, 0.0
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, "fc.weight"))
+    onnx.save(model, tmp_path / "small.onnx")
+    to_float16(tmp_path / "small.onnx", tmp_path / "half.onnx")
+    half = {tensor.name: tensor for tensor in onnx.load(tmp_path / "half.onnx").graph.initializer}
+    assert np.abs(onnx.numpy_helper.to_array(half["fc.weight"]) - values).max() <= np.abs(values).max() * 2**-11
+
+
 def test_a_weight_beyond_the_range_of_float16_is_refused(exported: Path, tmp_path: Path) -> None:
     model = onnx.load(exported)
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == "fc.weight")
