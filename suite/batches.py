@@ -6,7 +6,7 @@ number of worker processes. So a run can be taken up at any batch, and two runs 
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,9 @@ class Batches:
 
     def _load(self, split: Split, batches: list[Tensor], transform: Transform) -> Iterator[Batch]:
         # The decoder takes files' bytes; images in memory need none.
-        decodes_here = self.device.type == "cuda" and not split.in_memory and has_gpu_decoder()
+        decodes_here = self.device.type == "cuda" and not split.in_memory and can_decode_on(self.device)
+        # Small constants that go to the GPU on the way wait for the stream that they are queued in: not for a step's.
+        stream = torch.cuda.Stream(self.device) if decodes_here else None  # type: ignore[no-untyped-call]
         loader = DataLoader(
             _Files(split) if decodes_here else _Transformed(split, transform),
             batch_sampler=[batch.tolist() for batch in batches],
@@ -151,8 +153,14 @@ class Batches:
             collate_fn=list if decodes_here else _batch,
         )
         for loaded in _as_raised(loader):
-            if decodes_here:
-                yield decode_on(self.device, loaded, transform)
+            if stream:
+                with torch.cuda.stream(stream):
+                    batch = decode_on(self.device, loaded, transform)
+                step = torch.cuda.current_stream(self.device)
+                step.wait_stream(stream)
+                for tensor in batch:
+                    tensor.record_stream(step)
+                yield batch
             else:
                 images, labels = loaded
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
@@ -177,11 +185,20 @@ def _as_raised(loader: Iterable[Any]) -> Iterator[Any]:
         raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from None
 
 
-def has_gpu_decoder() -> bool:
-    """Whether torchvision still has its JPEG decoder, which it deprecates since version 0.29."""
+@cache
+def can_decode_on(device: torch.device) -> bool:
+    """Whether torchvision decodes JPEG files on this device: it deprecates that since version 0.29, and some builds
+    have none for GPUs."""
     import torchvision.io
 
-    return hasattr(torchvision.io, "decode_jpeg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            file = torchvision.io.encode_jpeg(torch.zeros(3, 8, 8, dtype=torch.uint8))
+            torchvision.io.decode_jpeg(file, device=device)
+        except (AttributeError, RuntimeError):
+            return False
+    return True
 
 
 def decode_on(device: torch.device, files: list[tuple[Tensor, Path, int, int]], transform: Transform) -> Batch:
@@ -198,7 +215,7 @@ def decode_on(device: torch.device, files: list[tuple[Tensor, Path, int, int]], 
 
     def decode(raw: list[Tensor]) -> list[Tensor]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # see `has_gpu_decoder`
+            warnings.simplefilter("ignore", DeprecationWarning)  # see `can_decode_on`
             return [image.permute(1, 2, 0) for image in decode_jpeg(raw, mode=ImageReadMode.RGB, device=device)]
 
     def decode_one(raw: Tensor, path: Path) -> Tensor:

@@ -1,6 +1,7 @@
 import dataclasses
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,18 @@ def test_files_decoded_by_the_device_are_those_that_workers_decode(tmp_path: Pat
     assert torch.equal(labels, expected[1])
     both, _ = batches.decode_on(CPU, [files[0], files[2]], transform)
     assert torch.equal(both, expected[0][[0, 2]])
+
+
+def test_a_device_whose_decoder_torchvision_lacks_is_not_asked_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: Any, **__: Any) -> None:
+        raise RuntimeError("compile torchvision with nvJPEG")
+
+    can_decode_on = batches.can_decode_on.__wrapped__
+    assert can_decode_on(CPU)
+    monkeypatch.setattr("torchvision.io.decode_jpeg", decode)
+    assert not can_decode_on(CPU)
+    monkeypatch.delattr("torchvision.io.decode_jpeg")
+    assert not can_decode_on(CPU)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
