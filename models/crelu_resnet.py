@@ -132,7 +132,8 @@ class ResNet(nn.Module):
         crelu_placement: where basic blocks have CReLU. "both" (default) activates before either convolution;
             "inner" only between the two, with a ReLU after the addition. Bottlenecks are always "inner".
         np_constants: which rectifiers of an "np" model carry NormProp's constants: "all" (default), or only
-            those that "direct"ly follow a normalised convolution, not a sum.
+            those that "direct"ly follow a normalised convolution, not a sum. Placement "both" has a CReLU for a sum
+            at the head of every block, which counts as one in the first block too.
         num_classes, in_chans, global_pool, drop_rate: as in every timm model.
 
     Raises:

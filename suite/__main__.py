@@ -46,18 +46,16 @@ def suite() -> None:
 )
 @click.option(
     "--data-download",
-    type=Path,
+    type=options.Location(),
     metavar="DIR",
     help="Fetch the CIFAR sets of the rows into DIR and use them.",
 )
 @options.results
 @click.option(
-    "--seeds", type=options.POSITIVE, default=1, show_default=True, help="Training runs a row; errors are medians."
+    "--seeds", type=options.FEW, default=1, show_default=True, help="Training runs a row; errors are medians."
 )
-@click.option(
-    "--epochs", type=options.POSITIVE, help="Whole epochs: the recipe over so many, its milestones in proportion."
-)
-@click.option("--steps", type=options.POSITIVE, help="At most so many training steps.")
+@click.option("--epochs", type=options.FEW, help="Whole epochs: the recipe over so many, its milestones in proportion.")
+@click.option("--steps", type=options.MANY, help="At most so many training steps.")
 @options.depth
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
@@ -74,12 +72,10 @@ def suite() -> None:
     show_default=True,
     help="Whether to train with torch.compile; auto decides from measured steps.",
 )
-@click.option(
-    "--pack", type=options.POSITIVE, default=1, show_default=True, help="Train so many cells at the same time."
-)
+@click.option("--pack", type=options.FEW, default=1, show_default=True, help="Train so many cells at the same time.")
 @click.option(
     "--workers",
-    type=options.POSITIVE,
+    type=options.FEW,
     default=1,
     show_default=True,
     help="Processes that share the work, each on its cores or GPU; timings are left to one, alone on the machine. "
@@ -96,7 +92,7 @@ def suite() -> None:
 @click.option("--address", metavar="HOST:PORT", help="Of the Ray cluster; by default one of this machine.")
 @click.option(
     "--processes",
-    type=options.POSITIVE,
+    type=options.FEW,
     default=1,
     show_default=True,
     help="With ray: so many train each network together, each on a GPU or a part of the cores of one node.",
@@ -106,19 +102,21 @@ def suite() -> None:
     metavar="NAME",
     help="With ray: time on the nodes that have this custom resource, which are to be of one kind; one timing a node.",
 )
-@click.option("--tensorboard", type=Path, metavar="DIR", help="Write learning curves for TensorBoard.")
-@click.option("--providers", type=options.Choices("cpu,cuda,...", options.provider), default="cpu", show_default=True)
+@click.option("--tensorboard", type=options.Location(), metavar="DIR", help="Write learning curves for TensorBoard.")
+@click.option(
+    "--providers", type=options.Choices("cpu,cuda,tensorrt", options.provider), default="cpu", show_default=True
+)
 @click.option(
     "--runtimes",
     type=options.Choices(
-        "onnxruntime,torch,...", lambda text: options.one_of(text, ("onnxruntime", "torch", "torch.compile"))
+        "onnxruntime,torch,torch.compile", lambda text: options.one_of(text, ("onnxruntime", "torch", "torch.compile"))
     ),
     default="onnxruntime,torch",
     show_default=True,
 )
 @click.option(
     "--forms",
-    type=options.Choices("fp32,int8,...", lambda text: options.one_of(text, ("fp32", "plain", "fp16", "int8"))),
+    type=options.Choices("fp32,plain,fp16,int8", lambda text: options.one_of(text, ("fp32", "plain", "fp16", "int8"))),
     default="fp32",
     show_default=True,
     help="Forms of the exported file; fp32 is always among them. plain is without rewrites, to show what they gain.",
@@ -153,15 +151,18 @@ def run(
     chosen = grid.Options(table=table, depth=int(depth) if depth else None, **options)
     if data_download:
         chosen = grid.with_downloads(chosen, data_download)
+    execute = _executor(chosen)
     if dry_run or budget:
-        from suite import estimate
+        from suite import estimate, runner
 
+        if chosen.latency_resource is None:
+            runner.check_timing(chosen)
         expected = estimate.expect(chosen, budget, lambda text: click.echo(text, err=True))
         click.echo(expected.render(), err=not dry_run, nl=False)
         if dry_run:
             return 0
         chosen = expected.options()
-    outcome = _executor(chosen)(chosen)
+    outcome = execute(chosen)
     if not outcome.speaks:
         return 0
     click.echo(
@@ -218,6 +219,7 @@ def _executor(options: "Options") -> Callable[["Options"], "Outcome"]:
 @options.form
 def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, metric: Any, form: str) -> int:
     """Print a table from the records that there are, of each row those that say most."""
+    _must_be_there_if_given(results)
     chosen = spec.selected(table, rows, int(depth) if depth else None)
     click.echo(render(report.build(chosen, Store(results), metric), form), nl=False)
     return 0
@@ -229,10 +231,21 @@ def status_(results: Path) -> int:
     """Say how far the runs on a folder are: done, under way and by whom, failed and why, and about how long is left."""
     from suite import status
 
-    if not results.is_dir():
-        raise InputError(f"--results {results}: no such folder")
-    click.echo(status.render(status.read(Store(results))), nl=False)
+    _must_be_there(results)
+    click.echo(printable(status.render(status.read(Store(results))), keep="\n"), nl=False)
     return 0
+
+
+def _must_be_there(results: Path) -> None:
+    if not results.is_dir():
+        raise InputError(f"--results {results}: {'is no folder' if results.exists() else 'no such folder'}")
+
+
+def _must_be_there_if_given(results: Path) -> None:
+    """Without records everything is missing, which is news of the usual folder alone."""
+    source = click.get_current_context().get_parameter_source("results")
+    if results.exists() or source is not click.core.ParameterSource.DEFAULT:
+        _must_be_there(results)
 
 
 def _write_page(results: Sequence[Path], out: Path, metric: Any) -> Path:
@@ -247,20 +260,21 @@ def _write_page(results: Sequence[Path], out: Path, metric: Any) -> Path:
 @suite.command("report")
 @click.option(
     "--results",
-    type=Path,
+    type=options.Location(),
     multiple=True,
     default=(options.RESULTS,),
     show_default=True,
     help="Folders of records; repeat.",
 )
-@click.option("--out", type=Path, help="Folder to write; by default report/ in the first folder of records.")
+@click.option(
+    "--out", type=options.Location(), help="Folder to write; by default report/ in the first folder of records."
+)
 @options.metric
 @click.option("--open", "opened", is_flag=True, help="Show it in the browser.")
 def report_(results: tuple[Path, ...], out: Path | None, metric: Any, opened: bool) -> int:
     """Write a page with the tables, plots and provenance of all records, and the same as plain files beside it."""
     for folder in results:
-        if not folder.is_dir():
-            raise InputError(f"--results {folder}: no such folder")
+        _must_be_there(folder)
     path = _write_page(results, out or results[0] / "report", metric)
     click.echo(path)
     if opened:
@@ -290,7 +304,7 @@ def list_(what: str) -> int:
 
 @suite.command()
 @click.argument("source", metavar="MODEL|RUN")
-@click.argument("out", type=Path, metavar="OUT.onnx")
+@click.argument("out", type=options.Location(), metavar="OUT.onnx")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
 @options.one_provider
 @click.option("--plain", is_flag=True, help="The exporter's own graph, without rewrites.")
@@ -305,6 +319,8 @@ def export(
     """
     from suite import deploy
 
+    if data and precision != "int8":
+        raise InputError("--data: legal only with --precision int8, which is calibrated on it")
     with deploy.in_one_line(source), deploy.source(source, size) as of:
         result = deploy.export(of, out, precision, provider, plain, data)
     click.echo(_listed({"file": out, "weights": "of a run" if of.trained else "start values", **result}))
@@ -315,7 +331,7 @@ def export(
 @click.argument("source", metavar="RUN|MODEL|FILE.onnx")
 @click.option("--weights", metavar="RUN|MODEL", help="What FILE was exported from, where it does not say so itself.")
 @options.one_provider
-@click.option("--images", type=options.POSITIVE, help="So many test images, evenly spaced; by default all.")
+@click.option("--images", type=options.MANY, help="So many test images, evenly spaced; by default all.")
 @options.test_data
 def parity(source: str, weights: str | None, provider: str, images: int | None, data: dict[str, Path]) -> int:
     """Compare ONNX Runtime with torch on test images; exit code 1 if they differ by more than they may."""
@@ -333,7 +349,7 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
 @options.results
 @options.depth
 @click.option(
-    "--images", type=options.POSITIVE, default=1000, show_default=True, help="Test images for Figure 2, evenly spaced."
+    "--images", type=options.MANY, default=1000, show_default=True, help="Test images for Figure 2, evenly spaced."
 )
 @options.test_data
 @options.form
@@ -351,6 +367,10 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
         click.echo(figures.render(number, promised, form, remarks), nl=False)
         return 0
 
+    if number == "3" and data:
+        raise InputError("--data: legal only for figure 2; figure 3 is of weights alone")
+    _must_be_there_if_given(results)
+
     def say(text: str) -> None:
         click.echo(text, err=True)
 
@@ -363,7 +383,7 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
 @suite.command()
 @click.argument("source", metavar="FILE.onnx|RUN|MODEL")
 @options.one_provider
-@click.option("--batch-size", type=options.POSITIVE, default=1, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1, options.LARGEST_BATCH), default=1, show_default=True)
 @options.size
 def explain(source: str, provider: str, batch_size: int, size: int | None) -> int:
     """Say what ONNX Runtime makes of a file, or of the export of a run or model, and where its time goes."""
@@ -383,8 +403,7 @@ def verify(results: Path, without_files: bool) -> int:
     from suite import progress
     from suite import verify as verifying
 
-    if not results.is_dir():
-        raise InputError(f"--results {results}: no such folder")
+    _must_be_there(results)
     display = progress.display(1)
     try:
         with display.stage(f"verify {results}") as step:
@@ -401,8 +420,8 @@ def verify(results: Path, without_files: bool) -> int:
 
 
 @suite.command()
-@click.argument("a", type=Path)
-@click.argument("b", type=Path)
+@click.argument("a", type=options.Location())
+@click.argument("b", type=options.Location())
 @click.option(
     "--fail-above", type=options.Percent(), help="Exit with 1 if a cell of B is slower than in A by more than this."
 )
@@ -414,7 +433,7 @@ def compare(a: Path, b: Path, fail_above: float | None) -> int:
     from suite import compare as comparing
 
     comparison = comparing.compare(a, b, fail_above)
-    click.echo(comparing.render(comparison), nl=False)
+    click.echo(printable(comparing.render(comparison), keep="\n"), nl=False)
     return 1 if comparison.failures else 0
 
 
@@ -440,9 +459,14 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         sys.exit(suite.main(standalone_mode=False))
-    except (InputError, click.ClickException) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(printable(f"error: {message}"), err=True)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        click.echo(printable(f"error: {' '.join(error.format_message().split())}"), err=True)
+        sys.exit(2)
+    except InputError as error:
+        click.echo(printable(f"error: {error}"), err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; what is finished is kept, and the same command goes on from there", err=True)

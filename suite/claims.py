@@ -15,10 +15,11 @@ import getpass
 import json
 import os
 import socket
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -153,7 +154,7 @@ class Claims:
         newest: dict[str, Path] = {}
         for key, _, path in sorted(self._all()):
             newest[key] = path
-        return [claim for path in newest.values() if self._is_alive(path) and (claim := _read(path))]
+        return [claim for path in newest.values() if self._is_alive(path) and (claim := _parse(_content(path) or b""))]
 
     def _files(self, key: str) -> list[tuple[int, Path]]:
         """Number and file of each claim on a stage, in order."""
@@ -168,9 +169,8 @@ class Claims:
                     yield key, int(number), self.folder / name
 
     def _is_alive(self, path: Path) -> bool:
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:  # released just now
+        content = _content(path)
+        if content is None:
             return False
         claim = _parse(content)
         if claim and claim.holder.is_here:
@@ -254,9 +254,10 @@ class Machine:
             yield
 
 
-def _read(path: Path) -> Claim | None:
+def _content(path: Path) -> bytes | None:
+    """What a claim's file says, nothing if it is no file; None if the claim was released just now."""
     try:
-        return _parse(path.read_bytes())
+        return path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else b""
     except FileNotFoundError:
         return None
 
@@ -265,10 +266,11 @@ def _parse(content: bytes) -> Claim | None:
     """The claim that a file's content stands for, or None if it is none: a machine lost power as it was written."""
     try:
         raw: Mapping[str, Any] = json.loads(content)
-        fields = {name: raw[name] for name in Claim.__dataclass_fields__}
-        return Claim(**fields | {"holder": Holder(**raw["holder"])})
-    except (ValueError, TypeError, KeyError):
+        claim = Claim(**{name: raw[name] for name in Claim.__dataclass_fields__} | {"holder": Holder(**raw["holder"])})
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
+    values = [(getattr(part, each.name), each.type) for part in (claim, claim.holder) for each in fields(part)]
+    return claim if all(type(value) is kind for value, kind in values) else None
 
 
 def _boot() -> str:

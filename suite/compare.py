@@ -5,7 +5,7 @@ another machine is never compared, and one that is missing is said to be: both a
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from suite.errors import InputError
 from suite.record import Record
+from suite.shape import checked
 from suite.store import Store
 
 RESAMPLES = 1000
@@ -172,18 +173,19 @@ def _read(path: Path) -> dict[Cell, dict[str, _Measured]]:
 
 
 def _from_records(folder: Path) -> dict[Cell, dict[str, _Measured]]:
-    store = Store(folder)
-    records = store.records("latency")
+    records, train, export = (
+        [checked(record, folder) for record in Store(folder).each(stage)] for stage in ("latency", "train", "export")
+    )
     if not records:
         raise InputError(f"{folder}: no latency records in it; legal: the --results folder of a finished run")
-    data = {record.key: record.inputs["data"]["name"] for record in store.records("train")}
-    trained = {record.key: data.get(record.inputs.get("train", "")) for record in store.records("export")}
+    data = {record.key: record.inputs["data"]["name"] for record in train}
+    trained = {record.key: data.get(record.inputs.get("train", "")) for record in export}
     found: dict[Cell, dict[str, _Measured]] = {}
     for record in sorted(records, key=lambda record: record.finished):  # the latest of a cell counts
         inputs = {"precision": "fp32"} | dict(record.inputs)
         known = {"data": trained.get(inputs.get("export", ""))} | {key: inputs.get(key) for key in CELL}
         cell = tuple((key, known[key]) for key in ("model", "data", *CELL[1:]) if known[key] is not None)
-        measured = _Measured(cell, _machine(record), *_seconds(record, folder))
+        measured = _Measured(cell, _machine(record), *_seconds(record))
         found.setdefault(cell, {})[measured.machine] = measured
     return found
 
@@ -193,17 +195,15 @@ def _machine(record: Record) -> str:
     return str(machine or "unknown machine")
 
 
-def _seconds(record: Record, folder: Path) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-    rounds = [each for each in record.result.get("rounds", []) if each]
-    samples = record.result.get("samples") or [seconds for each in rounds for seconds in each]
-    where = f"{folder}: latency record {record.inputs['model']}-{record.key}"
-    return _checked(samples, where), [_checked(each, where) for each in rounds]
+def _seconds(record: Record) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    rounds = [np.array(each, np.float64) for each in record.result.get("rounds", []) if each]
+    return np.array(record.result["samples"], np.float64), rounds
 
 
-def _checked(samples: Sequence[Any], where: str) -> NDArray[np.float64]:
+def _checked(samples: Any, where: str) -> NDArray[np.float64]:
     try:
         seconds = np.array(samples, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = np.array([])
     if seconds.ndim != 1 or not len(seconds) or not (np.isfinite(seconds) & (seconds > 0)).all():
         raise InputError(f"{where} has no samples, or some that are not positive seconds; measure it again")
@@ -215,7 +215,7 @@ def _from_benchmark(path: Path) -> dict[Cell, dict[str, _Measured]]:
         content = json.loads(path.read_text("utf-8"))
         machine = _benchmark_machine(content["machine_info"])
         entries = [(str(each["fullname"]), each["stats"], each.get("extra_info", {})) for each in content["benchmarks"]]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError(f"{path}: not a JSON file of pytest-benchmark; legal: what --benchmark-json writes") from None
     if not entries:
         raise InputError(f"{path}: no benchmarks in it; legal: a file of a run in which some were not skipped")
@@ -224,7 +224,9 @@ def _from_benchmark(path: Path) -> dict[Cell, dict[str, _Measured]]:
         if not isinstance(stats, Mapping) or "data" not in stats:
             raise InputError(f"{path}: {fullname} has no raw samples; legal: what --benchmark-json writes")
         cell, samples = (("benchmark", fullname),), _checked(stats["data"], f"{path}: {fullname}")
-        lengths = more.get("rounds", [])  # as this suite's own benchmarks note
+        # As this suite's own benchmarks note; those of others may mean anything by it.
+        noted = more.get("rounds") if isinstance(more, Mapping) else None
+        lengths = noted if isinstance(noted, list) and all(type(n) is int and n > 0 for n in noted) else []
         rounds = np.split(samples, np.cumsum(lengths)[:-1]) if lengths and sum(lengths) == len(samples) else []
         found[cell] = {machine: _Measured(cell, machine, samples, rounds)}
     return found

@@ -109,6 +109,8 @@ def load(name: str, path: Path | None = None) -> Dataset:
         return _from_path(name, path.expanduser().resolve())
     except OSError as error:
         raise InputError(f"{error.filename or path}: {error.strerror or error}") from error
+    except RuntimeError as error:  # links in a circle, or the home of nobody
+        raise InputError(f"{path}: {error}") from None
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from suite import env, spec
 from suite.errors import InputError
+from suite.shape import checked
 from suite.store import Store
 from suite.weights import read_config
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 # Training images that fix the ranges of int8 activations.
 CALIBRATION_IMAGES = 200
-# Largest side in pixels of an image that a file may ask for.
-LARGEST = 4096
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,7 @@ def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "B
     Raises:
         InputError: the data has another number of classes, or there is no embedded set to match.
     """
+    import numpy as np
     import timm
     import torch
 
@@ -125,6 +125,14 @@ def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "B
     assert usual is not None  # every network of this project has one
     recipe = spec.load_table(4 if usual.input_size[-1] > 100 else 2).recipe
     recipe = replace(recipe, test_size=of.size, max_test_images=images)
+    if recipe.augment == "cifar":
+        held = dataset.test.images
+        side = f"{held.shape[1]}x{held.shape[2]} pixels" if isinstance(held, np.ndarray) else "many sizes"
+        if side != f"{of.size}x{of.size} pixels":
+            raise InputError(
+                f"{of.model} is to see {of.size}x{of.size} pixels, which CIFAR's recipe takes as they are, and the "
+                f"images of {dataset.name} have {side}"
+            )
     workers = 0 if dataset.train.in_memory else env.available_cores()
     return Batches(dataset, recipe, torch.device("cpu"), workers)
 
@@ -145,8 +153,10 @@ def training(of: Source) -> dict[str, str]:
     """What a run was trained on, for `metadata`: its `recipe`, the `data`'s fingerprint and the `run`'s key, from the
     record in its results folder; nothing for start values and for a folder of weights that lies elsewhere."""
     folder = of.weights.resolve()
-    for record in Store(folder.parent.parent).each("train", [of.model]) if of.trained else ():
+    store = Store(folder.parent.parent)
+    for record in store.each("train", [of.model]) if of.trained else ():
         if record.key == folder.name:
+            checked(record, store.root)
             return {name: json.dumps(record.inputs[name]) for name in ("recipe", "data")} | {"run": record.key}
     return {}
 
@@ -170,6 +180,8 @@ def export(
 
     if not out.parent.is_dir():
         raise InputError(f"{out}: its folder does not exist")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; legal: the name of a file, as in net.onnx")
     if not os.access(out.parent, os.W_OK):
         raise InputError(f"{out}: cannot write there")
     _require(provider)
@@ -250,7 +262,9 @@ def onnx_file(name: str, provider: str, size: int | None) -> Iterator[Path]:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{name}: no such file")
-        read_graph(path)
+        side = _sides(read_graph(path).graph.input[0])[-1]
+        if size not in (None, side):
+            raise InputError(f"--size {size}: {name} is for images of {side}x{side}; legal: {side}, or none")
         yield path
         return
     with source(name, size) as of, tempfile.TemporaryDirectory() as scratch:
@@ -288,6 +302,8 @@ def parity(
     is_file = path.suffix == ".onnx"
     if is_file and not path.is_file():
         raise InputError(f"{name}: no such file")
+    if weights and not is_file:
+        raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {name} is none")
     _require(provider)
     file = read_graph(path) if is_file else None
     made_from = weights or (_stated_source(path, file) if file else name)
@@ -365,8 +381,8 @@ def read_graph(path: Path) -> Any:
     if ends != [["input"], ["logits"]]:
         raise InputError(f"{path}: its inputs and outputs are {ends}; legal: one input, and logits as output")
     image, logits = _sides(model.graph.input[0])[1:], _sides(model.graph.output[0])[1:]
-    if not (len(image) == 3 and image[0] == 3 and image[1] == image[2] and 0 < image[1] <= LARGEST):
-        raise InputError(f"{path}: its input is {image}; legal: [3, size, size] with sizes to {LARGEST}")
+    if not (len(image) == 3 and image[0] == 3 and image[1] == image[2] and 0 < image[1] <= spec.LARGEST_SIDE):
+        raise InputError(f"{path}: its input is {image}; legal: [3, size, size] with sizes to {spec.LARGEST_SIDE}")
     if not (len(logits) == 1 and logits[0] > 0):
         raise InputError(f"{path}: its logits are {logits}; legal: [classes]")
     return model

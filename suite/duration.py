@@ -2,6 +2,9 @@
 
 import re
 
+# Ten years.
+LONGEST = 10 * 365 * 86400
+
 
 def written(seconds: float) -> str:
     """A time such as `40 s`, `12 min` or `2 h 05 min`."""
@@ -20,6 +23,6 @@ def parsed(text: str) -> float:
     units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
     parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
     seconds = sum(float(number) * units[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != text or not seconds:
+    if "".join(number + unit for number, unit in parts) != text or not 0 < seconds < LONGEST:
         raise ValueError(f"{text!r} is no time; legal: as in 90s, 30m, 1h30m, 2d")
     return seconds

@@ -16,6 +16,7 @@ from suite.files import printable
 from suite.plots import ZOOM
 from suite.record import Record
 from suite.render import escape_latex
+from suite.shape import checked
 from suite.store import Store
 
 PROMISE = "normprop"
@@ -103,7 +104,8 @@ def curves(
 
 def _longest(store: Store, model: str) -> Record | None:
     """The run of a network with most training steps whose weights are there; of two alike the latest."""
-    runs = [record for record in store.each("train", {model}, "epochs") if record.result["trained"]]
+    runs = [checked(record, store.root) for record in store.each("train", {model}, "epochs")]
+    runs = [record for record in runs if record.result["trained"]]
     runs = [record for record in runs if store.artifact(record, "model.safetensors").is_file()]
     return max(runs, key=lambda record: (record.result["steps"], record.finished), default=None)
 

@@ -1,7 +1,8 @@
 """What a run consists of: the cells of a table and the stages of each cell, all keys known before anything runs.
 
 A cell is a row with a seed. Its stages are train, export, convert, parity and latency, or train and analyze; a stage's
-inputs hold the keys of those before it, so that a key stands for everything that the result depends on.
+inputs hold the keys of those before it, so that a key stands for all that was asked for. What "auto" came to, and on
+which device, is in the result: whoever does a stage first does it for all.
 """
 
 import dataclasses
@@ -265,7 +266,7 @@ def _timings(cell: Cell, train: Stage, files: Mapping[str, Stage], options: Opti
             if runtime == "onnxruntime":
                 wanted = [(form, batch) for form in files for batch in options.batch_sizes]
             else:
-                wanted = [("fp32", options.batch_sizes[0])]
+                wanted = [("fp32", min(options.batch_sizes))]
             for form, batch in wanted:
                 inputs = _inputs(
                     "latency",

@@ -11,7 +11,10 @@ from suite.errors import InputError
 from suite.render import FORMATS
 
 RESULTS = Path("results/local")
-POSITIVE = click.IntRange(min=1)
+# Counts of what is planned, started or asked for one by one; and of what is merely counted.
+FEW = click.IntRange(1, 10_000)
+MANY = click.IntRange(1, 10**9)
+LARGEST_BATCH = 10_000
 
 
 class Choices(click.ParamType[tuple[Any, ...]]):
@@ -21,6 +24,9 @@ class Choices(click.ParamType[tuple[Any, ...]]):
         self.name = name
         self.convert_one = convert_one
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name  # as it is to be typed; click would write it in capitals
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         if isinstance(value, tuple):
             return value
@@ -29,6 +35,18 @@ class Choices(click.ParamType[tuple[Any, ...]]):
             return tuple(dict.fromkeys(self.convert_one(entry) for entry in entries))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class Location(click.Path):
+    """A path, and not an empty text, which would mean the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("an empty text is no path", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Duration(click.ParamType[float]):
@@ -57,8 +75,8 @@ def provider(text: str) -> str:
 
 def batch_size(text: str) -> int:
     """Images a run, from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{text!r} is not a batch size; legal: whole numbers from 1, as in 1,8")
+    if not text.isdecimal() or not 1 <= float(text) <= LARGEST_BATCH:
+        raise ValueError(f"{text!r} is not a batch size; legal: whole numbers from 1 to {LARGEST_BATCH}, as in 1,8")
     return int(text)
 
 
@@ -104,7 +122,7 @@ class Percent(click.ParamType[float]):
         return share
 
 
-results = click.option("--results", type=Path, default=RESULTS, show_default=True, help="Folder of the records.")
+results = click.option("--results", type=Location(), default=RESULTS, show_default=True, help="Folder of the records.")
 metric = click.option(
     "--metric",
     type=click.Choice(["last", "best"]),
@@ -115,7 +133,7 @@ form = click.option("--format", "form", type=click.Choice(FORMATS), default="git
 depth = click.option(
     "--depth",
     type=click.Choice(list(map(str, spec.CIFAR_DEPTHS))),
-    help="Another depth than 110 for Tables 1, 2 and 3.",
+    help="Another depth than 110 for Tables 1, 2 and 3, and for Figure 2.",
 )
 rows = click.option(
     "--rows",
@@ -133,4 +151,6 @@ test_data = click.option(
 one_provider = click.option(
     "--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True
 )
-size = click.option("--size", type=POSITIVE, help="Side of an image in pixels; by default the model's own.")
+size = click.option(
+    "--size", type=click.IntRange(1, spec.LARGEST_SIDE), help="Side of an image in pixels; by default the model's own."
+)

@@ -5,6 +5,7 @@ What is read may come from strangers: it is checked, and what it says is printab
 
 import hashlib
 import json
+import math
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ class Record:
     """One finished stage.
 
     Attributes:
-        stage: "train", "export", "parity" or "latency".
+        stage: what was done, such as "train"; `suite.spec.VERSIONS` has them all.
         key: hash of the stage and its inputs.
-        inputs: everything that the result depends on.
-        result: what the stage found, in the units that the stage's docstring gives. For training on the CPU it is
-            the same, bit for bit, whenever the inputs are.
+        inputs: everything that was asked for.
+        result: what the stage found, in the units that the stage's docstring gives. For training on CPUs of one kind
+            it is the same, bit for bit, whenever the inputs are.
         timing: `seconds` of the stage, and what else a stage says of its own speed.
         artifacts: the stage's files by name: path below the results folder, SHA-256 and bytes.
         environment: hardware, versions, commit and command (see `suite.env`).
@@ -89,8 +90,13 @@ def read_failure(path: Path) -> dict[str, Any]:
         content, plain, _ = parse(path)
         if not isinstance(content, dict) or not isinstance(content.get("inputs"), dict):
             raise ValueError("not an object with inputs")
-        if not all(isinstance(text, str) for text in (content.get("stage"), content.get("reason"), _model(content))):
-            raise ValueError("stage, reason or inputs' model is not text")
+        inputs = content["inputs"]
+        texts = [content.get("stage"), content.get("reason"), _model(content)]
+        texts += [inputs[name] for name in ("train", "export") if name in inputs]
+        if "data" in inputs:
+            texts.append(inputs["data"].get("name") if isinstance(inputs["data"], dict) else None)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("stage, reason or inputs' model, train, export or data's name is not text")
         return content if plain else dict(_printable(content))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not the note of a failure ({_reason(error)}); delete it") from None
@@ -174,9 +180,17 @@ def _check(record: Record) -> None:
     for name in ("inputs", "result", "timing", "artifacts", "environment"):
         if not isinstance(getattr(record, name), dict):
             raise ValueError(f"{name} is not an object")
-    texts = (record.stage, record.key, record.finished, record.digest, _model(vars(record)))
+    seconds = record.timing.get("seconds", 0.0)
+    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        raise ValueError(f"timing: seconds: {seconds!r:.40} is no time")
+    environment = record.environment
+    for name, kind in (("machine", dict), ("versions", dict), ("source", dict), ("command", list)):
+        if not isinstance(environment.get(name, kind()), kind):
+            raise ValueError(f"environment: {name}: {environment[name]!r:.40} is not of the right type")
+    machine = environment.get("machine", {}).get("id", "")
+    texts = (machine, record.stage, record.key, record.finished, record.digest, _model(vars(record)))
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError("stage, key, finished, digest or inputs' model is not text")
+        raise ValueError("stage, key, finished, digest, inputs' model or environment's machine's id is not text")
     for name, artifact in record.artifacts.items():
         if not isinstance(artifact, dict) or {key: type(value) for key, value in artifact.items()} != _ARTIFACT:
             raise ValueError(f"artifact {name}: not an object of path, sha256 and bytes")

@@ -13,7 +13,7 @@ from suite.record import Record
 from suite.render import Column, Line, Report
 from suite.runs import PLAIN, Metric, Records, Runs, errors, reduced, shortfalls, unstable, untrained, words_of
 from suite.samples import percentiles, quantiles
-from suite.spec import METRICS, Table
+from suite.spec import METRICS, VERSIONS, Table
 from suite.store import Store
 
 # The table whose figures are not errors but what `suite.analyze` finds in trained networks.
@@ -58,7 +58,14 @@ def build(
     columns += _parity(table, found, lines, index)
     columns += _cost(found, lines)
     latency, remarks = _latency(table, found, lines, index, detail)
-    return Report(table.title, columns + latency, lines, remarks)
+    return Report(table.title, columns + latency, lines, [*remarks, *_untold(table, lines, index)])
+
+
+def _untold(table: Table, lines: list[Line], index: Records) -> list[str]:
+    """What failed, and has no cell that could say so: an int8 file, or a latency that no network has."""
+    told = {note for line in lines for notes in line.notes.values() for note in notes}
+    failed = [(row, index.reason(row, stage)) for row in table.rows for stage in VERSIONS]
+    return [f"{row.model} on {row.data}: {why}" for row, why in failed if why and printable(why) not in told]
 
 
 def _readable(value: float) -> str:

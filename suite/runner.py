@@ -59,7 +59,7 @@ def lead(options: Options, grid: Grid, group: distributed.Group, have_done: Call
     """Show the work on a grid, and that of others on it, while `have_done` has all of it done or given up."""
     display = progress.display(len(grid.stages))
     try:
-        for line in left_out(grid.table, grid.cells):
+        for line in left_out(grid.table, grid.cells) if options.only is None else ():
             display.note(line)
         with Claims(options.results) as claims:
             worker = Worker(options, grid, group, display, claims)
@@ -239,7 +239,7 @@ class Worker:
             self._lost.add(stage.key)
         elif record := self.store.get(stage.kind, stage.inputs):
             self.done.add(stage.key)
-            self.display.ended(stage.name, "done by another process", record.timing["seconds"])
+            self.display.ended(stage.name, "done by another process", record.timing.get("seconds", 0.0))
         elif self.store.failed_at(stage.kind, stage.inputs) != self._failed_before[stage.key]:
             self._lose(stage)
             self.display.ended(stage.name, "failed in another process", 0.0)

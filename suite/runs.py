@@ -122,7 +122,7 @@ class Records:
         # Of the machine and not of a model; the fastest counts, since nothing makes a machine faster than it is.
         self.peak: dict[tuple[str, str, int, str], float] = {}
         for store in stores:
-            for record in (checked(each, store.root) for each in store.each("peak", None)):
+            for record in (checked(each, store.root) for each in store.each("peak")):
                 inputs = record.inputs
                 names = ("machine", "provider", "threads")
                 place = *(inputs[name] for name in names), inputs.get("precision", "fp32")

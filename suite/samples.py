@@ -29,7 +29,8 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """The median, and the two values between which the true one lies in 19 of 20 cases, whatever the distribution:
-    those which are as far from the middle as the number of heads can be in so many flips of a coin."""
+    those which are as far from the middle as the number of heads can be in so many flips of a coin. That needs six
+    values; the least and the greatest of fewer are returned, and hold less often."""
     ordered = sorted(values)
     rank = max(0, floor((len(ordered) - 1) / 2 - 0.98 * sqrt(len(ordered))))
     return statistics.median(ordered), ordered[rank], ordered[-1 - rank]

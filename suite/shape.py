@@ -10,6 +10,7 @@ from suite.spec import METRICS
 
 NUMBER = (int, float)
 POSITIVE = "a positive number"
+PERCENT = "a percentage"
 _MOMENTS = {name: (*NUMBER, type(None)) for name in ("mean", "std")}
 _ACTIVATION = {"nonzero": NUMBER, **dict.fromkeys(("over_nonzero", "over_all", "pooled"), _MOMENTS)}
 _MAYBE = (*NUMBER, type(None))
@@ -28,8 +29,8 @@ SHAPES: dict[str, Any] = {
         "result": {
             "trained": bool,
             "precision?": str,
-            **{f"{metric}?": _MAYBE for metric in (*METRICS, "best_top1")},
-            "epochs": [{str: _MAYBE}],
+            **{f"{metric}?": (PERCENT, None) for metric in (*METRICS, "best_top1")},
+            "epochs": [{str: _MAYBE, **{f"{metric}?": (PERCENT, None) for metric in METRICS}}],
             "tries": [{"learning_rate": NUMBER, "outcome": str}, ...],
             "steps": int,
             "test_images": int,
@@ -56,6 +57,7 @@ SHAPES: dict[str, Any] = {
         },
         "result": {
             "samples": [POSITIVE, ...],
+            "rounds?": [[POSITIVE]],
             "host_samples?": [POSITIVE, ...],
             **dict.fromkeys(("load_seconds?", "first_run_seconds?"), NUMBER),
         },
@@ -109,8 +111,9 @@ def _check(value: Any, shape: Any, where: str) -> None:
             raise ValueError(f"{where}: not a list{' with entries' if len(shape) > 1 else ''}")
         for index, each in enumerate(value):
             _check(each, shape[0], f"{where}[{index}]")
-    elif shape is POSITIVE:
-        if type(value) not in NUMBER or not 0 < value < math.inf:
+    elif shape in (POSITIVE, PERCENT):
+        sound = type(value) in NUMBER and (0 < value < math.inf if shape is POSITIVE else 0 <= value <= 100)
+        if not sound:
             raise ValueError(f"{where}: {value!r:.40} is not {shape}")
     elif type(value) not in (shape if isinstance(shape, tuple) else (shape,)):
         raise ValueError(f"{where}: {value!r:.40} is not of the right type")

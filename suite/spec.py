@@ -30,6 +30,9 @@ METRICS = {
 # ResNet depths of the CIFAR layout (6 n + 2).
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 
+# Largest side in pixels of an image that a network is asked to see.
+LARGEST_SIDE = 4096
+
 # The embedded data set that stands in for each of the paper's where none is given.
 EMBEDDED = {"cifar10": "digits10", "cifar100": "digits100", "imagenet": "digits1000"}
 
@@ -209,7 +212,7 @@ def at_depth(table: Table, depth: int) -> Table:
         InputError: the rows of this table have no common depth.
     """
     if table.depth is None:
-        raise InputError(f"--depth: the rows of table {table.number} differ in depth; legal for tables 2 and 3")
+        raise InputError(f"--depth: the rows of table {table.number} differ in depth; legal for tables 1, 2 and 3")
     rows = tuple(
         dataclasses.replace(row, model=row.model.replace(f"resnet{table.depth}_", f"resnet{depth}_"))
         for row in table.rows

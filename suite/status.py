@@ -77,7 +77,7 @@ def _seconds(store: Store) -> dict[tuple[str, str], list[float]]:
     for stage in store.stages():
         for record in store.each(stage):
             for model in (str(record.inputs["model"]), ""):
-                took[stage, model].append(record.timing["seconds"])
+                took[stage, model].append(record.timing.get("seconds", 0.0))
     return took
 
 

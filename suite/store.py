@@ -218,7 +218,11 @@ class Store:
     def _inside(self, *parts: str) -> Path:
         """A path in the folder, and not one that a link leads out of it."""
         path = self.root.joinpath(*parts)
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(self.root.resolve())
+        except (OSError, RuntimeError):  # links in a circle
+            inside = False
+        if not inside:
             raise InputError(f"{path}: a link leads out of the results folder; delete the link")
         return path
 

@@ -78,7 +78,7 @@ def _place(root: Path, record: Record) -> Path:
 def _records(root: Path) -> tuple[list[Record], list[str]]:
     """The sound records, and a line for each other."""
     sound, problems = [], []
-    for path in _files(root / "records"):
+    for path in [*_files(root / "records"), *(root / "records").glob("*/*/")]:
         try:
             if path.suffix != ".json" or path.parent.parent != root / "records":
                 raise InputError(f"{path}: unexpected; delete it")
@@ -152,6 +152,9 @@ def _files(folder: Path) -> Iterator[Path]:
         if not isinstance(error, FileNotFoundError):
             raise InputError(f"{error.filename}: cannot be read: {error.strerror}")
 
+    if folder.is_symlink():
+        yield folder
+        return
     for where, folders, names in os.walk(folder, onerror=refuse):
         links = [name for name in folders if os.path.islink(os.path.join(where, name))]
         folders.sort()

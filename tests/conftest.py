@@ -114,10 +114,11 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         }
         parity = store.put("parity", {"model": model, "export": export.key}, parity_result, environment, {})
         inputs = {"model": model, "export": export.key, "machine": machine, "runtime": "onnxruntime"}
+        made = {"train": train, "export": export, "parity": parity}
         for batch_size, form in itertools.product(batch_sizes, forms):
             kind = inputs | {"provider": "cpu", "batch_size": batch_size, "precision": form}
             kind |= {"protocol": {"rounds": rounds}, "versions": versions or {}}
-            latency = store.put("latency", kind, {"samples": list(samples)} | (timed or {}), environment, {})
-        return {"train": train, "export": export, "parity": parity, "latency": latency}
+            made["latency"] = store.put("latency", kind, {"samples": list(samples)} | (timed or {}), environment, {})
+        return made
 
     return add

@@ -141,6 +141,20 @@ def test_a_claim_that_power_loss_left_damaged_is_taken_over_in_time(
     assert mine.take(STAGE)
 
 
+def test_a_claim_of_other_types_and_a_pipe_count_as_damaged(tmp_path: Path) -> None:
+    with Claims(tmp_path) as mine:
+        mine.take(STAGE)
+        (path,) = (tmp_path / "claims").glob("*.json")
+        sound = json.loads(path.read_text())
+        assert claims._parse(json.dumps(sound).encode()) is not None
+    for name, value in (("done", "a"), ("total", None), ("name", 1), ("number", True)):
+        assert claims._parse(json.dumps(sound | {name: value}).encode()) is None
+    odd = sound["holder"] | {"host": ["h"]}
+    assert claims._parse(json.dumps(sound | {"holder": odd}).encode()) is None
+    os.mkfifo(tmp_path / "claims" / f"{STAGE.key}.2.json")  # whoever read it would wait for ever
+    assert Claims(tmp_path).under_way() == []
+
+
 def test_many_processes_that_claim_at_once_get_one_claim_each(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib\n"

@@ -1,7 +1,7 @@
 """Two measurements side by side: ratios and their intervals, and everything that must not pass as "no regression"."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +121,13 @@ def test_each_machine_of_a_folder_is_compared_with_itself(a: Path, tmp_path: Pat
     assert {found.machine: round(found.ratio) for found in comparison.ratios} == {MACHINE: 1, "Slow CPU": 2}
 
 
-def test_networks_of_different_data_are_different_cells(tmp_path: Path) -> None:
-    folder = tmp_path / "a"
+def test_networks_of_different_data_are_different_cells(store: Store, add_run: Callable[..., dict[str, Any]]) -> None:
+    folder = store.root
     for data, seconds in (("cifar10", 0.01), ("cifar100", 0.02)):
-        store = Store(folder)
-        train = store.put("train", {"model": "resnet20_relu_bn", "data": {"name": data}}, {}, {}, {})
-        export = store.put("export", {"model": "resnet20_relu_bn", "train": train.key}, {}, {}, {})
-        put(folder, noisy(seconds), export=export.key)
-    found = {dict(each.cell)["data"]: each.a for each in compare(folder, folder).ratios}
+        files = add_run(model="resnet20_relu_bn", data=data)
+        put(folder, noisy(seconds), export=files["export"].key)
+    cells = [(dict(each.cell), each.a) for each in compare(folder, folder).ratios]
+    found = {cell["data"]: median for cell, median in cells if cell["batch_size"] == 1}
     assert found == {"cifar10": pytest.approx(0.01, rel=0.02), "cifar100": pytest.approx(0.02, rel=0.02)}
 
 
@@ -188,8 +187,11 @@ def test_the_text_says_every_figure_and_every_failure(a: Path, tmp_path: Path) -
         ("other JSON", "not a JSON file of pytest-benchmark"),
         ("no benchmarks", "no benchmarks in it"),
         ("no samples", "one has no raw samples; legal: what --benchmark-json writes"),
-        ("broken record", "has no samples, or some that are not positive seconds; measure it again"),
-        ("negative record", "has no samples, or some that are not positive seconds; measure it again"),
+        ("broken record", "samples: not a list with entries.; delete it to measure again"),
+        ("negative record", "-0.01 is not a positive number.; delete it to measure again"),
+        ("deep", "not a JSON file of pytest-benchmark"),
+        ("huge", "one has no samples, or some that are not positive seconds"),
+        ("odd rounds", "rounds: not a list.; delete it to measure again"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_is_legal(kind: str, message: str, tmp_path: Path) -> None:
@@ -206,14 +208,39 @@ def test_bad_input_is_one_line_that_says_what_is_legal(kind: str, message: str, 
         content = json.loads(benchmark(path, one=0.01).read_text())
         del content["benchmarks"][0]["stats"]["data"]
         path.write_text(json.dumps(content))
+    elif kind == "deep":
+        path.write_text('{"machine_info": {}, "benchmarks": ' + "[" * 100_000)
+    elif kind == "huge":
+        path.write_text(benchmark(path, one=0.01).read_text().replace('"data": [', f'"data": [1{"0" * 400}, '))
     elif kind == "broken record":
         put(path, [])
     elif kind == "negative record":
         put(path, [0.01, -0.01])
+    elif kind == "odd rounds":
+        put(path, [0.01], rounds={"first": [0.01]})  # type: ignore[arg-type]
     with pytest.raises(InputError, match=message) as caught:
         compare(path, path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("more", [None, 1, {"rounds": 5}, {"rounds": "ab"}, {"rounds": [3, -1]}, {"rounds": [[2]]}])
+def test_what_others_note_beside_a_benchmark_is_left_alone(more: Any, tmp_path: Path) -> None:
+    path = benchmark(tmp_path / "a.json", one=0.01)
+    content = json.loads(path.read_text())
+    content["benchmarks"][0] |= {"stats": {"data": [0.01, 0.012]}, "extra_info": more}
+    path.write_text(json.dumps(content))
+    (found,) = compare(path, path).ratios
+    assert found.ratio == 1
+    assert found.low <= 1 <= found.high
+
+
+def test_names_in_files_do_not_steer_the_terminal(tmp_path: Path, suite: Callable[..., tuple[int, str, str]]) -> None:
+    path = benchmark(tmp_path / "a.json", **{"x\x1b]0;title\x07": 0.01})
+    code, out, _ = suite("compare", str(path), str(path))
+    assert code == 0
+    assert "\x1b" not in out
+    assert r"x\x1b]0;title\x07" in out
 
 
 def test_a_folder_is_not_compared_with_a_file(a: Path, tmp_path: Path) -> None:

@@ -181,6 +181,15 @@ def test_wrong_names_and_paths_are_one_clear_line(tmp_path):
     assert "holds no train/ and val/" in error("imagenet", empty)
 
 
+def test_links_in_a_circle_and_the_home_of_nobody_are_one_clear_line(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    for path in (tmp_path / "circle", Path("~nobody-of-this-name/x")):
+        with pytest.raises(InputError) as caught:
+            data.load("cifar10", path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 def test_an_unreadable_folder_is_one_clear_line(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))

@@ -41,13 +41,13 @@ ALLOWED: dict[str, set[str]] = {
     "explain": {"session"},
     "shape": {"errors", "record", "spec"},
     "verify": {"checkpoint", "errors", "files", "record", "shape", "store"},
-    "compare": {"errors", "record", "store"},
+    "compare": {"errors", "record", "shape", "store"},
     "timing": {"session", "weights"},
     "latency": {"samples", "session", "timing"},
     "analyze": {"batches", "models"},
     "theory": {"analyze", "models"},
     "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "parity"}
-    | {"precision", "spec", "store", "weights"},
+    | {"precision", "shape", "spec", "store", "weights"},
     "figures": {
         "analyze",
         "deploy",
@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "plots",
         "record",
         "render",
+        "shape",
         "spec",
         "store",
         "theory",

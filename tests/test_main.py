@@ -274,7 +274,7 @@ def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Pat
         (["run"], "Missing option '--table'"),
         (["run", "--table", "2", "--rows", "resnet9*"], "'resnet9*' matches no row of table 2"),
         (["run", "--table", "2", "--rows", ""], "an empty pattern matches no row"),
-        (["run", "--table", "4", "--depth", "20"], "legal for tables 2 and 3"),
+        (["run", "--table", "4", "--depth", "20"], "legal for tables 1, 2 and 3"),
         (["run", "--table", "2", "--depth", "21"], "'21' is not one of '20', '32', '44', '56', '110'"),
         (
             ["run", "--table", "2", "--data", "mnist=."],
@@ -285,8 +285,23 @@ def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Pat
         (["run", "--table", "2", "--data", "cifar10=no/such/folder"], "no/such/folder"),
         (["run", "--table", "2", "--data", "imagenet=."], "no row to run uses imagenet; legal here: cifar10, cifar100"),
         (["run", "--table", "2", "--profile", "paper"], "--data cifar10=PATH --data cifar100=PATH"),
-        (["run", "--table", "2", "--seeds", "0"], "0 is not in the range x>=1"),
-        (["run", "--table", "2", "--batch-sizes", "1,x"], "'x' is not a batch size"),
+        (["run", "--table", "2", "--seeds", "0"], "0 is not in the range 1<=x<=10000"),
+        (["run", "--table", "2", "--epochs", "9" * 400], "is not in the range 1<=x<=10000"),
+        (["run", "--table", "2", "--steps", "9" * 400], "is not in the range 1<=x<=1000000000"),
+        (["run", "--table", "2", "--batch-sizes", "1,x"], "'x' is not a batch size; legal: whole numbers from 1 to"),
+        (["run", "--table", "2", "--batch-sizes", "9" * 400], "is not a batch size"),
+        (["run", "--table", "2", "--budget", "9" * 400 + "d"], "is no time"),
+        (["run", "--table", "2", "--data", "cifar10=~nobody-of-this-name/x"], "~nobody-of-this-name/x: Could not"),
+        (["run", "--table", "2", "--dry-run", "--address", "x"], "--address: belongs to --executor ray"),
+        (["run", "--table", "2", "--results", ""], "an empty text is no path"),
+        (["show", "--table", "2", "--results", "none"], "--results none: no such folder"),
+        (["figure", "2", "--results", "none"], "--results none: no such folder"),
+        (["figure", "3", "--data", "cifar10=none"], "--data: legal only for figure 2; figure 3 is of weights"),
+        (["export", "resnet20_relu_bn", "net.onnx", "--size", "5000"], "5000 is not in the range 1<=x<=4096"),
+        (["export", "resnet20_relu_bn", "net.onnx", "--data", "cifar10=none"], "legal only with --precision int8"),
+        (["export", "resnet20_relu_bn", "."], ".: is a folder; legal: the name of a file, as in net.onnx"),
+        (["parity", "resnet20_relu_bn", "--weights", "resnet32_relu_bn"], "legal only with a FILE.onnx"),
+        (["list"], "Missing argument '{models|tables|data}'. Choose from: models, tables, data"),
         (["run", "--table", "2", "--providers", "cpu,gpu"], "'gpu' is not legal; legal: cpu, cuda, tensorrt"),
         (["run", "--table", "2", "--profile", "slow"], "'slow' is not one of 'quick', 'paper'"),
         (["show", "--table", "2", "--format", "xml"], "'xml' is not one of"),
@@ -305,6 +320,27 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_command_the_help_is_printed_as_it_is(suite: Run) -> None:
+    code, out, err = suite()
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: ")
+    assert "\n  compare " in err
+
+
+def test_the_help_names_legal_values_as_they_are_to_be_typed(suite: Run) -> None:
+    _, out, _ = suite("run", "--help")
+    assert "cpu,cuda,tensorrt" in out
+    assert "onnxruntime,torch,torch.compile" in out
+    assert "fp32,plain,fp16,int8" in out
+
+
+def test_a_results_folder_that_is_a_file_is_named_by_every_reader(suite: Run, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for command in (["show", "--table", "2"], ["figure", "2"], ["status"], ["verify"], ["report"]):
+        assert suite(*command, "--results", str(file)) == (2, "", f"error: --results {file}: is no folder\n")
 
 
 def test_a_truncated_data_file_is_named(suite: Run, tmp_path: Path) -> None:

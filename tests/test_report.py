@@ -102,6 +102,17 @@ def test_scattered_samples_are_marked_unstable(store: Store, add_run: AddRun) ->
     assert "unstable" in notes(build(store), "onnxruntime_cpu_b8_p50_ms")
 
 
+def test_what_failed_and_has_no_cell_is_said_below(store: Store, add_run: AddRun) -> None:
+    files = add_run(batch_sizes=())
+    inputs = {"model": "resnet110_relu_bn", "export": files["export"].key}
+    store.fail("convert", inputs | {"form": "int8"}, "RuntimeError: no images")
+    store.fail("latency", inputs | {"batch_size": 8}, "RuntimeError: out of memory")
+    assert build(store).remarks == [
+        "resnet110_relu_bn on cifar10: convert failed: RuntimeError: no images",
+        "resnet110_relu_bn on cifar10: latency failed: RuntimeError: out of memory",
+    ]
+
+
 def test_two_machines_never_share_a_column(store: Store, add_run: AddRun) -> None:
     add_run(seed=0, machine="A")
     add_run(seed=1, machine="B", samples=(0.002,) * 4)

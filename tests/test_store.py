@@ -18,7 +18,7 @@ def put(store: Store, inputs: dict[str, Any] = INPUTS, result: object = 1, **fil
         for name, text in files.items():
             (folder / name).write_text(text)
         return store.put(
-            "train", inputs, {"value": result}, {"machine": "m"}, {"seconds": 1.5}, folder if files else None
+            "train", inputs, {"value": result}, {"machine": {"id": "m"}}, {"seconds": 1.5}, folder if files else None
         )
 
 
@@ -203,6 +203,12 @@ def test_invalid_utf_8_is_refused(store: Store) -> None:
         {"artifacts": {"weights": "weights"}},
         {"artifacts": {"weights": {"path": "weights"}}},
         {"environment": None},
+        {"environment": {"machine": None}},
+        {"environment": {"machine": {"id": [1]}}},
+        {"environment": {"versions": None}},
+        {"environment": {"command": None}},
+        {"timing": {"seconds": None}},
+        {"timing": {"seconds": -1}},
         {"colour": "red"},
         {"digest": "0"},
     ],
@@ -279,7 +285,14 @@ def test_what_is_read_of_a_record_cannot_steer_a_terminal(store: Store) -> None:
     assert store.failures()[0]["reason"] == r"\x1b[31m"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "train"}', '{"stage": 1, "inputs": {}, "reason": ""}'])
+NOTE = '{"stage": "train", "reason": "", "inputs": {"model": "resnet20_relu_bn", %s}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"stage": "train"}', '{"stage": 1, "inputs": {}, "reason": ""}']
+    + [NOTE % more for more in ('"data": null', '"data": {"name": 1}', '"train": []', '"export": null')],
+)
 def test_a_damaged_failures_note_is_named(store: Store, text: str) -> None:
     store.fail("train", INPUTS, "out of memory")
     path = next((store.root / "failures" / "train").iterdir())

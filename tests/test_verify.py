@@ -96,6 +96,20 @@ def test_what_belongs_to_nothing_is_named(store: Store, record: Record, place: s
     assert problem(store).startswith(f"{file}: unexpected")
 
 
+def test_a_link_in_the_place_of_a_folder_and_a_folder_in_that_of_a_record_are_named(
+    store: Store, record: Record, tmp_path: Path
+) -> None:
+    folder = store.root / "records" / "train" / "resnet20_relu_bn-0.json"
+    folder.mkdir(parents=True)
+    assert problem(store) == f"{folder}: not a record (not a regular file); delete it to measure again"
+    folder.rmdir()
+    (store.root / "records").rename(tmp_path / "elsewhere")
+    (store.root / "records").symlink_to(tmp_path / "elsewhere")
+    found = verify(store.root)
+    assert found.records == 0
+    assert found.problems[0] == f"{store.root / 'records'}: unexpected; delete it"
+
+
 def change(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
