@@ -104,9 +104,10 @@ def curves(
 
 def _longest(store: Store, model: str) -> Record | None:
     """The run of a network with most training steps whose weights are there; of two alike the latest."""
+    name = "model.safetensors"
     runs = [checked(record, store.root) for record in store.each("train", {model}, "epochs")]
-    runs = [record for record in runs if record.result["trained"]]
-    runs = [record for record in runs if store.artifact(record, "model.safetensors").is_file()]
+    runs = [record for record in runs if record.result["trained"] and name in record.artifacts]
+    runs = [record for record in runs if store.artifact(record, name).is_file()]
     return max(runs, key=lambda record: (record.result["steps"], record.finished), default=None)
 
 

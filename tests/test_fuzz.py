@@ -15,7 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suite import checkpoint, cifar, report
+from suite import checkpoint, cifar, figures, page, report, status
+from suite.compare import compare
 from suite.errors import InputError
 from suite.record import Record, read_failure, read_record
 from suite.render import FORMATS, render
@@ -120,7 +121,7 @@ FILES = {"weights": {"path": "artifacts/KEY/weights", "sha256": "0" * 64, "bytes
 
 
 @given(data=st.data())
-def test_no_record_leaves_the_store_the_report_or_verify_but_by_an_input_error(
+def test_no_record_leaves_its_readers_but_by_an_input_error(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory, record_text: dict[str, bytes]
 ) -> None:
     root = tmp_path_factory.getbasetemp() / "fuzzed"
@@ -152,6 +153,13 @@ def test_no_record_leaves_the_store_the_report_or_verify_but_by_an_input_error(
         for form in FORMATS:
             text = render(report.build(load_table(2), Store(root)), form)
             assert all(line.isprintable() for line in text.splitlines())
+        page.write(Store(root), root / "report")
+    with input_errors_naming(root):
+        compare(root, root)
+    with input_errors_naming(root):
+        status.read(Store(root))
+    with input_errors_naming(root):
+        figures._longest(Store(root), "resnet110_relu_bn")
     assert all(problem.isprintable() for problem in verify(root).problems)
     path.unlink()
 
@@ -166,13 +174,20 @@ def record_text(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     tries = [{"learning_rate": 0.1, "outcome": "trained"}]
     epochs = [{"epoch": 1, "top1": 6.5, "train_error": 1.0, "train_loss": None}]
     result = {"trained": True, "top1": 6.5, "tries": tries, "epochs": epochs, "steps": 9, "test_images": 10}
-    train = store.put("train", model | {"data": data, "recipe": recipe, "seed": 0}, result, {}, {})
-    export = store.put("export", model | {"train": train.key}, {"parameters": 1, "macs": 2}, {}, {})
+    # As `suite.env` writes it.
+    source = {"commit": "0" * 40, "dirty": True}
+    machine = {"id": "m", "cpu": "c", "cores": 2, "gpu": None, "memory_bytes": 1, "system": "s"}
+    environment = {"machine": machine, "versions": {"torch": "2"}, "source": source, "command": ["python", "-m"]}
+    timing = {"seconds": 1.5, "images_per_second": 10.0}
+    train = store.put("train", model | {"data": data, "recipe": recipe, "seed": 0}, result, environment, timing)
+    export = store.put("export", model | {"train": train.key}, {"parameters": 1, "macs": 2}, environment, timing)
     parity = {"images": 9, "difference": 0.0, "max_logit_difference": 1e-6, "scale": 2.0}
     parity |= {"agreement": 100.0, "ties": 0, "passed": True}
-    store.put("parity", model | {"export": export.key}, parity, {}, {})
+    store.put("parity", model | {"export": export.key}, parity, environment, timing)
     timed = model | {"export": export.key, "machine": "m", "runtime": "onnxruntime", "provider": "cpu"}
-    store.put("latency", timed | {"batch_size": 8}, {"samples": [0.1, 0.2]}, {"machine": {"id": "m"}}, {})
+    timed |= {"batch_size": 8, "protocol": {"rounds": 2}, "versions": {"torch": "2"}, "threads": 2}
+    samples = {"samples": [0.1, 0.2], "rounds": [[0.1], [0.2]], "load_seconds": 0.1}
+    store.put("latency", timed, samples, environment, timing)
     files = (path for path in store.root.glob("records/*/*.json"))
     return {path.parent.name: path.read_bytes() for path in files}
 
