@@ -46,7 +46,8 @@ def test_the_ratio_is_of_medians_with_an_interval_around_it(a: Path, tmp_path: P
     (found,) = compare(a, put(tmp_path / "b", noisy(0.012)), fail_above=None).ratios
     assert found.ratio == found.b / found.a == pytest.approx(1.2, rel=0.02)
     assert found.low < found.ratio < found.high
-    assert 0.005 < found.high - found.low < 0.05
+    # What processes of one file differ by alone makes 0.06 of it.
+    assert 0.04 < found.high - found.low < 0.1
     assert found.a == pytest.approx(0.010, rel=0.01)
     assert name(found.cell) == "resnet20_relu_bn size 32 onnxruntime cpu fp32 batch 1 threads 2"
 

@@ -1,5 +1,6 @@
 """The paper's claims held against records that were written, not measured."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,17 @@ def test_of_several_seeds_their_own_spread_decides(store: Store, add_run: AddRun
         add_run("resnet110_relu_bn", seed=seed, top1=6.5 + shift)
         add_run("resnet110_crelu_bn", seed=seed, top1=6.2 + shift)
     assert of(judge(store, WITH), "CIFAR-10, ResNet-110").verdict == "confirmed"
+
+
+def test_one_seed_each_does_not_decide_what_another_could_turn(store: Store, add_run: AddRun) -> None:
+    add_run("resnet110_relu_bn", top1=6.5)
+    add_run("resnet110_crelu_bn", top1=5.8)  # 2.2 deviations of the test images alone
+    assert of(judge(store, WITH), "CIFAR-10, ResNet-110").verdict == "too close to tell"
+
+
+def test_students_t_is_that_of_the_books() -> None:
+    for freedom, value in ((4, 2.776), (8, 2.306), (20, 2.086), (math.inf, 1.96)):
+        assert findings._sure(freedom) == pytest.approx(value, rel=0.005)
 
 
 def test_one_comparison_that_fails_contradicts_a_claim_and_those_that_lack_are_said(

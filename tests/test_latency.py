@@ -146,17 +146,17 @@ def measured(ratios: list[float], asked: list[list[str]], monkeypatch: pytest.Mo
 
 def test_pairs_are_of_several_processes_that_swap_places(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    measured([2.0, 2.0], asked, monkeypatch)
+    measured([2.0] * 6, asked, monkeypatch)
     found = latency.pairs(request(Path("slow")), request(Path("fast")))
-    assert found == [(2.0, 1.0)] * 2 * latency.PAIRED.rounds
-    assert asked == [["slow", "fast"], ["fast", "slow"]]
+    assert found == [(2.0, 1.0)] * 6
+    assert asked == [["slow", "fast"], ["fast", "slow"]] * 3
 
 
 def test_pairs_are_taken_until_their_ratio_is_certain_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    measured([2.0, 2.2, 2.0, 2.0, 2.0], asked, monkeypatch)
+    measured([2.0, 2.2, *[2.0] * 10], asked, monkeypatch)
     latency.pairs(request(Path("slow")), request(Path("fast")))
-    assert len(asked) == 4  # of four, a quarter is outside the interval
+    assert len(asked) == 9  # of nine, one at either end is outside the interval
     asked.clear()
     measured([2.0, 3.0] * latency.PROCESSES[1], asked, monkeypatch)
     latency.pairs(request(Path("slow")), request(Path("fast")))
