@@ -144,7 +144,10 @@ def _caveats(net: Entry) -> list[str]:
 def _less(better: Entry, worse: Entry, metric: Metric) -> Part:
     """Whether the first net errs less. A net that did not train errs most."""
     (a, a_error, a_freedom), (b, b_error, b_freedom) = _top1(better, metric), _top1(worse, metric)
-    clear = math.isinf(a) != math.isinf(b) or abs(a - b) > _sure(a_freedom + b_freedom) * math.hypot(a_error, b_error)
+    error = math.hypot(a_error, b_error)
+    share = a_error**4 / a_freedom + b_error**4 / b_freedom
+    freedom = error**4 / share if share else math.inf  # Welch and Satterthwaite
+    clear = math.isinf(a) != math.isinf(b) or abs(a - b) > _sure(freedom) * error
     figures = f"{_in_words(better, a)} {'<' if a < b else '>' if a > b else '='} {_in_words(worse, b)}"
     figures += "" if clear else ", too close to tell"
     return Part(a < b if clear else None, figures, (better, worse))
@@ -165,7 +168,7 @@ def _top1(net: Entry, metric: Metric) -> tuple[float, float, float]:
 
 
 def _sure(freedom: float) -> float:
-    """Student's t for `SURE`: its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5), 3 % low at freedom 2."""
+    """Student's t for `SURE`: its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5), 3 % low at 2, 2 % at 4."""
     z = SURE
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
