@@ -86,16 +86,19 @@ def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -
         ],
         "inside": [*plots.inside(entries), *plots.promise()],
     }
-    for name, shown in (chosen | {section.name: section.report for section in sections}).items():
-        for form, ending in ENDINGS.items():
-            write_file(out / f"{name}.{ending}", render(shown, form).encode())
-    write_file(out / "findings.md", findings.markdown(judged).encode())
+    # All of it is made before any of it is written, so that what a record spoils leaves the report from before.
+    texts = {
+        f"{name}.{ending}": render(shown, form)
+        for name, shown in (chosen | {section.name: section.report for section in sections}).items()
+        for form, ending in ENDINGS.items()
+    }
+    texts["findings.md"] = findings.markdown(judged)
     for figure in (figure for group in drawings.values() for figure in group):
-        for plot in figure.plots:
-            write_file(out / "plots" / f"{plot.name}.svg", svg.render(plot).encode())
-    page = out / "index.html"
-    write_file(page, _page(folders, sections, drawings, chosen, judged).encode())
-    return page
+        texts |= {f"plots/{plot.name}.svg": svg.render(plot) for plot in figure.plots}
+    texts["index.html"] = _page(folders, sections, drawings, chosen, judged)
+    for name, text in texts.items():
+        write_file(out / name, text.encode())
+    return out / "index.html"
 
 
 def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
