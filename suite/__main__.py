@@ -27,7 +27,7 @@ def suite() -> None:
     """Residual networks with ReLU or CReLU under six normalisations: train, export to ONNX, check, time, tabulate."""
 
 
-@suite.command()
+@suite.command(short_help="Do what a table lacks, and print it.")
 @click.option("--table", type=int, required=True, callback=options.table_number, help="1, 2, 3 or 4, as in the paper.")
 @click.option(
     "--profile",
@@ -57,7 +57,13 @@ def suite() -> None:
 @click.option("--epochs", type=options.FEW, help="Whole epochs: the recipe over so many, its milestones in proportion.")
 @click.option("--steps", type=options.MANY, help="At most so many training steps.")
 @options.depth
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to train; auto is a GPU where there is one.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
@@ -104,7 +110,11 @@ def suite() -> None:
 )
 @click.option("--tensorboard", type=options.Location(), metavar="DIR", help="Write learning curves for TensorBoard.")
 @click.option(
-    "--providers", type=options.Choices("cpu,cuda,tensorrt", options.provider), default="cpu", show_default=True
+    "--providers",
+    type=options.Choices("cpu,cuda,tensorrt", options.provider),
+    default="cpu",
+    show_default=True,
+    help="Of ONNX Runtime, to check and time on.",
 )
 @click.option(
     "--runtimes",
@@ -113,6 +123,7 @@ def suite() -> None:
     ),
     default="onnxruntime,torch",
     show_default=True,
+    help="What to time.",
 )
 @click.option(
     "--forms",
@@ -121,7 +132,13 @@ def suite() -> None:
     show_default=True,
     help="Forms of the exported file; fp32 is always among them. plain is without rewrites, to show what they gain.",
 )
-@click.option("--batch-sizes", type=options.Choices("N,...", options.batch_size), default="1,8", show_default=True)
+@click.option(
+    "--batch-sizes",
+    type=options.Choices("N,...", options.batch_size),
+    default="1,8",
+    show_default=True,
+    help="To time at; torch at the smallest alone.",
+)
 @click.option(
     "--timings",
     type=click.Choice(["auto", "quick", "thorough"]),
@@ -210,7 +227,7 @@ def _executor(options: "Options") -> Callable[["Options"], "Outcome"]:
     return runner.run
 
 
-@suite.command()
+@suite.command(short_help="Print a table from what is stored.")
 @click.option("--table", type=int, required=True, callback=options.table_number, help="1, 2, 3 or 4, as in the paper.")
 @options.rows
 @options.results
@@ -225,7 +242,7 @@ def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, me
     return 0
 
 
-@suite.command("status")
+@suite.command("status", short_help="Say how far the runs on a folder are.")
 @options.results
 def status_(results: Path) -> int:
     """Say how far the runs on a folder are: done, under way and by whom, failed and why, and about how long is left."""
@@ -257,7 +274,7 @@ def _write_page(results: Sequence[Path], out: Path, metric: Any) -> Path:
         raise InputError(f"{out}: cannot write the report there: {error.strerror}") from None
 
 
-@suite.command("report")
+@suite.command("report", short_help="Write a page of all tables, plots and provenance.")
 @click.option(
     "--results",
     type=options.Location(),
@@ -282,7 +299,7 @@ def report_(results: tuple[Path, ...], out: Path | None, metric: Any, opened: bo
     return 0
 
 
-@suite.command("list")
+@suite.command("list", short_help="Print the models, tables or data sets.")
 @click.argument("what", type=click.Choice(["models", "tables", "data"]))
 def list_(what: str) -> int:
     """Print the models, the tables or the data sets that there are."""
@@ -302,7 +319,7 @@ def list_(what: str) -> int:
     return 0
 
 
-@suite.command()
+@suite.command(short_help="Write a network as an ONNX file.")
 @click.argument("source", metavar="MODEL|RUN")
 @click.argument("out", type=options.Location(), metavar="OUT.onnx")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
@@ -327,7 +344,7 @@ def export(
     return 0
 
 
-@suite.command()
+@suite.command(short_help="Compare ONNX Runtime with torch on images.")
 @click.argument("source", metavar="RUN|MODEL|FILE.onnx")
 @click.option("--weights", metavar="RUN|MODEL", help="What FILE was exported from, where it does not say so itself.")
 @options.one_provider
@@ -344,7 +361,7 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
     return 0 if result["passed"] else 1
 
 
-@suite.command()
+@suite.command(short_help="Print the curves of Figure 2 or 3.")
 @click.argument("number", metavar="2|3|normprop", type=click.Choice(["2", "3", "normprop"]))
 @options.results
 @options.depth
@@ -380,10 +397,10 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
     return 0
 
 
-@suite.command()
+@suite.command(short_help="Say where a file's time goes, and why.")
 @click.argument("source", metavar="FILE.onnx|RUN|MODEL")
 @options.one_provider
-@click.option("--batch-size", type=click.IntRange(1, options.LARGEST_BATCH), default=1, show_default=True)
+@click.option("--batch-size", type=options.Count(options.LARGEST_BATCH), default=1, show_default=True)
 @options.size
 def explain(source: str, provider: str, batch_size: int, size: int | None) -> int:
     """Say what ONNX Runtime makes of a file, or of the export of a run or model, and where its time goes."""
@@ -395,7 +412,7 @@ def explain(source: str, provider: str, batch_size: int, size: int | None) -> in
     return 0
 
 
-@suite.command()
+@suite.command(short_help="Hash every record and file anew.")
 @options.results
 @click.option("--without-files", is_flag=True, help="Weights and ONNX files may be left out, as of published records.")
 def verify(results: Path, without_files: bool) -> int:
@@ -419,7 +436,7 @@ def verify(results: Path, without_files: bool) -> int:
     return 1 if found.problems else 0
 
 
-@suite.command()
+@suite.command(short_help="Ratios of latencies, before and after.")
 @click.argument("a", type=options.Location())
 @click.argument("b", type=options.Location())
 @click.option(

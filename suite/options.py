@@ -11,9 +11,19 @@ from suite.errors import InputError
 from suite.render import FORMATS
 
 RESULTS = Path("results/local")
-# Counts of what is planned, started or asked for one by one; and of what is merely counted.
-FEW = click.IntRange(1, 10_000)
-MANY = click.IntRange(1, 10**9)
+
+
+class Count(click.IntRange):
+    """A whole number from 1."""
+
+    name = "N"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(1, most)
+
+
+# Of what is planned, started or asked for one by one; and of what is merely counted.
+FEW, MANY = Count(10_000), Count(10**9)
 LARGEST_BATCH = 10_000
 
 
@@ -129,7 +139,9 @@ metric = click.option(
     default="last",
     help="Errors of the last epoch, or the least.",
 )
-form = click.option("--format", "form", type=click.Choice(FORMATS), default="github", show_default=True)
+form = click.option(
+    "--format", "form", type=click.Choice(FORMATS), default="github", show_default=True, help="Of the table."
+)
 depth = click.option(
     "--depth",
     type=click.Choice(list(map(str, spec.CIFAR_DEPTHS))),
@@ -152,5 +164,5 @@ one_provider = click.option(
     "--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True
 )
 size = click.option(
-    "--size", type=click.IntRange(1, spec.LARGEST_SIDE), help="Side of an image in pixels; by default the model's own."
+    "--size", type=Count(spec.LARGEST_SIDE), help="Side of an image in pixels; by default the model's own."
 )
