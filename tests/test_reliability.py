@@ -198,7 +198,8 @@ def test_kills_in_the_midst_of_whole_runs_lose_no_cell_and_leave_none_twice(tmp_
     done = subprocess.run([*command, "--seeds", str(kills // 4)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     counts = {folder.name: len(list(folder.iterdir())) for folder in (root / "records").iterdir()}
-    assert counts == dict.fromkeys(("train", "export", "parity", "latency"), kills // 4) | {"peak": 1}
+    # One seed is timed, in ONNX Runtime and in torch.
+    assert counts == dict.fromkeys(("train", "export", "parity"), kills // 4) | {"latency": 2, "peak": 1}
     assert not list(root.glob("claims/*.json"))
 
 
