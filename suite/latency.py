@@ -43,7 +43,7 @@ PAIRED = Protocol(rounds=5, min_seconds=0.05, min_runs=2, max_runs=200, warmup=3
 # Fewest and most pairs of processes for one ratio: where its pages lie can make a process faster than its twin for all
 # its life. Six are the fewest whose least and greatest ratio have the true one between them in 19 of 20 cases; they are
 # enough when that interval is not wider than `TIGHT`.
-PROCESSES = (6, 12)
+PROCESSES = (6, 10)
 
 TIGHT = 0.02
 

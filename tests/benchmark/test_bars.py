@@ -96,7 +96,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_the_same_file_against_itself(
     disturbed: bool, files: Any, bar: Callable[..., None], request: pytest.FixtureRequest
 ) -> None:
-    file, repetitions = files.exported("resnet20_relu_bn", 32), 20 if request.config.getoption("--full") else 3
+    file, repetitions = files.exported("resnet20_relu_bn", 32), 20 if request.config.getoption("--full") else 2
     with contextlib.ExitStack() as stack:
         if disturbed:
             stack.callback(stack.enter_context(subprocess.Popen([sys.executable, "-c", DISTURBANCE])).kill)
