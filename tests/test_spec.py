@@ -108,7 +108,7 @@ def test_another_depth_renames_all_models_and_the_title_says_so() -> None:
 
 
 def test_depth_is_refused_where_rows_differ_in_it() -> None:
-    with pytest.raises(InputError, match="legal for tables 2 and 3"):
+    with pytest.raises(InputError, match="legal for tables 1, 2 and 3"):
         spec.at_depth(spec.load_table(4), 20)
 
 
