@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from suite.spec import load_table
 from suite.store import Store
 from suite.verify import verify
 
@@ -183,6 +184,13 @@ def test_the_figures_of_the_readme_are_those_of_the_published_records(
                 if heading != "network":
                     key, unit = FIGURES[heading]
                     assert is_rounded(found[row["network"]][key] / unit, figure), (row["network"], heading)
+
+
+def test_a_quick_table_4_takes_the_room_that_the_readme_says() -> None:
+    rows = {row.model for row in load_table(4).rows}
+    records = [r for stage in ("train", "export") for r in Store(ROOT / RESULTS).each(stage, rows)]
+    files = [file for r in records if not r.inputs.get("plain") for file in r.artifacts.values()]
+    assert f"(about {sum(file['bytes'] for file in files) / 1e9:.0f} GB for Table 4)" in README
 
 
 def test_the_ratios_of_the_readme_are_those_of_the_published_benchmarks() -> None:
