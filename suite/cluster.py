@@ -20,7 +20,7 @@ from time import sleep
 from typing import Any
 
 from suite.distributed import ALONE
-from suite.errors import InputError
+from suite.errors import InputError, in_words
 from suite.grid import TIMED, Grid, Options, Stage, plan, turn_of
 from suite.runner import LOOK, Outcome, Worker, check_timing, lead, work_on
 
@@ -228,7 +228,7 @@ def _failure(task: Future[Any]) -> str:
 
 def _reason(error: RayError) -> str:
     told = error.cause if isinstance(error, RayTaskError) else error
-    return f"{type(told).__name__}: {told}".splitlines()[0]
+    return in_words(told)
 
 
 def _groups(stages: Iterable[Stage], pack: int) -> list[list[Stage]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from suite import env, spec
-from suite.errors import InputError
+from suite.errors import InputError, first_line
 from suite.shape import checked
 from suite.store import Store
 from suite.weights import read_config
@@ -56,7 +56,7 @@ def in_one_line(name: str) -> Iterator[None]:
         foreign = type(error).__module__.partition(".")[0] in ("onnxruntime", "onnx", "google", "safetensors_rust")
         if isinstance(error, InputError) or not (foreign or isinstance(error, _EXPECTED)):
             raise
-        raise InputError(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+        raise InputError(f"{name}: {first_line(error)}") from None
 
 
 # What a file of another kind, one that is damaged, or a machine too small for it ends in.
@@ -368,7 +368,7 @@ def read_graph(path: Path) -> Any:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf has its own kinds of errors
-        raise InputError(f"{path}: not an ONNX file ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: not an ONNX file ({first_line(error)})") from None
     for tensor in _tensors(model):
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
             where = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from suite import deploy, distributed, env, progress
 from suite.distributed import Group
-from suite.errors import InputError
+from suite.errors import InputError, in_words
 from suite.grid import Cell, Options, Stage
 from suite.interrupt import Interruption
 from suite.record import key_of
@@ -111,7 +111,7 @@ class Performer:
             self.store.put(stage.kind, stage.inputs, outcome, env.environment(), timing, files)
             shown.close()
             return True
-        reason = f"{type(outcome).__name__}: {outcome}".splitlines()[0]
+        reason = in_words(outcome)
         self.store.fail(stage.kind, stage.inputs, reason)
         shown.pop_all().__exit__(type(outcome), outcome, None)  # the display then says that it failed
         self.display.note(f"{stage.name}: {reason}")

@@ -18,6 +18,7 @@ from time import monotonic, perf_counter
 from typing import Any, Literal
 
 from suite import env
+from suite.errors import in_words
 from suite.spec import Recipe
 
 # Pixels of the larger probed batch: 64 images of 32x32, 8 of 224x224 at the least.
@@ -108,7 +109,7 @@ def _answer(pipe: Any, request: Request, begun: float, start: float | None) -> N
         # A clock that all processes of a machine share.
         pipe.send(_measure(request, monotonic() - begun if start is None else start))
     except Exception as error:  # whatever it is, the other process is to hear of it
-        pipe.send(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+        pipe.send(in_words(error))
 
 
 def _measure(request: Request, start: float) -> Probe:

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from suite.errors import first_line
+
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -48,7 +50,7 @@ def open_session(
     try:
         session = ort.InferenceSession(source, options, providers=[(name, provider_options(provider, tf32))])
     except Exception as error:  # ONNX Runtime's own have no base but this
-        raise RuntimeError(f"{name}: {str(error).splitlines()[0]}") from None
+        raise RuntimeError(f"{name}: {first_line(error)}") from None
     session.disable_fallback()
     if session.get_providers()[0] != name:
         raise RuntimeError(f"{name} cannot be loaded here; ONNX Runtime fell back to {session.get_providers()[0]}")

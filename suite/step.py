@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models import SubsampleAndPad
 from suite import env, memory
 from suite.distributed import ALONE, Group
+from suite.errors import in_words
 from suite.spec import Recipe
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -236,6 +237,6 @@ def try_compile(
         try:
             first, compiled = seconds(True)
         except Exception as error:  # such as a machine without a compiler, or with too little memory
-            return found | {"compile_error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+            return found | {"compile_error": in_words(error)}
         found |= {"compiled": compiled < plain, "compiled_step_seconds": compiled, "compile_seconds": first - compiled}
     return found

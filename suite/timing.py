@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
+from suite.errors import in_words
 from suite.session import open_session, provider_options
 
 DISTINCT_INPUTS = 4
@@ -240,8 +241,7 @@ def serve_torch(pipe: Any, request: Request) -> None:
         for answer in _serve(lambda: _load_torch(request), request.protocol, actions()):
             pipe.send(answer)
     except Exception as error:  # whatever it is, the other process is to hear of it
-        lines = str(error).splitlines() or [""]
-        pipe.send({"error": f"{type(error).__name__}: {lines[0]}"})
+        pipe.send({"error": in_words(error)})
 
 
 def _probe(provider: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from suite.errors import InputError
+from suite.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -106,7 +106,7 @@ def load_weights(folder: Path) -> "nn.Module":
         model: nn.Module = timm.create_model(config.model, device="meta", **config.arguments)
         tensors = load_file(path)
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise InputError(f"{path}: cannot be read as weights of {config.model}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{path}: cannot be read as weights of {config.model}: {first_line(error)}") from None
     expected = model.state_dict()
     for name in sorted(set(expected) | set(tensors)):
         wanted, found = (each[name].shape if name in each else None for each in (expected, tensors))
