@@ -15,7 +15,8 @@ from onnxscript import ir
 from torch import Tensor, nn
 
 from suite.export import to_graph
-from suite.rewrite import apply_rewrites, name_after_layers
+from suite.nodes import name_after_layers
+from suite.rewrite import apply_rewrites
 from suite.session import open_session
 
 # Difference from which on a value departs, as a share of the greatest value of its tensor. Rounding stays below: across

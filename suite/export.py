@@ -15,7 +15,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from suite.rewrite import TOLERANCE, apply_rewrites, difference, name_after_layers
+from suite.nodes import name_after_layers
+from suite.rewrite import TOLERANCE, apply_rewrites, difference
 from suite.weights import load_weights as load_weights
 
 # The opset of PyTorch's dynamo exporter, which writes it whatever else is asked for.

@@ -39,7 +39,7 @@ EMBEDDED = {"cifar10": "digits10", "cifar100": "digits100", "imagenet": "digits1
 # Versions of what each stage makes of the same inputs, with their history. A new one makes new records.
 VERSIONS = {
     "train": 2,  # 1: first; 2: bfloat16 activations where the device is made for them
-    "export": 3,  # 1: first; 2: rewritten for ONNX Runtime's CPU provider; 3: columns of zeros
+    "export": 4,  # 1: first; 2: rewritten for ONNX Runtime's CPU provider; 3: columns of zeros; 4: whole blocks
     "convert": 2,  # 1: first; 2: codes of int8 for what NormProp's rectifiers give where they are off
     "parity": 1,  # 1: first
     "latency": 3,  # 1: first; 2: in turns with what it is compared with; 3: while the threads of all others are asleep

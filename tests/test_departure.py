@@ -19,7 +19,8 @@ import models  # noqa: F401 - registers the networks with timm
 from suite import departure, export, session
 from suite.departure import first_departure
 from suite.export import to_graph
-from suite.rewrite import apply_rewrites, name_after_layers
+from suite.nodes import name_after_layers
+from suite.rewrite import apply_rewrites
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

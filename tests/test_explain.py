@@ -14,8 +14,9 @@ from onnxscript import ir
 import models  # noqa: F401 - registers the networks with timm
 from suite.explain import explain, render
 from suite.export import to_graph
+from suite.nodes import name_after_layers
 from suite.precision import to_int8
-from suite.rewrite import apply_rewrites, name_after_layers
+from suite.rewrite import apply_rewrites
 
 BLOCKED = pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime's blocked layout needs x86")
 

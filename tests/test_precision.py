@@ -15,8 +15,9 @@ from torch import nn
 
 import models  # noqa: F401 - registers the networks with timm
 from suite.export import _to_onnx, fold
+from suite.nodes import name_after_layers
 from suite.precision import to_float16, to_int8
-from suite.rewrite import apply_rewrites, name_after_layers
+from suite.rewrite import apply_rewrites
 
 NAMES = ["resnet20_crelu_bn", "resnet20_relu_np"]
 

@@ -16,8 +16,10 @@ from onnxscript import ir
 from torch import Tensor, nn
 
 import models
+from suite.blocks import BLOCK
 from suite.export import _to_onnx, fold
-from suite.rewrite import BLOCK, apply_rewrites, difference, name_after_layers
+from suite.nodes import name_after_layers
+from suite.rewrite import apply_rewrites, difference
 
 # (model, size of an image): each kind of block, rectifier, shortcut and normalisation.
 NETWORKS = [
@@ -26,6 +28,7 @@ NETWORKS = [
     ("resnet20_relu_np", 32),
     ("resnet20_crelu_np2", 32),
     ("resnet20_w24_crelu_bn", 32),
+    ("resnet20_w12_crelu_bn", 32),  # its first stage has fewer channels than a block
     # Large enough for CReLU in halves in the first stage, and only there; then 16, 8 and 4 pixels wide.
     ("resnet34_crelu_nobias", 128),
     ("resnet50_crelu_bn", 96),
@@ -155,6 +158,18 @@ def test_the_rewritten_graph_gives_torchs_logits(
                 "subtraction into bias and clip": 10,
                 "subtraction into biases": 1,
                 "subtraction as depthwise convolution": 8,
+            },
+        ),
+        (
+            "resnet20_w12_crelu_bn",
+            32,
+            {
+                "type-A shortcut as convolution": 2,
+                "mean as pool": 1,
+                "CReLU beside a column of zeros": 5,
+                "CReLU as convolution": 14,
+                "order of channels into weights": 6,  # of 48 channels; 12 and 24 are no whole blocks
+                "image filled up to a block": 10,  # 7 convolutions and 3 sums of the first stage
             },
         ),
         (
