@@ -96,15 +96,26 @@ def _pool(op: Any, x: ir.Value, axes: ir.Value) -> Any:
     return op.GlobalAveragePool(x)
 
 
-# CReLU has two forms. Sums of kernel times, relative to the exported graph, in interleaved profiles (two cores with
-# AVX-512, batch 1; "shared" while other work slowed the machine to less than half its speed):
+# CReLU has two forms, of which the first can also write zeros for the padding behind it. Wall clock of chains of
+# residual blocks, relative to the exported form, in turns and with no other thread awake (two threads of two cores with
+# AVX-512, one image; in two runs):
 #
-#                                  ResNet-34, 224x224   ResNet-50, 224x224   ResNet-110, 32x32
-#                                     idle   shared        idle   shared          shared
-#   one signed convolution            0.97    0.89         0.96    0.92            0.69
-#   two halves                        0.97    0.85         0.96    0.85            0.72
+#                                one signed        beside a column        two halves
+#                                convolution          of zeros
+#   basic, 16 x 32x32             0.73, 0.73               -              0.91, 0.90
+#   basic, 32 x 16x16             0.87, 0.79          0.82, 0.77          0.87, 0.81
+#   basic, 64 x 8x8               0.89, 0.87               -              0.88, 0.84
+#   basic, 64 x 56x56             0.97, 0.98               -              0.95, 0.94
+#   basic, 128 x 28x28            0.99, 0.97          0.97, 0.96          0.98, 0.95
+#   basic, 256 x 14x14            0.98, 0.99               -              0.97, 0.99
+#   basic, 512 x 7x7              1.00, 0.99          0.95, 0.97          0.97, 0.99
+#   bottleneck, 64 x 56x56        0.96, 0.93               -              0.95, 0.92
+#   bottleneck, 128 x 28x28       0.98, 0.98          0.98, 0.97          0.97, 0.98
+#   bottleneck, 256 x 14x14       0.94, 0.98               -              0.93, 0.97
+#   bottleneck, 512 x 7x7         1.00, 0.98          0.98, 0.95          0.99, 0.98
 #
-# On an idle machine the convolutions alone are 0.95 of the exported ResNet-34, so little is left to gain.
+# Little is left to gain. In the networks for 224x224, convolutions are 0.98 of the time and run at 0.92 to 1.00 of the
+# speed of a large matrix product; the rectifiers between the halves are 0.01.
 #
 # Others were slower, by wall clock in one run of ResNet-110, where the signed convolution took 0.76 of the exported
 # graph: a depthwise convolution of -1 and `Concat` 0.89, `Concat` of x with itself and a depthwise convolution of +-1
@@ -119,10 +130,8 @@ def _pool(op: Any, x: ir.Value, axes: ir.Value) -> Any:
 # (P + N) * relu(x) - N * x: two convolutions, of which the second adds to the result of the first. Nothing is copied;
 # but it is one node more, and rounds differently.
 #
-# A signed convolution can also write zeros that the next one pads with. ONNX Runtime's kernel computes six or three
-# outputs of a row at a time and the rest, like those beside padding, one by one. At a width of 7, 16 or 28 (1 modulo 3)
-# one column of zeros on the right leaves fewer of them: the 3x3 convolutions at 7x7 took 0.97 in ResNet-34, the whole
-# of ResNet-110 0.99. At 28x28 the gain (0.98) does not pay for the signed form where `_halves` is faster.
+# The zeros: ONNX Runtime's kernel computes six or three outputs of a row at a time and the rest, like those beside
+# padding, one by one. At a width of 7, 16 or 28 (1 modulo 3) a column of zeros on the right leaves fewer of them.
 
 
 def _crelu(op: Any, x: ir.Value) -> Any:
