@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite import env, spec
+from suite import env, onnxfile, spec
 from suite.errors import InputError, first_line
 from suite.shape import checked
 from suite.store import Store
@@ -262,7 +262,7 @@ def onnx_file(name: str, provider: str, size: int | None) -> Iterator[Path]:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"{name}: no such file")
-        side = _sides(read_graph(path).graph.input[0])[-1]
+        side = onnxfile.image_size(onnxfile.read(path))
         if size not in (None, side):
             raise InputError(f"--size {size}: {name} is for images of {side}x{side}; legal: {side}, or none")
         yield path
@@ -305,17 +305,17 @@ def parity(
     if weights and not is_file:
         raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {name} is none")
     _require(provider)
-    file = read_graph(path) if is_file else None
-    made_from = weights or (_stated_source(path, file) if file else name)
-    size = _sides(file.graph.input[0])[-1] if file else None
+    file = onnxfile.read(path) if is_file else None
+    made_from = weights or (onnxfile.stated_model(path, file) if file else name)
+    size = onnxfile.image_size(file) if file else None
     with source(made_from, size) as of, tempfile.TemporaryDirectory() as scratch:
         if file is None:
             path = Path(scratch) / "model.onnx"
             export(of, path, "fp32", provider, False, data)
-        elif (classes := _sides(file.graph.output[0])[1]) != of.classes:
+        elif (classes := onnxfile.classes(file)) != of.classes:
             raise InputError(f"{name}: tells {classes} classes apart, {of.model} {of.classes}: another network's file")
         batches = test_batches(of, data, images)
-        found = check(of.weights, path, batches, _precision(path), provider)
+        found = check(of.weights, path, batches, onnxfile.precision(path), provider)
         return {"model": of.model, "trained": of.trained, "data": batches.dataset.name, **found}
 
 
@@ -339,80 +339,3 @@ def check(
         return found
     images, _ = next(iter(batches.test()))
     return found | {"departure": first_departure(model, path, images[:4].contiguous(), provider)}
-
-
-def _precision(path: Path) -> str:
-    """That of a file which this project wrote."""
-    from suite.export import describe
-
-    if "QuantizeLinear" in describe(path)["operators"]:
-        return "int8"
-    import onnx
-
-    weights = onnx.load(path).graph.initializer
-    return "fp16" if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in weights) else "fp32"
-
-
-def read_graph(path: Path) -> Any:
-    """An ONNX file as a message, if it is of the form that this project writes and lies in this one file.
-
-    Nothing else is read, whatever the file says of where its weights are.
-
-    Raises:
-        InputError: it is not.
-    """
-    import onnx
-
-    from suite.export import OPSET
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf has its own kinds of errors
-        raise InputError(f"{path}: not an ONNX file ({first_line(error)})") from None
-    for tensor in _tensors(model):
-        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
-            where = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-            raise InputError(f"{path}: {tensor.name!r} lies outside the file, in {where!r}, which is not read")
-    found = {entry.domain: entry.version for entry in model.opset_import}
-    opset = found.pop("", found.pop("ai.onnx", None))
-    if opset != OPSET:
-        raise InputError(f"{path}: of opset {opset}; legal: {OPSET}, which python -m suite export writes")
-    ends = [[value.name for value in ends] for ends in (model.graph.input, model.graph.output)]
-    if ends != [["input"], ["logits"]]:
-        raise InputError(f"{path}: its inputs and outputs are {ends}; legal: one input, and logits as output")
-    image, logits = _sides(model.graph.input[0])[1:], _sides(model.graph.output[0])[1:]
-    if not (len(image) == 3 and image[0] == 3 and image[1] == image[2] and 0 < image[1] <= spec.LARGEST_SIDE):
-        raise InputError(f"{path}: its input is {image}; legal: [3, size, size] with sizes to {spec.LARGEST_SIDE}")
-    if not (len(logits) == 1 and logits[0] > 0):
-        raise InputError(f"{path}: its logits are {logits}; legal: [classes]")
-    return model
-
-
-def _tensors(message: Any) -> Iterator[Any]:
-    """All tensors in a message, wherever they are."""
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for part in [value] if hasattr(value, "ListFields") else value:
-                if field.message_type.name == "TensorProto":
-                    yield part
-                else:
-                    yield from _tensors(part)
-
-
-def _sides(value: Any) -> list[int]:
-    """Sides of a graph's input or output; 0 for one that is free."""
-    return [side.dim_value for side in value.type.tensor_type.shape.dim]
-
-
-def _stated_source(path: Path, file: Any) -> str:
-    """What a file that was exported from start values says of its model."""
-    import timm
-
-    import models  # noqa: F401 - registers the networks with timm
-
-    stated = {entry.key: entry.value for entry in file.metadata_props}
-    if stated.get("trained") != "false":
-        raise InputError(f"{path}: made from a run's weights; give their folder by --weights FOLDER")
-    if stated.get("model") not in timm.list_models(module="crelu_resnet"):
-        raise InputError(f"{path}: says that its model is {stated.get('model')!r}, which is not one of this project's")
-    return str(stated["model"])

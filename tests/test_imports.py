@@ -49,8 +49,9 @@ ALLOWED: dict[str, set[str]] = {
     "latency": {"samples", "session", "timing"},
     "analyze": {"batches", "models"},
     "theory": {"analyze", "models"},
-    "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "parity"}
-    | {"precision", "shape", "spec", "store", "weights"},
+    "onnxfile": {"errors", "export", "models", "spec"},
+    "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "onnxfile"}
+    | {"parity", "precision", "shape", "spec", "store", "weights"},
     "figures": {
         "analyze",
         "deploy",

@@ -1,0 +1,174 @@
+"""ONNX files that a user names, as strangers may have made them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from suite import deploy
+from suite.errors import InputError
+
+
+def graph(
+    size: int | str = 8,
+    classes: int | str = 10,
+    opset: int = 18,
+    names: tuple[str, str] = ("input", "logits"),
+    channels: int = 3,
+    weights: TensorProto | None = None,
+    **metadata: str,
+) -> onnx.ModelProto:
+    """A file that tells classes apart by the mean of the first channel."""
+    weights = weights or numpy_helper.from_array(np.ones((3, 10), np.float32), "weights")
+    nodes = [
+        helper.make_node("ReduceMean", [names[0], "axes"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weights"], [names[1]], name="\x1b[2Jfc"),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(names[0], TensorProto.FLOAT, ["batch", channels, size, size])],
+        [helper.make_tensor_value_info(names[1], TensorProto.FLOAT, ["batch", classes])],
+        [numpy_helper.from_array(np.array([2, 3]), "axes"), weights],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    helper.set_model_props(model, metadata)
+    return model
+
+
+def outside(location: str) -> TensorProto:
+    """Weights that lie in another file."""
+    tensor = TensorProto(name="weights", data_type=TensorProto.FLOAT, dims=[3, 10])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "net.onnx"
+
+
+def refusal(path: Path) -> str:
+    """What both commands on a file say of it."""
+    said = []
+    for command in (lambda: deploy.parity(str(path), "resnet20_relu_bn", {}, 2, "cpu"), lambda: explained(path)):
+        with pytest.raises(InputError) as caught, deploy.in_one_line(str(path)):
+            command()
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert said[0].startswith(f"{path}: ")
+    assert "\n" not in said[0]
+    return said[0]
+
+
+def explained(path: Path) -> dict[str, Any]:
+    with deploy.onnx_file(str(path), "cpu", None) as file:
+        return deploy.explain(file, "cpu", 1, None)
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "weights.bin", "a/../../secret"])
+@pytest.mark.parametrize("place", ["initializer", "attribute", "subgraph", "sparse"])
+def test_weights_outside_the_file_are_refused_before_anything_is_read(
+    path: Path, location: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = graph(weights=outside(location) if place == "initializer" else None)
+    if place == "attribute":
+        model.graph.node.append(helper.make_node("Constant", [], ["c"], value=outside(location)))
+    if place == "subgraph":
+        branch = helper.make_graph([], "b", [], [], [outside(location)])
+        model.graph.node.append(helper.make_node("If", ["c"], ["d"], then_branch=branch, else_branch=branch))
+    if place == "sparse":
+        model.graph.sparse_initializer.add().values.CopyFrom(outside(location))
+    path.write_bytes(model.SerializeToString())
+    (path.parent / "weights.bin").write_bytes(bytes(120))
+    opened: list[str] = []
+    whole = open
+
+    def noted(file: Any, *arguments: Any, **options: Any) -> Any:
+        opened.append(str(file))
+        return whole(file, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", noted)
+    monkeypatch.setattr("suite.session.open_session", lambda *_: pytest.fail("a session was opened"))
+    assert refusal(path) == f"{path}: 'weights' lies outside the file, in {location!r}, which is not read"
+    assert not [file for file in opened if file.endswith(("secret", "passwd", "weights.bin"))]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (graph(opset=17), "of opset 17; legal: 18"),
+        (graph(opset=99), "of opset 99; legal: 18"),
+        (graph(names=("x", "y")), "its inputs and outputs are"),
+        (graph(size=10**9), f"its input is [3, {10**9}, {10**9}]; legal: [3, size, size] with sizes to 4096"),
+        (graph(size="any"), "its input is [3, 0, 0]; legal"),
+        (graph(channels=4), "its input is [4, 8, 8]; legal"),
+        (graph(classes="any"), "its logits are [0]; legal: [classes]"),
+        (onnx.ModelProto(), "of opset None; legal: 18"),
+    ],
+)
+def test_a_file_of_another_form_is_named(path: Path, model: onnx.ModelProto, said: str) -> None:
+    path.write_bytes(model.SerializeToString())
+    assert said in refusal(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not ONNX", b"\x80\x04.", b"\xff" * 100, b"PK\x03\x04"])
+def test_a_file_that_is_no_onnx_is_named(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert refusal(path)
+
+
+def test_a_file_cut_at_any_sixteenth_is_named(path: Path) -> None:
+    raw = graph().SerializeToString()
+    for part in range(16):
+        path.write_bytes(raw[: len(raw) * part // 16])
+        assert refusal(path)
+
+
+@pytest.mark.parametrize("dims", [[3, 10**9], [2**40, 2**40], [-1, 10]])
+def test_weights_of_absurd_shapes_are_refused_without_memory_for_them(path: Path, dims: list[int]) -> None:
+    tensor = TensorProto(name="weights", data_type=TensorProto.FLOAT, dims=dims, raw_data=bytes(120))
+    path.write_bytes(graph(weights=tensor).SerializeToString())
+    with pytest.raises(InputError, match=str(path)), deploy.in_one_line(str(path)):
+        explained(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (graph(classes=100), "tells 100 classes apart, resnet20_relu_bn 10: another network's file"),
+        (graph(size=16), "is to see 16x16 pixels, .* and the images of digits10 have 32x32 pixels"),
+        (graph(size=32), "has no node in common with an export of this network"),
+    ],
+)
+def test_another_networks_file_is_named(path: Path, model: onnx.ModelProto, said: str) -> None:
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=said), deploy.in_one_line(str(path)):
+        deploy.parity(str(path), "resnet20_relu_bn", {}, 2, "cpu")
+
+
+@pytest.mark.parametrize("model", ["hf-hub:someone/model", "resnet50", "/etc", ""])
+def test_what_a_file_says_of_its_model_is_not_followed_elsewhere(path: Path, model: str) -> None:
+    path.write_bytes(graph(trained="false", model=model).SerializeToString())
+    with pytest.raises(InputError, match="which is not one of this project's"):
+        deploy.parity(str(path), None, {}, 2, "cpu")
+
+
+def test_names_in_a_file_cannot_steer_a_terminal(path: Path, suite: Callable[..., tuple[int, str, str]]) -> None:
+    path.write_bytes(graph().SerializeToString())
+    code, out, err = suite("explain", str(path))
+    assert (code, err) == (0, "")
+    assert "\x1b" not in out
+    assert r"\x1b[2Jfc" in out
+
+
+def test_weights_that_are_not_numbers_are_named(path: Path) -> None:
+    nan = numpy_helper.from_array(np.full((3, 10), np.nan, np.float32), "weights")
+    path.write_bytes(graph(size=32, weights=nan).SerializeToString())
+    with pytest.raises(InputError, match="the logits of ONNX Runtime are not finite"), deploy.in_one_line(str(path)):
+        deploy.parity(str(path), "resnet20_relu_bn", {}, 2, "cpu")
