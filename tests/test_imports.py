@@ -74,7 +74,8 @@ ALLOWED: dict[str, set[str]] = {
     "svg": {"plots"},
     "choices": {"plots", "render", "report", "runs", "samples"},
     "findings": {"plots", "runs", "spec"},
-    "page": {"choices", "files", "findings", "plots", "record", "render", "report", "runs", "spec", "store", "svg"},
+    "provenance": {"plots", "record", "render", "runs"},
+    "page": {"choices", "files", "findings", "plots", "provenance", "render", "report", "runs", "spec", "store", "svg"},
     "grid": {"data", "deploy", "env", "errors", "latency", "record", "spec"},
     "claims": {"errors", "grid"},
     "perform": STAGES
