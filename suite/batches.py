@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from suite import augment
-from suite.data import Dataset, Split, read_image
+from suite.data import Dataset, Split
 from suite.distributed import ALONE, Group
 from suite.errors import InputError
+from suite.folders import read_image
 from suite.spec import Recipe
 
 Batch = tuple[Tensor, Tensor]

@@ -4,11 +4,10 @@ The page needs no network: style, script, the drawing library and the data are i
 escaped where it stands in HTML and in the data that the script reads.
 """
 
-import html
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -16,13 +15,12 @@ from string import Template
 from typing import Any
 
 from suite import choices, findings, plots, report, spec, svg
-from suite.files import printable
 from suite.files import write as write_file
 from suite.findings import Claim, Finding
 from suite.plots import Entry, Figure
-from suite.record import Record
-from suite.render import Column, Line, Report, printed, render
-from suite.runs import Metric, Records, kind_of, words_of
+from suite.provenance import Provenance
+from suite.render import Column, Line, Report, escape_html, printed, render
+from suite.runs import Metric, Records
 from suite.spec import CIFAR_DEPTHS, Row, Table
 from suite.store import Store
 
@@ -124,10 +122,10 @@ def _page(
     chosen: Mapping[str, Report],
     judged: Sequence[tuple[Claim, Sequence[Finding]]],
 ) -> str:
-    provenance = _Provenance()
+    provenance = Provenance()
     for section in sections:
         for entry in section.entries:
-            provenance.add(section, entry)
+            provenance.add(_short(section), entry)
     figures = [figure for group in drawings.values() for figure in group]
     numbers = iter(range(len(figures)))
     drawn = {f"plots_{name}": "".join(_figure(next(numbers), f) for f in group) for name, group in drawings.items()}
@@ -137,7 +135,7 @@ def _page(
         policy=POLICY,
         style=_asset("report.css"),
         summary=_summary(folders, provenance),
-        links="".join(f'<li><a href="#{s.name}">{_text(_short(s))}</a></li>' for s in sections),
+        links="".join(f'<li><a href="#{s.name}">{escape_html(_short(s))}</a></li>' for s in sections),
         choices="".join(_table(name, shown) for name, shown in chosen.items()) or empty,
         findings="".join(_claim(claim, found) for claim, found in judged),
         tables="".join(_table(section.name, section.report) for section in sections),
@@ -153,11 +151,6 @@ def _asset(name: str) -> str:
     return (resources.files("suite") / "assets" / name).read_text("utf-8")
 
 
-def _text(words: str) -> str:
-    """Text as HTML that shows it, whatever characters a record has."""
-    return html.escape(printable(words))
-
-
 def _inline(data: Any) -> str:
     """JSON that may stand inside a script element: none of its characters can end it."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -169,13 +162,13 @@ def _short(section: _Section) -> str:
     return f"Table {section.table.number}{depth}"
 
 
-def _summary(folders: Sequence[Store], provenance: "_Provenance") -> str:
+def _summary(folders: Sequence[Store], provenance: Provenance) -> str:
     machines = list(provenance.machines)
     where = ", ".join(str(store.root) for store in folders)
     words = f"{len(provenance.records)} records are shown, from {where}."
     if machines:
         words += f" Measured on {' and on '.join(machines)}."
-    return _text(f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
+    return escape_html(f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
 
 
 def _claim(claim: Claim, found: Sequence[Finding]) -> str:
@@ -183,14 +176,15 @@ def _claim(claim: Claim, found: Sequence[Finding]) -> str:
     items = []
     for finding in found:
         if finding.figures:
-            figures = "".join(f"<li>{_text(text)}</li>" for text in finding.figures)
-            caveats = f'<p class="quiet">{_text("; ".join(finding.caveats))}</p>' if finding.caveats else ""
-            items.append(f"<li>{_verdict(finding)} {_text(finding.where)}{caveats}<ul>{figures}</ul></li>")
+            figures = "".join(f"<li>{escape_html(text)}</li>" for text in finding.figures)
+            caveats = f'<p class="quiet">{escape_html("; ".join(finding.caveats))}</p>' if finding.caveats else ""
+            items.append(f"<li>{_verdict(finding)} {escape_html(finding.where)}{caveats}<ul>{figures}</ul></li>")
     if lacking := [finding for finding in found if not finding.figures]:
-        items.append(f"<li>{_verdict(lacking[0])} {_text('; '.join(finding.where for finding in lacking))}</li>")
+        where = escape_html("; ".join(finding.where for finding in lacking))
+        items.append(f"<li>{_verdict(lacking[0])} {where}</li>")
     return (
-        f"<article><h3>{_text(claim.title)}</h3>"
-        f'<p class="quiet">{_text(claim.words)} Here: {_text(claim.criterion)}.</p>'
+        f"<article><h3>{escape_html(claim.title)}</h3>"
+        f'<p class="quiet">{escape_html(claim.words)} Here: {escape_html(claim.criterion)}.</p>'
         f"<ul>{''.join(items)}</ul></article>"
     )
 
@@ -209,13 +203,13 @@ def _table(name: str, shown: Report) -> str:
         f"<tr>{''.join(_cell(name, c, line, text) for c, text in zip(shown.columns, row, strict=True))}</tr>"
         for line, row in zip(shown.lines, cells, strict=True)
     )
-    foot = "".join(f'<li id="{name}-note-{number}">{_text(text)}</li>' for number, text in notes)
-    remarks = "".join(f"<li>{_text(text)}</li>" for text in shown.remarks)
+    foot = "".join(f'<li id="{name}-note-{number}">{escape_html(text)}</li>' for number, text in notes)
+    remarks = "".join(f"<li>{escape_html(text)}</li>" for text in shown.remarks)
     files = " ".join(
         f'<a href="{name}.{ending}">{word}</a>'
         for word, ending in (("Markdown", "md"), ("CSV", "csv"), ("LaTeX", "tex"))
     )
-    title = _text(shown.title)
+    title = escape_html(shown.title)
     opened = " open" if len(notes) <= 12 else ""
     below = f"<summary>Notes</summary><ol>{foot}</ol><ul>{remarks}</ul>" if foot or remarks else ""
     below = below and f'<details class="notes"{opened}>{below}</details>'
@@ -231,7 +225,7 @@ def _table(name: str, shown: Report) -> str:
 
 
 def _heading(column: Column) -> str:
-    return _text(column.heading.replace("top-", "top\u2011"))  # no line ends within "top-1"
+    return escape_html(column.heading.replace("top-", "top\u2011"))  # no line ends within "top-1"
 
 
 def _kind(column: Column) -> str:
@@ -246,14 +240,14 @@ def _cell(name: str, column: Column, line: Line, text: str) -> str:
     value, notes = line.values.get(column.key), line.notes.get(column.key, [])
     tags = list(dict.fromkeys(TAGS[start] for note in notes for start in TAGS if note.startswith(start)))
     links = ",".join(f'<a href="#{name}-note-{mark.strip()}">{mark.strip()}</a>' for mark in marks)
-    content = _text(shown.strip())
+    content = escape_html(shown.strip())
     if value is None:  # the reason is on hover and for screen readers; a number at each empty cell would be a thicket
-        why = _text("; ".join(notes) or "none")
+        why = escape_html("; ".join(notes) or "none")
         content, links = f'<span class="empty" role="img" aria-label="{why}">&ndash;</span>', ""
     content += "".join(f' <span class="tag {tag}">{tag}</span>' for tag in tags)
     content += f"<sup>{links}</sup>" if links else ""
-    title = f' title="{_text("; ".join(notes))}"' if notes else ""
-    order = "" if value is None else f' data-value="{_text(str(value))}"'
+    title = f' title="{escape_html("; ".join(notes))}"' if notes else ""
+    order = "" if value is None else f' data-value="{escape_html(str(value))}"'
     if column.key == "model":
         return f'<th scope="row" class="model"{order}>{content}</th>'
     return f"<td{_kind(column)}{order}{title}>{content}</td>"
@@ -261,16 +255,16 @@ def _cell(name: str, column: Column, line: Line, text: str) -> str:
 
 def _figure(number: int, figure: Figure) -> str:
     """A figure's frame, which the script draws into; without scripts its plots are pictures."""
-    options = "".join(f'<option value="{i}">{_text(plot.title)}</option>' for i, plot in enumerate(figure.plots))
+    options = "".join(f'<option value="{i}">{escape_html(p.title)}</option>' for i, p in enumerate(figure.plots))
     choice = f"<label>Show <select>{options}</select></label>" if len(figure.plots) > 1 else ""
-    paper = "".join(f'<p class="paper">{_text(line)}</p>' for line in figure.paper.splitlines())
+    paper = "".join(f'<p class="paper">{escape_html(line)}</p>' for line in figure.paper.splitlines())
     first = figure.plots[0]
-    pictures = "".join(f'<img src="plots/{plot.name}.svg" alt="{_text(plot.title)}">' for plot in figure.plots)
+    pictures = "".join(f'<img src="plots/{p.name}.svg" alt="{escape_html(p.title)}">' for p in figure.plots)
     return f"""
 <figure data-figure="{number}">
-<figcaption><h3>{_text(figure.title)}</h3><p>{_text(figure.caption)}</p>{paper}</figcaption>
+<figcaption><h3>{escape_html(figure.title)}</h3><p>{escape_html(figure.caption)}</p>{paper}</figcaption>
 <div class="tools">{choice}<span class="files"><a href="plots/{first.name}.svg">SVG</a></span></div>
-<div class="plot" tabindex="0" role="img" aria-label="{_text(f"{figure.title}, {first.title}")}"></div>
+<div class="plot" tabindex="0" role="img" aria-label="{escape_html(f"{figure.title}, {first.title}")}"></div>
 <details class="values"><summary>Values</summary><div class="scroll"></div></details>
 <noscript>{pictures}</noscript>
 </figure>"""
@@ -282,8 +276,8 @@ def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> str:
     for section in sections:
         for data in dict.fromkeys(row.data for row in section.table.rows):
             for words, rows in _gaps(section, data).items():
-                command = _text(_command(folders, section.table, data, rows))
-                where = f"{_text(_short(section))}, {plots.DATA[data]}"
+                command = escape_html(_command(folders, section.table, data, rows))
+                where = f"{escape_html(_short(section))}, {plots.DATA[data]}"
                 items.append(
                     f"<li><p>{where}: {len(rows)} row{'s' if len(rows) > 1 else ''} {words}</p>"
                     f"<pre><code>{command}</code></pre></li>"
@@ -320,92 +314,3 @@ def _command(folders: Sequence[Store], table: Table, data: str, rows: Sequence[R
     words += ["--depth", str(table.depth)] if table.depth != paper.depth else []
     words += ["--profile", "paper", "--seeds", str(table.seeds), "--data", f"{data}=PATH"]
     return shlex.join([*words, "--results", str(folders[0].root)] if folders else words)
-
-
-@dataclass
-class _Provenance:
-    """Where each figure of the page comes from: records, and numbered setups and recipes that many of them share."""
-
-    rows: dict[tuple[str, str, str, str, int], list[Record]] = field(default_factory=dict)
-    setups: dict[str, int] = field(default_factory=dict)
-    recipes: dict[str, int] = field(default_factory=dict)
-    machines: dict[str, None] = field(default_factory=dict)
-    records: set[str] = field(default_factory=set)
-
-    def add(self, section: _Section, entry: Entry) -> None:
-        runs = entry.runs
-        exports = [runs.export] if runs.export else []
-        checks = [record for records in runs.checks.values() for record in records]
-        shown = [*runs.train, *exports, *runs.parity, *checks, *runs.analyze, *runs.timed.values()]
-        self.records.update(record.key for record in shown)
-        for record in shown:
-            environment = record.environment
-            machine = environment.get("machine", {}).get("id") or record.inputs.get("machine") or "not recorded"
-            self.machines.setdefault(str(machine))
-            setup = {
-                "machine": machine,
-                "versions": _pairs(environment.get("versions", {})),
-                "commit": _commit(environment.get("source", {})),
-                "command": shlex.join(map(str, environment.get("command", []))),
-            }
-            number = self.setups.setdefault(json.dumps(setup), len(self.setups) + 1)
-            key = (_short(section), entry.row.model, entry.row.data, record.stage, number)
-            self.rows.setdefault(key, []).append(record)
-
-    def html(self) -> str:
-        lines = []
-        for (table, model, data, stage, setup), records in self.rows.items():
-            recipes = {self._recipe(record) for record in records if "recipe" in record.inputs}
-            seeds = [str(record.inputs["seed"]) for record in records if "seed" in record.inputs]
-            detail = [f"seed {', '.join(seeds)}"] if seeds else []
-            detail += [words_of(kind_of(r)) for r in records if stage == "latency"]
-            links = ", ".join(f'<a href="#recipe-{number}">{number}</a>' for number in sorted(recipes))
-            lines.append(
-                "<tr>"
-                + "".join(f"<td>{_text(text)}</td>" for text in (table, model, plots.DATA[data], stage))
-                + f"<td>{_text(', '.join(detail))}</td>"
-                + f'<td><a href="#setup-{setup}">{setup}</a></td>'
-                + f"<td>{links}</td>"
-                + f"<td>{_text(max(record.finished for record in records))}</td>"
-                + f"<td><code>{' '.join(_text(record.key) for record in records)}</code></td></tr>"
-            )
-        recipe_items = "".join(f'<li id="recipe-{number}">{_text(text)}</li>' for text, number in self.recipes.items())
-        head = _head("Table", "Model", "Data", "Stage", "What", "Setup", "Recipe", "Finished", "Records")
-        return f"""
-<details><summary>Setups: machine, versions, commit, command</summary><ol class="setups">{self._setups()}</ol></details>
-<details><summary>Recipes</summary><ol class="recipes">{recipe_items}</ol></details>
-<details><summary>Every figure: its setup, recipe and records</summary>
-<div class="scroll" tabindex="0" role="region" aria-label="Every figure">
-<table><thead><tr>{head}</tr></thead>
-<tbody>{"".join(lines)}</tbody></table></div></details>"""
-
-    def _recipe(self, record: Record) -> int:
-        data = record.inputs.get("data", {})
-        text = f"data {data.get('name')} ({str(data.get('sha256'))[:12]}); {_pairs(record.inputs['recipe'])}"
-        return self.recipes.setdefault(text, len(self.recipes) + 1)
-
-    def _setups(self) -> str:
-        items = []
-        for text, number in self.setups.items():
-            pairs = json.loads(text).items()
-            terms = "".join(f"<dt>{name}</dt><dd>{_text(value or 'not recorded')}</dd>" for name, value in pairs)
-            items.append(f'<li id="setup-{number}"><dl>{terms}</dl></li>')
-        return "".join(items)
-
-
-def _head(*names: str) -> str:
-    return "".join(f'<th scope="col">{name}</th>' for name in names)
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
-
-
-def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else str(value)
-
-
-def _commit(source: Mapping[str, Any]) -> str:
-    if not source.get("commit"):
-        return ""
-    return f"{source['commit']}{' with changes' if source.get('dirty') else ''}"

@@ -1,5 +1,5 @@
-"""What several test files share: a results folder with records that were written, not measured, the command line, and
-how thorough the tests of faults are."""
+"""What several test files share: a results folder with records that were written, not measured, folders of images, the
+command line, and how thorough the tests of faults are."""
 
 import itertools
 import sys
@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
 import suite.__main__ as command_line
 from suite.record import Record
@@ -122,3 +124,43 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         return made
 
     return add
+
+
+@pytest.fixture
+def picture() -> Callable[..., Path]:
+    """Write an image whose pixels are drawn with `seed`, `size` (width, height) large; returns its path."""
+
+    def write(path: Path, seed: int = 0, size: tuple[int, int] = (32, 32)) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def cifar_folder(picture: Callable[..., Path]) -> Callable[..., Path]:
+    """Write one image a class, of ten classes, whose pixels are drawn with the class as seed; returns the folder."""
+
+    def write(root: Path, test: str = "test") -> Path:
+        for split in ("train", test):
+            for number in range(10):
+                picture(root / split / f"class{number}" / "0.png", number)
+        return root
+
+    return write
+
+
+@pytest.fixture
+def imagenet_folder(picture: Callable[..., Path]) -> Callable[[Path], Path]:
+    """Write three train images and one for validation of each of two classes; returns the folder."""
+
+    def write(root: Path) -> Path:
+        for name in ("n02", "n01"):
+            for file in ("b.JPEG", "a.jpg", "c.png"):
+                picture(root / "train" / name / file)
+            picture(root / "val" / name / "v.JPEG")
+        return root
+
+    return write

@@ -175,20 +175,6 @@ def test_table_1_and_its_figures_appear_with_their_records(html: str) -> None:
     assert figures["Figure 3, coherence: CIFAR-100"]["plots"][0]["series"][0]["points"] == [[1, 0.25], [2, 0.75]]
 
 
-def test_every_figure_has_its_machine_versions_command_and_recipe(html: str) -> None:
-    provenance = html[html.index('id="provenance"') :]
-    assert "torch 9.9" in provenance
-    assert "<dd>abc</dd>" in provenance
-    assert "learning_rate 0.1" in provenance
-    assert "seed 0, 1" in provenance
-    assert "ORT cpu b1, ORT cpu b8" in provenance
-
-
-def test_a_net_of_two_tables_counts_once_among_the_records(store: Store, add_run: AddRun, tmp_path: Path) -> None:
-    add_run()  # in Tables 2 and 3
-    assert "<p>4 records are shown" in page.write(store, tmp_path / "out").read_text("utf-8")
-
-
 def test_the_page_opens_with_what_a_choice_costs_and_brings(html: str, tmp_path: Path) -> None:
     assert html.index('id="choices-cifar10-resnet110"') < html.index('id="question"') < html.index('id="table1"')
     shown = cell(html, "choices-cifar10-resnet110", "resnet110_crelu_bn", "points beside BN ReLU", data="")
