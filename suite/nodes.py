@@ -74,7 +74,7 @@ def set_constant(node: ir.Node, index: int, array: NDArray[Any]) -> None:
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     name = f"{layer_of(node)}.absorbed.{len(graph.initializers)}"
-    tensor = ir.tensor(np.ascontiguousarray(array, dtype=np.float32), name=name)
+    tensor = ir.tensor(np.array(array, dtype=np.float32, order="C"), name=name)
     value = ir.val(name, const_value=tensor)
     graph.register_initializer(value)
     if index >= len(node.inputs):

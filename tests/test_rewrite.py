@@ -217,6 +217,13 @@ def test_nodes_and_weights_are_named_after_their_layers(
     assert {"conv1", "layer1.0.conv1", "layer1.0.add", "fc"} <= set(names)
 
 
+def test_a_bound_is_a_scalar_as_its_operator_wants_it(exported: Callable[[str, int], Exported]) -> None:
+    graph = exported("resnet20_relu_np", 32).graph
+    bounds = {node.input[1] for node in graph.node if node.op_type == "Clip"}
+    assert len(bounds) == 10
+    assert all(list(tensor.dims) == [] for tensor in graph.initializer if tensor.name in bounds)
+
+
 def test_the_file_says_nothing_of_the_machine_that_wrote_it(exported: Callable[[str, int], Exported]) -> None:
     assert str(Path(models.__file__).parent).encode() not in exported("resnet20_relu_bn", 32).rewritten
 
