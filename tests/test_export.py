@@ -145,6 +145,23 @@ def test_a_rewrite_that_changes_the_logits_is_refused(
         export(saved(randomized("resnet20_relu_bn")), 32, tmp_path / "model.onnx", {})
 
 
+@pytest.mark.parametrize("name", ["resnet20_crelu_bn", "resnet20_relu_np"])
+def test_a_network_whose_logits_are_all_zero_exports(name: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+    model = randomized(name)
+    nn.init.zeros_(model.fc.weight)  # type: ignore[union-attr, arg-type]
+    nn.init.zeros_(model.fc.bias)  # type: ignore[union-attr, arg-type]
+    assert export(saved(model), 32, tmp_path / "model.onnx", {})["rewrite_difference"] == 0
+
+
+def test_a_network_without_finite_logits_is_not_said_to_be_changed_by_rewriting(
+    saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = randomized("resnet20_crelu_np2")
+    nn.init.zeros_(model.layer1[0].conv1.weight)  # type: ignore[union-attr, index, arg-type]
+    with pytest.raises(RuntimeError, match="the network's logits are not finite on random images"):
+        export(saved(model), 32, tmp_path / "model.onnx", {})
+
+
 def test_weights_come_back_in_evaluation_mode(saved: Callable[..., Path]) -> None:
     model = randomized("resnet20_relu_bn")
     loaded = load_weights(saved(model))
