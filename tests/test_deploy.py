@@ -40,6 +40,19 @@ def test_eight_bits_have_the_form_and_type_that_ran_fastest_here(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_a_form_that_does_not_run_leaves_the_choice_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[str, dict[str, Any] | RuntimeError] = {
+        "a": RuntimeError("logits that are not finite"),
+        "b": {"samples": [0.2]},
+        "c": {"samples": [0.1]},
+    }
+    monkeypatch.setattr(latency, "measure", lambda requests: [answers[request.path] for request in requests])
+    of = deploy.Source(Path(), "resnet20_relu_np", 10, 32, trained=False)
+    assert deploy._fastest(of, [Path(name) for name in "abc"], "cpu") == Path("c")
+    with pytest.raises(RuntimeError, match="logits that are not finite"):
+        deploy._fastest(of, [Path("a"), Path("a")], "cpu")
+
+
 def test_what_is_exported_in_eight_bits_was_timed_and_runs(path: Path) -> None:
     with deploy.source("resnet20_relu_bn") as of:
         result = deploy.export(of, path, "int8", "cpu", True, {})
