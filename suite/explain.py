@@ -89,7 +89,8 @@ def explain(
     nodes, run_us = _read(events)
     graph = onnx.load(path).graph
     shapes = {constant.name: tuple(constant.dims) for constant in graph.initializer}
-    weights = {node.name: shapes[node.input[1]] for node in graph.node if node.input[1:] and node.input[1] in shapes}
+    convolutions = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in shapes]
+    weights = {node.name: shapes[node.input[1]] for node in convolutions}
     total = sum(node.typical for node in nodes)
     operators = Counter(node.operator for node in nodes)
     return {

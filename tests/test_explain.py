@@ -90,6 +90,21 @@ def test_a_convolutions_speed_is_its_operations_by_its_time(explained: dict[str,
     assert checked
 
 
+@BLOCKED
+def test_a_convolution_that_is_named_after_its_bound_has_a_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("suite.explain.MOST_EXPENSIVE", 100)
+    graph = to_graph(timm.create_model("resnet20_relu_np").eval(), 32)
+    apply_rewrites(graph)
+    name_after_layers(graph)
+    ir.save(graph, tmp_path / "np.onnx")
+    nodes = {node["name"]: node for node in explain(tmp_path / "np.onnx")["expensive"]}
+    assert all(node["gflops"] for node in nodes.values() if node["operator"] == "Conv")
+    node = nodes["layer3.1.act1.1.clip"]
+    assert node["gflops"] == pytest.approx(2 * 8**2 * 64 * 64 * 9 / node["microseconds"] / 1e3)
+
+
 def test_operations_are_told_of_convolutions_and_gemm_only() -> None:
     from suite.explain import _gflops, _Node
 
