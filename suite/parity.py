@@ -149,10 +149,13 @@ def render(found: Mapping[str, Any]) -> str:
         f"passed         {'yes' if found['passed'] else 'NO'}",
     ]
     if departure := found.get("departure"):
+        expected, got = ("no number" if departure[each] is None else departure[each] for each in ("expected", "actual"))
+        values = f"expected {expected}, got {got} at {departure['position']}"
+        if departure["position"] is None:
+            values = "its result has another shape"
         lines.append(
             f"departs first  at layer {departure['layer']} (node {departure['node']}, {departure['operator']}), "
-            f"{FAULTS[departure['comparison']]}: expected {departure['expected']}, got {departure['actual']} "
-            f"at {departure['position']}"
+            f"{FAULTS[departure['comparison']]}: {values}"
         )
     elif "departure" in found:
         lines.append("departs first  nowhere: no node differs by more than rounding")

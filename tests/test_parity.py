@@ -228,4 +228,8 @@ def test_the_text_names_the_layer_and_both_values_where_a_file_departs() -> None
     text = told(LOGITS, LOGITS, departure=departure | values)
     assert "at layer layer2.0.conv1 (node layer2.0.conv1, Conv), in the file, which is damaged" in text
     assert "expected 0.0, got 0.5 at [0, 3, 1, 1]" in text
+    text = told(LOGITS, LOGITS, departure=departure | values | {"actual": None})
+    assert "expected 0.0, got no number at [0, 3, 1, 1]" in text
+    text = told(LOGITS, LOGITS, departure=departure | dict.fromkeys(values))
+    assert "in the file, which is damaged or of other weights: its result has another shape\n" in text
     assert "departs first  nowhere" in told(LOGITS, LOGITS, departure=None)
