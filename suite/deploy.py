@@ -18,6 +18,7 @@ from suite.weights import read_config
 
 if TYPE_CHECKING:
     from suite.batches import Batches
+    from suite.precision import Activations
 
 # Training images that fix the ranges of int8 activations.
 CALIBRATION_IMAGES = 200
@@ -167,11 +168,12 @@ def export(
     """Write a network as an ONNX file in the form that is fastest on a provider, whole or not at all.
 
     In float32 on the CPU provider that is the rewritten graph. Else candidates are timed against each other here: the
-    rewritten and the exporter's own graph, and in int8 also signed activations instead of unsigned ones.
+    rewritten and the exporter's own graph, and in int8 on the CPU provider also signed activations instead of unsigned
+    ones.
 
     Returns:
         What `suite.export.export` does, with `precision` and `form` ("rewritten" or "plain"), and for int8
-        `activations` ("unsigned" or "signed") and `calibration`.
+        `activations` ("unsigned", "signed", or for GPUs "symmetric") and `calibration`.
 
     Raises:
         InputError: the provider is not here, or `out` cannot be written.
@@ -197,10 +199,10 @@ def export(
             if precision == "fp32":
                 found[path] = result
                 continue
-            kinds = ["fp16"] if precision == "fp16" else ["unsigned", "signed"] if form == forms[0] else ["unsigned"]
+            kinds = _activations(provider, form == forms[0]) if precision == "int8" else ("unsigned",)
             for kind in kinds:
-                fewer, signed = path.with_suffix(f".{kind}"), kind == "signed"
-                found[fewer] = result | convert(path, fewer, precision, lambda: test_batches(of, data, None), signed)
+                fewer = path.with_suffix(f".{kind}")
+                found[fewer] = result | convert(path, fewer, precision, lambda: test_batches(of, data, None), kind)
                 if precision == "int8":
                     found[fewer]["activations"] = kind
         fastest = _fastest(of, list(found), provider) if len(found) > 1 else next(iter(found))
@@ -208,10 +210,19 @@ def export(
     return found[fastest]
 
 
-def convert(path: Path, out: Path, form: str, batches: Callable[[], "Batches"], signed: bool = False) -> dict[str, Any]:
+def _activations(provider: str, first: bool) -> tuple["Activations", ...]:
+    """Kinds of int8 activations to try on a provider; signed ones in the first form alone."""
+    if provider != "cpu":
+        return ("symmetric",)
+    return ("unsigned", "signed") if first else ("unsigned",)
+
+
+def convert(
+    path: Path, out: Path, form: str, batches: Callable[[], "Batches"], activations: "Activations" = "unsigned"
+) -> dict[str, Any]:
     """Write an exported file in fewer bits: "fp16", or "int8" calibrated on training images of `batches`.
 
-    Batches are asked for only when they are needed; `signed` is about the activations of int8. Returns what
+    Batches are asked for only when they are needed; `activations` are those of int8. Returns what
     `suite.export.describe` says of the file, and for int8 `calibration` in words.
     """
     from suite.export import describe
@@ -222,7 +233,7 @@ def convert(path: Path, out: Path, form: str, batches: Callable[[], "Batches"], 
         return describe(out)
     images = batches()
     calibration = (batch.contiguous().numpy() for batch in images.calibration(CALIBRATION_IMAGES))
-    to_int8(path, out, calibration, signed=signed)
+    to_int8(path, out, calibration, activations=activations)
     return describe(out) | {"calibration": f"{CALIBRATION_IMAGES} training images of {images.dataset.name}"}
 
 

@@ -140,9 +140,13 @@ def plan(options: Options, processes: int = 1) -> Grid:
         if table.number == 1:
             stages += [train, _analysis(cell, train)]
             continue
-        files = _files(cell, train, options.forms if cell.seed == 0 else ("fp32",))
-        checks = (_parity(cell, train, files, form, provider) for provider in options.providers for form in files)
-        stages += [train, *files.values(), *checks]
+        forms = options.forms if cell.seed == 0 else ("fp32",)
+        files = {provider: _files(cell, train, forms, provider) for provider in options.providers}
+        written = {file.key: file for each in files.values() for file in each.values()}
+        checks = (
+            _parity(cell, train, files[provider], form, provider) for provider in files for form in files[provider]
+        )
+        stages += [train, *written.values(), *checks]
         if cell.seed == 0:
             timed += _timings(cell, train, files, options)
     # Figures that are measured in turns stand together.
@@ -220,8 +224,11 @@ def _analysis(cell: Cell, train: Stage) -> Stage:
     return Stage("analyze", cell, inputs, (train,))
 
 
-def _files(cell: Cell, train: Stage, forms: tuple[str, ...]) -> dict[str, Stage]:
-    """The stages that write the ONNX files of a cell, by form; that in float32 is always among them."""
+def _files(cell: Cell, train: Stage, forms: tuple[str, ...], provider: str) -> dict[str, Stage]:
+    """The stages that write the ONNX files of a cell for a provider, by form; that in float32 is always among them.
+
+    They are the same for all providers but in int8, of which GPUs take a form of their own.
+    """
     from suite.deploy import CALIBRATION_IMAGES
 
     inputs = _inputs("export", cell, train=train.key, size=cell.recipe.test_size)
@@ -231,9 +238,14 @@ def _files(cell: Cell, train: Stage, forms: tuple[str, ...]) -> dict[str, Stage]
             files[form] = Stage("export", cell, inputs | {"plain": True}, (train,), " without rewrites")
         elif form != "fp32":
             export = files["fp32"]
-            images = {"images": CALIBRATION_IMAGES, "data": cell.dataset.fingerprint} if form == "int8" else {}
-            converted = _inputs("convert", cell, export=export.key, form=form, **images)
-            files[form] = Stage("convert", cell, converted, (export,), f" to {form}")
+            converted = _inputs("convert", cell, export=export.key, form=form)
+            detail = f" to {form}"
+            if form == "int8":
+                converted |= {"images": CALIBRATION_IMAGES, "data": cell.dataset.fingerprint}
+                if provider != "cpu":
+                    converted["activations"] = "symmetric"
+                    detail += " for GPUs"
+            files[form] = Stage("convert", cell, converted, (export,), detail)
     return files
 
 
@@ -252,8 +264,8 @@ def _parity(cell: Cell, train: Stage, files: Mapping[str, Stage], form: str, pro
     return Stage("parity", cell, inputs, (train, files[form]), detail)
 
 
-def _timings(cell: Cell, train: Stage, files: Mapping[str, Stage], options: Options) -> Iterator[Stage]:
-    """What is to be timed of one network."""
+def _timings(cell: Cell, train: Stage, files: Mapping[str, Mapping[str, Stage]], options: Options) -> Iterator[Stage]:
+    """What is to be timed of one network; `files` by provider and form."""
     from suite import latency
 
     thorough = options.timings == "thorough" or (options.timings == "auto" and options.profile == "paper")
@@ -264,15 +276,15 @@ def _timings(cell: Cell, train: Stage, files: Mapping[str, Stage], options: Opti
             if runtime != "onnxruntime" and provider == "tensorrt":
                 continue  # torch has no such device
             if runtime == "onnxruntime":
-                wanted = [(form, batch) for form in files for batch in options.batch_sizes]
+                wanted = [(form, batch) for form in files[provider] for batch in options.batch_sizes]
             else:
                 wanted = [("fp32", min(options.batch_sizes))]
             for form, batch in wanted:
                 inputs = _inputs(
                     "latency",
                     cell,
-                    export=files["fp32"].key,
-                    file=files[form].key,
+                    export=files[provider]["fp32"].key,
+                    file=files[provider][form].key,
                     precision=form,
                     machine=env.machine()["id"],
                     versions=versions,
@@ -283,7 +295,7 @@ def _timings(cell: Cell, train: Stage, files: Mapping[str, Stage], options: Opti
                     threads=env.available_cores(),
                     protocol=dataclasses.asdict(protocol),
                 )
-                needs = files[form] if runtime == "onnxruntime" else train
+                needs = files[provider][form] if runtime == "onnxruntime" else train
                 reduced = "" if form == "fp32" else f" {form}"
                 yield Stage("latency", cell, inputs, (needs,), f" {runtime} {provider}{reduced} batch {batch}")
 

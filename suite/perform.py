@@ -213,7 +213,8 @@ class Performer:
         """The exported file in fewer bits; int8 needs images to calibrate on."""
         path = self._file(stage.needs[0], "model.onnx")
         batches = self._batches(_cell(stage), "cpu")
-        return deploy.convert(path, folder / "model.onnx", stage.inputs["form"], lambda: batches)
+        activations = stage.inputs.get("activations", "unsigned")
+        return deploy.convert(path, folder / "model.onnx", stage.inputs["form"], lambda: batches, activations)
 
     def _parity(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
         train, file = stage.needs

@@ -3,13 +3,20 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 FLOAT16 = np.finfo(np.float16)
+
+Activations = Literal["unsigned", "signed", "symmetric"]
+
+# TensorRT takes eight bits only around zero, biases only in floating point, and a pair of QuantizeLinear and
+# DequantizeLinear at every place where there is one, weights too. The CUDA provider has no DequantizeLinear for biases
+# of 32 bits either.
+FOR_GPUS = {"ActivationSymmetric": True, "QuantizeBias": False, "AddQDQPairToWeight": True, "DedicatedQDQPair": True}
 
 
 def to_float16(path: Path, out: Path) -> None:
@@ -38,13 +45,14 @@ def to_int8(
     out: Path,
     calibration: Iterable[NDArray[np.float32]],
     keep_float: Sequence[str] = (),
-    signed: bool = False,
+    activations: Activations = "unsigned",
 ) -> None:
     """Write `path` quantised to eight bits as `out`: static, in QDQ form, `input` and `logits` float32.
 
-    Weights are signed, with one scale a filter. Activations are unsigned, unless `signed`: on x86 ONNX Runtime has
-    fast kernels for unsigned times signed only, and signed activations took as long as float32. Their ranges are the
-    least and the largest value that each takes on the calibration images, except after NormProp (see `_off_values`).
+    Weights are signed, with one scale a filter. Activations are unsigned by default: on x86 ONNX Runtime has fast
+    kernels for unsigned times signed only, and signed activations took as long as float32. Their ranges are the least
+    and the largest value that each takes on the calibration images, except after NormProp (see `_off_values`).
+    "symmetric" is the form for GPUs: signed, around zero, with biases in floating point.
 
     Measured on two cores of a CPU with AVX-512 VNNI, 224x224, batch 1, against the rewritten float32 graph, in
     interleaved runs: ResNet-50 ReLU 0.28; CReLU 0.34 as two halves, 0.40 as signed convolution (see `suite.rewrite`;
@@ -56,7 +64,7 @@ def to_int8(
         out: the file to write.
         calibration: batches of images (B, 3, size, size), normalised as in training.
         keep_float: names of nodes that stay in float32, as `conv1` or `fc`.
-        signed: whether activations are.
+        activations: their kind.
 
     Raises:
         ValueError: there are no calibration images, or the graph has no node of a name in `keep_float`.
@@ -70,6 +78,8 @@ def to_int8(
     if not batches:
         raise ValueError("quantisation needs calibration images, and there are none")
 
+    symmetric = activations == "symmetric"
+
     def quantise(steps: Mapping[str, Any]) -> None:
         quantize_static(
             path,
@@ -77,16 +87,16 @@ def to_int8(
             _reader(iter(batches)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+            activation_type=QuantType.QUInt8 if activations == "unsigned" else QuantType.QInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(keep_float),
-            extra_options={"TensorQuantOverrides": steps},
+            extra_options={"TensorQuantOverrides": steps} | (FOR_GPUS if symmetric else {}),
         )
 
     logging.disable(logging.WARNING)  # it recommends what the export has done already
     try:
         quantise({})
-        if steps := _steps(out, _off_values(path)):
+        if steps := _steps(out, _off_values(path), symmetric):
             quantise(steps)
     finally:
         logging.disable(logging.NOTSET)
@@ -119,7 +129,7 @@ def _is_depthwise(conv: onnx.NodeProto) -> bool:
     return len(conv.input) > 2 and any(each.name == "group" and each.i > 1 for each in conv.attribute)
 
 
-def _steps(quantised: Path, off: Mapping[str, float]) -> dict[str, Any]:
+def _steps(quantised: Path, off: Mapping[str, float], symmetric: bool) -> dict[str, Any]:
     """Steps of eight bits that divide the values `off`, and are as fine as those of a file, or little coarser."""
     graph = onnx.load(quantised).graph
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -130,9 +140,9 @@ def _steps(quantised: Path, off: Mapping[str, float]) -> dict[str, Any]:
         value, scale, zero = off[node.input[0]], constants[node.input[1]], constants[node.input[2]]
         codes = int(-value / scale)
         if codes:
-            lowest = np.iinfo(zero.dtype).min
+            of_zero = 0 if symmetric else np.iinfo(zero.dtype).min + codes
             steps[node.input[0]] = [
-                {"scale": np.array(-value / codes, np.float32), "zero_point": np.array(lowest + codes, zero.dtype)}
+                {"scale": np.array(-value / codes, np.float32), "zero_point": np.array(of_zero, zero.dtype)}
             ]
     return steps
 

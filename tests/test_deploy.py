@@ -53,6 +53,21 @@ def test_a_form_that_does_not_run_leaves_the_choice_to_the_others(monkeypatch: p
         deploy._fastest(of, [Path("a"), Path("a")], "cpu")
 
 
+def test_eight_bits_for_a_gpu_are_symmetric(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def measure(requests: Sequence[latency.Request]) -> list[dict[str, Any]]:
+        tried.extend(Path(request.path).name for request in requests)
+        return [{"samples": [0.1]} for _ in requests]
+
+    monkeypatch.setattr(latency, "measure", measure)
+    monkeypatch.setattr(latency, "unavailable", lambda provider: None)
+    with deploy.source("resnet20_relu_bn") as of:
+        result = deploy.export(of, path, "int8", "cuda", False, {})
+    assert sorted(tried) == ["plain.symmetric", "rewritten.symmetric"]
+    assert result["activations"] == "symmetric"
+
+
 def test_what_is_exported_in_eight_bits_was_timed_and_runs(path: Path) -> None:
     with deploy.source("resnet20_relu_bn") as of:
         result = deploy.export(of, path, "int8", "cpu", True, {})

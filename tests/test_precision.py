@@ -16,7 +16,7 @@ from torch import nn
 import models  # noqa: F401 - registers the networks with timm
 from suite.export import _to_onnx, fold
 from suite.nodes import name_after_layers
-from suite.precision import to_float16, to_int8
+from suite.precision import Activations, to_float16, to_int8
 from suite.rewrite import apply_rewrites
 
 NAMES = ["resnet20_crelu_bn", "resnet20_relu_np"]
@@ -103,13 +103,31 @@ def test_weights_are_signed_with_a_scale_each_filter_and_activations_unsigned(ex
     assert out.stat().st_size < 0.6 * exported.stat().st_size
 
 
+def test_the_form_for_gpus_is_signed_around_zero_with_biases_in_float(exported: Path, tmp_path: Path) -> None:
+    out = tmp_path / "eight.onnx"
+    to_int8(exported, out, (images(seed) for seed in range(3)), activations="symmetric")
+    graph = onnx.load(out).graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert {(constants[node.input[2]].dtype, constants[node.input[2]].any()) for node in pairs} == {
+        (np.dtype(np.int8), False)
+    }
+    # A pair stands alone: what is quantised is dequantised at once, and by one node.
+    assert [node.op_type for node in pairs].count("QuantizeLinear") == len(pairs) / 2
+    quantised = {node.output[0] for node in pairs if node.op_type == "QuantizeLinear"}
+    assert quantised == {node.input[0] for node in pairs if node.op_type == "DequantizeLinear"}
+    biases = [constants[node.input[2]] for node in graph.node if node.op_type == "Conv" and len(node.input) > 2]
+    assert {bias.dtype for bias in biases} == {np.dtype(np.float32)}
+    assert 1e-4 < relative_error(out, exported, 4) < 0.1
+
+
 @pytest.mark.parametrize("exported", ["resnet20_relu_np"], indirect=True)
-@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("activations", ["unsigned", "signed", "symmetric"])
 def test_what_a_rectifier_gives_where_it_is_off_has_a_code_of_its_own(
-    exported: Path, tmp_path: Path, signed: bool
+    exported: Path, tmp_path: Path, activations: Activations
 ) -> None:
     out = tmp_path / "eight.onnx"
-    to_int8(exported, out, [images(0)], signed=signed)
+    to_int8(exported, out, [images(0)], activations=activations)
     graph = onnx.load(out).graph
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     quantizers = [n for n in graph.node if n.op_type == "QuantizeLinear"]
@@ -119,11 +137,14 @@ def test_what_a_rectifier_gives_where_it_is_off_has_a_code_of_its_own(
     assert len(rectified) == 18
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in rectified)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    lowest = np.iinfo(np.int8 if signed else np.uint8).min
     for name, values in zip(rectified, session.run(rectified, {"input": images(9)}), strict=True):
         scale, zero = steps[name]
         assert np.mean(values == values.min()) > 0.3
-        assert scale * (lowest - float(zero)) == pytest.approx(values.min(), rel=1e-5)
+        code = values.min() / scale + float(zero)
+        if activations == "symmetric":  # steps are twice as coarse, and one may be larger than the value
+            assert code == pytest.approx(round(code), abs=1e-3) or abs(code) < 1
+        else:
+            assert code == pytest.approx(np.iinfo(zero.dtype).min, abs=1e-3)
 
 
 def test_named_nodes_stay_in_float(exported: Path, tmp_path: Path) -> None:

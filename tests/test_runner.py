@@ -1,5 +1,6 @@
 """Several processes on one grid: everything is done, each stage's result is there once, whoever dies."""
 
+import dataclasses
 import json
 import random
 import subprocess
@@ -109,6 +110,29 @@ def test_all_keys_are_known_before_anything_runs(tmp_path: Path) -> None:
     assert kinds[7:] == ["peak"] * 2 + ["latency"] * 7
     assert len({stage.key for stage in planned.stages}) == len(planned.stages)
     assert [stage.key for stage in grid.plan(options).stages] == [stage.key for stage in planned.stages]
+
+
+def test_gpus_have_eight_bits_in_a_form_of_their_own_and_share_every_other_file(tmp_path: Path) -> None:
+    row = ("resnet20_relu_bn@cifar10",)
+    options = grid.Options(2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"), runtimes=("onnxruntime",))
+    alone = grid.plan(options).stages
+    stages = grid.plan(dataclasses.replace(options, providers=("cpu", "cuda", "tensorrt"))).stages
+    assert {stage.key for stage in alone} < {stage.key for stage in stages}  # a GPU beside it changes nothing
+    kinds = [stage.kind for stage in stages]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "train": 1,
+        "export": 1,
+        "convert": 3,  # float16, and eight bits for the CPU and for GPUs
+        "parity": 9,
+        "peak": 9,
+        "latency": 18,  # at two batch sizes
+    }
+    files = {stage.key: stage for stage in stages if stage.kind in ("export", "convert")}
+    assert len(files) == 4
+    for stage in stages:
+        if stage.kind in ("parity", "latency") and stage.inputs["precision"] == "int8":
+            made = files[stage.inputs["file"]]
+            assert (made.inputs.get("activations") == "symmetric") == (stage.inputs["provider"] != "cpu")
 
 
 @pytest.mark.parametrize(("asked", "rounds"), [({}, 3), ({"timings": "thorough"}, 24), ({"timings": "quick"}, 3)])

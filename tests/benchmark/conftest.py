@@ -14,6 +14,7 @@ from timm.models import save_for_hf
 import models  # noqa: F401 - registers the networks with timm
 from suite import deploy, env
 from suite.export import load_weights
+from suite.precision import Activations
 from suite.samples import interval
 
 
@@ -86,16 +87,18 @@ class Files:
             save_for_hf(timm.create_model(model), str(folder), safe_serialization=True)
         return folder
 
-    def exported(self, model: str, size: int, form: str = "fp32") -> Path:
-        """As the tables have it: rewritten for the CPU provider, and "int8" made from that."""
-        file = self.weights(model) / f"{form}-{size}.onnx"
+    def exported(self, model: str, size: int, form: str = "fp32", provider: str = "cpu") -> Path:
+        """As the tables have it: rewritten for the CPU provider, and "fp16" and "int8" made from that; int8 for GPUs is
+        another file."""
+        activations: Activations = "symmetric" if form == "int8" and provider != "cpu" else "unsigned"
+        file = self.weights(model) / f"{form}-{activations}-{size}.onnx"
         if not file.exists():
             with deploy.source(str(self.weights(model)), size) as of:
                 if form == "fp32":
                     deploy.export(of, file, form, "cpu", False, {})
                 else:
                     whole = self.exported(model, size)
-                    deploy.convert(whole, file, form, lambda: deploy.test_batches(of, {}, None))
+                    deploy.convert(whole, file, form, lambda: deploy.test_batches(of, {}, None), activations)
         return file
 
     def default(self, model: str, size: int) -> Path:

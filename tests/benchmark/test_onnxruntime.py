@@ -88,11 +88,9 @@ def test_latency(
     if group not in measured:
         selected = [item.callspec.params for item in request.session.items if item.name.startswith("test_latency[")]
         names = [params["model"] for params in selected if group_of(**params) == group]
+        paths = [str(files.exported(name, size, form, provider)) for name in names]
         requests = [
-            latency.Request(
-                "onnxruntime", str(files.exported(name, size, form)), provider, batch_size, size, threads, PROTOCOL
-            )
-            for name in names
+            latency.Request("onnxruntime", path, provider, batch_size, size, threads, PROTOCOL) for path in paths
         ]
         measured[group] = dict(zip(names, latency.measure(requests), strict=True))
     answer = measured[group][model]
@@ -105,7 +103,7 @@ def test_latency(
         form=form,
         threads=threads,
         model=model,
-        file_sha256=hashlib.sha256(files.exported(model, size, form).read_bytes()).hexdigest(),
+        file_sha256=hashlib.sha256(files.exported(model, size, form, provider).read_bytes()).hexdigest(),
         nodes=answer["nodes"],
         percentiles=percentiles(samples),
         rounds=[len(burst) for burst in answer["rounds"]],
