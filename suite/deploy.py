@@ -347,14 +347,25 @@ def check(
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> dict[str, Any]:
     """What `suite.parity.compare` says of a file and the weights that it was made from; and if a float32 file fails,
-    `departure`: the first node that departs, as `suite.departure` finds it."""
+    `departure`: the first node that departs, as `suite.departure` finds it.
+
+    Raises:
+        RuntimeError: nothing can be compared; where that is a float32 file's fault, with the first node that departs.
+    """
     from suite.departure import first_departure
     from suite.export import load_weights
-    from suite.parity import compare
+    from suite.parity import LogitsError, compare
 
     model = load_weights(weights)
-    found = compare(model, path, batches, env.available_cores(), progress, provider=provider, precision=precision)
-    if found["passed"] or precision != "fp32":
-        return found
-    images, _ = next(iter(batches.test()))
-    return found | {"departure": first_departure(model, path, images[:4].contiguous(), provider)}
+
+    def departure() -> dict[str, Any] | None:
+        images, _ = next(iter(batches.test()))
+        return first_departure(model, path, images[:4].contiguous(), provider)
+
+    try:
+        found = compare(model, path, batches, env.available_cores(), progress, provider=provider, precision=precision)
+    except LogitsError as error:
+        if precision == "fp32" and error.of == "ONNX Runtime" and (first := departure()):
+            raise RuntimeError(f"{error}; it departs first at {first['node']}") from None
+        raise
+    return found if found["passed"] or precision != "fp32" else found | {"departure": departure()}

@@ -30,6 +30,14 @@ FAULTS = {
 SHOWN = 10
 
 
+class LogitsError(RuntimeError):
+    """Logits that are not finite, so that nothing can be compared; `of` is "torch" or "ONNX Runtime"."""
+
+    def __init__(self, of: str) -> None:
+        super().__init__(f"the logits of {of} are not finite")
+        self.of = of
+
+
 def compare(
     model: nn.Module,
     path: Path,
@@ -64,7 +72,8 @@ def compare(
         torch's, or than chance explains (two standard deviations of as many coins as answers changed).
 
     Raises:
-        RuntimeError: the provider cannot be used here, or logits are not finite.
+        LogitsError: logits are not finite.
+        RuntimeError: the provider cannot be used here.
         ValueError: an unknown precision.
     """
     if precision not in PRECISIONS:
@@ -93,11 +102,10 @@ def judge(expected: np.ndarray, actual: np.ndarray, labels: np.ndarray, exact: b
         exact: whether both were computed in float32.
 
     Raises:
-        RuntimeError: logits are not finite, so that nothing can be compared.
+        LogitsError: logits are not finite.
     """
     if not (np.isfinite(expected).all() and np.isfinite(actual).all()):
-        which = "torch" if not np.isfinite(expected).all() else "ONNX Runtime"
-        raise RuntimeError(f"the logits of {which} are not finite")
+        raise LogitsError("torch" if not np.isfinite(expected).all() else "ONNX Runtime")
     difference = np.abs(expected - actual)
     scale = float(np.abs(expected).max())
     first, other = expected.argmax(1), actual.argmax(1)
