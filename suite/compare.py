@@ -23,6 +23,9 @@ CONFIDENCE = 0.95
 # Standard deviation of a process from its twins, relative: where its pages lie can make it slower for all its life. Of
 # 24 processes of one file that took turns it was 0.003 for ResNet-20, 0.009 for ResNet-50 and 0.005 for its int8 file.
 TWINS = 0.009
+# Fewest rounds whose spread says how certain a median is: six are the fewest whose least and greatest have the true one
+# between them in 19 of 20 cases.
+ROUNDS = 6
 # What names a cell, of a latency record's inputs, beside the data set that the network was trained on.
 CELL = ("model", "size", "runtime", "provider", "precision", "batch_size", "threads")
 
@@ -31,7 +34,8 @@ Cell = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class Ratio:
-    """One cell in both: medians in seconds, their ratio b / a, and its interval of 95 %."""
+    """One cell in both: medians in seconds, their ratio b / a, and its interval of 95 %; `doubts` say why not to trust
+    them."""
 
     cell: Cell
     machine: str
@@ -40,6 +44,7 @@ class Ratio:
     ratio: float
     low: float
     high: float
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,12 +83,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Seconds of one cell on one machine, in the rounds that they were taken in if that is known."""
+    """Seconds of one cell on one machine, in the rounds that they were taken in if that is known; `way` is the version
+    of the suite's way to measure, where records say it."""
 
     cell: Cell
     machine: str
     samples: NDArray[np.float64]
     rounds: list[NDArray[np.float64]]
+    way: int | None = None
 
 
 def compare(a: Path, b: Path, fail_above: float | None = None) -> Comparison:
@@ -137,7 +144,7 @@ def render(comparison: Comparison) -> str:
             f"{1e3 * found.b:.3f}",
             f"{found.ratio:.3f}",
             f"{found.low:.3f} to {found.high:.3f}",
-            "slower" if found.low > 1 else "faster" if found.high < 1 else "",
+            ", ".join((*_verdict(found), *found.doubts)),
         ]
         for found in comparison.ratios
     ]
@@ -150,13 +157,20 @@ def render(comparison: Comparison) -> str:
     return "\n".join([*lines, *comparison.failures]) + "\n"
 
 
+def _verdict(found: Ratio) -> tuple[str, ...]:
+    return ("slower",) if found.low > 1 else ("faster",) if found.high < 1 else ()
+
+
 def _ratio(a: _Measured, b: _Measured) -> Ratio:
     before, after = (float(np.median(each.samples)) for each in (a, b))
     random = np.random.default_rng(0)
     twins = np.exp(TWINS * np.sqrt(2) * random.standard_normal(RESAMPLES))
     drawn = twins * _medians(b, random) / _medians(a, random)
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Ratio(a.cell, a.machine, before, after, after / before, float(low), float(high))
+    few = min((len(each.rounds) for each in (a, b) if each.rounds), default=ROUNDS)
+    doubts = [f"quick, {few} rounds"] if few < ROUNDS else []
+    doubts += ["measured in two ways"] if a.way != b.way else []
+    return Ratio(a.cell, a.machine, before, after, after / before, float(low), float(high), tuple(doubts))
 
 
 def _medians(measured: _Measured, random: np.random.Generator) -> NDArray[np.float64]:
@@ -186,11 +200,12 @@ def _from_records(folder: Path) -> dict[Cell, dict[str, _Measured]]:
     data = {record.key: record.inputs["data"]["name"] for record in train}
     trained = {record.key: data.get(record.inputs.get("train", "")) for record in export}
     found: dict[Cell, dict[str, _Measured]] = {}
-    for record in sorted(records, key=lambda record: record.finished):  # the latest of a cell counts
+    # The most thorough of a cell counts, and of these the latest, as in tables.
+    for record in sorted(records, key=lambda record: (len(record.result.get("rounds", [])), record.finished)):
         inputs = {"precision": "fp32"} | dict(record.inputs)
         known = {"data": trained.get(inputs.get("export", ""))} | {key: inputs.get(key) for key in CELL}
         cell = tuple((key, known[key]) for key in ("model", "data", *CELL[1:]) if known[key] is not None)
-        measured = _Measured(cell, _machine(record), *_seconds(record))
+        measured = _Measured(cell, _machine(record), *_seconds(record), way=inputs.get("version"))
         found.setdefault(cell, {})[measured.machine] = measured
     return found
 

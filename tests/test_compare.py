@@ -167,6 +167,23 @@ def test_the_rounds_that_a_benchmark_notes_are_drawn_whole(tmp_path: Path) -> No
     assert by_round.high - by_round.low > 1.5 * (by_run.high - by_run.low)
 
 
+def test_quick_timings_and_another_way_to_measure_are_said_beside_the_ratio(tmp_path: Path) -> None:
+    few, many = ([noisy(0.010, 5) for _ in range(count)] for count in (3, 24))
+    before, after = put(tmp_path / "a", rounds=many, version=3), put(tmp_path / "b", rounds=few, version=3)
+    assert compare(before, before).ratios[0].doubts == ()
+    assert compare(before, after).ratios[0].doubts == ("quick, 3 rounds",)
+    assert "quick, 3 rounds" in render(compare(before, after))
+    older = put(tmp_path / "c", rounds=many, version=2)
+    assert compare(older, before).ratios[0].doubts == ("measured in two ways",)
+
+
+def test_a_quick_run_afterwards_does_not_take_the_place_of_a_thorough_one(tmp_path: Path) -> None:
+    slow, fast = ([[seconds] * 5 for _ in range(count)] for seconds, count in ((0.020, 24), (0.010, 3)))
+    folder = put(tmp_path / "a", rounds=slow)
+    put(folder, rounds=fast, protocol={"rounds": 3})
+    assert compare(folder, folder).ratios[0].a == pytest.approx(0.020)
+
+
 def test_the_text_says_every_figure_and_every_failure(a: Path, tmp_path: Path) -> None:
     put(a, noisy(0.02), batch_size=8)
     text = render(compare(a, put(tmp_path / "b", noisy(0.020)), fail_above=0.05))
