@@ -3,11 +3,11 @@
 import statistics
 from collections.abc import Sequence
 
-from suite.plots import DATA, Entry
 from suite.render import Column, Line, Report
 from suite.report import three_digits
-from suite.runs import Kind, Metric, errors, shortfalls, unstable, words_of
+from suite.runs import Entry, Kind, Metric, errors, shortfalls, unstable, words_of
 from suite.samples import quantiles
+from suite.spec import DATA
 
 # The choice beside which the others stand.
 USUAL = "relu_bn"

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from suite import spec
-from suite.plots import DATA, Entry
-from suite.runs import Metric, errors
+from suite.runs import Entry, Metric, errors
 
 Verdict = Literal["confirmed", "contradicted", "too close to tell", "not yet measured"]
 # Entries of one data set and depth by the rest of the model's name, such as "crelu_bn".
@@ -92,7 +91,7 @@ def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim
 
 def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -> Finding | None:
     data, depth = place
-    where = f"{DATA[data]}, {depth.replace('resnet', 'ResNet-')}"
+    where = f"{spec.DATA[data]}, {depth.replace('resnet', 'ResNet-')}"
     pairs = [(nets[a], nets[b]) for a, b in claim.pairs if a in nets and b in nets]
     if claim.pairs and not pairs:
         return None  # the table has but one net of each pair

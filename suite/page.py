@@ -15,12 +15,12 @@ from string import Template
 from typing import Any
 
 from suite import choices, findings, plots, report, spec, svg
+from suite.drawing import Figure
 from suite.files import write as write_file
 from suite.findings import Claim, Finding
-from suite.plots import Entry, Figure
 from suite.provenance import Provenance
 from suite.render import Column, Line, Report, escape_html, printed, render
-from suite.runs import Metric, Records
+from suite.runs import Entry, Metric, Records
 from suite.spec import CIFAR_DEPTHS, Row, Table
 from suite.store import Store
 
@@ -277,7 +277,7 @@ def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> str:
         for data in dict.fromkeys(row.data for row in section.table.rows):
             for words, rows in _gaps(section, data).items():
                 command = escape_html(_command(folders, section.table, data, rows))
-                where = f"{escape_html(_short(section))}, {plots.DATA[data]}"
+                where = f"{escape_html(_short(section))}, {spec.DATA[data]}"
                 items.append(
                     f"<li><p>{where}: {len(rows)} row{'s' if len(rows) > 1 else ''} {words}</p>"
                     f"<pre><code>{command}</code></pre></li>"

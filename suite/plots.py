@@ -1,97 +1,23 @@
-"""What a report draws, as plain data: two renderers, `suite.svg` and the page's script, make pictures of it.
+"""What a report draws of the records.
 
 Curves are thinned and samples reduced to quantiles here, so that a report stays small whatever the records hold.
 """
 
 import json
-import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from importlib import resources
-from typing import Literal
 
+from suite.drawing import SHARES, Axis, Figure, Plot, Points, Series, axis, named, thin
 from suite.record import Record
-from suite.runs import PLAIN, Kind, Runs, by_epoch, comparable, errors, words_of
+from suite.runs import PLAIN, Entry, Kind, Runs, by_epoch, errors, words_of
 from suite.samples import quantiles
-from suite.spec import EMBEDDED, Row, Table
+from suite.spec import DATA, EMBEDDED
 
-# Points of a curve that are kept; more could not be told apart on a screen.
-POINTS = 200
-# What a box shows: whiskers, quartiles and median.
-SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Latencies whose ratio is less are the same: so near the same file comes to itself when it is timed twice.
 SAME = 1.01
 # Blocks in the zoomed panel of the paper's Figure 2.
 ZOOM = 36
-DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
-
-Points = list[list[float]]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of a table with its runs."""
-
-    table: Table
-    row: Row
-    runs: Runs
-
-    @property
-    def comparable(self) -> bool:
-        """Whether its errors may be compared with the paper's."""
-        return comparable(self.table, self.row, self.runs)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis from `low` to `high` with the values to be marked; `categories` name 0, 1, ... where there are any."""
-
-    label: str
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-    log: bool = False
-    categories: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Series:
-    """Points of one name: [x, y] each, or for boxes [category, then a value for each of `SHARES`].
-
-    Attributes:
-        color: index into a palette.
-        hollow: drawn as an outline, or as a broken line.
-        labels: what each point is, where the series has many things.
-    """
-
-    name: str
-    form: Literal["points", "line", "steps", "boxes"]
-    points: Points
-    color: int = 0
-    hollow: bool = False
-    labels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One picture: `name` is its file's, `title` tells it from the other plots of its figure."""
-
-    name: str
-    title: str
-    x: Axis
-    y: Axis
-    series: tuple[Series, ...]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Plots of which one is seen at a time, what they show, and, line by line, what the paper says of it."""
-
-    title: str
-    caption: str
-    plots: tuple[Plot, ...]
-    paper: str = ""
 
 
 def error_against_latency(entries: Sequence[Entry]) -> list[Figure]:
@@ -136,8 +62,8 @@ def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) 
     ranked = [each for each in found if _length(each[2]) == longest]
     front = pareto_front([(x, y) for x, y, _ in ranked])
     series.append(Series("Pareto front", "steps", [list(point) for point in front], 2))
-    x = _axis("latency, p50 (ms)", [x for x, _, _ in found], log=True)
-    y = _axis("test error, top-1 (%)", [y for _, y, _ in found])
+    x = axis("latency, p50 (ms)", [x for x, _, _ in found], log=True)
+    y = axis("test error, top-1 (%)", [y for _, y, _ in found])
     return Plot(name, _title(kind), x, y, tuple(series))
 
 
@@ -186,12 +112,6 @@ def _curve(runs: Runs, key: str) -> Points:
     return thin([[epoch, statistics.median(values)] for epoch, values in sorted(found.items())])
 
 
-def thin(points: Points) -> Points:
-    """At most about `POINTS` of the points, evenly spaced, the last always among them."""
-    step = math.ceil(len(points) / POINTS)
-    return points if step <= 1 else [*points[:-1:step], points[-1]]
-
-
 def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
     """A figure for each data set, a plot for each kind: one box for each net."""
     figures = []
@@ -204,9 +124,9 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
                 for i, (_, r) in enumerate(found)
             ]
             models = tuple(model for model, _ in found)
-            x = _axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
+            x = axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
             series = Series("latency", "boxes", boxes)
-            plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, _named(models), (series,)))
+            plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, named(models), (series,)))
         if plots:
             caption = "Box: quartiles and median of all samples; whiskers: 5 % and 95 %."
             figures.append(Figure(f"Latency: {DATA[data]}", caption, tuple(plots)))
@@ -252,10 +172,10 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
             if ratios:
                 models = tuple(ratios)
                 points = [[ratio, float(index)] for index, ratio in enumerate(ratios.values())]
-                x = _axis("latency, rewritten over default export (p50)", [*ratios.values(), 1.0])
+                x = axis("latency, rewritten over default export (p50)", [*ratios.values(), 1.0])
                 series = Series("ratio", "points", points, labels=models)
                 title = _title(rewritten)
-                plots.append(Plot(f"{data}-rewrite-{number}", title, x, _named(models), (series,)))
+                plots.append(Plot(f"{data}-rewrite-{number}", title, x, named(models), (series,)))
         if plots:
             caption = "Left of 1 the rewritten graph is faster than the graph that PyTorch's exporter writes."
             figures.append(Figure(f"Gains of the rewrites: {DATA[data]}", caption, tuple(plots)))
@@ -264,11 +184,6 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
 
 def _median(record: Record) -> float:
     return quantiles(record.result["samples"], (0.5,))[0]
-
-
-def _named(names: tuple[str, ...]) -> Axis:
-    """A vertical axis with a place for each name."""
-    return Axis("", -0.5, len(names) - 0.5, tuple(range(len(names))), categories=names)
 
 
 def promise() -> list[Figure]:
@@ -370,36 +285,7 @@ def _lines(
         series.append(Series(model, "line", points, color, hollow="_relu_" in model))
     xs = [point[0] for _, points in drawn for point in points]
     ys = [point[1] for _, points in drawn for point in points]
-    x = _axis(x_label, xs, log)
+    x = axis(x_label, xs, log)
     if log:  # batch sizes: those that there are, rather than round numbers
         x = Axis(x_label, x.low, x.high, tuple(sorted(set(xs))), log)
-    return [Plot(name, title, x, _axis(y_label, ys, log or log_y), tuple(series))]
-
-
-def _axis(label: str, values: Sequence[float], log: bool = False) -> Axis:
-    """An axis with a little room beside the values; logarithmic only where all are positive."""
-    low, high = min(values), max(values)
-    log = log and low > 0
-    forward: Callable[[float], float] = math.log10 if log else float
-    back: Callable[[float], float] = (lambda value: 10**value) if log else float
-    room = 0.05 * (forward(high) - forward(low)) or (0.1 if log else 0.5)
-    start, end = back(forward(low) - room), back(forward(high) + room)
-    if low >= 0 > start:
-        start = 0.0
-    return Axis(label, start, end, _ticks(start, end, log), log)
-
-
-def _ticks(low: float, high: float, log: bool) -> tuple[float, ...]:
-    """Round values between two, about five of them."""
-    if log:
-        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-        decades = range(first, last + 1, math.ceil((last - first) / 8) or 1)
-        for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
-            marks = (step * 10.0**decade for decade in decades for step in steps)
-            found = tuple(mark for mark in marks if low <= mark <= high)
-            if len(found) >= 4:
-                return found
-    size = (high - low) / 5
-    unit = 10.0 ** math.floor(math.log10(size))
-    step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= size)
-    return tuple(round(number * step, 12) for number in range(math.ceil(low / step), math.floor(high / step) + 1))
+    return [Plot(name, title, x, axis(y_label, ys, log or log_y), tuple(series))]

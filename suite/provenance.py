@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from suite.plots import DATA, Entry
 from suite.record import Record
 from suite.render import escape_html
-from suite.runs import kind_of, words_of
+from suite.runs import Entry, kind_of, words_of
+from suite.spec import DATA
 
 
 @dataclass

@@ -237,6 +237,20 @@ def comparable(table: Table, row: Row, runs: Runs) -> bool:
     return bool(runs.train) and not any("not comparable" in note for note in shortfalls(table, row, runs.train))
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A row of a table with its runs."""
+
+    table: Table
+    row: Row
+    runs: Runs
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its errors may be compared with the paper's."""
+        return comparable(self.table, self.row, self.runs)
+
+
 def shortfalls(table: Table, row: Row, train: list[Record]) -> list[str]:
     """How the runs fall short of the paper's, so that nobody compares what cannot be compared."""
     record = train[0]

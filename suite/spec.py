@@ -33,6 +33,9 @@ CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 # Largest side in pixels of an image that a network is asked to see.
 LARGEST_SIDE = 4096
 
+# The paper's data sets as readers know them.
+DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
+
 # The embedded data set that stands in for each of the paper's where none is given.
 EMBEDDED = {"cifar10": "digits10", "cifar100": "digits100", "imagenet": "digits1000"}
 

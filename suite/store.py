@@ -1,12 +1,12 @@
 """Results on disk: one immutable JSON record for each finished stage, and the files that the stage made.
 
-    DIR/records/STAGE/MODEL-KEY.json   what went in, what came out, with which hardware and versions
-    DIR/artifacts/KEY/                 the stage's files (weights, ONNX), listed with their hashes in the record
-    DIR/failures/STAGE/MODEL-KEY.json  why a stage failed last time; gone once it succeeds
-    DIR/checkpoints/KEY/               state of a training that was stopped; gone once it succeeds
-    DIR/claims/                        who is at which stage (see `suite.claims`)
-    DIR/plans/KEY.json                 what each command is to do, for those who ask how far it is
-    DIR/work/                          stages under way; safe to delete when nothing runs
+    records/STAGE/MODEL-KEY.json   what went in, what came out, with which hardware and versions
+    artifacts/KEY/                 the stage's files (weights, ONNX), listed with their hashes in the record
+    failures/STAGE/MODEL-KEY.json  why a stage failed last time; gone once it succeeds
+    checkpoints/KEY/               state of a training that was stopped; gone once it succeeds
+    claims/                        who is at which stage (see `suite.claims`)
+    plans/KEY.json                 what each command is to do, for those who ask how far it is
+    work                           stages under way; safe to delete when nothing runs
 
 KEY is the hash of the stage's inputs, its upstream's key among them, so nothing is done twice and a run that was
 killed goes on where it was. A record appears by a single rename after its files have: it is there whole or not at

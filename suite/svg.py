@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from suite.plots import Axis, Plot, Series
+from suite.drawing import Axis, Plot, Series
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and darker ones where a plot needs more.
 # The first three are those of ReLU, CReLU and the Pareto front.

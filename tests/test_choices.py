@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from suite import choices, spec
-from suite.plots import Entry
 from suite.render import Report
-from suite.runs import Records
+from suite.runs import Entry, Records
 from suite.store import Store
 
 AddRun = Callable[..., dict[str, Any]]

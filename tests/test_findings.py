@@ -8,8 +8,7 @@ import pytest
 
 from suite import findings, spec
 from suite.findings import Finding
-from suite.plots import Entry
-from suite.runs import Records
+from suite.runs import Entry, Records
 from suite.store import Store
 
 # What an analysis says of the last activations.

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from suite import figures, plots, spec
-from suite.plots import Entry, Figure
-from suite.runs import Records
+from suite.drawing import Figure
+from suite.runs import Entry, Records
 from suite.store import Store
 
 # What an analysis says of the last activations.
@@ -135,43 +135,10 @@ def test_runs_on_embedded_images_are_said(store: Store, add_run: AddRun) -> None
     assert "1 of 1 nets ran on the embedded digits10" in only(plots.learning_curves(entries(store))).caption
 
 
-@pytest.mark.parametrize("value", [0.0, 5.0, 1e-9])
-def test_an_axis_of_one_value_has_room_on_both_sides_or_begins_at_zero(
-    store: Store, add_run: AddRun, value: float
-) -> None:
-    add_run(top1=value)
-    axis = only(plots.learning_curves(entries(store))).plots[0].y
-    assert axis.low <= value < axis.high
-    assert axis.ticks
-    assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
-
-
-@pytest.mark.parametrize(("low", "high"), [(1e-30, 1e30), (0.5, 2e14), (3.0, 4.0), (1.0, 1.0 + 1e-3)])
-def test_a_logarithmic_axis_has_a_few_round_marks_however_far_it_goes(
-    store: Store, add_run: AddRun, low: float, high: float
-) -> None:
-    delta = [low, high]
-    train = add_run(data="cifar100")["train"]
-    result = {"activation": ACTIVATION, "blocks": {"delta": delta, "delta_after_relu": delta}}
-    store.put("analyze", {"model": "resnet110_relu_bn", "train": train.key}, result, {}, {})
-    axis = only(plots.inside(entries(store, 1))).plots[0].y
-    assert axis.log
-    assert 1 <= len(axis.ticks) <= 10
-    assert axis.low <= low < high <= axis.high
-
-
 def test_the_points_of_a_front_are_beaten_by_none() -> None:
     assert plots.pareto_front([(3, 1), (1, 5), (2, 6), (2, 3), (4, 1), (2, 3)]) == [(1, 5), (2, 3), (3, 1)]
     # Within what the harness tells apart, the one with the lesser error.
     assert plots.pareto_front([(1.0, 5), (1.009, 4), (1.2, 3)]) == [(1.009, 4), (1.2, 3)]
-
-
-def test_a_long_curve_is_thinned_to_its_last_point() -> None:
-    curve = [[float(n), float(n)] for n in range(10_001)]
-    thinned = plots.thin(curve)
-    assert len(thinned) <= plots.POINTS + 1
-    assert (thinned[0], thinned[-1]) == (curve[0], curve[-1])
-    assert plots.thin(curve[:50]) == curve[:50]
 
 
 def test_figure_2_of_a_deep_net_has_the_paper_s_zoom(store: Store, add_run: AddRun) -> None:
