@@ -5,10 +5,11 @@ timm.create_model("resnet50_crelu_bn")
 """
 
 from .crelu_resnet import ResNet, from_torchvision
-from .layers import ACTS, NORMS, CReLU, NormPropConv2d, StandardizeRectified, SubsampleAndPad
+from .layers import ACTS, INITS, NORMS, CReLU, NormPropConv2d, StandardizeRectified, SubsampleAndPad
 
 __all__ = [
     "ACTS",
+    "INITS",
     "NORMS",
     "CReLU",
     "NormPropConv2d",

@@ -7,7 +7,8 @@ ImageNet layout. Architecture: Shang, Chiu, Sohn (AAAI 2017), Figure 1, on top o
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -18,10 +19,13 @@ from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from .layers import ACTS, NORMS, Act, Norm, activation, conv_norm, initialize, shortcut
+from .layers import ACTS, INIT_OF, INITS, NORMS, Act, Init, Norm, activation, conv_norm, initialize, shortcut
 
 Placement = Literal["both", "inner"]
-NormPropConstants = Literal["all", "direct"]
+NormPropConstants = Literal["branch", "direct", "all"]
+NormPropBatchNorm = Literal["trunk", "trunk_input", "shortcut"]
+NORMPROP_CONSTANTS: tuple[NormPropConstants, ...] = get_args(NormPropConstants)
+NORMPROP_BATCH_NORMS: tuple[NormPropBatchNorm, ...] = get_args(NormPropBatchNorm)
 
 # Blocks per stage of the ImageNet layout (He et al. 2016a); CIFAR depths have (depth - 2) / 6 per stage.
 IMAGENET_BLOCKS = {34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -29,32 +33,60 @@ CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 BOTTLENECK_DEPTHS = (50, 101)
 
 
+# Where rectifiers stand, and which of them carry NormProp's constants in each reading: behind the stem, at the head of
+# a block (of a `PreActBasicBlock` alone), inside its branch behind a convolution, and behind a sum.
+Place = Literal["stem", "head", "inside", "sum"]
+_STANDARDIZED: dict[NormPropConstants, tuple[Place, ...]] = {
+    "branch": ("head", "inside"),
+    "direct": ("stem", "inside"),
+    "all": ("stem", "head", "inside", "sum"),
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What all blocks of a network share; see `ResNet` for the values."""
+
+    act: Act
+    norm: Norm
+    constants: NormPropConstants
+    batch_norm: NormPropBatchNorm
+    shortcut: Literal["A", "B"]
+
+    def rectifier(self, act: Act, place: Place) -> nn.Module:
+        """ReLU or CReLU, with NormProp's constants if the network has them in this place."""
+        return activation(act, self.norm == "np" and place in _STANDARDIZED[self.constants])
+
+    def identity_path(self, in_chs: int, out_chs: int, stride: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """What normalises the input of a block, its shortcut, and what normalises its sum."""
+        batch_norm = self.batch_norm if self.norm.startswith("np") and stride > 1 else None
+        return (
+            nn.BatchNorm2d(in_chs) if batch_norm == "trunk_input" else nn.Identity(),
+            shortcut(self.norm, self.shortcut, in_chs, out_chs, stride, batch_norm == "shortcut"),
+            nn.BatchNorm2d(out_chs) if batch_norm == "trunk" else nn.Identity(),
+        )
+
+
 class BasicBlock(nn.Module):
     """3x3 - norm - act - 3x3 - norm - add - ReLU; with CReLU this is the "inner" placement."""
 
     expansion = 1
 
-    def __init__(
-        self,
-        in_chs: int,
-        width: int,
-        stride: int,
-        act: Act,
-        norm: Norm,
-        identity: nn.Module,
-        constants: NormPropConstants,
-    ) -> None:
+    def __init__(self, scheme: Scheme, in_chs: int, width: int, stride: int) -> None:
         super().__init__()
+        act, norm = scheme.act, scheme.norm
+        self.input_norm, identity, sum_norm = scheme.identity_path(in_chs, width, stride)
         self.conv1, self.norm1 = conv_norm(norm, in_chs, width, 3, stride)
-        self.act1 = activation(act, standardize=norm == "np")
+        self.act1 = scheme.rectifier(act, "inside")
         self.conv2, self.norm2 = conv_norm(norm, (2 if act == "crelu" else 1) * width, width, 3)
-        self.shortcut = identity
-        self.act2 = activation("relu", standardize=norm == "np" and constants == "all")
+        self.shortcut, self.sum_norm = identity, sum_norm
+        self.act2 = scheme.rectifier("relu", "sum")
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.input_norm(x)
         y = self.act1(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
-        return self.act2(y + self.shortcut(x))
+        return self.act2(self.sum_norm(y + self.shortcut(x)))
 
 
 class PreActBasicBlock(nn.Module):
@@ -63,27 +95,21 @@ class PreActBasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(
-        self,
-        in_chs: int,
-        width: int,
-        stride: int,
-        act: Act,
-        norm: Norm,
-        identity: nn.Module,
-        constants: NormPropConstants,
-    ) -> None:
+    def __init__(self, scheme: Scheme, in_chs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.act1 = activation(act, standardize=norm == "np" and constants == "all")
+        act, norm = scheme.act, scheme.norm
+        self.input_norm, identity, sum_norm = scheme.identity_path(in_chs, width, stride)
+        self.act1 = scheme.rectifier(act, "head")
         self.conv1, self.norm1 = conv_norm(norm, 2 * in_chs, width, 3, stride)
-        self.act2 = activation(act, standardize=norm == "np")
+        self.act2 = scheme.rectifier(act, "inside")
         self.conv2, self.norm2 = conv_norm(norm, 2 * width, width, 3)
-        self.shortcut = identity
+        self.shortcut, self.sum_norm = identity, sum_norm
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.input_norm(x)
         y = self.norm1(self.conv1(self.act1(x)))
         y = self.norm2(self.conv2(self.act2(y)))
-        return y + self.shortcut(x)
+        return self.sum_norm(y + self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
@@ -91,31 +117,25 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(
-        self,
-        in_chs: int,
-        width: int,
-        stride: int,
-        act: Act,
-        norm: Norm,
-        identity: nn.Module,
-        constants: NormPropConstants,
-    ) -> None:
+    def __init__(self, scheme: Scheme, in_chs: int, width: int, stride: int) -> None:
         super().__init__()
+        act, norm = scheme.act, scheme.norm
         copies = 2 if act == "crelu" else 1
+        self.input_norm, identity, sum_norm = scheme.identity_path(in_chs, width * self.expansion, stride)
         self.conv1, self.norm1 = conv_norm(norm, in_chs, width, 1)
-        self.act1 = activation(act, standardize=norm == "np")
+        self.act1 = scheme.rectifier(act, "inside")
         self.conv2, self.norm2 = conv_norm(norm, copies * width, width, 3, stride)
-        self.act2 = activation(act, standardize=norm == "np")
+        self.act2 = scheme.rectifier(act, "inside")
         self.conv3, self.norm3 = conv_norm(norm, copies * width, width * self.expansion, 1)
-        self.shortcut = identity
-        self.act3 = activation("relu", standardize=norm == "np" and constants == "all")
+        self.shortcut, self.sum_norm = identity, sum_norm
+        self.act3 = scheme.rectifier("relu", "sum")
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.input_norm(x)
         y = self.act1(self.norm1(self.conv1(x)))
         y = self.act2(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(y))
-        return self.act3(y + self.shortcut(x))
+        return self.act3(self.sum_norm(y + self.shortcut(x)))
 
 
 class ResNet(nn.Module):
@@ -131,9 +151,14 @@ class ResNet(nn.Module):
         width: filters of the first stage; None for 16 (CIFAR) or 64 (ImageNet).
         crelu_placement: where basic blocks have CReLU. "both" (default) activates before either convolution;
             "inner" only between the two, with a ReLU after the addition. Bottlenecks are always "inner".
-        np_constants: which rectifiers of an "np" model carry NormProp's constants: "all" (default), or only
-            those that "direct"ly follow a normalised convolution, not a sum. Placement "both" has a CReLU for a sum
-            at the head of every block, which counts as one in the first block too.
+        np_constants: which rectifiers of an "np" model carry NormProp's constants: those of the residual "branch"es
+            (default; with placement "both" the CReLU at the head of a branch is one), those that "direct"ly follow a
+            normalised convolution (the stem's too, and no head), or "all".
+        np_batchnorm: where an "np", "np2" or "np3" model has BatchNorm in the blocks that halve the image (the
+            paper's footnote 2): "trunk" normalises the sum of branch and shortcut, before its activation (default),
+            "trunk_input" what enters the block, "shortcut" the shortcut's output alone.
+        init: initial weights, "msr", "torch" or "xavier" as `layers.initialize` describes them. None (default) for
+            "msr" with "bn", "torch" with "plain" and "nobias", and "xavier" with "np", "np2" and "np3".
         num_classes, in_chans, global_pool, drop_rate: as in every timm model.
 
     Raises:
@@ -151,13 +176,17 @@ class ResNet(nn.Module):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         crelu_placement: Placement | None = None,
-        np_constants: NormPropConstants = "all",
+        np_constants: NormPropConstants = "branch",
+        np_batchnorm: NormPropBatchNorm = "trunk",
+        init: Init | None = None,
     ) -> None:
         super().__init__()
         _check("depth", depth, (*CIFAR_DEPTHS, *IMAGENET_BLOCKS))
         _check("act", act, ACTS)
         _check("norm", norm, NORMS)
-        _check("np_constants", np_constants, ("all", "direct"))
+        _check("np_constants", np_constants, NORMPROP_CONSTANTS)
+        _check("np_batchnorm", np_batchnorm, NORMPROP_BATCH_NORMS)
+        _check("init", init, (None, *INITS))
         if crelu_placement is not None:
             basic_crelu = act == "crelu" and depth not in BOTTLENECK_DEPTHS
             _check("crelu_placement", crelu_placement, ("both", "inner") if basic_crelu else ("inner",))
@@ -170,8 +199,9 @@ class ResNet(nn.Module):
         elif act == "crelu" and crelu_placement != "inner":
             block = PreActBasicBlock
         preact = block is PreActBasicBlock
+        scheme = Scheme(act, norm, np_constants, np_batchnorm, "A" if cifar else "B")
 
-        self.norm = norm
+        self.init: Init = init or INIT_OF[norm]
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -180,7 +210,7 @@ class ResNet(nn.Module):
         if width is None:
             width = 16 if cifar else 64
         self.conv1, self.norm1 = conv_norm(norm, in_chans, width, 3 if cifar else 7, 1 if cifar else 2)
-        self.act1 = nn.Identity() if preact else activation("relu", standardize=norm == "np")
+        self.act1 = nn.Identity() if preact else scheme.rectifier("relu", "stem")
         self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(3, stride=2, padding=1)
         feature_info: list[dict[str, Any]] = [dict(num_chs=width, reduction=1 if cifar else 2, module="act1")]
 
@@ -190,10 +220,8 @@ class ResNet(nn.Module):
             blocks = []
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                out_chs = width * 2**stage * block.expansion
-                identity = shortcut(norm, "A" if cifar else "B", channels, out_chs, stride)
-                blocks.append(block(channels, width * 2**stage, stride, act, norm, identity, np_constants))
-                channels, reduction = out_chs, reduction * stride
+                blocks.append(block(scheme, channels, width * 2**stage, stride))
+                channels, reduction = width * 2**stage * block.expansion, reduction * stride
             name = f"layer{stage + 1}"
             self.add_module(name, nn.Sequential(*blocks))  # layer4 of the CIFAR layout is empty
             if blocks:
@@ -201,8 +229,7 @@ class ResNet(nn.Module):
         self.feature_info = feature_info
         self.stage_names = [info["module"] for info in feature_info[1:]]
 
-        standardize = norm == "np" and np_constants == "all"
-        self.final_act = activation(act, standardize) if preact else nn.Identity()
+        self.final_act = scheme.rectifier(act, "sum") if preact else nn.Identity()
         if preact:
             channels *= 2
             feature_info[-1]["num_chs_norm"] = channels
@@ -213,9 +240,9 @@ class ResNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Set all start values (see `layers.initialize`)."""
-        for module in self.modules():
-            initialize(module, self.norm)
+        """Set all initial weights (see `layers.initialize`)."""
+        for name, module in self.named_modules():
+            initialize(module, self.init, in_block=name.startswith("layer"))
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
@@ -239,7 +266,7 @@ class ResNet(nn.Module):
         like = next(self.parameters())
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        initialize(self.fc.to(like.device, like.dtype), self.norm)
+        initialize(self.fc.to(like.device, like.dtype), self.init, in_block=False)
         self.train(self.training)  # the new modules too
 
     def forward_intermediates(

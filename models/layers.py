@@ -14,10 +14,22 @@ from torch import Tensor, nn
 
 Act = Literal["relu", "crelu"]
 Norm = Literal["bn", "plain", "nobias", "np", "np2", "np3"]
+Init = Literal["msr", "torch", "xavier"]
 ACTS: tuple[Act, ...] = get_args(Act)
 NORMS: tuple[Norm, ...] = get_args(Norm)
+INITS: tuple[Init, ...] = get_args(Init)
 
-# Start value of NormProp's gain, and its fixed value in NormProp3 ("Normalization Propagation in ResNets").
+# Initial weights of each normalisation where none are asked for (see `initialize`).
+INIT_OF: dict[Norm, Init] = {
+    "bn": "msr",
+    "plain": "torch",
+    "nobias": "torch",
+    "np": "xavier",
+    "np2": "xavier",
+    "np3": "xavier",
+}
+
+# Initial value of NormProp's gain, and its fixed value in NormProp3 ("Normalization Propagation in ResNets").
 NORMPROP_GAIN = 1 / 1.21
 
 # Mean and standard deviation of ReLU(x) for x ~ N(0, 1). The paper's Proposition 2 prints the mean as
@@ -126,6 +138,7 @@ class SubsampleAndPad(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.stride = stride
         self.extra = out_channels - in_channels
 
@@ -154,15 +167,19 @@ def conv_norm(
     return NormPropConv2d(in_channels, out_channels, kernel_size, stride, padding, learn_gain), nn.Identity()
 
 
-def shortcut(norm: Norm, kind: Literal["A", "B"], in_channels: int, out_channels: int, stride: int) -> nn.Module:
+def shortcut(
+    norm: Norm, kind: Literal["A", "B"], in_channels: int, out_channels: int, stride: int, batch_norm: bool = False
+) -> nn.Module:
     """The identity path of a block: type A (CIFAR) or type B (ImageNet) where the channel count changes.
 
-    Footnote 2 of the paper: where the spatial size shrinks, the NormProp family has BatchNorm on this path,
-    after the shortcut's own operation. Elsewhere it uses its own normalisation, without activation.
+    Args:
+        norm: of the network; a type-B shortcut has its normalisation, without activation.
+        kind: "A" subsamples and appends zero channels, "B" is a 1x1 convolution.
+        in_channels, out_channels, stride: of the block.
+        batch_norm: have BatchNorm after the shortcut's own operation instead of the network's normalisation.
     """
     if in_channels == out_channels and stride == 1:
         return nn.Identity()
-    batch_norm = norm.startswith("np") and stride > 1
     if kind == "A":
         subsample = SubsampleAndPad(in_channels, out_channels, stride)
         return nn.Sequential(subsample, nn.BatchNorm2d(out_channels)) if batch_norm else subsample
@@ -170,24 +187,39 @@ def shortcut(norm: Norm, kind: Literal["A", "B"], in_channels: int, out_channels
 
 
 @torch.no_grad()
-def initialize(module: nn.Module, norm: Norm) -> None:
-    """Set one layer's start values; for use with `nn.Module.apply`-like loops over a model of kind `norm`.
+def initialize(module: nn.Module, init: Init, in_block: bool = True) -> None:
+    """Set the initial weights of one layer; biases become 0, BatchNorm's scale 1, NormProp's gain 1/1.21.
 
-    Convolutions: MSR, N(0, sqrt(2 / (k k C_out))), in BatchNorm models and Xavier uniform in all others, bias 0
-    (Experiments section). Linear: U(+-1/sqrt(fan_in)), bias 0 (fb.resnet.torch). BatchNorm: scale 1, shift 0.
+    With `fan_in = in * k * k` and `fan_out = out * k * k`:
+
+    | init | convolutions in blocks | stem | linear |
+    |---|---|---|---|
+    | "msr" | N(0, sqrt(2 / fan_out)) | the same | U(+-1/sqrt(fan_in)) |
+    | "xavier" | U(+-sqrt(6 / (fan_in + fan_out))) | the same | U(+-1/sqrt(fan_in)) |
+    | "torch" | U(+-1/sqrt(fan_in)) | U(+-sqrt(6 / (fan_in + fan_out))) | as the stem |
+
+    "msr" is fb.resnet.torch's ConvInit with Torch7's default for the linear layer. "torch" is what a Torch7 script of
+    that time makes of "Xavier initialization": it reaches the stem and the linear layer (Glorot and Bengio, 2010), and
+    leaves the convolutions inside the blocks at Torch7's default, which is PyTorch's too (docs/interpretations.md).
+
+    Args:
+        module: the layer; one without weights is left as it is.
+        init: which row of this table.
+        in_block: whether the layer is part of a residual block, its shortcut included.
     """
-    if isinstance(module, nn.Conv2d):
-        if norm == "bn":
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        else:
-            nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-        if isinstance(module, NormPropConv2d):
-            module.gain.fill_(NORMPROP_GAIN)
-    elif isinstance(module, nn.BatchNorm2d):
+    if isinstance(module, nn.BatchNorm2d):
         module.reset_parameters()
-    elif isinstance(module, nn.Linear):
-        bound = 1 / math.sqrt(module.in_features)
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return
+    convolution = isinstance(module, nn.Conv2d)
+    if init == "msr" and convolution:
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif (init == "xavier" and convolution) or (init == "torch" and not in_block):
+        nn.init.xavier_uniform_(module.weight)
+    else:
+        bound = 1 / math.sqrt(module.weight[0].numel())
         nn.init.uniform_(module.weight, -bound, bound)
+    if module.bias is not None:
         nn.init.zeros_(module.bias)
+    if isinstance(module, NormPropConv2d):
+        module.gain.fill_(NORMPROP_GAIN)

@@ -75,8 +75,9 @@ class BlockDifferences(Result):
         blocks: names of the B blocks, such as "layer1.0".
         delta: (B,) the paper's Delta with the output that its definition names, f(x) + x, before the activation
             that follows the addition: the size of what the residual path adds.
-        delta_after_relu: (B,) the same with what the block hands on, ReLU(f(x) + x), and NormProp's constants
-            where they follow. A `PreActBasicBlock` hands on the sum, so that both are the same there.
+        delta_after_relu: (B,) the same with what the block hands on: ReLU(f(x) + x), with NormProp's BatchNorm of the
+            sum and its constants where a network has them. A `PreActBasicBlock` hands on the sum, so that both are the
+            same there unless it has that BatchNorm.
     """
 
     blocks: tuple[str, ...]
@@ -294,7 +295,7 @@ class _Blocks:
         self.shortcut = output
 
     def _add_output(self, index: int, block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not isinstance(block, PreActBasicBlock):
+        if not _hands_on_its_sum(block):
             self.sums[index][1] += _sum_of_norms(output - self.shortcut)
         self.shortcut = torch.empty(0)
 
@@ -303,8 +304,12 @@ class _Blocks:
         if not np.isfinite(sums).all():
             raise RuntimeError("the activations of a residual block are not finite")
         delta, after = (sums / np.array(self.counts)[:, None]).T
-        preact = np.array([isinstance(block, PreActBasicBlock) for block in self.blocks.values()])
-        return BlockDifferences(tuple(self.blocks), delta, np.where(preact, delta, after))
+        same = np.array([_hands_on_its_sum(block) for block in self.blocks.values()])
+        return BlockDifferences(tuple(self.blocks), delta, np.where(same, delta, after))
+
+
+def _hands_on_its_sum(block: nn.Module) -> bool:
+    return isinstance(block, PreActBasicBlock) and isinstance(block.sum_norm, nn.Identity)
 
 
 def _sum_of_norms(x: Tensor) -> Tensor:

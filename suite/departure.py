@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxscript import ir
 from torch import Tensor, nn
 
-from suite.export import to_graph
+from suite.export import last_convolution, to_graph
 from suite.nodes import name_after_layers
 from suite.rewrite import apply_rewrites
 from suite.session import open_session
@@ -41,7 +41,8 @@ def first_departure(
     the network is exported once more, and three comparisons follow; the first that fails names the node.
 
     1. "export": torch's convolutions and linear layers (with their BatchNorm, if any) against the fresh export as the
-       exporter wrote it. A fault of folding or of the exporter shows here, at the first such layer after it.
+       exporter wrote it. A fault of folding or of the exporter shows here, at the first such layer after it. Left out
+       are the two convolutions of a sum that BatchNorm follows (NormProp), which fold with it.
     2. "file": each node of the fresh export, rewritten if the file is, against the node of this name in the file, both
        on the CPU without optimisation. A damaged file, or one of other weights, shows here, at the node itself.
     3. "runtime": each node of the file without optimisation on the CPU against the same on `provider` with all
@@ -133,12 +134,18 @@ def _torch_values(model: nn.Module, images: Tensor) -> dict[str, NDArray[Any]]:
         found[name] = output.numpy()
 
     hooks = []
+    refolded = {
+        f"{name}.{part}"
+        for name, block in model.named_modules()
+        if isinstance(getattr(block, "sum_norm", None), nn.BatchNorm2d)
+        for part in (last_convolution(block), "shortcut.0")
+    }
     for parent_name, parent in model.named_modules():
         children = [*parent.named_children(), ("", None)]
         for (name, child), (_, following) in pairwise(children):
-            if isinstance(child, nn.Conv2d | nn.Linear):
+            layer = f"{parent_name}.{name}".lstrip(".")
+            if isinstance(child, nn.Conv2d | nn.Linear) and layer not in refolded:
                 whole = following if isinstance(following, nn.BatchNorm2d) else child
-                layer = f"{parent_name}.{name}".lstrip(".")
                 hooks.append(whole.register_forward_hook(partial(keep, layer)))
     try:
         with torch.no_grad():

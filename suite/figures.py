@@ -23,7 +23,7 @@ PROMISE = "normprop"
 TITLES = {
     2: "Figure 2: Delta of each residual block, mean L2 norm over channels of what the block adds",
     3: "Figure 3: coherence mu of the filters of each convolution off the shortcuts",
-    PROMISE: "NormProp's promise, mean 0 and variance 1 of what each convolution sees, at start values",
+    PROMISE: "NormProp's promise, mean 0 and variance 1 of what each convolution sees, at initial weights",
 }
 
 
@@ -65,8 +65,8 @@ def curves(
     images: int = 1000,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Curve]:
-    """The curves of Figure 2 or 3: of the longest training run of each network in the results folder, else of its start
-    values.
+    """The curves of Figure 2 or 3: of the longest training run of each network in the results folder, else of its
+    initial weights.
 
     Args:
         figure: 2 or 3.
@@ -107,13 +107,14 @@ def _longest(store: Store, model: str) -> Record | None:
     name = "model.safetensors"
     runs = [checked(record, store.root) for record in store.each("train", {model}, "epochs")]
     runs = [record for record in runs if record.result["trained"] and name in record.artifacts]
+    runs = [record for record in runs if not spec.outdated(model, record.inputs.get("version", 0))]
     runs = [record for record in runs if store.artifact(record, name).is_file()]
     return max(runs, key=lambda record: (record.result["steps"], record.finished), default=None)
 
 
 def _origin(figure: int, record: Record | None) -> str:
     if record is None:
-        return "start values, NOT TRAINED: no run in the results folder"
+        return "initial weights, NOT TRAINED: no run in the results folder"
     data, steps = record.inputs["data"]["name"], record.result["steps"]
     recipe = record.inputs["recipe"]
     whole = recipe["max_steps"] is None and recipe["epochs"] == spec.load_table(4 if figure == 3 else 1).recipe.epochs
@@ -127,7 +128,7 @@ def promise() -> tuple[list[Curve], list[str]]:
     """
     from suite import theory
 
-    origin = "start values with gain 1, on standard normal images"
+    origin = "initial weights with gain 1, on standard normal images"
     found = [
         Curve(f"{words}, {what}", result.layers, tuple(map(float, getattr(result, what))), origin)
         for words, result in zip(("plain CNN", "ResNet-20"), theory.normprop_promise().values(), strict=True)

@@ -201,7 +201,7 @@ def _datasets(table: Table, options: Options) -> dict[str, "Dataset"]:
 
 
 def _inputs(kind: str, cell: Cell, **inputs: Any) -> dict[str, Any]:
-    return {"model": cell.row.model, "version": spec.VERSIONS[kind], **inputs}
+    return {"model": cell.row.model, "version": spec.version_of(kind, cell.row.model), **inputs}
 
 
 def _training_inputs(cell: Cell, options: Options, processes: int) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import numpy as np
 import onnxruntime as ort
 from onnxscript import ir
 from onnxscript.rewriter import pattern
-from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
 
 from suite.absorb import absorb
 from suite.blocks import BLOCK, fill
@@ -51,7 +50,7 @@ def _equals(value: ir.Value | None, expected: list[int]) -> bool:
 
 
 # Type-A shortcuts: Pad(Slice(Slice(x))) is a strided 1x1 convolution with an identity matrix above zero filters.
-# Sums of one product and zeros, hence exact; and a BatchNorm behind it (NormProp) folds into it like any other.
+# Sums of one product and zeros, hence exact.
 
 
 def _subsample_and_pad(op: Any, x: ir.Value) -> Any:
@@ -219,7 +218,6 @@ def _reassociated(op: Any, first: ir.Value, second: ir.Value, identity: ir.Value
 
 RULES = {
     "type-A shortcut as convolution": pattern.RewriteRule(_subsample_and_pad, _identity_convolution, _is_shortcut),
-    "BatchNorm into shortcut": fuse_batchnorm_into_conv_rule,
     "mean as pool": pattern.RewriteRule(_mean, _pool, _is_pool),
     "convolution of CReLU in halves": pattern.RewriteRule(_conv_of_crelu, _halves, _is_large),
     "sum of three": pattern.RewriteRule(_sum_of_three, _reassociated, _two_are_convolutions),

@@ -17,7 +17,7 @@ from suite.files import printable
 from suite.record import Record
 from suite.samples import quantiles
 from suite.shape import checked
-from suite.spec import EMBEDDED, Row, Table, recipe_for
+from suite.spec import EMBEDDED, Row, Table, outdated, recipe_for
 from suite.store import Store
 
 # Spread of the samples, (p75 - p25) / p50, from which on a latency is marked as unstable.
@@ -106,7 +106,7 @@ class Records:
 
         self.train: dict[str, list[Record]] = {}
         for record in each("train"):
-            if trained is None or record.key in trained:
+            if (trained is None or record.key in trained) and not _outdated(record):
                 self.train.setdefault(record.inputs["model"], []).append(record)
         # Beside the file that is deployed, the exporter's own graph is only timed.
         self.export = {r.inputs["train"]: r for r in each("export") if not r.inputs.get("plain")}
@@ -186,6 +186,10 @@ class Records:
         return None
 
 
+def _outdated(record: Record) -> bool:
+    return outdated(record.inputs["model"], record.inputs.get("version", 0))
+
+
 def _compact(record: Record, curves: Collection[str] | None) -> Record:
     """The record with samples, and epochs column by column, as arrays: in a fraction of the memory."""
     result = record.result
@@ -227,9 +231,21 @@ def _error(record: Record, name: str, metric: Metric) -> float | None:
 
 
 def untrained(record: Record) -> str:
+    """Why a network has no error: the rates tried, and of each reason the last try."""
     tries = record.result["tries"]
     first, last = tries[0]["learning_rate"], tries[-1]["learning_rate"]
-    return f"did not train at any learning rate from {first:g} down to {last:g}: {tries[-1]['outcome']}"
+    reasons = {each["outcome"]: each for each in tries}
+    return f"did not train at any learning rate from {first:g} down to {last:g}: " + "; ".join(
+        f"{printable(outcome)} at {each['learning_rate']:g}{_details(each)}" for outcome, each in reasons.items()
+    )
+
+
+def _details(tried: Mapping[str, Any]) -> str:
+    """What is known of a try that ended with a finite loss, in brackets."""
+    if tried.get("last_loss") is None:
+        return ""
+    formats = {"last_loss": "loss {:.3g}", "train_error": "training error {:.1f} %", "dead_units": "dead units {:.0%}"}
+    return f" ({', '.join(text.format(tried[name]) for name, text in formats.items() if tried.get(name) is not None)})"
 
 
 def comparable(table: Table, row: Row, runs: Runs) -> bool:

@@ -31,7 +31,15 @@ SHAPES: dict[str, Any] = {
             "precision?": str,
             **{f"{metric}?": (PERCENT, None) for metric in (*METRICS, "best_top1")},
             "epochs": [{str: _MAYBE, **{f"{metric}?": (PERCENT, None) for metric in METRICS}}],
-            "tries": [{"learning_rate": NUMBER, "outcome": str}, ...],
+            "tries": [
+                {
+                    "learning_rate": NUMBER,
+                    "outcome": str,
+                    "steps?": int,
+                    **dict.fromkeys(("last_loss?", "train_error?", "dead_units?"), _MAYBE),
+                },
+                ...,
+            ],
             "steps": int,
             "test_images": int,
         },

@@ -41,7 +41,9 @@ EMBEDDED = {"cifar10": "digits10", "cifar100": "digits100", "imagenet": "digits1
 
 # Versions of what each stage makes of the same inputs, with their history. A new one makes new records.
 VERSIONS = {
-    "train": 2,  # 1: first; 2: bfloat16 activations where the device is made for them
+    # 1: first; 2: bfloat16 activations where the device is made for them; 3: other initial weights without BatchNorm,
+    # and NormProp's BatchNorm on the trunk (`outdated`)
+    "train": 3,
     "export": 4,  # 1: first; 2: rewritten for ONNX Runtime's CPU provider; 3: columns of zeros; 4: whole blocks
     "convert": 2,  # 1: first; 2: codes of int8 for what NormProp's rectifiers give where they are off
     "parity": 1,  # 1: first
@@ -51,7 +53,22 @@ VERSIONS = {
     "probe": 2,  # 1: first; 2: with starts of processes
 }
 
+# Version of training from which on a result of a network without BatchNorm counts.
+_TRAINS_WITHOUT_BATCH_NORM = 3
+
 T = TypeVar("T")
+
+
+def version_of(stage: str, model: str) -> int:
+    """The version that goes into the key of a stage's record. Version 3 of training changed nothing for the networks
+    with BatchNorm, whose records of version 2 stay what training would make today."""
+    return 2 if stage == "train" and model.endswith("_bn") else VERSIONS[stage]
+
+
+def outdated(model: str, version: int) -> bool:
+    """Whether a training record of this version is of initial weights or an architecture that the network had by
+    mistake, so that it stands in no table."""
+    return version < _TRAINS_WITHOUT_BATCH_NORM and not model.endswith("_bn")
 
 
 @dataclass(frozen=True)

@@ -149,14 +149,14 @@ def in_words() -> list[str]:
 def normprop_promise(
     model_name: str = "resnet20_relu_np", gain: float = 1.0, images: int = 64, seed: int = 0
 ) -> dict[str, LayerMoments]:
-    """NormProp at its start values on standard normal images: a plain CNN beside a ResNet.
+    """NormProp at its initial weights on standard normal images: a plain CNN beside a ResNet.
 
     NormProp promises zero mean and unit variance to every layer. The plain CNN keeps to it, and in the ResNet each
     addition more than doubles the variance ("Normalization Propagation in ResNets"; supplement, "Identity Mapping").
 
     Args:
         model_name: an `np` network of this project.
-        gain: g of every layer. The promise is made for 1. At the start value 1/1.21 the plain CNN's first layer
+        gain: g of every layer. The promise is made for 1. At the initial value 1/1.21 the plain CNN's first layer
             gives mean -0.12 and variance 0.68 instead.
         images: how many, of 3 x 32 x 32.
         seed: of weights and images.
@@ -166,7 +166,7 @@ def normprop_promise(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        networks = {"plain": plain_normprop(), "resnet": timm.create_model(model_name)}
+        networks = {"plain": plain_normprop(), "resnet": timm.create_model(model_name, np_constants="all")}
         inputs = torch.randn(images, 3, 32, 32)
     for network in networks.values():
         for module in network.modules():
@@ -176,14 +176,14 @@ def normprop_promise(
 
 
 def plain_normprop(depth: int = 12, width: int = 64) -> nn.Sequential:
-    """A CNN without shortcuts: `depth` times 3x3 convolution and ReLU with NormProp's formula and start values.
+    """A CNN without shortcuts: `depth` times 3x3 convolution and ReLU with NormProp's formula and initial weights.
 
     Without padding, whose zeros have no unit variance, so that each layer takes 2 off height and width.
     """
     network = nn.Sequential()
     for layer in range(1, depth + 1):
         conv = NormPropConv2d(3 if layer == 1 else width, width, 3)
-        initialize(conv, "np")
+        initialize(conv, "xavier")
         network.add_module(f"conv{layer}", conv)
         network.add_module(f"act{layer}", activation("relu", standardize=True))
     return network

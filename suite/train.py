@@ -1,6 +1,7 @@
 """Train networks by a recipe, and test them."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -8,14 +9,13 @@ from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import checkpoint, memory
+from suite import checkpoint, feasible, memory
 from suite.batches import Batch, Batches
 from suite.data import Dataset
 from suite.distributed import ALONE, Group
@@ -23,11 +23,6 @@ from suite.interrupt import Interruption
 from suite.step import AUTOMATIC, Engine, Step, try_compile
 from suite.tf32 import without_tf32
 
-# Halving stops here and the cell is "did not train". The paper gives no floor. A plain ResNet-110 with CReLU first
-# has a finite loss between 1e-5 and 1e-6, since its sum grows by a factor of 1.2 a block at the start.
-LEAST_LEARNING_RATE = 1e-7
-# "First epochs" after which a network that is no better than chance counts as not training.
-FIRST_EPOCHS = 5
 # A kill costs at most the work of so long.
 CHECKPOINT_SECONDS = 30.0
 # Steps between two questions of several processes to each other whether one of them is to stop.
@@ -41,7 +36,7 @@ class Job:
     Attributes:
         model_name: a timm model.
         batches: the data set, the recipe, the device, and the processes that share the work.
-        seed: of the start values, the order of the images and their augmentation.
+        seed: of the initial weights, the order of the images and their augmentation.
         out: an existing folder for the weights.
         model_args: further arguments of the model; not for dropout, whose draws a checkpoint does not hold.
         checkpoints: folder of this run's checkpoints; None for none.
@@ -68,7 +63,7 @@ def train(
     """Train a network and write its weights to `out` in timm's local layout (`model.safetensors`, `config.json`).
 
     A learning rate at which training is infeasible (a loss that is not finite, or no better than chance after the
-    first epochs) is halved and training begins again, as in the paper's Experiments section.
+    first epochs; see `suite.feasible`) is halved and training begins again, as in the paper's Experiments section.
 
     Training that was stopped goes on from its last checkpoint. Batches depend on seed, epoch and position alone, so
     on the CPU the result is bit for bit that of a run which was never stopped.
@@ -81,11 +76,14 @@ def train(
 
     Returns:
         `top1`, `top5` (and `top1_10crop`, `top5_10crop`): test errors of the last epoch in percent, None when no
-        learning rate was feasible; `best_top1`: the least over epochs; `trained`; `tries`: each learning rate and
-        what came of it; `epochs`: learning rate, training loss and error, and test errors of each epoch; `steps`;
-        `test_images`; `device`; `precision`; `compiled`; `processes` and the `batch_per_process`; `timing`:
-        `training_seconds`, without tests, `images_per_second`, `packed` (networks trained at the same time),
-        `blocks_twice` (blocks computed twice to save memory), and what was measured to decide on torch.compile.
+        learning rate was feasible; `best_top1`: the least over epochs; `trained`; `tries`: what came of each learning
+        rate, with `epochs` and `steps` (begun, done), `last_loss` (mean of the last 25 steps, None if not finite),
+        `train_error` (percent, of the last epoch), `dead_units` (share of the channels before the classifier that are
+        zero on a whole test batch, None if not finite) and `outcome`, why it ended; `epochs`: learning rate, training
+        loss and error, and test errors of each epoch; `steps`; `test_images`; `device`; `precision`; `compiled`;
+        `processes` and the `batch_per_process`; `timing`: `training_seconds`, without tests, `images_per_second`,
+        `packed` (networks trained at the same time), `blocks_twice` (blocks computed twice to save memory), and what
+        was measured to decide on torch.compile.
     """
     (outcome,) = train_packed([job], engine, interruption, warn)
     if isinstance(outcome, Exception):
@@ -235,29 +233,32 @@ class _Fit:
         return found
 
     def _start(self) -> nn.Module:
-        """The network with the start values of its seed."""
+        """The network with the initial weights of its seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.job.seed)
             model: nn.Module = timm.create_model(self.job.model_name, **self.model_args)
             return model
 
     def _begin(self) -> None:
-        """Start values and a fresh optimiser."""
+        """Initial weights and a fresh optimiser."""
         compiled = self.at.compile["compiled"]
         self.step = Step(self._start(), self.recipe, self.device, self.bfloat16, compiled, self.group)
         self.model = self.step.model
+        self.watch = feasible.LossWatch(self.device)
+        self.last_losses: deque[Tensor] = deque(maxlen=feasible.LAST_STEPS)  # on the device
 
     def _start_over(self, learning_rate: float) -> None:
-        """Begin again with start values; the tries so far stay in the record."""
+        """Begin again with initial weights; the tries so far stay in the record."""
         self.at = replace(self.at, learning_rate=learning_rate, epochs=[], step=0, seen=0, steps=0)
         self._begin()
 
     def run(self) -> Generator[None, None, dict[str, Any]]:
         """Do all that is left, yielding after each step; returns the result."""
-        while (yield from self._one_try()) != "trained" and self.at.learning_rate / 2 >= LEAST_LEARNING_RATE:
+        least = feasible.LEAST_LEARNING_RATE
+        while (yield from self._one_try()) != feasible.TRAINED and self.at.learning_rate / 2 >= least:
             self._start_over(self.at.learning_rate / 2)
         at, recipe = self.at, self.recipe
-        trained = at.tries[-1]["outcome"] == "trained"
+        trained = at.tries[-1]["outcome"] == feasible.TRAINED
         errors: dict[str, float | None] = dict.fromkeys(("top1", "top5", "best_top1"))
         if trained:
             last = at.epochs[-1]
@@ -267,7 +268,7 @@ class _Fit:
                 ten = self._test(ten_crop=True)
                 errors |= {"top1_10crop": ten["top1"], "top5_10crop": ten["top5"]}
         else:
-            self._start_over(recipe.learning_rate)  # start values, so that the net can still be exported and timed
+            self._start_over(recipe.learning_rate)  # initial weights, so that the net can still be exported and timed
         if self.group.rank == 0:
             _save(self.model, self.job.out, self.model_args, self.batches.dataset)
         return {
@@ -293,12 +294,32 @@ class _Fit:
 
     def _one_try(self) -> Generator[None, None, str]:
         """Train at the present learning rate to the end, or until it turns out to be infeasible; says which."""
-        outcome = "trained"
-        while outcome == "trained" and (self.at.steps < self.total or self.at.step):
+        outcome = feasible.TRAINED
+        while outcome == feasible.TRAINED and (self.at.steps < self.total or self.at.step):
             outcome = yield from self._epoch()
-        tried = {"learning_rate": self.at.learning_rate, "epochs": len(self.at.epochs), "outcome": outcome}
+        last_loss = self._last_loss()
+        tried = {
+            "learning_rate": self.at.learning_rate,
+            "epochs": len(self.at.epochs),
+            "steps": self.at.steps,
+            "last_loss": last_loss if math.isfinite(last_loss) else None,
+            "train_error": self.at.epochs[-1]["train_error"],
+            "dead_units": None if outcome == feasible.NOT_FINITE else self._dead_units(),
+            "outcome": outcome,
+        }
         self.at.tries.append(tried)
         return outcome
+
+    def _last_loss(self) -> float:
+        """The mean loss of the last steps, of all processes."""
+        mean = torch.stack(list(self.last_losses)).double().mean().item()
+        return self.group.sums(mean)[0] / self.group.size
+
+    def _dead_units(self) -> float | None:
+        images, _ = next(iter(self.batches.test()))
+        share = feasible.dead_units(self.model, images)
+        self._mark = perf_counter()
+        return share
 
     def _epoch(self) -> Generator[None, None, str]:
         """Do what is left of an epoch, and test; says what came of it."""
@@ -315,12 +336,12 @@ class _Fit:
         # The last step can spoil the weights after its loss was read, so the test's logits must be finite too.
         tested = self._test() if math.isfinite(loss) else {}
         self._mark = perf_counter()
-        outcome = "trained"
+        judged = number == feasible.FIRST_EPOCHS and at.step == self.batches.steps_per_epoch
+        outcome = feasible.TRAINED
         if not tested.pop("finite", False):
-            outcome = "the loss was not finite"
-        elif number == FIRST_EPOCHS and at.step == self.batches.steps_per_epoch:
-            labels = self.batches.dataset.train.labels
-            outcome = "trained" if _beats_chance(error, labels) else "no better than chance"
+            outcome = feasible.NOT_FINITE
+        elif judged and not feasible.beats_chance(error, self.batches.dataset.train.labels):
+            outcome = feasible.NO_BETTER
         train_loss = loss if math.isfinite(loss) else None
         entry = {"epoch": number, "learning_rate": rate, "train_loss": train_loss, "train_error": error, **tested}
         at.epochs.append(entry)
@@ -336,7 +357,7 @@ class _Fit:
         return evaluate(self.model, self.batches.test(ten_crop), self.group)
 
     def _steps(self, epoch: int) -> Generator[None]:
-        """Do what is left of an epoch's steps; a loss that is not finite ends them early on the CPU."""
+        """Do what is left of an epoch's steps; a loss that is not finite ends them early."""
         at = self.at
         self.model.train()
         self._mark, self._waited = perf_counter(), 0.0
@@ -349,7 +370,8 @@ class _Fit:
             if batch is None:
                 break
             count = self.batches.batch_size_of(at.step)
-            loss = self.step(*batch, count)
+            # A copy, since a captured graph writes each step's loss to the same place.
+            self.last_losses.append(self.step(*batch, count).clone())
             at.step += 1
             at.steps += 1
             at.seen += count
@@ -360,9 +382,17 @@ class _Fit:
                 f"{(at.images - images_before) / seconds:,.0f} images/s, {100 * self._waited / seconds:.0f} % data wait"
             )
             self.job.on_step(at.steps, self.total, f"epoch {epoch}/{self.recipe.epochs}, {speed}")
-            if self.device.type == "cpu" and self.group.size == 1 and not math.isfinite(loss.item()):
+            if not self._finite():
                 break
             yield
+
+    def _finite(self) -> bool:
+        """Whether the losses are finite as far as is known; several processes find the same."""
+        if self.group.size == 1:
+            return self.watch.finite(self.step.loss_sum)
+        if self.at.steps % AGREE_EVERY:
+            return True
+        return math.isfinite(self.group.sums(float(self.step.loss_sum))[0])
 
     def _count_time(self) -> None:
         now = perf_counter()
@@ -396,6 +426,8 @@ class _Fit:
                 if (momentum := step.optimizer.state[parameter].get("momentum_buffer")) is not None:
                     tensors[f"momentum.{name}"] = momentum
             tensors |= {"loss_sum": torch.tensor(loss_sum), "hits": torch.tensor(hits)}
+            if self.last_losses:
+                tensors["last_losses"] = torch.stack(list(self.last_losses))
             # Counted over all tries, so that a later checkpoint has the higher number.
             checkpoint.write(self.job.checkpoints, self.at.images, tensors, asdict(self.at))
 
@@ -412,13 +444,8 @@ class _Fit:
         if self.group.rank == 0:  # which then stands for all
             self.step.loss_sum.copy_(tensors["loss_sum"])
             self.step.hits.copy_(tensors["hits"])
-
-
-def _beats_chance(error: float, labels: np.ndarray) -> bool:
-    """Whether a training error (percent) is below that of always naming the commonest class, by three deviations."""
-    count = len(labels)
-    chance = int(np.bincount(labels).max()) / count
-    return 1 - error / 100 > chance + 3 * math.sqrt(chance * (1 - chance) / count)
+        if "last_losses" in tensors:  # which a checkpoint of an earlier version has not
+            self.last_losses.extend(tensors["last_losses"].to(self.device))
 
 
 def _save(model: nn.Module, out: Path, model_args: dict[str, Any], dataset: Dataset) -> None:

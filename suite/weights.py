@@ -24,6 +24,8 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "drop_rate": (int, float),
     "crelu_placement": (str,),
     "np_constants": (str,),
+    "np_batchnorm": (str,),
+    "init": (str,),
 }
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 import suite.__main__ as command_line
 from suite.record import Record
+from suite.spec import version_of
 from suite.store import Store
 
 _ALWAYS: dict[str, Any] = dict(
@@ -93,7 +94,13 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         fingerprint = {"name": data, "train": 50000, "test": 10000, "sha256": "0" * 64}
         train = store.put(
             "train",
-            {"model": model, "data": fingerprint, "recipe": recipe, "seed": seed},
+            {
+                "model": model,
+                "version": version_of("train", model),
+                "data": fingerprint,
+                "recipe": recipe,
+                "seed": seed,
+            },
             train_result,
             environment,
             {},

@@ -37,7 +37,7 @@ def _batches_of_4(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def network(name: str, **args: Any) -> nn.Module:
-    """A network with start values, but for biases and BatchNorms, which are as if it had been trained."""
+    """A network with initial weights, but for biases and BatchNorms, which are as if it had been trained."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(name, num_classes=10, **args)
     for module in model.modules():
@@ -82,7 +82,7 @@ def test_table_1_is_of_what_the_pool_takes_in_three_readings(name: str) -> None:
 
 
 def test_table_1_counts_zeros_before_normprops_constants() -> None:
-    model, data = network("resnet20_relu_np"), data_of()
+    model, data = network("resnet20_relu_np", np_constants="all"), data_of()
     values = features(model, data) * math.sqrt(1 / 2 - 1 / (2 * math.pi)) + 1 / math.sqrt(2 * math.pi)
     result = analyze.activation_statistics(model, data)
     assert result.nonzero == pytest.approx((values > 1e-6).mean(), abs=1e-4)
@@ -138,6 +138,7 @@ def by_hand(model: nn.Module, data: Batches) -> dict[str, tuple[float, float]]:
             if index >= len(blocks):
                 continue
             block = blocks[index]
+            x = block.input_norm(x)
             if isinstance(block, BasicBlock):
                 f = block.norm2(block.conv2(block.act1(block.norm1(block.conv1(x)))))
                 last = block.act2
@@ -150,7 +151,7 @@ def by_hand(model: nn.Module, data: Batches) -> dict[str, tuple[float, float]]:
                 f = block.norm3(block.conv3(f))
                 last = block.act3
             before = block.shortcut(x)
-            x = last(before + f)
+            x = last(block.sum_norm(before + f))
             found[f"layer{stage}.{index}"] = norms(before, before + f), norms(before, x)
     return found
 
@@ -170,6 +171,7 @@ def norms(before: torch.Tensor, after: torch.Tensor) -> float:
         ("resnet20_relu_np", {}),
         ("resnet20_crelu_plain", {}),
         ("resnet20_crelu_np2", {}),
+        ("resnet20_crelu_np2", {"np_batchnorm": "trunk_input"}),
         ("resnet20_crelu_bn", {"crelu_placement": "inner"}),
         ("resnet34_relu_plain", {}),
         ("resnet34_crelu_np2", {}),
@@ -186,8 +188,11 @@ def test_figure_2_equals_blocks_written_out_position_by_position(name: str, args
     delta, after = np.array(list(expected.values())).T
     np.testing.assert_allclose(result.delta, delta, rtol=1e-4)
     np.testing.assert_allclose(result.delta_after_relu, after, rtol=1e-4)
-    preact = "resnet50" not in name and "crelu" in name and not args
-    assert np.array_equal(result.delta, result.delta_after_relu) == preact
+    preact = "resnet50" not in name and "crelu" in name and "crelu_placement" not in args
+    resets = "np" in name and "np_batchnorm" not in args
+    same = result.delta == result.delta_after_relu
+    first = np.array([name.endswith(".0") and name != "layer1.0" for name in result.blocks])
+    assert same.tolist() == (~first if resets else np.ones_like(first)).tolist() if preact else not same.all()
 
 
 def test_resnet_110_has_54_blocks_in_order_of_depth() -> None:

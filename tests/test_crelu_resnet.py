@@ -10,8 +10,9 @@ import torchvision
 from torch import Tensor, nn
 
 import models
-from models import ACTS, NORMS, CReLU, NormPropConv2d, ResNet
+from models import ACTS, INITS, NORMS, CReLU, NormPropConv2d, ResNet
 from models.crelu_resnet import BasicBlock, Bottleneck, PreActBasicBlock
+from suite import data
 
 
 def randomize(model: nn.Module) -> nn.Module:
@@ -57,9 +58,9 @@ def test_normalization_by_batchnorm_or_biases_is_all_that_parameter_counts_diffe
     filters = 16 + 3 * 2 * (16 + 32 + 64)
     assert counts["bn"] == counts["nobias"] + 2 * filters
     assert counts["plain"] == counts["nobias"] + filters
-    identity_batch_norms = 2 * (32 + 64)
-    assert counts["np"] == counts["np2"] == counts["nobias"] + 2 * filters + identity_batch_norms
-    assert counts["np3"] == counts["nobias"] + filters + identity_batch_norms
+    trunk_batch_norms = 2 * (32 + 64)
+    assert counts["np"] == counts["np2"] == counts["nobias"] + 2 * filters + trunk_batch_norms
+    assert counts["np3"] == counts["nobias"] + filters + trunk_batch_norms
 
 
 @pytest.mark.parametrize(("depth", "size"), [(34, 64), (50, 64), (101, 40)])
@@ -82,16 +83,23 @@ def test_from_torchvision_leaves_this_packages_own_names_alone() -> None:
 
 
 def reference(
-    state: dict[str, Tensor], x: Tensor, depth: int, act: str, norm: str, placement: str, constants: str
+    state: dict[str, Tensor],
+    x: Tensor,
+    depth: int,
+    act: str,
+    norm: str,
+    placement: str = "both",
+    constants: str = "branch",
+    batch_norm_at: str = "trunk",
 ) -> Tensor:
     """Logits from a state dict alone, written from the paper's description with functional operations."""
     cifar = depth not in (34, 50, 101)
     bottleneck = depth in (50, 101)
     both = act == "crelu" and placement == "both" and not bottleneck
 
-    def rectify(y: Tensor, kind: str, after_sum: bool) -> Tensor:
+    def rectify(y: Tensor, kind: str, in_branch: bool, after_conv: bool) -> Tensor:
         y = torch.cat((y.clamp(min=0), (-y).clamp(min=0)), 1) if kind == "crelu" else y.clamp(min=0)
-        if norm == "np" and (constants == "all" or not after_sum):
+        if norm == "np" and {"all": True, "branch": in_branch, "direct": after_conv}[constants]:
             y = (y - (2 * math.pi) ** -0.5) / (0.5 - 0.5 / math.pi) ** 0.5
         return y
 
@@ -114,37 +122,43 @@ def reference(
     def identity(y: Tensor, prefix: str, channels: int, stride: int) -> Tensor:
         if y.shape[1] == channels:
             return y
+        on_shortcut = norm.startswith("np") and stride > 1 and batch_norm_at == "shortcut"
         if cifar:
             y = F.pad(y[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, channels - y.shape[1]))
-            return batch_norm(y, f"{prefix}shortcut.1") if norm.startswith("np") else y
+            return batch_norm(y, f"{prefix}shortcut.1") if on_shortcut else y
         weight, bias = state[f"{prefix}shortcut.0.weight"], state.get(f"{prefix}shortcut.0.bias")
-        if norm.startswith("np") and stride == 1:
+        if norm.startswith("np") and not on_shortcut:
             weight = weight * (state[f"{prefix}shortcut.0.gain"] / weight.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
         y = F.conv2d(y, weight, bias, stride)
-        return batch_norm(y, f"{prefix}shortcut.1") if norm == "bn" or (norm[:2] == "np" and stride > 1) else y
+        return batch_norm(y, f"{prefix}shortcut.1") if norm == "bn" or on_shortcut else y
 
     y = convolve(x, "", 1, 3 if cifar else 7, 1 if cifar else 2)
     if not both:
-        y = rectify(y, "relu", after_sum=False)
+        y = rectify(y, "relu", in_branch=False, after_conv=True)
     if not cifar:
         y = F.max_pool2d(y, 3, 2, 1)
     for stage, count in enumerate([(depth - 2) // 6] * 3 if cifar else [3, 4, 23 if depth == 101 else 6, 3]):
         for index in range(count):
             prefix = f"layer{stage + 1}.{index}."
             stride = 2 if stage and not index else 1
+            resets = norm.startswith("np") and stride > 1
+            if resets and batch_norm_at == "trunk_input":
+                y = batch_norm(y, f"{prefix}input_norm")
             if bottleneck:
-                z = rectify(convolve(y, prefix, 1, 1), act, after_sum=False)
-                z = rectify(convolve(z, prefix, 2, 3, stride), act, after_sum=False)
+                z = rectify(convolve(y, prefix, 1, 1), act, in_branch=True, after_conv=True)
+                z = rectify(convolve(z, prefix, 2, 3, stride), act, in_branch=True, after_conv=True)
                 z = convolve(z, prefix, 3, 1)
             else:
-                z = rectify(y, "crelu", after_sum=True) if both else y
-                z = rectify(convolve(z, prefix, 1, 3, stride), act, after_sum=False)
+                z = rectify(y, "crelu", in_branch=True, after_conv=False) if both else y
+                z = rectify(convolve(z, prefix, 1, 3, stride), act, in_branch=True, after_conv=True)
                 z = convolve(z, prefix, 2, 3)
             y = identity(y, prefix, z.shape[1], stride) + z
+            if resets and batch_norm_at == "trunk":
+                y = batch_norm(y, f"{prefix}sum_norm")
             if not both:
-                y = rectify(y, "relu", after_sum=True)
+                y = rectify(y, "relu", in_branch=False, after_conv=False)
     if both:
-        y = rectify(y, "crelu", after_sum=True)
+        y = rectify(y, "crelu", in_branch=False, after_conv=False)
     return F.linear(y.mean((2, 3)), state["fc.weight"], state["fc.bias"])
 
 
@@ -166,12 +180,26 @@ def test_logits_equal_those_computed_by_hand_from_the_state_dict(
     depth: int, act: str, placement: str | None, norm: str
 ) -> None:
     torch.manual_seed(0)
-    for constants in ("all", "direct") if norm == "np" else ("all",):
-        model = ResNet(depth, act, norm, width=4, num_classes=7, crelu_placement=placement, np_constants=constants)
+    readings = [("branch", "trunk")]
+    if norm == "np":
+        readings += [("direct", "trunk_input"), ("all", "shortcut")]
+    elif norm == "np2":
+        readings += [("branch", "trunk_input"), ("branch", "shortcut")]
+    for constants, batch_norm in readings:
+        model = ResNet(
+            depth,
+            act,
+            norm,
+            width=4,
+            num_classes=7,
+            crelu_placement=placement,
+            np_constants=constants,
+            np_batchnorm=batch_norm,
+        )
         model = randomize(model.double())
         x = torch.randn(2, 3, 16, 16, dtype=torch.float64) if depth == 20 else torch.randn(2, 3, 48, 48).double()
         with torch.no_grad():
-            expected = reference(model.state_dict(), x, depth, act, norm, placement or "both", constants)
+            expected = reference(model.state_dict(), x, depth, act, norm, placement or "both", constants, batch_norm)
             torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
 
 
@@ -261,53 +289,135 @@ def test_the_networks_width_is_16_or_64_unless_it_is_given() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("depth", "shortcuts"), [(20, 2), (34, 3), (50, 4)])
-def test_batchnorm_stands_nowhere_but_on_the_shrinking_identity_paths_of_normprop(
-    depth: int, shortcuts: int, norm: str
-) -> None:
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("depth", [20, 34, 50])
+def test_batchnorm_stands_nowhere_but_where_normprops_trunk_is_reduced(depth: int, act: str, norm: str) -> None:
+    def batch_norms(**arguments: str) -> list[str]:
+        with torch.device("meta"):
+            model = ResNet(depth, act, norm, **arguments)
+        return [name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+
     with torch.device("meta"):
-        model = ResNet(depth, norm=norm)
-    batch_norms = [name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+        layers = list(ResNet(depth, act, norm).modules())
     if norm == "bn":
-        convolutions = sum(isinstance(layer, nn.Conv2d) for layer in model.modules())
-        assert len(batch_norms) == convolutions
+        assert len(batch_norms()) == sum(isinstance(layer, nn.Conv2d) for layer in layers)
     elif norm in ("plain", "nobias"):
-        assert batch_norms == []
+        assert batch_norms() == []
     else:
-        stages = range(2, 4 if depth == 20 else 5)
-        assert batch_norms == [f"layer{stage}.0.shortcut.1" for stage in stages]
-        own = sum(isinstance(layer, NormPropConv2d) for name, layer in model.named_modules() if "shortcut" in name)
-        assert own == shortcuts - len(batch_norms)
+        places = {"trunk": "sum_norm", "trunk_input": "input_norm", "shortcut": "shortcut.1"}
+        for argument, place in places.items():
+            found = batch_norms(np_batchnorm=argument)
+            assert found == [f"layer{stage}.0.{place}" for stage in range(2, 4 if depth == 20 else 5)]
+        assert batch_norms() == batch_norms(np_batchnorm="trunk")
+        # All convolutions, those of type-B shortcuts too, are NormProp's.
+        assert all(isinstance(layer, NormPropConv2d) for layer in layers if isinstance(layer, nn.Conv2d))
+
+
+def test_batchnorm_of_the_trunk_gives_unit_variance_to_what_runs_along_in_training() -> None:
+    for act in ACTS:
+        torch.manual_seed(0)
+        block = ResNet(20, act, "np2").layer2[0].train()
+        found: list[Tensor] = []
+        block.sum_norm.register_forward_hook(lambda module, inputs, output, found=found: found.append(output))
+        y = block(1e3 * torch.randn(8, 16, 16, 16))
+        (whole,) = found
+        assert torch.equal(y, F.relu(whole) if act == "relu" else whole)
+        torch.testing.assert_close(whole.mean((0, 2, 3)), torch.zeros(32), rtol=0, atol=1e-4)
+        torch.testing.assert_close(whole.var((0, 2, 3), correction=0), torch.ones(32), rtol=1e-2, atol=0)
+
+
+def distribution(init: str, layer: nn.Module, in_block: bool) -> tuple[str, float]:
+    """What the initial weights of a layer are to be: "normal" or "uniform", and their standard deviation."""
+    positions = math.prod(getattr(layer, "kernel_size", (1,)))
+    outputs, inputs = (layer.weight.shape[0] * positions, layer.weight.shape[1] * positions)
+    if init == "msr" and isinstance(layer, nn.Conv2d):
+        return "normal", math.sqrt(2 / outputs)
+    glorot = not in_block if init == "torch" else init == "xavier" and isinstance(layer, nn.Conv2d)
+    return "uniform", math.sqrt(6 / (inputs + outputs) if glorot else 1 / inputs) / math.sqrt(3)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("act", ACTS)
-def test_a_model_starts_with_the_values_of_its_kind(act: str, norm: str) -> None:
-    torch.manual_seed(0)
-    model = ResNet(20, act, norm, num_classes=10)
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            size = layer.kernel_size[0] ** 2
-            if norm == "bn":
-                std = math.sqrt(2 / (size * layer.out_channels))
-            else:
-                bound = math.sqrt(6 / (size * (layer.in_channels + layer.out_channels)))
-                std = bound / math.sqrt(3)
-                assert 0.95 * bound < layer.weight.abs().max() <= bound, name
-            assert layer.weight.std().item() == pytest.approx(std, rel=4 / math.sqrt(layer.weight.numel())), name
-            if norm in ("bn", "nobias"):
-                assert layer.bias is None, name
-            else:
+@pytest.mark.parametrize("depth", [20, 34, 50])
+def test_a_model_starts_with_the_initial_weights_of_its_normalisation(depth: int, act: str, norm: str) -> None:
+    usual = {"bn": "msr", "plain": "torch", "nobias": "torch", "np": "xavier", "np2": "xavier", "np3": "xavier"}[norm]
+    for init in (None, *INITS) if depth == 20 else (None,):
+        torch.manual_seed(0)
+        # Narrow, so that the large layouts do not take long.
+        model = ResNet(depth, act, norm, width=None if depth == 20 else 16, num_classes=100, init=init)
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                kind, std = distribution(init or usual, layer, name.startswith("layer"))
+                count = layer.weight.numel()
+                assert layer.weight.std().item() == pytest.approx(std, rel=4 / math.sqrt(count)), name
+                assert abs(layer.weight.mean().item()) < 5 * std / math.sqrt(count), name
+                farthest = layer.weight.abs().max().item() / std
+                assert farthest > 2 if kind == "normal" else 0.95 * math.sqrt(3) < farthest <= 1.0001 * math.sqrt(3)
+                if layer.bias is None:
+                    assert norm in ("bn", "nobias"), name
+                else:
+                    assert (layer.bias == 0).all(), name
+            if isinstance(layer, NormPropConv2d):
+                torch.testing.assert_close(layer.gain.detach(), torch.full((layer.out_channels,), 1 / 1.21))
+            if isinstance(layer, nn.BatchNorm2d):  # the last of a block, too
+                assert (layer.weight == 1).all(), name
                 assert (layer.bias == 0).all(), name
-        if isinstance(layer, NormPropConv2d):
-            torch.testing.assert_close(layer.gain.detach(), torch.full((layer.out_channels,), 1 / 1.21))
-        if isinstance(layer, nn.BatchNorm2d):  # the last of a block, too
-            assert (layer.weight == 1).all(), name
-            assert (layer.bias == 0).all(), name
-            assert (layer.eps, layer.momentum) == (1e-5, 0.1)
-    bound = 1 / math.sqrt(model.num_features)
-    assert 0.95 * bound < model.fc.weight.abs().max() <= bound
-    assert (model.fc.bias == 0).all()
+                assert (layer.eps, layer.momentum) == (1e-5, 0.1)
+
+
+@pytest.fixture(scope="module")
+def normalized_images() -> tuple[Tensor, Tensor]:
+    """64 embedded images with mean 0 and deviation 1 in each channel, as training images have."""
+    dataset = data.load("digits10")
+    images = torch.from_numpy(dataset.train.images[:64]).permute(0, 3, 1, 2).float()
+    images = (images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True)
+    return images, torch.from_numpy(dataset.train.labels[:64])
+
+
+@pytest.mark.parametrize(
+    ("act", "norm", "most"),
+    [(act, norm, 3.5) for act in ACTS for norm in ("plain", "nobias", "np2", "np3")] + [("relu", "np", 10.0)],
+)
+def test_resnet110_without_batchnorm_starts_at_a_moderate_loss(
+    act: str, norm: str, most: float, normalized_images: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = normalized_images
+    torch.manual_seed(0)
+    model = ResNet(110, act, norm, num_classes=10).train()
+    with torch.no_grad():
+        assert F.cross_entropy(model(images), labels) < most
+
+
+def test_with_xavier_in_every_block_resnet110_starts_at_an_absurd_loss(
+    normalized_images: tuple[Tensor, Tensor],
+) -> None:
+    images, labels = normalized_images
+    for arguments in ({"norm": "plain", "init": "xavier"}, {"norm": "np", "np_batchnorm": "shortcut"}):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            assert F.cross_entropy(ResNet(110, num_classes=10, **arguments).train()(images), labels) > 50
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_plain_blocks_change_less_than_those_with_batchnorm_at_the_start(
+    act: str, normalized_images: tuple[Tensor, Tensor]
+) -> None:
+    """Figure 2: a plain network has "hardly any Delta in the first 36 blocks"."""
+    deltas = []
+    for norm in ("plain", "bn"):
+        torch.manual_seed(0)
+        model = ResNet(110, act, norm, num_classes=10).train()
+        norms: list[float] = []
+        for block in model.modules():
+            if isinstance(block, BasicBlock | PreActBasicBlock):
+                block.norm2.register_forward_hook(
+                    lambda module, inputs, output, norms=norms: norms.append(output.norm(dim=1).mean().item())
+                )
+        with torch.no_grad():
+            model(normalized_images[0])
+        deltas.append(norms)
+    assert [len(norms) for norms in deltas] == [54, 54]
+    assert all(plain < batch_norm for plain, batch_norm in list(zip(*deltas, strict=True))[:36])
 
 
 @pytest.mark.parametrize(
@@ -319,7 +429,9 @@ def test_a_model_starts_with_the_values_of_its_kind(act: str, norm: str) -> None
         ({"act": "crelu", "crelu_placement": "outer"}, "'both', 'inner'"),
         ({"depth": 50, "act": "crelu", "crelu_placement": "both"}, "'inner'"),
         ({"act": "relu", "crelu_placement": "both"}, "'inner'"),
-        ({"np_constants": "some"}, "'all', 'direct'"),
+        ({"np_constants": "some"}, "'branch', 'direct', 'all'"),
+        ({"np_batchnorm": "stem"}, "'trunk', 'trunk_input', 'shortcut'"),
+        ({"init": "zero"}, "None, 'msr', 'torch', 'xavier'"),
         ({"width": 0}, "positive integers"),
     ],
 )

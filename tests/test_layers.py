@@ -1,4 +1,4 @@
-"""CReLU, NormProp, shortcuts and start values against NumPy and the definitions."""
+"""CReLU, NormProp, shortcuts and initial weights against NumPy and the definitions."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import nn
 
-from models import NORMS, CReLU, NormPropConv2d, StandardizeRectified, SubsampleAndPad
+from models import INITS, NORMS, CReLU, NormPropConv2d, StandardizeRectified, SubsampleAndPad
 from models.layers import activation, conv_norm, initialize, shortcut
 
 Array = NDArray[np.float64]
@@ -217,9 +217,9 @@ def randomize_batch_norm(module: nn.Module) -> None:
 
 @pytest.mark.parametrize("norm", NORMPROP)
 @pytest.mark.parametrize("kind", ["A", "B"])
-def test_normprop_has_batchnorm_after_the_shortcuts_operation_where_the_size_shrinks(kind: str, norm: str) -> None:
+def test_a_shortcut_has_batchnorm_after_its_own_operation_where_it_is_asked_for(kind: str, norm: str) -> None:
     torch.manual_seed(0)
-    path = shortcut(norm, kind, 3, 8, 2).eval()
+    path = shortcut(norm, kind, 3, 8, 2, batch_norm=True).eval()
     randomize_batch_norm(path)
     operation, batch_norm = path
     assert isinstance(batch_norm, nn.BatchNorm2d)
@@ -235,13 +235,14 @@ def test_normprop_has_batchnorm_after_the_shortcuts_operation_where_the_size_shr
     torch.testing.assert_close(path(x), y)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("norm", NORMPROP)
-def test_normprop_normalizes_a_type_b_shortcut_of_unchanged_size_itself(norm: str) -> None:
-    path = shortcut(norm, "B", 3, 8, 1)
+def test_normprop_normalizes_a_type_b_shortcut_itself(norm: str, stride: int) -> None:
+    path = shortcut(norm, "B", 3, 8, stride)
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in path.modules())
     x = torch.randn(2, 3, 4, 4)
     weight = path[0].weight
-    expected = F.conv2d(x, weight / weight.norm(dim=1, keepdim=True)) / 1.21
+    expected = F.conv2d(x, weight / weight.norm(dim=1, keepdim=True), stride=stride) / 1.21
     torch.testing.assert_close(path(x), expected + path[0].bias.view(-1, 1, 1))
     assert (path(x) < 0).any()  # no activation on this path
 
@@ -263,10 +264,11 @@ def test_subsampling_also_works_without_a_change_of_channels() -> None:
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 7])
-def test_batchnorm_models_start_from_msr_normal_filters_of_the_fan_out(kernel_size: int) -> None:
+@pytest.mark.parametrize("in_block", [True, False])
+def test_msr_filters_are_normal_with_the_fan_out(kernel_size: int, in_block: bool) -> None:
     torch.manual_seed(0)
     conv, norm = conv_norm("bn", 64, 128, kernel_size)
-    initialize(conv, "bn")
+    initialize(conv, "msr", in_block)
     assert conv.bias is None
     std = math.sqrt(2 / (kernel_size**2 * 128))
     z = conv.weight.detach() / std
@@ -277,24 +279,31 @@ def test_batchnorm_models_start_from_msr_normal_filters_of_the_fan_out(kernel_si
 
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    initialize(norm, "bn")
+    initialize(norm, "msr", in_block)
     assert (norm.weight == 1).all()
     assert (norm.bias == 0).all()
     assert (norm.eps, norm.momentum) == (1e-5, 0.1)
 
 
+def assert_uniform(weight: torch.Tensor, bound: float) -> None:
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert abs(weight.std() / (bound / math.sqrt(3)) - 1) < 0.02
+    assert abs(weight.mean()) < 5 * bound / math.sqrt(3 * weight.numel())
+
+
 @pytest.mark.parametrize("kernel_size", [1, 3, 7])
 @pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "bn"])
-def test_all_other_models_start_from_xavier_uniform_filters_and_zero_biases(norm: str, kernel_size: int) -> None:
+@pytest.mark.parametrize(("init", "in_block"), [("torch", True), ("torch", False), ("xavier", True), ("xavier", False)])
+def test_uniform_filters_have_the_bound_of_their_kind_and_zero_biases(
+    init: str, in_block: bool, norm: str, kernel_size: int
+) -> None:
     torch.manual_seed(0)
     conv, _ = conv_norm(norm, 64, 128, kernel_size)
     for parameter in conv.parameters():
         nn.init.normal_(parameter)
-    initialize(conv, norm)
-    bound = math.sqrt(6 / ((64 + 128) * kernel_size**2))
-    weight = conv.weight.detach()
-    assert 0.99 * bound < weight.abs().max() <= bound
-    assert abs(weight.std() / (bound / math.sqrt(3)) - 1) < 0.02
+    initialize(conv, init, in_block)
+    default = init == "torch" and in_block
+    assert_uniform(conv.weight.detach(), math.sqrt((1 / 64 if default else 6 / (64 + 128)) / kernel_size**2))
     assert (conv.bias is None) == (norm == "nobias")
     if conv.bias is not None:
         assert (conv.bias == 0).all()
@@ -302,11 +311,10 @@ def test_all_other_models_start_from_xavier_uniform_filters_and_zero_biases(norm
         torch.testing.assert_close(conv.gain.detach(), torch.full((128,), 1 / 1.21))
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_linear_layers_start_uniform_within_the_fan_in_with_zero_biases(norm: str) -> None:
+@pytest.mark.parametrize("init", INITS)
+def test_linear_weights_are_uniform_with_zero_biases(init: str) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(400, 50)
-    initialize(linear, norm)
-    assert 0.99 / 20 < linear.weight.abs().max() <= 1 / 20
-    assert abs(linear.weight.std() / (1 / 20 / math.sqrt(3)) - 1) < 0.02
+    initialize(linear, init, in_block=False)
+    assert_uniform(linear.weight.detach(), math.sqrt(6 / 450) if init == "torch" else 1 / 20)
     assert (linear.bias == 0).all()
