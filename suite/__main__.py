@@ -332,7 +332,7 @@ def export(
 ) -> int:
     """Write a model, or the weights in a run's folder, as the ONNX file that a provider runs fastest.
 
-    A model's name means its start values. int8 is calibrated on training images of --data.
+    A model's name means its initial weights. int8 is calibrated on training images of --data.
     """
     from suite import deploy
 
@@ -340,7 +340,7 @@ def export(
         raise InputError("--data: legal only with --precision int8, which is calibrated on it")
     with deploy.in_one_line(source), deploy.source(source, size) as of:
         result = deploy.export(of, out, precision, provider, plain, data)
-    click.echo(_listed({"file": out, "weights": "of a run" if of.trained else "start values", **result}))
+    click.echo(_listed({"file": out, "weights": "of a run" if of.trained else "initial weights", **result}))
     return 0
 
 
@@ -356,7 +356,7 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
 
     with deploy.in_one_line(source):
         result = deploy.parity(source, weights, data, images, provider)
-    whose = "a run's weights" if result["trained"] else "start values"
+    whose = "a run's weights" if result["trained"] else "initial weights"
     click.echo(f"{result['model']} with {whose}, on {result['data']}\n{parity.render(result)}", nl=False)
     return 0 if result["passed"] else 1
 
@@ -371,7 +371,7 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
 @options.test_data
 @options.form
 def figure(number: str, results: Path, depth: str | None, images: int, data: dict[str, Path], form: str) -> int:
-    """Print the curves of Figure 2 or 3: of the longest runs in the results folder, else of start values.
+    """Print the curves of Figure 2 or 3: of the longest runs in the results folder, else of initial weights.
 
     normprop is NormProp's promise layer by layer, kept in a plain CNN and broken in a ResNet, with Propositions 1 to 3.
     """
@@ -379,7 +379,9 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
 
     if number == figures.PROMISE:
         if depth or data:
-            raise InputError("--depth, --data: legal only for figure 2; normprop is of start values and random images")
+            raise InputError(
+                "--depth, --data: legal only for figure 2; normprop is of initial weights and random images"
+            )
         promised, remarks = figures.promise()
         click.echo(figures.render(number, promised, form, remarks), nl=False)
         return 0

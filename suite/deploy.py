@@ -26,7 +26,7 @@ CALIBRATION_IMAGES = 200
 
 @dataclass(frozen=True)
 class Source:
-    """A trained network, or one with the start values of seed 0.
+    """A trained network, or one with the initial weights of seed 0.
 
     Attributes:
         weights: folder in timm's local layout.
@@ -152,7 +152,7 @@ def metadata(of: Source, more: dict[str, str]) -> dict[str, str]:
 
 def training(of: Source) -> dict[str, str]:
     """What a run was trained on, for `metadata`: its `recipe`, the `data`'s fingerprint and the `run`'s key, from the
-    record in its results folder; nothing for start values and for a folder of weights that lies elsewhere."""
+    record in its results folder; nothing for initial weights and for a folder of weights that lies elsewhere."""
     folder = of.weights.resolve()
     store = Store(folder.parent.parent)
     for record in store.each("train", [of.model]) if of.trained else ():

@@ -70,7 +70,7 @@ def classes(model: Any) -> int:
 
 
 def stated_model(path: Path, model: Any) -> str:
-    """What a file that was exported from start values says of its model."""
+    """What a file that was exported from initial weights says of its model."""
     import timm
 
     import models  # noqa: F401 - registers the networks with timm

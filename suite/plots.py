@@ -187,7 +187,7 @@ def _median(record: Record) -> float:
 
 
 def promise() -> list[Figure]:
-    """What NormProp promises to every layer, in a plain CNN and in a ResNet: of start values, so always there."""
+    """What NormProp promises to every layer, in a plain CNN and in a ResNet: of initial weights, so always there."""
     stored = json.loads((resources.files("suite") / "assets" / "normprop.json").read_text("utf-8"))
     plots: list[Plot] = []
     for what in ("variance", "mean"):
@@ -195,7 +195,7 @@ def promise() -> list[Figure]:
         points = [(name, _numbered(each["values"])) for name, each in curves]
         plots += _lines(f"normprop-{what}", what, "convolution", what, points, log_y=what == "variance")
     caption = (
-        "Mean 0 and variance 1 of what each convolution sees, as NormProp promises, with start values on standard "
+        "Mean 0 and variance 1 of what each convolution sees, as NormProp promises, with initial weights on standard "
         "normal images: kept in a plain CNN, and broken by the additions of a ResNet."
     )
     return [Figure("NormProp's promise", caption, tuple(plots), "\n".join(stored["remarks"]))]

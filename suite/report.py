@@ -100,7 +100,7 @@ def _errors(
                 line.put(seeds, len(runs.train))
             if not runs.train:
                 for column in (ours, difference, spread) if detail else (ours,):
-                    line.put(column, None, index.reason(row, "train") or "not run")
+                    line.put(column, None, index.missing(row))
                 continue
             values = errors(runs, name, metric)
             note = shortfalls(table, row, runs.train)
@@ -136,7 +136,7 @@ def _activation(table: Table, found: list[Runs], lines: list[Line], index: Recor
             line.put(paper, row.paper.get(name))
             for path, column in ours.items():
                 if not runs.analyze:
-                    why = index.reason(row, "analyze") or index.reason(row, "train") or "not run"
+                    why = index.reason(row, "analyze") or index.missing(row)
                     line.put(column, None, why)
                     continue
                 if not runs.train[0].result["trained"]:

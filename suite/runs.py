@@ -32,6 +32,9 @@ PLAIN = "plain"
 # Packages that run networks.
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "torch")
 
+# What is said of a row whose only runs are of an earlier version of its network.
+OUTDATED = "run before its initial weights or its BatchNorm were corrected, which does not count; run it anew"
+
 Metric = Literal["last", "best"]
 
 # Setup (machine and versions), runtime, execution provider, batch size and precision of a latency.
@@ -105,9 +108,13 @@ class Records:
             return sorted(found.values(), key=lambda record: (record.inputs.get("version", 0), record.finished))
 
         self.train: dict[str, list[Record]] = {}
+        self._outdated: set[tuple[str, str]] = set()  # model and data
         for record in each("train"):
-            if (trained is None or record.key in trained) and not _outdated(record):
-                self.train.setdefault(record.inputs["model"], []).append(record)
+            model = record.inputs["model"]
+            if outdated(model, record.inputs.get("version", 0)):
+                self._outdated.add((model, record.inputs["data"]["name"]))
+            elif trained is None or record.key in trained:
+                self.train.setdefault(model, []).append(record)
         # Beside the file that is deployed, the exporter's own graph is only timed.
         self.export = {r.inputs["train"]: r for r in each("export") if not r.inputs.get("plain")}
         self._trained = {export.key: train for train, export in self.export.items()}
@@ -166,6 +173,11 @@ class Records:
         checks = {check: found for check, found in parity.items() if check != CHECK}
         return Runs(train, exports[0] if exports else None, parity.get(CHECK, []), latency, analyze, checks)
 
+    def missing(self, row: Row) -> str:
+        """Why there is no run of a row."""
+        old = any((row.model, data) in self._outdated for data in (row.data, EMBEDDED[row.data]))
+        return self.reason(row, "train") or (OUTDATED if old else "not run")
+
     def reason(self, row: Row, stage: str) -> str | None:
         """Why this stage of the row failed last time, if it did."""
         for failure in self.failures:
@@ -184,10 +196,6 @@ class Records:
             if record.key == trained:
                 return str(record.inputs["data"]["name"])
         return None
-
-
-def _outdated(record: Record) -> bool:
-    return outdated(record.inputs["model"], record.inputs.get("version", 0))
 
 
 def _compact(record: Record, curves: Collection[str] | None) -> Record:

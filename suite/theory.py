@@ -153,6 +153,7 @@ def normprop_promise(
 
     NormProp promises zero mean and unit variance to every layer. The plain CNN keeps to it, and in the ResNet each
     addition more than doubles the variance ("Normalization Propagation in ResNets"; supplement, "Identity Mapping").
+    Both have the constants behind every rectifier, as the formula is stated.
 
     Args:
         model_name: an `np` network of this project.

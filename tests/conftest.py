@@ -78,6 +78,8 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         forms: tuple[str, ...] = ("fp32",),
         rounds: int = 3,
         versions: dict[str, str] | None = None,
+        version: int | None = None,
+        tries: list[dict[str, Any]] | None = None,
     ) -> dict[str, Record]:
         environment = environment or {}
         recipe = {"epochs": epochs, "max_steps": max_steps, "learning_rate": 0.1, "max_test_images": None}
@@ -87,7 +89,7 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
             "top1": top1,
             "trained": trained,
             "epochs": [{"top1": value} for value in (best, top1) if value is not None],
-            "tries": [{"learning_rate": 0.1, "outcome": "trained" if trained else "the loss was not finite"}],
+            "tries": tries or [{"learning_rate": 0.1, "outcome": "trained" if trained else "the loss was not finite"}],
             "steps": max_steps or epochs * 391,
             "test_images": 10000,
         }
@@ -96,7 +98,7 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
             "train",
             {
                 "model": model,
-                "version": version_of("train", model),
+                "version": version or version_of("train", model),
                 "data": fingerprint,
                 "recipe": recipe,
                 "seed": seed,

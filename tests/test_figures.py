@@ -1,4 +1,4 @@
-"""Figures 2 and 3 from the records that there are, and from start values."""
+"""Figures 2 and 3 from the records that there are, and from initial weights."""
 
 import csv
 import dataclasses

@@ -144,3 +144,37 @@ def test_a_run_by_another_table_s_recipe_is_not_a_row_s_own(store: Store, add_ru
     for number, top1 in ((2, 27.0), (3, 22.0)):
         table = spec.matching(spec.load_table(number), ["resnet110_w32_relu_bn@cifar100"])
         assert report.build(table, store).lines[0].values["top1"] == top1
+
+
+def test_a_run_with_initial_weights_that_were_wrong_stands_in_no_table(store: Store, add_run: AddRun) -> None:
+    for model in ("resnet110_relu_plain", "resnet110_relu_np2"):
+        add_run(model, version=2, top1=1.0)
+        result = build(store, model)
+        assert result.lines[0].values["top1"] is None
+        assert "run before its initial weights or its BatchNorm were corrected" in notes(result, "top1")
+        assert not result.remarks or "corrected" not in "".join(result.remarks)
+        add_run(model, epochs=3, top1=30.0)
+        result = build(store, model)
+        assert result.lines[0].values["top1"] == 30.0
+        assert "corrected" not in notes(result, "top1")
+
+
+def test_networks_with_batchnorm_are_what_they_were(store: Store, add_run: AddRun) -> None:
+    add_run(version=2, top1=6.5)
+    assert build(store).lines[0].values["top1"] == 6.5
+    assert spec.version_of("train", "resnet110_relu_bn") == 2
+    assert spec.version_of("train", "resnet110_relu_plain") == spec.VERSIONS["train"] == 3
+
+
+def test_a_network_that_did_not_train_says_why_for_each_reason(store: Store, add_run: AddRun) -> None:
+    finite = {"last_loss": 2.3029, "train_error": 90.02, "dead_units": 0.984, "outcome": "no better than chance"}
+    tries = [
+        {"learning_rate": 0.1, "outcome": "the loss was not finite", "last_loss": None},
+        {"learning_rate": 0.05, "outcome": "the loss was not finite", "last_loss": None},
+        {"learning_rate": 0.025, **finite},
+    ]
+    add_run(top1=None, tries=tries)
+    assert (
+        "did not train at any learning rate from 0.1 down to 0.025: the loss was not finite at 0.05; no better than "
+        "chance at 0.025 (loss 2.3, training error 90.0 %, dead units 98%)" in notes(build(store), "top1")
+    )

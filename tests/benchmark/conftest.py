@@ -74,7 +74,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @dataclass(frozen=True)
 class Files:
-    """The ONNX files of networks with their start values, on which latency does not depend; each made once."""
+    """The ONNX files of networks with their initial weights, on which latency does not depend; each made once."""
 
     root: Path
 

@@ -1,6 +1,6 @@
 """ONNX Runtime latency of the tables' models side by side: `tox -e benchmark [-- --full] [-- -k resnet50]`.
 
-Weights are start values, on which latency does not depend. Each group compares the variants of one architecture.
+Weights are initial weights, on which latency does not depend. Each group compares the variants of one architecture.
 """
 
 import hashlib
