@@ -30,7 +30,9 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"cifar", "digits", "errors", "folders", "spec"},
     "batches": {"augment", "data", "distributed", "errors", "folders", "spec"},
     "step": {"distributed", "env", "errors", "memory", "models", "spec"},
-    "train": {"batches", "checkpoint", "data", "distributed", "interrupt", "memory", "models", "step"} | {"tf32"},
+    "feasible": {"models"},
+    "train": {"batches", "checkpoint", "data", "distributed", "feasible", "interrupt", "memory", "models", "step"}
+    | {"tf32"},
     "nodes": set(),
     "absorb": {"nodes"},
     "blocks": {"nodes"},
