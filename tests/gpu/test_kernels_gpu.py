@@ -32,7 +32,7 @@ SHAPES = sorted(
 
 
 def draw(*shape: int) -> Tensor:
-    """Values that bfloat16 holds, in float32."""
+    """Values of bfloat16, in float32."""
     values = torch.randn(*shape, device=GPU).bfloat16().float()
     return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
 
@@ -83,13 +83,13 @@ def test_nothing_is_wrong_with_this_gpu() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
-    "name", ["resnet20_relu_bn", "resnet20_crelu_bn", "resnet20_crelu_np", "resnet20_w12_crelu_bn"]
+    ("name", "width"),
+    [("resnet20_relu_bn", 16), ("resnet20_crelu_bn", 16), ("resnet20_crelu_np", 16), ("resnet20_crelu_bn", 12)],
 )
-def test_losses_follow_the_librarys(name: str, compiled: bool) -> None:
+def test_losses_follow_the_librarys(name: str, width: int, compiled: bool) -> None:
     """Over steps before and after a CUDA graph is captured, with a smaller last batch between."""
     recipe = dataclasses.replace(spec.load_table(2).recipe, learning_rate=0.01)
-    arguments = {"width": 12} if "_w12" in name else {}
-    start = timm.create_model(name.replace("_w12", ""), num_classes=10, **arguments)
+    start = timm.create_model(name, num_classes=10, width=width)
     losses = []
     for own in (True, False):
         step = Step(copy.deepcopy(start).train(), recipe, GPU, True, compiled, own_kernels=own)
