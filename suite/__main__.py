@@ -78,6 +78,13 @@ def suite() -> None:
     show_default=True,
     help="Whether to train with torch.compile; auto decides from measured steps.",
 )
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "library"]),
+    default="auto",
+    show_default=True,
+    help="Of convolutions in training; auto is our own where they fit: CIFAR's networks in bfloat16 on a GPU.",
+)
 @click.option("--pack", type=options.FEW, default=1, show_default=True, help="Train so many cells at the same time.")
 @click.option(
     "--workers",

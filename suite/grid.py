@@ -46,6 +46,7 @@ class Options:
     timings: Literal["auto", "quick", "thorough"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"
+    kernels: Literal["auto", "library"] = "auto"
     pack: int = 1
     workers: int = 1
     executor: Literal["local", "ray", "slurm"] = "local"

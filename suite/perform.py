@@ -154,7 +154,7 @@ class Performer:
             for stage, folder, step in zip(stages, folders, steps, strict=True)
         ]
         with Interruption() as interruption:
-            engine = Engine(self.options.precision, self.options.compile)
+            engine = Engine(self.options.precision, self.options.compile, self.options.kernels)
             return train_packed(jobs, engine, interruption, self.display.note)
 
     def _epoch_log(self, stage: Stage) -> Callable[[dict[str, Any], float], None]:

@@ -18,13 +18,14 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from models import SubsampleAndPad
-from suite import env, memory
+from suite import env, kernels, memory
 from suite.distributed import ALONE, Group
 from suite.errors import in_words
 from suite.spec import Recipe
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "always", "never"]
+Kernels = Literal["auto", "library"]
 
 # Steps of a batch size that run launch by launch before its CUDA graph is captured: libraries choose their kernels
 # in the first, and the optimiser makes its momentum.
@@ -45,16 +46,26 @@ class Engine:
             Float32 is never TF32 (see `suite.tf32`).
         compile: whether torch.compile is used; "auto" decides from steps that it measures, but for several processes,
             which on GPUs always use it and on CPUs never.
+        kernels: of convolutions; "auto" is our own in Triton where they fit: bfloat16 on a GPU, few channels.
     """
 
     precision: Precision = "auto"
     compile: Compile = "auto"
+    kernels: Kernels = "auto"
 
     def bfloat16_on(self, device: torch.device) -> bool:
         """Whether steps on this device run under bfloat16 autocast."""
         if self.precision == "auto":
             return device.type == "cuda" or env.cpu_multiplies_bfloat16()
         return self.precision == "bfloat16"
+
+    def wants_kernels_on(self, device: torch.device, recipe: Recipe) -> bool:
+        """Whether networks trained by this recipe on this device are to use our own kernels, if these work there.
+
+        Only CIFAR's networks are. Images of 224 pixels keep cuDNN busy, and nobody has compared the two there.
+        """
+        cifar = recipe.augment == "cifar"
+        return self.kernels == "auto" and device.type == "cuda" and cifar and self.bfloat16_on(device)
 
 
 AUTOMATIC = Engine()
@@ -70,6 +81,7 @@ class Step:
         bfloat16: whether to run under bfloat16 autocast.
         compiled: whether to use torch.compile.
         group: the processes that share each batch.
+        own_kernels: whether convolutions use our own kernels where they fit (see `suite.kernels`).
 
     Attributes:
         model, optimizer: as they are trained.
@@ -77,6 +89,7 @@ class Step:
             a GPU's step.
         blocks_twice: how many blocks are computed twice to keep less (see `suite.memory`); on the CPU and by CIFAR's
             recipe only, and not under torch.compile, which chooses what to keep itself.
+        convolutions_by_kernels: how many convolutions use our own kernels.
     """
 
     def __init__(
@@ -87,8 +100,10 @@ class Step:
         bfloat16: bool,
         compiled: bool = False,
         group: Group = ALONE,
+        own_kernels: bool = False,
     ) -> None:
         self.model = keep_channels_last(model.to(device))
+        self.convolutions_by_kernels = kernels.use_kernels(self.model) if own_kernels else 0
         self.device, self.bfloat16, self.group = device, bfloat16, group
         self.blocks_twice, self._fits = 0, True
         if device.type == "cpu" and not compiled and recipe.augment == "cifar":
@@ -209,7 +224,12 @@ def keep_channels_last(model: nn.Module) -> nn.Module:
 
 
 def try_compile(
-    model: nn.Module, recipe: Recipe, bfloat16: bool, batch: tuple[Tensor, Tensor], steps: int
+    model: nn.Module,
+    recipe: Recipe,
+    bfloat16: bool,
+    batch: tuple[Tensor, Tensor],
+    steps: int,
+    own_kernels: bool = False,
 ) -> dict[str, Any]:
     """Measure on copies of a network whether torch.compile pays for so many steps.
 
@@ -221,7 +241,7 @@ def try_compile(
 
     def seconds(compiled: bool) -> tuple[float, float]:
         """Of the first step, and the median of steady ones."""
-        step = Step(copy.deepcopy(model).train(), recipe, device, bfloat16, compiled)
+        step = Step(copy.deepcopy(model).train(), recipe, device, bfloat16, compiled, own_kernels=own_kernels)
         taken = []
         for _ in range(STEPS_BEFORE_CAPTURE + 5):
             start = perf_counter()

@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import checkpoint, feasible, memory
+from suite import checkpoint, feasible, kernels, memory
 from suite.batches import Batch, Batches
 from suite.data import Dataset
 from suite.distributed import ALONE, Group
@@ -72,7 +72,7 @@ def train(
         job: what to train.
         engine: how to compute it.
         interruption: a pending one is delivered after a checkpoint.
-        warn: told of a damaged checkpoint, and of a torch.compile that failed.
+        warn: told of a damaged checkpoint, and of a torch.compile or of kernels that failed.
 
     Returns:
         `top1`, `top5` (and `top1_10crop`, `top5_10crop`): test errors of the last epoch in percent, None when no
@@ -81,8 +81,9 @@ def train(
         `train_error` (percent, of the last epoch), `dead_units` (share of the channels before the classifier that are
         zero on a whole test batch, None if not finite) and `outcome`, why it ended; `epochs`: learning rate, training
         loss and error, and test errors of each epoch; `steps`; `test_images`; `device`; `precision`; `compiled`;
-        `processes` and the `batch_per_process`; `timing`: `training_seconds`, without tests, `images_per_second`,
-        `packed` (networks trained at the same time), `blocks_twice` (blocks computed twice to save memory), and what
+        `kernels`: of convolutions, "triton" (our own, where they fit) or "library"; `processes` and the
+        `batch_per_process`; `timing`: `training_seconds`, without tests, `images_per_second`, `packed` (networks
+        trained at the same time), `blocks_twice` (blocks computed twice to save memory), and what
         was measured to decide on torch.compile.
     """
     (outcome,) = train_packed([job], engine, interruption, warn)
@@ -199,6 +200,10 @@ class _Fit:
         self.recipe, self.device, self.group = self.batches.recipe, self.batches.device, self.batches.group
         self.model_args = {"num_classes": len(self.batches.dataset.classes)} | job.model_args
         self.bfloat16 = engine.bfloat16_on(self.device)
+        self.own_kernels = engine.wants_kernels_on(self.device, self.recipe)
+        if self.own_kernels and (fault := kernels.fault(self.device)):
+            self.own_kernels = False
+            warn(f"{job.model_name}: goes on with the library's convolutions, since our kernels failed: {fault}")
         self.total = self.recipe.epochs * self.batches.steps_per_epoch
         if self.recipe.max_steps is not None:
             self.total = min(self.total, self.recipe.max_steps)
@@ -227,7 +232,8 @@ class _Fit:
         if self.group.size > 1:
             return {"compiled": self.device.type == "cuda"}
         images, labels = next(iter(self.batches.train(self.job.seed, 1)))
-        found = try_compile(self._start(), self.recipe, self.bfloat16, (images, labels), self.total)
+        batch = images, labels
+        found = try_compile(self._start(), self.recipe, self.bfloat16, batch, self.total, self.own_kernels)
         if error := found.get("compile_error"):
             warn(f"{self.job.model_name}: goes on without torch.compile, which failed: {error}")
         return found
@@ -241,8 +247,8 @@ class _Fit:
 
     def _begin(self) -> None:
         """Initial weights and a fresh optimiser."""
-        compiled = self.at.compile["compiled"]
-        self.step = Step(self._start(), self.recipe, self.device, self.bfloat16, compiled, self.group)
+        how = self.bfloat16, self.at.compile["compiled"], self.group, self.own_kernels
+        self.step = Step(self._start(), self.recipe, self.device, *how)
         self.model = self.step.model
         self.watch = feasible.LossWatch(self.device)
         self.last_losses: deque[Tensor] = deque(maxlen=feasible.LAST_STEPS)  # on the device
@@ -281,6 +287,7 @@ class _Fit:
             "device": self.device.type,
             "precision": "bfloat16 autocast" if self.bfloat16 else "float32",
             "compiled": at.compile["compiled"],
+            "kernels": "triton" if self.step.convolutions_by_kernels else "library",
             "processes": self.group.size,
             "batch_per_process": -(-recipe.batch_size // self.group.size),
             "timing": {

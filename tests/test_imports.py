@@ -29,10 +29,12 @@ ALLOWED: dict[str, set[str]] = {
     "folders": {"cifar", "errors", "files"},
     "data": {"cifar", "digits", "errors", "folders", "spec"},
     "batches": {"augment", "data", "distributed", "errors", "folders", "spec"},
-    "step": {"distributed", "env", "errors", "memory", "models", "spec"},
+    "triton_kernels": set(),
+    "kernels": {"errors", "models", "triton_kernels"},
+    "step": {"distributed", "env", "errors", "kernels", "memory", "models", "spec"},
     "feasible": {"models"},
-    "train": {"batches", "checkpoint", "data", "distributed", "feasible", "interrupt", "memory", "models", "step"}
-    | {"tf32"},
+    "train": {"batches", "checkpoint", "data", "distributed", "feasible", "interrupt", "kernels", "memory"}
+    | {"models", "step", "tf32"},
     "nodes": set(),
     "absorb": {"nodes"},
     "blocks": {"nodes"},

@@ -1,0 +1,237 @@
+"""Kernels of our own: against float32 by Triton's interpreter on the CPU, compiled for a GPU that need not be there,
+and in networks.
+
+Triton decides when a kernel is defined whether it is interpreted, so each test with it is a process of its own, which
+runs one function of this file.
+"""
+
+import copy
+import importlib.util
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import models  # noqa: F401 - registers the networks with timm
+from models.layers import CReLU, NormPropConv2d
+from suite import env, kernels, spec
+from suite.step import Engine, Step
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
+NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton for this system")
+
+# Input and output channels and image size of every 3x3 convolution with stride 1 in the residual blocks of Tables 1 to
+# 3: ReLU at widths 16 and 32, CReLU at 16, 12 and 24 in both of its places.
+SHAPES = sorted(
+    {
+        (copies * width * 2**stage, width * 2**stage, 32 // 2**stage)
+        for copies, widths in ((1, (16, 32)), (2, (16, 12, 24)))
+        for width, stage in product(widths, range(3))
+    }
+)
+
+
+def in_process(function: str, **variables: str) -> None:
+    """Call a function of this file in a new process with these environment variables."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_kernels as t; t.{function}()"
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("TRITON")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=alone | variables, capture_output=True, text=True, timeout=480
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def draw(*shape: int) -> Tensor:
+    values = torch.randn(*shape)
+    return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
+
+
+def compare(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    inputs = [value.requires_grad_() for value in (x, weight, bias) if value is not None]
+    ours = kernels.conv3x3(x, weight, weight.detach(), bias)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    theirs = nn.functional.conv2d(x, weight, bias, padding=1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    gradient = torch.randn_like(ours)
+    found, expected = (torch.autograd.grad(y, inputs, gradient) for y in (ours, theirs))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+    again = kernels.conv3x3_weight_gradient(x.detach(), gradient)
+    assert torch.equal(again, found[1])
+
+
+def interpreted_shapes() -> None:
+    torch.manual_seed(0)
+    for c_in, c_out, size in SHAPES:
+        # A part of a tile is left over in each.
+        images = {32: 1, 16: 1, 8: 3}[size]
+        compare(draw(images, c_in, size, size - 1), draw(c_out, c_in, 3, 3), draw(c_out) if c_in % 32 else None)
+
+
+def interpreted_counts() -> None:
+    torch.manual_seed(0)
+    for images, height, width in ((80, 8, 8), (48, 8, 8), (1, 1, 1), (3, 5, 2), (7, 1, 40)):
+        compare(draw(images, 16, height, width), draw(16, 16, 3, 3), None)
+    kernels.PARTIAL_SUMS = 0  # one part for all pixels
+    compare(draw(3, 16, 8, 8), draw(16, 16, 3, 3), None)
+
+
+def interpreted_crelu() -> None:
+    torch.manual_seed(0)
+    for channels in (12, 16, 96):
+        x = draw(3, channels, 5, 7)
+        x[0, 0, 0, :4] = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan])
+        x.requires_grad_()
+        gradient = draw(3, 2 * channels, 5, 7)
+        ours, theirs = kernels.crelu(x), CReLU()(x)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        (a,), (b,) = (torch.autograd.grad(y, x, gradient) for y in (ours, theirs))
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def interpreted_operators() -> None:
+    """What torch asks of operators that its graphs and torch.compile are to hold."""
+    torch.manual_seed(0)
+    x, weight, bias = draw(2, 16, 3, 4), draw(12, 16, 3, 3), draw(12)
+    gradient = draw(2, 12, 3, 4)
+    asked = "test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"
+    leaves = x.clone().requires_grad_(), weight.clone().requires_grad_(), weight, bias.clone().requires_grad_()
+    torch.library.opcheck(kernels.conv3x3, leaves, test_utils=asked)
+    torch.library.opcheck(kernels.conv3x3_input_gradient, (gradient, weight), test_utils=asked)
+    torch.library.opcheck(kernels.conv3x3_weight_gradient, (x, gradient), test_utils=asked)
+    torch.library.opcheck(kernels.crelu, (leaves[0],), test_utils=asked)
+    torch.library.opcheck(kernels.crelu_gradient, (kernels.crelu(gradient), kernels.crelu(gradient)), test_utils=asked)
+
+
+def interpreted_networks() -> None:
+    kernels.precision_for = lambda x: x.dtype
+    for name in ("resnet20_crelu_np", "resnet20_relu_bn"):
+        torch.manual_seed(0)
+        plain = timm.create_model(name, num_classes=10, width=12).train()
+        ours = copy.deepcopy(plain)
+        assert kernels.use_kernels(ours) == 16
+        images = draw(2, 3, 8, 8)
+        for model in (plain, ours):
+            (model(images) ** 2).sum().backward()
+        for (parameter, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+            scale = float(b.grad.abs().max())
+            assert float((a.grad - b.grad).abs().max()) <= 1e-3 * scale, (name, parameter)
+
+
+def compiled_for_a_gpu() -> None:
+    """Compile every kernel to the machine code of a GPU with compute capability 9.0, in bfloat16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from suite import triton_kernels
+
+    image = dict(height=32, width=32, c_in=12, c_out=24)
+    blocks = dict(tile=64, tile_in=16, tile_out=32)
+    rectify = dict(channels=12, tile=128, tile_channels=16)
+    for name, constants, in_float32 in (
+        ("convolve", dict(transposed=False, **image, **blocks), {"bias"}),
+        ("convolve", dict(transposed=True, bias=None, **image, **blocks), set[str]()),
+        ("weight_gradient", dict(tiles=3, **image, **blocks), {"sums"}),
+        ("add_parts", dict(rows=32, tile=64), {"sums", "total"}),
+        ("rectify_both", rectify, set[str]()),
+        ("rectify_both_gradient", rectify, set[str]()),
+    ):
+        kernel = getattr(triton_kernels, name)
+        types = dict.fromkeys(kernel.arg_names, "*bf16") | dict.fromkeys(in_float32, "*fp32")
+        types |= {count: "i32" for count in ("pixels", "parts", "size") if count in types}
+        types |= dict.fromkeys(constants, "constexpr")
+        source = ASTSource(kernel, types, {(kernel.arg_names.index(key),): value for key, value in constants.items()})
+        options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}
+        done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        assert done.asm["cubin"], name
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize("what", ["shapes", "counts", "crelu", "networks", "operators"])
+def test_the_kernels_compute_what_the_library_does(what: str) -> None:
+    in_process(f"interpreted_{what}", TRITON_INTERPRET="1")
+
+
+@NEEDS_TRITON
+def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    in_process("compiled_for_a_gpu", TRITON_CACHE_DIR=str(tmp_path))
+
+
+def test_every_convolution_of_the_tables_that_is_not_strided_fits() -> None:
+    assert len(SHAPES) == 15
+    for c_in, c_out, _ in SHAPES:
+        assert kernels.fits(nn.Conv2d(c_in, c_out, 3, padding=1))
+        assert kernels.fits(NormPropConv2d(c_in, c_out, 3, padding=1))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(16, 32, 3, 2, padding=1),
+        nn.Conv2d(16, 16, 1),
+        nn.Conv2d(16, 16, 3),
+        nn.Conv2d(16, 16, 3, padding=1, groups=2),
+        nn.Conv2d(16, 16, 3, padding="same", dilation=2),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(256, 16, 3, padding=1),
+        nn.Linear(16, 16),
+    ],
+    ids=str,
+)
+def test_other_layers_stay_with_the_library(layer: nn.Module) -> None:
+    before = type(layer)
+    assert kernels.use_kernels(layer) == 0
+    assert type(layer) is before
+
+
+@pytest.mark.parametrize("name", ["resnet20_relu_bn", "resnet20_crelu_np"])
+def test_on_the_cpu_a_network_with_kernels_computes_as_without(name: str) -> None:
+    torch.manual_seed(0)
+    plain = timm.create_model(name, num_classes=10).train()
+    ours = copy.deepcopy(plain)
+    assert kernels.use_kernels(ours) == 16
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(images := draw(2, 3, 32, 32)), plain(images))
+
+
+def test_kernels_are_wanted_on_a_gpu_in_bfloat16_for_cifar_unless_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env, "cpu_multiplies_bfloat16", lambda: True)
+    cifar, imagenet = (spec.load_table(number).recipe for number in (2, 4))
+    gpu = torch.device("cuda")
+    assert Engine().wants_kernels_on(gpu, cifar)
+    assert not Engine().wants_kernels_on(gpu, imagenet)
+    assert not Engine().wants_kernels_on(CPU, cifar)
+    assert not Engine(precision="float32").wants_kernels_on(gpu, cifar)
+    assert not Engine(kernels="library").wants_kernels_on(gpu, cifar)
+
+
+def test_a_step_says_how_many_convolutions_use_kernels() -> None:
+    recipe = spec.load_table(2).recipe
+    for own, count in ((True, 16), (False, 0)):
+        model = timm.create_model("resnet20_relu_bn", num_classes=10)
+        assert Step(model, recipe, CPU, bfloat16=False, own_kernels=own).convolutions_by_kernels == count
+
+
+def test_a_device_on_which_kernels_fail_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no C compiler\nhere")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(kernels, "differences", fail)
+    assert kernels.fault.__wrapped__(CPU) == "RuntimeError: no C compiler"
+    monkeypatch.setattr(kernels, "differences", lambda *_: {"output": 0.001, "gradient of the weight": float("nan")})
+    assert kernels.fault.__wrapped__(CPU) == "a try gave other values than the library: gradient of the weight"
+    monkeypatch.setattr(kernels, "differences", lambda *_: {"output": 0.001})
+    assert kernels.fault.__wrapped__(CPU) is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert kernels.fault.__wrapped__(CPU) == "there is no Triton"
