@@ -33,7 +33,7 @@ def work(self, stage, folder, step):
     return {"trained": True}
 
 P = suite.perform.Performer
-P._train = lambda self, stages, folders, steps: [P._one(self, s, f, t) for s, f, t in zip(stages, folders, steps)]
+P._train = lambda self, begun, end: [end(each, P._one(self, each.stage, each.folder, each.step)) for each in begun]
 original = P.__init__
 def init(self, *a, **k):
     original(self, *a, **k)
