@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -153,6 +154,17 @@ def suite() -> None:
     show_default=True,
     help="24 bursts of runs for each latency, or 3; auto follows the profile.",
 )
+@click.option(
+    "--stages",
+    type=options.Choices("train,export,parity,latency,analyze", options.stage),
+    default="train,export,parity,latency,analyze",
+    help="Do only these; without this option the same command does the rest, here or elsewhere.",
+)
+@click.option(
+    "--time-limit",
+    type=options.Duration(),
+    help="End in good order after so much time, as in 8m or 2h; the same command goes on.",
+)
 @click.option("--dry-run", is_flag=True, help="Print cells, what is stored, and time and memory by a short probe.")
 @click.option(
     "--budget", type=options.Duration(), help="Run only the cells that say most for so much time, as in 30m or 8h."
@@ -165,6 +177,7 @@ def run(
     depth: str | None,
     dry_run: bool,
     budget: float | None,
+    time_limit: float | None,
     metric: Any,
     form: str,
     **options: Any,
@@ -172,7 +185,8 @@ def run(
     """Train, export, check and time the rows of a table, as far as that is not stored yet, and print the table."""
     from suite import grid
 
-    chosen = grid.Options(table=table, depth=int(depth) if depth else None, **options)
+    until = datetime.now(UTC) + timedelta(seconds=time_limit) if time_limit else None
+    chosen = grid.Options(table=table, depth=int(depth) if depth else None, until=until, **options)
     if data_download:
         chosen = grid.with_downloads(chosen, data_download)
     execute = _executor(chosen)
@@ -189,8 +203,9 @@ def run(
     outcome = execute(chosen)
     if not outcome.speaks:
         return 0
+    asked = {kind for kind in spec.VERSIONS if grid.asked_as(kind) in chosen.stages}
     click.echo(
-        render(report.build(outcome.table, Store(chosen.results), metric, outcome.trained), form),
+        render(report.build(outcome.table, Store(chosen.results), metric, outcome.trained, failed=asked), form),
         nl=False,
     )
     page = _write_page([chosen.results], chosen.results / "report", metric)

@@ -21,15 +21,18 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from time import monotonic
-from typing import Any
+from time import monotonic, sleep
+from typing import IO, Any
 
 from suite.errors import InputError
 from suite.grid import Stage
+from suite.interrupt import NEVER, Deadline, TimeIsUp
 
 # Seconds between two signs of life, and after how many without one a holder on another machine counts as dead.
 BEAT = 2.0
 PATIENCE = 60.0
+# Seconds between two tries to have the machine, of a run whose time is limited.
+TRY = 0.5
 
 
 @dataclass(frozen=True)
@@ -224,10 +227,15 @@ class Claims:
 
 
 class Machine:
-    """This machine's processors, which timings have to themselves and everything else shares."""
+    """This machine's processors, which timings have to themselves and everything else shares.
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    Args:
+        say: told what is waited for.
+        deadline: until when; waiting then ends with `TimeIsUp`.
+    """
+
+    def __init__(self, say: Callable[[str], None], deadline: Deadline = NEVER) -> None:
+        self._say, self._deadline = say, deadline
         # In no results folder, since runs of different folders disturb each other too.
         self._path = Path(tempfile.gettempdir()) / f"crelu-norm-suite-{getpass.getuser()}.lock"
 
@@ -250,8 +258,20 @@ class Machine:
                 fcntl.flock(file, how | fcntl.LOCK_NB)
             except BlockingIOError:
                 self._say(reason)
-                fcntl.flock(file, how)
+                self._wait(file, how)
             yield
+
+    def _wait(self, file: IO[str], how: int) -> None:
+        if not self._deadline.is_set:
+            fcntl.flock(file, how)
+            return
+        while True:
+            if self._deadline.passed:
+                raise TimeIsUp
+            sleep(TRY)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, how | fcntl.LOCK_NB)
+                return
 
 
 def _content(path: Path) -> bytes | None:

@@ -22,6 +22,7 @@ from typing import Any
 from suite.distributed import ALONE
 from suite.errors import InputError, in_words
 from suite.grid import TIMED, Grid, Options, Stage, plan, turn_of
+from suite.perform import longest_first
 from suite.runner import LOOK, Outcome, Worker, check_timing, lead, work_on
 
 # Ray reads these as it is imported. Under `uv run` it would copy the current folder to all nodes, and it would report
@@ -125,6 +126,10 @@ class _Cluster:
             elsewhere = worker.look(pending)
             begun = {stage for each in tasks.values() for stage in each}
             free = [each for each in pending if each not in begun and each.key not in elsewhere]
+            if worker.deadline.passed:
+                if not any(stage.key in elsewhere for stage in begun):
+                    return  # what still waits for a node is not begun
+                free = []
             for together in _groups(filter(worker.is_ready, free), self.options.pack):
                 remote = self._tasks.get(together[0].kind, self._other)
                 task = remote.remote(sys.argv, self.options, [stage.key for stage in together])
@@ -235,6 +240,10 @@ def _groups(stages: Iterable[Stage], pack: int) -> list[list[Stage]]:
     """What one task does: trainings that share a device, timings in turns, of all else one stage."""
     groups: dict[Any, list[Stage]] = defaultdict(list)
     trainings = 0
+    stages = list(stages)
+    if pack > 1:
+        trained = longest_first(stage for stage in stages if stage.kind == "train")
+        stages = [*trained, *(stage for stage in stages if stage.kind != "train")]
     for stage in stages:
         if stage.kind == "train":
             groups[trainings // pack].append(stage)

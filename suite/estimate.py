@@ -7,7 +7,7 @@ from time import perf_counter
 
 from suite import duration, env, spec
 from suite.errors import InputError
-from suite.grid import Cell, Grid, Options, Stage, plan
+from suite.grid import Cell, Grid, Options, Stage, plan, within_reach
 from suite.probe import Probe, Prober, Request
 from suite.spec import Row
 from suite.store import Store
@@ -110,11 +110,9 @@ def choose(grid: Grid, found: Mapping[Cell, Cost], seconds: float) -> list[Cell]
     before it, or stored, that differs from it in one column of the paper. Another seed of a row says half, a third and
     so on. Chosen is always the cell that says most for its time among those that still fit.
     """
-    chosen: list[Cell] = []
-    for cell in grid.cells:
-        if found[cell].stored == found[cell].stages:
-            chosen.append(cell)
-    left = [cell for cell in grid.cells if cell not in chosen]
+    cells = [cell for cell in grid.cells if found[cell].stages]
+    chosen = [cell for cell in cells if found[cell].stored == found[cell].stages]
+    left = [cell for cell in cells if cell not in chosen]
     while fitting := [cell for cell in left if found[cell].seconds <= seconds]:
         best = max(fitting, key=lambda cell: _worth(cell, chosen) / max(found[cell].seconds, 1e-9))
         chosen.append(best)
@@ -160,7 +158,9 @@ class Expected:
         rows = []
         for cell in [*self.chosen, *(cell for cell in self.grid.cells if cell not in self.chosen)]:
             cost = self.costs[cell]
-            state = "stored" if cost.stored == cost.stages else "to do" if cell in self.chosen else "left out"
+            state = "left out"
+            if cell in self.chosen:
+                state = "stored" if cost.stored == cost.stages else "to do"
             time = duration.written(cost.seconds) if cost.seconds else ""
             memory = f"{cost.memory / 1e9:.1f}" if cost.seconds else ""
             rows.append((cell.name, state, f"{cost.stored}/{cost.stages}", time, memory))
@@ -181,8 +181,11 @@ def expect(options: Options, budget: float | None, say: Callable[[str], None]) -
     """
     start = perf_counter()
     grid, store = plan(options), Store(options.results)
+    grid, beyond = within_reach(grid, lambda stage: store.get(stage.kind, stage.inputs) is not None)
+    for line in beyond:
+        say(line)
     found = costs(grid, options, store, say)
-    all_of_it = Expected(options, grid, found, grid.cells)
+    all_of_it = Expected(options, grid, found, [cell for cell in grid.cells if found[cell].stages])
     if budget is None:
         return all_of_it
     left = budget - (perf_counter() - start) - all_of_it.start

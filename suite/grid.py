@@ -6,8 +6,10 @@ which device, is in the result: whoever does a stage first does it for all.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,11 +25,14 @@ if TYPE_CHECKING:
 # Stages that have the machine to themselves.
 TIMED = ("peak", "latency")
 
+# What may be asked for, in the order in which it is done; all of it by default.
+STAGES = ("train", "export", "parity", "latency", "analyze")
+
 
 @dataclass(frozen=True)
 class Options:
     """What to run, as the command line takes it; `suite run --help` explains each. Of the cells `only` those of these
-    names are run, or all."""
+    names are run, or all, and nothing is begun after the moment `until`."""
 
     table: int
     results: Path
@@ -54,6 +59,8 @@ class Options:
     processes: int = 1
     latency_resource: str | None = None
     only: frozenset[str] | None = None
+    stages: tuple[str, ...] = STAGES
+    until: datetime | None = None
     tensorboard: Path | None = None
 
 
@@ -104,11 +111,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Grid:
-    """Everything that a run is to do, each stage after those that it needs."""
+    """Everything that a run is to do, each stage after those that it needs, as far as these are to be done too.
+
+    `trainings` are those of all cells, whether they are among the stages or not.
+    """
 
     table: Table
     cells: tuple[Cell, ...]
     stages: tuple[Stage, ...]
+    trainings: tuple[Stage, ...]
 
 
 def plan(options: Options, processes: int = 1) -> Grid:
@@ -122,7 +133,8 @@ def plan(options: Options, processes: int = 1) -> Grid:
         processes: that share each training batch.
 
     Raises:
-        InputError: the paper profile without data, data that no row uses, or data that cannot be read.
+        InputError: the paper profile without data, data that no row uses, data that cannot be read, or a table without
+            the stages asked for.
     """
     table = spec.selected(options.table, options.rows, options.depth)
     datasets = _datasets(table, options)
@@ -155,7 +167,39 @@ def plan(options: Options, processes: int = 1) -> Grid:
     if timed:
         whole = [form for form in ("fp32", "fp16", "int8") if form == "fp32" or form in options.forms]
         timed = [_peak(provider, form) for provider in options.providers for form in whole] + timed
-    return Grid(table, cells, (*stages, *timed))
+    stages += timed
+    asked = tuple(stage for stage in stages if asked_as(stage.kind) in options.stages)
+    if stages and not asked:
+        legal = ", ".join(name for name in STAGES if name in {asked_as(stage.kind) for stage in stages})
+        raise InputError(f"--stages {','.join(options.stages)}: table {table.number} has none; legal here: {legal}")
+    return Grid(table, cells, asked, tuple(stage for stage in stages if stage.kind == "train"))
+
+
+def asked_as(kind: str) -> str:
+    """The one of `STAGES` with which stages of this kind are asked for."""
+    return {"convert": "export", "peak": "latency"}.get(kind, kind)
+
+
+def within_reach(grid: Grid, is_stored: Callable[[Stage], bool]) -> tuple[Grid, list[str]]:
+    """The grid without the stages that need what is neither in it nor stored, and what to say of these."""
+    reached: set[str] = set()
+    beyond: list[Stage] = []
+    lacking: set[str] = set()
+    for stage in grid.stages:
+        missing = [need for need in stage.needs if need.key not in reached and not is_stored(need)]
+        if not missing or is_stored(stage):
+            reached.add(stage.key)
+        else:
+            beyond.append(stage)
+            lacking |= {asked_as(need.kind) for need in missing if need.key not in {stage.key for stage in beyond}}
+    if not beyond:
+        return grid, []
+    kept = [stage for stage in grid.stages if stage.key in reached]
+    if not any(stage.kind == "latency" for stage in kept):
+        kept = [stage for stage in kept if stage.kind != "peak"]  # which is measured for its sake
+    counts = ", ".join(f"{count} {kind}" for kind, count in Counter(stage.kind for stage in beyond).items())
+    line = f"left out: {counts}; what they need ({', '.join(sorted(lacking))}) is neither among --stages nor stored"
+    return dataclasses.replace(grid, stages=tuple(kept)), [line]
 
 
 def left_out(table: Table, cells: tuple[Cell, ...]) -> Iterator[str]:

@@ -225,11 +225,11 @@ class _Convolution(nn.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         precision = precision_for(x)
         if precision is None:
-            found: Tensor = super()._conv_forward(x, weight, bias)
-            return found
+            return super()._conv_forward(x, weight, bias)
         x = x.to(precision).contiguous(memory_format=torch.channels_last)
         cast = weight.detach().to(precision).contiguous(memory_format=torch.channels_last)
-        return conv3x3(x, weight, cast, bias)
+        found: Tensor = conv3x3(x, weight, cast, bias)
+        return found
 
 
 class _NormPropConvolution(_Convolution, NormPropConv2d):

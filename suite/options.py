@@ -83,6 +83,11 @@ def provider(text: str) -> str:
     return one_of(text, ("cpu", "cuda", "tensorrt"))
 
 
+def stage(text: str) -> str:
+    """A part of a run that may be asked for by itself."""
+    return one_of(text, ("train", "export", "parity", "latency", "analyze"))
+
+
 def batch_size(text: str) -> int:
     """Images a run, from 1."""
     if not text.isdecimal() or not 1 <= float(text) <= LARGEST_BATCH:

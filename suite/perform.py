@@ -6,8 +6,10 @@ done, so that a run of which everything is stored already does not load torch.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -17,7 +19,7 @@ from suite import deploy, distributed, env, progress
 from suite.distributed import Group
 from suite.errors import InputError, in_words
 from suite.grid import Cell, Options, Stage
-from suite.interrupt import Interruption
+from suite.interrupt import NEVER, Deadline, Interruption
 from suite.record import key_of
 from suite.store import Store
 
@@ -26,6 +28,25 @@ if TYPE_CHECKING:
     from suite.latency import Request
 
 Work = Callable[[Stage, Path, progress.Steps], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A stage that was begun.
+
+    Attributes:
+        stage: what it is.
+        folder: for its files.
+        step: told of steps done.
+        start: when it was begun, by `perf_counter`.
+        ends: what ends its display, and then its folder.
+    """
+
+    stage: Stage
+    folder: Path
+    step: progress.Steps
+    start: float
+    ends: ExitStack
 
 
 class Performer:
@@ -37,6 +58,7 @@ class Performer:
         group: the processes that train together.
         display: told of each stage.
         say: told of steps done, by the stage's key: steps done, steps in all, a note.
+        deadline: when trainings stop, with a checkpoint.
     """
 
     def __init__(
@@ -46,8 +68,10 @@ class Performer:
         group: Group,
         display: progress.Lines,
         say: Callable[[str, int, int, str], None] = lambda key, done, total, note: None,
+        deadline: Deadline = NEVER,
     ) -> None:
         self.options, self.store, self.group, self.display, self.say = options, store, group, display, say
+        self.deadline = deadline
         self.threads = env.available_cores()
         self._single: Mapping[str, Work] = {
             "export": self._export,
@@ -57,38 +81,43 @@ class Performer:
             "peak": self._peak,
         }
 
-    def do(self, stages: Sequence[Stage]) -> list[bool]:
+    def do(self, stages: Sequence[Stage], ended: Callable[[Stage, bool], Stage | None]) -> None:
         """Do stages of one kind: trainings at the same time, timings in turns, of all others one. All that they need
         must be in the store.
 
-        Returns:
-            Of each whether it is done now, or has failed.
+        Args:
+            stages: what to do.
+            ended: told of each stage, once its result or the reason of its failure is kept, whether it is done;
+                returns a training to begin in the place of one, or None.
 
         Raises:
             InputError: what the user gave is not usable, which other stages would meet too.
+            TimeIsUp: trainings were stopped, of which there are checkpoints.
         """
-        outcomes: Sequence[dict[str, Any] | Exception]
         with ExitStack() as stack:
-            keeps = self.group.rank == 0
-            folders = [stack.enter_context(self.store.workspace() if keeps else _scratch()) for _ in stages]
-            shown = [stack.enter_context(ExitStack()) for _ in stages]
-            steps = [each.enter_context(self._shown(stage)) for each, stage in zip(shown, stages, strict=True)]
-            start = perf_counter()
+            begun = [self._begin(stage, stack) for stage in stages]
+
+            def end(each: UnderWay, outcome: dict[str, Any] | Exception) -> UnderWay | None:
+                following = ended(each.stage, self._settle(each, outcome))
+                return self._begin(following, stack) if following else None
+
             if stages[0].kind == "train":
-                outcomes = self._train(stages, folders, steps)
-            elif stages[0].kind == "latency":
-                outcomes = self._latency(stages, steps)
+                self._train(begun, end)
+                return
+            outcomes: Sequence[dict[str, Any] | Exception]
+            if stages[0].kind == "latency":
+                outcomes = self._latency(stages, [each.step for each in begun])
             else:
-                outcomes = [self._one(stages[0], folders[0], steps[0])]
-            for outcome in outcomes:
-                if isinstance(outcome, InputError):
-                    raise outcome
-            if not keeps:
-                return [not isinstance(outcome, Exception) for outcome in outcomes]
-            return [
-                self._settle(*each, seconds=perf_counter() - start)
-                for each in zip(stages, outcomes, folders, shown, strict=True)
-            ]
+                outcomes = [self._one(each.stage, each.folder, each.step) for each in begun]
+            for each, outcome in zip(begun, outcomes, strict=True):
+                end(each, outcome)
+
+    def _begin(self, stage: Stage, stack: ExitStack) -> UnderWay:
+        """A folder and a display for a stage, which end with `stack` at the latest."""
+        ends = stack.enter_context(ExitStack())
+        folder = ends.enter_context(_scratch() if self.group.rank else self.store.workspace())
+        step = ends.enter_context(self._shown(stage))
+        return UnderWay(stage, folder, step, perf_counter(), ends)
 
     @contextmanager
     def _shown(self, stage: Stage) -> Iterator[progress.Steps]:
@@ -101,19 +130,22 @@ class Performer:
 
             yield both
 
-    def _settle(
-        self, stage: Stage, outcome: dict[str, Any] | Exception, folder: Path, shown: ExitStack, seconds: float
-    ) -> bool:
-        """Keep what came of a stage, and end its display."""
+    def _settle(self, each: UnderWay, outcome: dict[str, Any] | Exception) -> bool:
+        """Keep what came of a stage, and end its display; returns whether it is done."""
+        if isinstance(outcome, InputError):
+            raise outcome
+        if self.group.rank:
+            return not isinstance(outcome, Exception)
+        stage = each.stage
         if not isinstance(outcome, Exception):
-            timing = {"seconds": seconds} | outcome.pop("timing", {})
-            files = folder if any(folder.iterdir()) else None
+            timing = {"seconds": perf_counter() - each.start} | outcome.pop("timing", {})
+            files = each.folder if any(each.folder.iterdir()) else None
             self.store.put(stage.kind, stage.inputs, outcome, env.environment(), timing, files)
-            shown.close()
+            each.ends.close()
             return True
         reason = in_words(outcome)
         self.store.fail(stage.kind, stage.inputs, reason)
-        shown.pop_all().__exit__(type(outcome), outcome, None)  # the display then says that it failed
+        each.ends.pop_all().__exit__(type(outcome), outcome, None)  # the display then says that it failed
         self.display.note(f"{stage.name}: {reason}")
         return False
 
@@ -135,27 +167,35 @@ class Performer:
         return self._file(train, "model.safetensors").parent
 
     def _train(
-        self, stages: Sequence[Stage], folders: Sequence[Path], steps: Sequence[progress.Steps]
-    ) -> list[dict[str, Any] | Exception]:
+        self, begun: Sequence[UnderWay], end: Callable[[UnderWay, dict[str, Any] | Exception], UnderWay | None]
+    ) -> None:
+        """Train networks at the same time; `end` is told of each that ends, and gives the next."""
         from suite.step import Engine
         from suite.train import Job, train_packed
 
         device = device_of(self.options.device)
-        jobs = [
-            Job(
-                _cell(stage).row.model,
-                self._batches(_cell(stage), device, self.group),
-                _cell(stage).seed,
-                folder,
-                checkpoints=self.store.checkpoints("train", stage.inputs),
-                on_step=step,
-                on_epoch=self._epoch_log(stage),
+
+        def job(each: UnderWay) -> Job:
+            def on_end(outcome: dict[str, Any] | Exception) -> Job | None:
+                following = end(each, outcome)
+                return job(following) if following else None
+
+            cell = _cell(each.stage)
+            return Job(
+                cell.row.model,
+                self._batches(cell, device, self.group),
+                cell.seed,
+                each.folder,
+                checkpoints=self.store.checkpoints("train", each.stage.inputs),
+                on_step=each.step,
+                on_epoch=self._epoch_log(each.stage),
+                on_end=on_end,
             )
-            for stage, folder, step in zip(stages, folders, steps, strict=True)
-        ]
-        with Interruption() as interruption:
+
+        jobs = [job(each) for each in begun]
+        with Interruption(self.deadline) as interruption:
             engine = Engine(self.options.precision, self.options.compile, self.options.kernels)
-            return train_packed(jobs, engine, interruption, self.display.note)
+            train_packed(jobs, engine, interruption, self.display.note)
 
     def _epoch_log(self, stage: Stage) -> Callable[[dict[str, Any], float], None]:
         """What is said of each epoch: a line where there is no bar, and the curves of TensorBoard."""
@@ -259,6 +299,34 @@ class Performer:
         workers = 0 if cell.dataset.train.in_memory else self.threads
         place = torch.device(device, group.local_rank) if device == "cuda" else torch.device(device)
         return Batches(cell.dataset, cell.recipe, place, workers, group)
+
+
+def longest_first(stages: Iterable[Stage]) -> list[Stage]:
+    """Trainings in the order in which to begin them where several share a device: one that is begun last and takes
+    longest would have it to itself in the end."""
+    return sorted(stages, key=_length, reverse=True)
+
+
+def _length(stage: Stage) -> float:
+    """About how long a training takes compared with others: multiply-accumulates for all images that it sees."""
+    cell = _cell(stage)
+    images = cell.recipe.epochs * len(cell.dataset.train)
+    if cell.recipe.max_steps is not None:
+        images = min(images, cell.recipe.max_steps * cell.recipe.batch_size)
+    return images * _macs(cell.row.model, len(cell.dataset.classes), cell.recipe.train_size)
+
+
+@cache
+def _macs(model: str, classes: int, size: int) -> int:
+    """Multiply-accumulates of a network for one image; 0 of one that cannot be made, as its training will say."""
+    import timm
+
+    from suite.export import cost
+
+    try:
+        return cost(timm.create_model(model, num_classes=classes, device="meta"), size)["macs"]
+    except RuntimeError:
+        return 0
 
 
 def device_of(wanted: str) -> str:

@@ -37,6 +37,11 @@ class Lines:
         try:
             yield lambda done, total, note: None
             outcome = "done"
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C, SIGTERM, or the time is up
+            outcome = "stopped"
+            raise
         finally:
             self.ended(name, outcome, perf_counter() - start)
 

@@ -5,7 +5,7 @@ machines never share a column.
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from suite.files import printable
@@ -26,6 +26,7 @@ def build(
     metric: Metric = "last",
     trained: frozenset[str] | None = None,
     detail: bool = False,
+    failed: Collection[str] | None = None,
 ) -> Report:
     """Put a table together.
 
@@ -36,12 +37,14 @@ def build(
         trained: keys of the training records to show, if `source` is a folder; None for the best of each row.
         detail: give differences from the paper, numbers of seeds and spreads columns of their own, and latencies the
             percentiles for which there are samples enough, the time to load and that of the first run.
+        failed: of which kinds of stages failures are told, if `source` is a folder; None for all.
 
     Raises:
         InputError: a record cannot be read.
     """
     if isinstance(source, Store):
-        index = Records([source], {row.model for row in table.rows}, trained, table.metrics if metric == "best" else ())
+        models, curves = {row.model for row in table.rows}, table.metrics if metric == "best" else ()
+        index = Records([source], models, trained, curves, failed)
     else:
         index = source
     found = [index.runs(table, row) for row in table.rows]

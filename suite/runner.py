@@ -2,16 +2,18 @@
 
 import importlib.util
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic, sleep
 
 from suite import distributed, env, progress, status, workers
 from suite.claims import BEAT, PATIENCE, Claims, Machine
 from suite.errors import InputError
-from suite.grid import TIMED, Grid, Options, Stage, left_out, plan, turn_of
+from suite.grid import TIMED, Grid, Options, Stage, left_out, plan, turn_of, within_reach
+from suite.interrupt import Deadline, TimeIsUp
 from suite.latency import ALIVE
-from suite.perform import Performer, device_of
+from suite.perform import Performer, device_of, longest_first
 from suite.spec import Table
 from suite.store import Store
 
@@ -46,7 +48,8 @@ def run(options: Options) -> Outcome:
         if group.rank:
             _follow(options, grid, group)
             return Outcome(grid.table, frozenset(), 0, speaks=False)
-        check_training(options)
+        if not all(is_stored(Store(options.results), stage) for stage in grid.trainings):
+            check_training(options)
         check_timing(options)
         outcome = lead(options, grid, group, _locally)
         group.share(None)
@@ -56,21 +59,31 @@ def run(options: Options) -> Outcome:
 
 
 def lead(options: Options, grid: Grid, group: distributed.Group, have_done: Callable[["Worker"], None]) -> Outcome:
-    """Show the work on a grid, and that of others on it, while `have_done` has all of it done or given up."""
+    """Show the work on a grid, and that of others on it, while `have_done` has all of it done or given up, or until the
+    time is up."""
+    store = Store(options.results)
+    grid, beyond = within_reach(grid, lambda stage: is_stored(store, stage))
     display = progress.display(len(grid.stages))
     try:
-        for line in left_out(grid.table, grid.cells) if options.only is None else ():
+        for line in [*left_out(grid.table, grid.cells), *beyond] if options.only is None else ():
             display.note(line)
         with Claims(options.results) as claims:
             worker = Worker(options, grid, group, display, claims)
-            if len(worker.done) < len(grid.stages):
+            if any(stage.key not in worker.done for stage in grid.stages):
                 worker.store.keep_plan(status.plan_of(grid, env.command()))
             have_done(worker)
             claims.clear(worker.done)
+            for line in worker.left() if worker.deadline.passed else ():
+                display.note(line)
     finally:
         display.close()
-    trained = frozenset(stage.key for stage in grid.stages if stage.kind == "train" and stage.key in worker.done)
+    trained = frozenset(s.key for s in grid.trainings if s.key in worker.done or is_stored(store, s))
     return Outcome(grid.table, trained, worker.failures)
+
+
+def is_stored(store: Store, stage: Stage) -> bool:
+    """Whether a stage's result is there, with its files."""
+    return store.get(stage.kind, stage.inputs) is not None
 
 
 def _locally(worker: "Worker") -> None:
@@ -82,7 +95,8 @@ def _locally(worker: "Worker") -> None:
 
 def work(options: Options) -> None:
     """Do what nobody else does of a grid, except timings, and say nothing of it: one of several local workers."""
-    grid = plan(options)
+    store = Store(options.results)
+    grid, _ = within_reach(plan(options), lambda stage: is_stored(store, stage))
     with Claims(options.results) as claims:
         Worker(options, grid, distributed.ALONE, progress.Silent(len(grid.stages)), claims).drain(timings=False)
 
@@ -116,11 +130,13 @@ def work_on(options: Options, keys: Collection[str]) -> None:
 
 
 def check_training(options: Options) -> None:
-    """See to it that this machine can train as the options ask.
+    """See to it that this machine can train as the options ask, if they ask for it.
 
     Raises:
         InputError: it cannot.
     """
+    if "train" not in options.stages:
+        return
     device_of(options.device)
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError(
@@ -129,12 +145,12 @@ def check_training(options: Options) -> None:
 
 
 def check_timing(options: Options) -> None:
-    """See to it that this machine has what is to be timed.
+    """See to it that this machine has what is to be checked and timed on, if that is asked for.
 
     Raises:
         InputError: it has not.
     """
-    for provider in options.providers:
+    for provider in options.providers if {"parity", "latency"} & set(options.stages) else ():
         from suite.latency import unavailable
 
         reason = unavailable(provider)
@@ -145,9 +161,15 @@ def check_timing(options: Options) -> None:
 def _follow(options: Options, grid: Grid, group: distributed.Group) -> None:
     """Take part in each training that process 0 of the group begins, until it has no more."""
     stages = {stage.key: stage for stage in grid.stages}
-    performer = Performer(options, Store(options.results), group, progress.Silent(0))
+    performer = Performer(options, Store(options.results), group, progress.Silent(0), deadline=Deadline(options.until))
+
+    def next_of_pack(stage: Stage, succeeded: bool) -> Stage | None:
+        key: str | None = group.share(None) if options.pack > 1 else None
+        return stages[key] if key else None
+
     while keys := group.share(None):
-        performer.do([stages[key] for key in keys])
+        with suppress(TimeIsUp):  # as process 0 has found too, which then has no more
+            performer.do([stages[key] for key in keys], next_of_pack)
 
 
 class Worker:
@@ -156,6 +178,7 @@ class Worker:
     Attributes:
         done: keys of the stages that are done, by whomever.
         failures: how many stages have failed, by whomever, while it worked.
+        deadline: after which nothing is begun, and trainings stop.
     """
 
     def __init__(
@@ -163,10 +186,13 @@ class Worker:
     ) -> None:
         self.options, self.grid, self.group, self.display, self.claims = options, grid, group, display, claims
         self.store = Store(options.results)
-        self.machine = Machine(display.note)
-        self.performer = Performer(options, self.store, group, display, claims.say)
+        self.deadline = Deadline(options.until)
+        self.machine = Machine(display.note, self.deadline)
+        self.performer = Performer(options, self.store, group, display, claims.say, self.deadline)
         self.failures = 0
-        self.done = {stage.key for stage in grid.stages if self.store.get(stage.kind, stage.inputs)}
+        needs = [need for stage in grid.stages for need in stage.needs]  # which may be stored and not of the grid
+        known = {stage.key: stage for stage in (*needs, *grid.stages)}
+        self.done = {key for key, stage in known.items() if is_stored(self.store, stage)}
         for stage in grid.stages:
             if stage.key in self.done:
                 display.skip(stage.name)
@@ -176,8 +202,8 @@ class Worker:
         self._failed_before = {stage.key: self.store.failed_at(stage.kind, stage.inputs) for stage in grid.stages}
 
     def drain(self, timings: bool = True) -> None:
-        """Do, or see done by others, all that there is; timings last, since figures compare the better the closer in
-        time they are."""
+        """Do, or see done by others, all that there is, until the time is up; timings last, since figures compare the
+        better the closer in time they are."""
         self._drain(stage for stage in self.grid.stages if stage.kind not in TIMED)
         # The machine's peak is measured for the sake of those beside which it is shown.
         if timings and not all(self._is_settled(stage) for stage in self.grid.stages if stage.kind == "latency"):
@@ -191,24 +217,42 @@ class Worker:
             sleep(LOOK)
         self.display.elsewhere({})
 
+    def left(self) -> Iterator[str]:
+        """What to say of the stages that are neither done nor have failed."""
+        left = [stage for stage in self.grid.stages if not self._is_settled(stage)]
+        if not any(stage.kind == "latency" for stage in left):
+            left = [stage for stage in left if stage.kind != "peak"]
+        if left:
+            begun = [
+                stage.cell.name
+                for stage in left
+                if stage.cell
+                and stage.kind == "train"
+                and any(self.store.checkpoints("train", stage.inputs).glob("*.safetensors"))
+            ]
+            midst = f", in the midst of which {'is' if len(begun) == 1 else 'are'} {', '.join(begun)}" if begun else ""
+            count = "1 stage is" if len(left) == 1 else f"{len(left)} stages are"
+            yield f"the time is up: {count} left{midst}; the same command goes on from there"
+
     def attempt(self, stages: Iterable[Stage]) -> None:
         """Do these stages, or see them done by others, except those that another process holds and is alive."""
         self._drain(stages, patience=PATIENCE + BEAT)
 
     def _drain(self, stages: Iterable[Stage], patience: float = math.inf) -> None:
-        """Do stages, or see them done by others, until for `patience` seconds there was nothing to do."""
+        """Do stages, or see them done by others, until for `patience` seconds there was nothing to do, or the time is
+        up."""
         pending = dict.fromkeys(stages)
         waited = False
         since = monotonic()
-        while pending and monotonic() - since < patience:
+        while pending and monotonic() - since < patience and not self.deadline.passed:
             before = len(pending)
             for stage in list(pending):
                 if stage not in pending:
                     continue
                 if self._is_settled(stage):
                     del pending[stage]
-                elif self.is_ready(stage):
-                    self._do(self._take(stage, pending))
+                elif self.is_ready(stage) and not self.deadline.passed:
+                    self._do(self._take(stage, pending), pending)
             self.look(pending)
             if len(pending) < before:
                 since = monotonic()
@@ -263,17 +307,22 @@ class Worker:
 
     def _take(self, stage: Stage, pending: Iterable[Stage]) -> list[Stage]:
         """Claim a stage, and with it those that are best done at the same time; what others are at is left out."""
-        together = [stage]
         if stage.kind == "train":
-            together += [other for other in pending if other.kind == "train"]
-            most = self.options.pack
-        elif stage.kind == "latency":
-            together += [other for other in pending if other.kind == "latency" and turn_of(other) == turn_of(stage)]
-            most = ALIVE
-        else:
-            most = 1
+            return self._claim(self._trainings(pending), self.options.pack)
+        if stage.kind == "latency":
+            together = (other for other in pending if other.kind == "latency" and turn_of(other) == turn_of(stage))
+            return self._claim([stage, *together], ALIVE)
+        return self._claim([stage], 1)
+
+    def _trainings(self, pending: Iterable[Stage]) -> list[Stage]:
+        """In the order in which to begin them."""
+        trainings = [stage for stage in pending if stage.kind == "train"]
+        return longest_first(trainings) if self.options.pack > 1 else trainings
+
+    def _claim(self, candidates: Iterable[Stage], most: int) -> list[Stage]:
+        """Claim at most so many of these, which are ready and nobody else is at."""
         taken: list[Stage] = []
-        for each in dict.fromkeys(together):
+        for each in dict.fromkeys(candidates):
             if len(taken) == most:
                 break
             settled = each.key in self.done or each.key in self._lost
@@ -285,21 +334,35 @@ class Worker:
                 taken.append(each)
         return taken
 
-    def _do(self, stages: Sequence[Stage]) -> None:
-        """Do stages that are claimed, and give up the claims."""
+    def _do(self, stages: Sequence[Stage], pending: Iterable[Stage]) -> None:
+        """Do stages that are claimed, and give up the claims; a training that ends makes room for one that is pending,
+        where several share a device."""
         if not stages:
             return
+        held = list(stages)
+        packs = stages[0].kind == "train" and self.options.pack > 1
+
+        def ended(stage: Stage, succeeded: bool) -> Stage | None:
+            if succeeded:
+                self.done.add(stage.key)
+            else:
+                self._lose(stage)
+            self.claims.release(stage.key)
+            if not packs:
+                return None
+            following = [] if self.deadline.passed else self._claim(self._trainings(pending), 1)
+            held.extend(following)
+            self.group.share(following[0].key if following else None)
+            return following[0] if following else None
+
         timed = stages[0].kind in TIMED
         try:
-            with self.machine.alone() if timed else self.machine.shared():
+            with suppress(TimeIsUp), self.machine.alone() if timed else self.machine.shared():
+                if self.deadline.passed:  # while others had the machine
+                    return
                 if stages[0].kind == "train":
                     self.group.share([stage.key for stage in stages])
-                outcomes = self.performer.do(stages)
-            for stage, succeeded in zip(stages, outcomes, strict=True):
-                if succeeded:
-                    self.done.add(stage.key)
-                else:
-                    self._lose(stage)
+                self.performer.do(stages, ended)
         finally:
-            for stage in stages:
+            for stage in held:
                 self.claims.release(stage.key)

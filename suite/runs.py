@@ -85,6 +85,7 @@ class Records:
         trained: keys of the training records to use; None for all.
         curves: what `by_epoch` will be asked for; None for everything. With nothing, the epochs are not read, which
             are most of a training record.
+        failed: of which kinds of stages failures are told; None for all.
 
     Raises:
         InputError: a record cannot be read.
@@ -96,6 +97,7 @@ class Records:
         models: Collection[str] | None = None,
         trained: frozenset[str] | None = None,
         curves: Collection[str] | None = None,
+        failed: Collection[str] | None = None,
     ) -> None:
         without = None if curves is None or curves else "epochs"
 
@@ -134,7 +136,9 @@ class Records:
                 names = ("machine", "provider", "threads")
                 place = *(inputs[name] for name in names), inputs.get("precision", "fp32")
                 self.peak[place] = max(self.peak.get(place, 0.0), float(record.result["flops"]))
-        self.failures = [failure for store in stores for failure in store.failures()]
+        self.failures = [
+            failure for store in stores for failure in store.failures() if failed is None or failure["stage"] in failed
+        ]
 
     def runs(self, table: Table, row: Row) -> Runs:
         """The runs of a row that say most: on the paper's data, of most steps, of most seeds, the latest.

@@ -72,7 +72,9 @@ def _have_done(worker: Worker) -> None:
     jobs: list[submitit.Job[str | None]] = []
     try:
         _submit(worker.options, jobs)
-        worker.watch(lambda: not all(job.done() for job in jobs))
+        worker.watch(lambda: not all(job.done() for job in jobs) and not _is_over(worker))
+        for job in jobs if worker.deadline.passed else ():
+            job.cancel(check=False)  # one that still waits for a machine
     except BaseException:
         for job in jobs:
             job.cancel(check=False)
@@ -80,10 +82,15 @@ def _have_done(worker: Worker) -> None:
     for job in jobs:
         # One that was killed has no result; what it left undone is seen below.
         with contextlib.suppress(UncompletedJobError):
-            if problem := job.result():
+            if job.done() and (problem := job.result()):
                 raise InputError(problem)
     pending = dict.fromkeys(stage for stage in worker.grid.stages if stage.kind not in TIMED)
     worker.look(pending)
-    for stage in pending:
+    for stage in pending if not worker.deadline.passed else ():
         worker.give_up(stage, "all jobs have ended before it")
     worker.drain()
+
+
+def _is_over(worker: Worker) -> bool:
+    """Whether the time is up and nobody is at a stage any more."""
+    return worker.deadline.passed and not worker.look(dict.fromkeys(worker.grid.stages))

@@ -1,6 +1,7 @@
 """Train networks by a recipe, and test them."""
 
 import math
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -42,6 +43,7 @@ class Job:
         checkpoints: folder of this run's checkpoints; None for none.
         on_step: called with steps done, steps in all, and a note on speed.
         on_epoch: called with an entry of the result's `epochs` and with the images/s of that epoch.
+        on_end: called with the result, or the exception that ended it; returns a job to begin in its place, or None.
     """
 
     model_name: str
@@ -52,6 +54,7 @@ class Job:
     checkpoints: Path | None = None
     on_step: Callable[[int, int, str], None] = lambda done, total, note: None
     on_epoch: Callable[[dict[str, Any], float], None] = lambda epoch, images_per_second: None
+    on_end: Callable[[dict[str, Any] | Exception], "Job | None"] = lambda outcome: None
 
 
 def train(
@@ -83,8 +86,8 @@ def train(
         loss and error, and test errors of each epoch; `steps`; `test_images`; `device`; `precision`; `compiled`;
         `kernels`: of convolutions, "triton" (our own, where they fit) or "library"; `processes` and the
         `batch_per_process`; `timing`: `training_seconds`, without tests, `images_per_second`, `packed` (networks
-        trained at the same time), `blocks_twice` (blocks computed twice to save memory), and what
-        was measured to decide on torch.compile.
+        trained at the same time, at most), `blocks_twice` (blocks computed twice to save memory), and what was measured
+        to decide on torch.compile.
     """
     (outcome,) = train_packed([job], engine, interruption, warn)
     if isinstance(outcome, Exception):
@@ -101,10 +104,11 @@ def train_packed(
     """Train several networks at the same time, each as `train` would alone.
 
     They take turns step by step, and on a GPU each has a stream of its own, so that the small kernels of one fill the
-    gaps of the others.
+    gaps of the others. One that ends makes room at once for the job that its `on_end` returns.
 
     Returns:
-        For each job what `train` returns, or the exception that ended it; it does not end the others.
+        For each job, in the order of their beginnings, what `train` returns, or the exception that ended it; it does
+        not end the others.
     """
     with without_tf32():
         return _in_turns(jobs, engine, interruption or Interruption(), warn)
@@ -114,36 +118,48 @@ def _in_turns(
     jobs: Sequence[Job], engine: Engine, interruption: Interruption, warn: Callable[[str], None]
 ) -> list[dict[str, Any] | Exception]:
     outcomes: dict[int, dict[str, Any] | Exception] = {}
-
-    def fail(index: int, error: Exception) -> None:
-        if jobs[index].batches.group.size > 1:
-            raise error  # the other processes wait for this one, and only its end tells them
-        outcomes[index] = error
-
+    waiting = dict(enumerate(jobs))
     fits: dict[int, _Fit] = {}
-    for index, job in enumerate(jobs):
-        try:
-            fits[index] = _Fit(job, engine, len(jobs), warn)
-        except Exception as error:
-            fail(index, error)
-    turns = {index: fit.run() for index, fit in fits.items()}
-    while turns:
+    turns: dict[int, Generator[None, None, dict[str, Any]]] = {}
+
+    def end(index: int, job: Job, outcome: dict[str, Any] | Exception) -> None:
+        if isinstance(outcome, Exception):
+            if job.batches.group.size > 1:
+                raise outcome  # the other processes wait for this one, and only its end tells them
+            traceback.clear_frames(outcome.__traceback__)  # which hold its memory
+        fits.pop(index, None)
+        turns.pop(index, None)
+        outcomes[index] = outcome
+        following = job.on_end(outcome)
+        if following:
+            waiting[len(outcomes) + len(turns) + len(waiting)] = following
+
+    while waiting or turns:
+        while waiting:
+            index = next(iter(waiting))
+            job = waiting.pop(index)
+            try:
+                if turns and job.batches.device.type == "cuda":
+                    torch.cuda.synchronize(job.batches.device)  # what is measured of it is not to wait for the others
+                fits[index] = _Fit(job, engine, len(jobs), warn)
+                turns[index] = fits[index].run()
+            except Exception as error:
+                end(index, job, error)
         for index, steps in list(turns.items()):
+            job = fits[index].job
             try:
                 with fits[index].stream():
                     next(steps)
                 fits[index].checkpoint_if_due(interruption)
-            except StopIteration as end:
-                outcomes[index] = end.value
+            except StopIteration as last:
+                end(index, job, last.value)
             except Exception as error:
-                fail(index, error)
-            if index in outcomes:
-                del turns[index], fits[index]
+                end(index, job, error)
         if any(fit.must_stop for fit in fits.values()):
             for fit in fits.values():
                 fit.checkpoint()
             interruption.deliver()
-    return [outcomes[index] for index in range(len(jobs))]
+    return [outcomes[index] for index in sorted(outcomes)]
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from suite import claims
 from suite.claims import Claims, Holder, Machine
 from suite.errors import InputError
 from suite.grid import Stage
+from suite.interrupt import Deadline, TimeIsUp
 
 STAGE = Stage("train", None, {"model": "resnet20_relu_bn", "seed": 0})
 HOLD = """
@@ -226,3 +228,15 @@ def test_a_timing_has_the_machine_to_itself_and_everything_else_shares_it(
     with machine.alone():
         pass
     assert said == []
+
+
+def test_who_has_no_time_left_does_not_wait_for_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    said: list[str] = []
+    soon = Deadline(datetime.now(UTC) + timedelta(seconds=1))
+    begun = []
+    with Machine(said.append).shared(), pytest.raises(TimeIsUp), Machine(said.append, soon).alone():
+        begun.append(True)
+    assert soon.passed
+    assert begun == []
+    assert said == ["waiting for other work on this machine to end, to time without it"]

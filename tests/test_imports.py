@@ -96,7 +96,7 @@ ALLOWED: dict[str, set[str]] = {
     }
     | {"svg"},
     "grid": {"data", "deploy", "env", "errors", "latency", "record", "spec"},
-    "claims": {"errors", "grid"},
+    "claims": {"errors", "grid", "interrupt"},
     "perform": STAGES
     | {"batches", "deploy", "distributed", "env", "errors", "grid", "interrupt", "progress", "step"}
     | {"record", "store"},
@@ -112,6 +112,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
         "status",
         "grid",
+        "interrupt",
         "latency",
         "perform",
         "progress",
@@ -119,7 +120,7 @@ ALLOWED: dict[str, set[str]] = {
         "store",
         "workers",
     },
-    "cluster": {"distributed", "errors", "grid", "runner"},
+    "cluster": {"distributed", "errors", "grid", "perform", "runner"},
     "slurm": {"distributed", "errors", "grid", "runner"},
     "options": {"duration", "errors", "render", "spec"},
     "__main__": {

@@ -1,9 +1,10 @@
 import os
 import signal
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from suite.interrupt import Interruption
+from suite.interrupt import Deadline, Interruption, TimeIsUp
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
@@ -52,3 +53,31 @@ def test_handlers_are_put_back() -> None:
     with Interruption() as interruption:
         assert not interruption.pending
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def deadline(seconds: float) -> Deadline:
+    return Deadline(datetime.now(UTC) + timedelta(seconds=seconds))
+
+
+def test_the_end_of_the_time_is_pending_and_is_no_failure() -> None:
+    with Interruption(deadline(-1)) as interruption:
+        assert interruption.pending
+    # Work that was done before anybody looked is done; only a signal would still be delivered here.
+    assert not Interruption(deadline(60)).pending
+    with pytest.raises(TimeIsUp):
+        interruption.deliver()
+    assert not issubclass(TimeIsUp, Exception)
+
+
+def test_a_signal_comes_before_the_end_of_the_time_and_is_not_taken_for_the_second() -> None:
+    reached = []
+
+    def work() -> None:
+        with Interruption(deadline(-1)) as interruption:
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append(True)
+            interruption.deliver()
+
+    with pytest.raises(SystemExit):
+        work()
+    assert reached == [True]

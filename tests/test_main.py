@@ -13,6 +13,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from suite.store import Store
+
 Run = Callable[..., tuple[int, str, str]]
 ROW = ("--table", "2", "--depth", "20", "--rows", "resnet20_crelu_bn@cifar10")
 
@@ -131,6 +133,70 @@ def test_packed_rows_are_as_if_run_alone_and_one_that_fails_does_not_end_the_oth
         name: record["result"] for name, record in records[1].items()
     }
     assert {record["timing"]["packed"] for record in records[1].values()} == {3}
+
+
+def test_trainings_alone_and_then_the_rest_are_what_one_command_does(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, suite: Run
+) -> None:
+    arguments = ("run", *ROW, "--steps", "2", "--results", str(tmp_path))
+    Store(tmp_path).fail("parity", {"model": "resnet20_crelu_bn"}, "MemoryError: of another day")
+    code, out, err = suite(*arguments, "--stages", "train")
+    assert code == 0
+    assert "[1/1] resnet20_crelu_bn on digits10: train: done" in err
+    (row,) = [line for line in out.splitlines() if "resnet20_crelu_bn" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[5].partition(" ")[0].replace(".", "").isdecimal()  # the error
+    assert set(cells[6:]) <= {"[2]", "[3]"}
+    assert "failed" not in out
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["train"]
+    assert "done: train 1/1" in suite("status", "--results", str(tmp_path))[1]
+    code, out, err = suite(*arguments, "--stages", "parity")
+    assert code == 0
+    assert "left out: 1 parity; what they need (export) is neither among --stages nor stored" in err.splitlines()
+    assert cells[5] in out
+    code, out, _ = suite(*arguments, "--stages", "latency,parity,export")
+    assert code == 0
+    whole, parts = ({path.name for path in folder.glob("records/*/*.json")} for folder in (finished[0], tmp_path))
+    assert parts == whole
+
+
+def test_at_the_end_of_its_time_a_run_keeps_a_checkpoint_and_says_what_is_left(
+    tmp_path: Path, suite: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    arguments = ("run", *ROW, "--steps", "6", "--batch-sizes", "1", "--results", str(tmp_path))
+    arguments += ("--stages", "train,export", "--precision", "float32")
+    with monkeypatch.context() as patched:
+        patched.setattr("suite.claims.Claims.say", lambda self, key, done, total, note: steps.append(done))
+        patched.setattr("suite.interrupt.Deadline.passed", property(lambda self: len(steps) >= 2))
+        code, out, err = suite(*arguments, "--time-limit", "8m")
+    assert code == 0
+    assert steps == [1, 2]
+    assert err.splitlines()[-2] == (
+        "the time is up: 2 stages are left, in the midst of which is resnet20_crelu_bn on digits10; "
+        "the same command goes on from there"
+    )
+    assert "train: stopped" in err
+    assert "failed" not in out + err
+    assert not (tmp_path / "records").exists()
+    assert list((tmp_path / "work").iterdir()) == list((tmp_path / "claims").iterdir()) == []
+    monkeypatch.setattr("suite.claims.Claims.say", lambda self, key, done, total, note: steps.append(done))
+    code, _, err = suite(*arguments, "--time-limit", "8h")
+    assert (code, steps) == (0, [1, 2, 3, 4, 5, 6])
+    assert "the time is up" not in err
+
+
+def test_workers_end_with_the_time_of_the_run(tmp_path: Path) -> None:
+    rows = ("--table", "2", "--depth", "20", "--rows", "resnet20_*relu_bn@cifar10", "--epochs", "1000")
+    command = [sys.executable, "-m", "suite", "run", *rows, "--compile", "never", "--workers", "2"]
+    command += ["--stages", "train", "--time-limit", "15s", "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "the time is up: 3 stages are left" in done.stderr
+    assert "failed" not in done.stdout + done.stderr
+    assert list((tmp_path / "claims").glob("*.json")) == list((tmp_path / "work").glob("*")) == []
+    # A network that was begun has its checkpoint.
+    assert done.stderr.count(" on digits10") == len(list(tmp_path.glob("checkpoints/*/*.safetensors")))
 
 
 def test_a_run_killed_outright_three_times_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
@@ -305,6 +371,12 @@ def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Pat
         (["run", "--table", "2", "--providers", "cpu,gpu"], "'gpu' is not legal; legal: cpu, cuda, tensorrt"),
         (["run", "--table", "2", "--profile", "slow"], "'slow' is not one of 'quick', 'paper'"),
         (["show", "--table", "2", "--format", "xml"], "'xml' is not one of"),
+        (["run", "--table", "2", "--stages", "train,fly"], "'fly' is not legal; legal: train, export, parity, latency"),
+        (
+            ["run", "--table", "2", "--stages", "analyze"],
+            "table 2 has none; legal here: train, export, parity, latency",
+        ),
+        (["run", "--table", "2", "--time-limit", "soon"], "'soon' is no time; legal: as in 90s, 30m, 1h30m, 2d"),
         (["run", "--tabel", "2"], "No such option '--tabel'"),
         (["train"], "No such command 'train'"),
         (["list", "colours"], "'colours' is not one of 'models', 'tables', 'data'"),

@@ -6,13 +6,17 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from suite import grid, store
-from suite.grid import Options
+from suite import distributed, estimate, grid, perform, progress, runner, store
+from suite.claims import Claims
+from suite.errors import InputError
+from suite.grid import Grid, Options, Stage
 from suite.record import key_of
 
 # Stages that take no time, so that what is tried is the division of work; each notes that it was done.
@@ -33,7 +37,7 @@ def work(self, stage, folder, step):
     return {"trained": True}
 
 P = suite.perform.Performer
-P._train = lambda self, stages, folders, steps: [P._one(self, s, f, t) for s, f, t in zip(stages, folders, steps)]
+P._train = lambda self, begun, end: [end(each, P._one(self, each.stage, each.folder, each.step)) for each in begun]
 original = P.__init__
 def init(self, *a, **k):
     original(self, *a, **k)
@@ -145,3 +149,129 @@ def test_a_quick_run_may_have_thorough_timings(tmp_path: Path, asked: dict[str, 
         assert {need.key for need in stage.needs} <= before
         before.add(stage.key)
     assert list(tmp_path.iterdir()) == []
+
+
+ROWS = ("resnet20_*_bn@cifar10",)
+
+
+def keep(folder: Path, *stages: Stage) -> None:
+    for stage in stages:
+        store.Store(folder).put(stage.kind, stage.inputs, {"trained": True}, {}, {"seconds": 1.0})
+
+
+def of_kind(planned: Grid, *kinds: str) -> list[Stage]:
+    return [stage for stage in planned.stages if stage.kind in kinds]
+
+
+def test_stages_that_are_asked_for_have_the_keys_that_they_have_among_all(tmp_path: Path) -> None:
+    options = Options(2, tmp_path, depth=20, rows=ROWS, forms=("fp32", "int8"))
+    whole = grid.plan(options)
+    parts = {name: grid.plan(dataclasses.replace(options, stages=(name,))) for name in grid.STAGES[:4]}
+    kinds = {name: sorted({stage.kind for stage in part.stages}) for name, part in parts.items()}
+    assert kinds == {
+        "train": ["train"],
+        "export": ["convert", "export"],
+        "parity": ["parity"],
+        "latency": ["latency", "peak"],
+    }
+    found = [stage.key for part in parts.values() for stage in part.stages]
+    assert sorted(found) == sorted(stage.key for stage in whole.stages)
+    assert [len(part.trainings) for part in parts.values()] == [3] * 4
+    with pytest.raises(
+        InputError, match=r"^--stages analyze: table 2 has none; legal here: train, export, parity, lat"
+    ):
+        grid.plan(dataclasses.replace(options, stages=("analyze",)))
+
+
+def test_what_needs_a_stage_that_is_neither_asked_for_nor_stored_is_left_out_in_one_line(tmp_path: Path) -> None:
+    options = Options(2, tmp_path, depth=20, rows=ROWS, batch_sizes=(1,), stages=("parity", "latency"))
+    whole = grid.plan(dataclasses.replace(options, stages=grid.STAGES))
+    keep(tmp_path, *of_kind(whole, "train")[:2], *of_kind(whole, "export")[:1])
+
+    def is_stored(stage: Stage) -> bool:
+        return store.Store(tmp_path).get(stage.kind, stage.inputs) is not None
+
+    found, said = grid.within_reach(grid.plan(options), is_stored)
+    # Of the first network everything, of the second what torch alone does.
+    assert sorted(stage.kind for stage in found.stages) == ["latency", "latency", "latency", "parity", "peak"]
+    assert said == [
+        "left out: 2 parity, 3 latency; what they need (export, train) is neither among --stages nor stored"
+    ]
+    # What is asked for is reached through what is asked for.
+    exported, said = grid.within_reach(
+        grid.plan(dataclasses.replace(options, stages=("export", "parity", "latency"))), is_stored
+    )
+    assert len(of_kind(exported, "export")) == len(of_kind(exported, "parity")) == 2
+    assert said == [
+        "left out: 1 export, 1 parity, 2 latency; what they need (train) is neither among --stages nor stored"
+    ]
+    nothing, _ = grid.within_reach(grid.plan(dataclasses.replace(options, results=tmp_path / "x")), lambda _: False)
+    assert nothing.stages == ()  # nor the machine's peak, which nothing would stand beside
+    assert grid.within_reach(whole, lambda _: False) == (whole, [])
+
+
+def test_a_dry_run_counts_only_what_is_asked_for_and_can_be_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(2, tmp_path, depth=20, rows=ROWS, stages=("export",))
+    keep(tmp_path, grid.plan(options).trainings[0])
+    monkeypatch.setattr(estimate, "probe", lambda *_: estimate.Probe(*[1.0] * 9))
+    said: list[str] = []
+    expected = estimate.expect(options, None, said.append)
+    assert [(cost.stages, cost.stored) for cost in expected.costs.values()] == [(1, 0), (0, 0), (0, 0)]
+    assert expected.render().count("left out") == 2
+    assert [line for line in said if line.startswith("left out: 2 export; what they need (train)")]
+    limited = estimate.expect(options, 3600.0, said.append)
+    assert [cell.row.model for cell in limited.chosen] == [expected.chosen[0].row.model]
+
+
+def worker(options: Options, claims: Claims, planned: Grid | None = None) -> runner.Worker:
+    return runner.Worker(options, planned or grid.plan(options), distributed.ALONE, progress.Silent(0), claims)
+
+
+def test_a_pack_begins_with_the_longest_and_stores_each_as_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(2, tmp_path, depth=20, rows=ROWS, steps=2, pack=2, stages=("train",))
+    happened: list[tuple[str, int]] = []
+
+    def stored() -> int:
+        return len(list(tmp_path.glob("records/train/*")))
+
+    def train(self: Any, begun: Any, end: Callable[..., Any]) -> None:
+        under_way = list(begun)
+        while under_way:
+            each = under_way.pop(0)
+            happened.append((each.stage.cell.row.model, stored()))
+            following = end(each, {"trained": True})
+            under_way += [following] if following else []
+
+    monkeypatch.setattr(perform.Performer, "_train", train)
+    with Claims(tmp_path) as claims:
+        mine = worker(options, claims)
+        mine.drain()
+        assert list((tmp_path / "claims").glob("*.json")) == []
+    # Twice the width is four times the work, CReLU twice; the third begins when one of two has ended.
+    assert happened == [("resnet20_w32_relu_bn", 0), ("resnet20_crelu_bn", 1), ("resnet20_relu_bn", 2)]
+    assert stored() == 3
+    assert mine.failures == 0
+
+
+def test_after_the_time_nothing_is_begun_and_what_is_left_is_said(tmp_path: Path) -> None:
+    options = Options(2, tmp_path, depth=20, rows=ROWS, batch_sizes=(1,), until=datetime.now(UTC))
+    planned = grid.plan(options)
+    keep(tmp_path, *of_kind(planned, "train")[:1])
+    midst = of_kind(planned, "train")[1]
+    saved = store.Store(tmp_path).checkpoints("train", midst.inputs)
+    saved.mkdir(parents=True)
+    (saved / "32.safetensors").touch()
+    with Claims(tmp_path) as claims:
+        mine = worker(options, claims)
+        mine.drain()
+        (said,) = mine.left()
+        assert said == (
+            f"the time is up: {len(planned.stages) - 1} stages are left, in the midst of which is "
+            "resnet20_w32_relu_bn on digits10; the same command goes on from there"
+        )
+        assert mine.failures == 0
+        assert len(mine.done) == 1

@@ -2,6 +2,7 @@ import dataclasses
 import os
 import signal
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from suite import data, feasible, spec, step, train
 from suite.batches import Batches
 from suite.data import Dataset, Split
 from suite.distributed import Group
-from suite.interrupt import Interruption
+from suite.interrupt import Deadline, Interruption, TimeIsUp
 from suite.step import Engine
 
 CPU = torch.device("cpu")
@@ -318,6 +319,45 @@ def test_packed_networks_are_trained_as_each_would_be_alone(tmp_path: Path) -> N
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_a_network_that_ends_makes_room_for_the_next_at_once(tmp_path: Path) -> None:
+    told: list[tuple[str, int]] = []
+
+    def job(name: str, steps: int, following: list[train.Job]) -> train.Job:
+        folder = tmp_path / name
+        folder.mkdir()
+        batches = Batches(small(), dataclasses.replace(RECIPE, max_steps=steps), CPU)
+
+        def end(outcome: dict[str, Any] | Exception) -> train.Job | None:
+            told.append((name, 0))
+            return following.pop(0) if following else None
+
+        def step(done: int, total: int, note: str) -> None:
+            told.append((name, done))
+
+        return train.Job("resnet20_relu_bn", batches, 3, folder, on_step=step, on_end=end)
+
+    last = job("last", 2, [])
+    cannot = dataclasses.replace(job("cannot", 1, [last]), model_name="resnet20_gelu_bn")
+    outcomes = train.train_packed([job("long", 5, []), job("short", 1, [cannot])], EXACT)
+    # One that cannot begin gives way too; the long one goes on beside the last, which is as if it were alone.
+    assert told == [
+        *(("long", 1), ("short", 1)),
+        *(("long", 2), ("short", 0), ("cannot", 0)),
+        *(("long", 3), ("last", 1)),
+        *(("long", 4), ("last", 2)),
+        *(("long", 5), ("last", 0)),
+        ("long", 0),
+    ]
+    assert [isinstance(outcome, dict) for outcome in outcomes] == [True, True, False, True]
+    alone = fit("resnet20_relu_bn", last.batches, 3, tmp_path)
+    packed = outcomes[-1]
+    assert isinstance(packed, dict)
+    assert packed.pop("timing")["packed"] == 2
+    del alone["timing"]
+    assert packed == alone
+    assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "last"), weights(tmp_path), strict=True))
+
+
 def test_a_network_that_cannot_begin_does_not_end_the_others(tmp_path: Path) -> None:
     batches = Batches(small(), dataclasses.replace(RECIPE, max_steps=1), CPU)
     jobs = [train.Job(name, batches, 0, tmp_path) for name in ("resnet20_gelu_bn", "resnet20_relu_bn")]
@@ -382,6 +422,19 @@ def test_an_interruption_checkpoints_every_packed_network(tmp_path: Path) -> Non
     with Interruption() as interruption, pytest.raises(SystemExit):
         train.train_packed(jobs[:1] + [dataclasses.replace(jobs[1], on_step=lambda *_: None)], EXACT, interruption)
     assert [len(list((tmp_path / str(seed)).iterdir())) for seed in range(2)] == [1, 1]
+
+
+def test_the_end_of_the_time_checkpoints_every_packed_network_and_begins_no_other(tmp_path: Path) -> None:
+    jobs = [
+        train.Job("resnet20_relu_bn", Batches(small(), RECIPE, CPU), seed, tmp_path, checkpoints=tmp_path / str(seed))
+        for seed in range(2)
+    ]
+    with Interruption(Deadline(datetime.now(UTC))) as interruption, pytest.raises(TimeIsUp):
+        train.train_packed(jobs, EXACT, interruption)
+    assert [len(list((tmp_path / str(seed)).iterdir())) for seed in range(2)] == [1, 1]
+    seen: list[int] = []
+    train.train(dataclasses.replace(jobs[0], on_step=lambda done, _, __: seen.append(done)), EXACT)
+    assert seen == [2, 3, 4, 5, 6]
 
 
 def test_every_epoch_is_told_with_its_speed(tmp_path: Path) -> None:
