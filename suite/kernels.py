@@ -225,7 +225,8 @@ class _Convolution(nn.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         precision = precision_for(x)
         if precision is None:
-            return super()._conv_forward(x, weight, bias)
+            unchanged: Tensor = super()._conv_forward(x, weight, bias)
+            return unchanged
         x = x.to(precision).contiguous(memory_format=torch.channels_last)
         cast = weight.detach().to(precision).contiguous(memory_format=torch.channels_last)
         found: Tensor = conv3x3(x, weight, cast, bias)
