@@ -92,7 +92,10 @@ def _list(folder: Path, suffixes: tuple[str, ...]) -> Listing:
         raise InputError(f"{folder}: holds no class folders")
     stamp = json.dumps([suffixes, [(name, (folder / name).stat().st_mtime_ns) for name, _ in classes]])
     digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:20]
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crelu-suite" / f"{digest}.listing"
+    cache = _cache()
+    if cache is None:
+        return _list_anew(folder, classes, suffixes)
+    cached = cache / f"{digest}.listing"
     with contextlib.suppress(OSError, zlib.error, ValueError, KeyError):  # a damaged list is made anew
         head, _, body = zlib.decompress(cached.read_bytes()).partition(b"\n")
         if head == stamp.encode():
@@ -102,6 +105,15 @@ def _list(folder: Path, suffixes: tuple[str, ...]) -> Listing:
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
             write(cached, zlib.compress(stamp.encode() + b"\n" + listing.listing, 1))
     return listing
+
+
+def _cache() -> Path | None:
+    """The user's folder for what can be made anew; None for a user without a home, as in a container."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given or Path.home() / ".cache") / "crelu-suite"
+    except RuntimeError:
+        return None
 
 
 def _from_listing(folder: Path, classes: tuple[str, ...], listing: bytes) -> Listing:

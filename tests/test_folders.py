@@ -1,5 +1,6 @@
 """Tests of folders of image files: which images they hold, the listing that is kept, reading one image."""
 
+import pwd
 import struct
 import tracemalloc
 import zlib
@@ -123,6 +124,17 @@ def test_a_long_listing_is_kept_until_a_folder_changes(tmp_path, monkeypatch, pi
     for damaged in (tmp_path / "cache" / "crelu-suite").iterdir():
         damaged.write_bytes(b"damaged")
     assert added in read().train.images
+
+
+def test_without_a_home_nothing_is_kept_and_the_data_set_is_read(tmp_path, monkeypatch, imagenet_folder):
+    monkeypatch.setattr(folders, "_WORTH_CACHING", 1)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # as of a number that no user has
+    root = imagenet_folder(tmp_path / "set")
+    before = set(tmp_path.rglob("*"))
+    assert len(data.load("imagenet", root).train) == 6
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_kept_listing_cut_at_any_sixteenth_or_of_other_files_is_made_anew(tmp_path, monkeypatch, imagenet_folder):
