@@ -94,7 +94,7 @@ ALLOWED: dict[str, set[str]] = {
     }
     | {"svg"},
     "grid": {"data", "deploy", "env", "errors", "latency", "record", "spec"},
-    "claims": {"errors", "grid"},
+    "claims": {"env", "errors", "files", "grid"},
     "perform": STAGES
     | {"batches", "deploy", "distributed", "env", "errors", "grid", "interrupt", "progress", "step"}
     | {"record", "store"},
