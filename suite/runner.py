@@ -63,6 +63,7 @@ def lead(options: Options, grid: Grid, group: distributed.Group, have_done: Call
             display.note(line)
         with Claims(options.results) as claims:
             worker = Worker(options, grid, group, display, claims)
+            worker.store.sweep()
             if len(worker.done) < len(grid.stages):
                 worker.store.keep_plan(status.plan_of(grid, env.command()))
             have_done(worker)
