@@ -33,7 +33,6 @@ from suite.errors import InputError
 from suite.files import write
 from suite.record import Record, key_of, read_failure, read_plan, read_record, text_of
 
-
 # Seconds after which what nobody has changed counts as left behind where locks cannot tell: on file systems without
 # them, and of other machines, whose locks may not reach this one.
 LONG = 7 * 24 * 3600.0
