@@ -62,8 +62,10 @@ class _RectifyBoth(torch.autograd.Function):
 @torch.fx.wrap  # a leaf of torch.fx graphs, because it branches on whether a gradient is wanted
 def concatenated_relu(x: Tensor) -> Tensor:
     """`cat(relu(x), relu(-x))` along the channels."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _RectifyBoth.apply(x)
+    # TorchScript, which knows no custom gradients, leaves the branch unread if this condition stands alone.
+    if not torch.jit.is_scripting():  # noqa: SIM102
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _RectifyBoth.apply(x)
     return torch.cat((F.relu(x), F.relu(-x)), dim=1)
 
 
@@ -71,8 +73,6 @@ class CReLU(nn.Module):
     """Concatenated ReLU (Definition 1): (B, C, ...) -> (B, 2C, ...), `cat(relu(x), relu(-x))`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():  # TorchScript knows no custom gradients
-            return torch.cat((F.relu(x), F.relu(-x)), dim=1)
         return concatenated_relu(x)
 
 

@@ -4,12 +4,13 @@ Three sets of composed digits come with the package (from scikit-learn) and stan
 sets of the paper; the paper's own are read from a path.
 """
 
+import contextlib
 import hashlib
 import http.client
 import json
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -41,11 +42,13 @@ _STATISTICS: dict[str, tuple[Triple, Triple]] = {
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images, uint8 (N, H, W, 3) RGB or the files of N images, and their labels, int64 (N,). `sizes` are the bytes of
-    each file as it was listed; empty if that is not known."""
+    each file as it was listed, empty if that is not known; `kept` is the file that an earlier run has kept this list
+    in, or None."""
 
     images: NDArray[np.uint8] | tuple[Path, ...]
     labels: NDArray[np.int64]
     sizes: tuple[int, ...] = ()
+    kept: Path | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,10 +65,20 @@ class Split:
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror}; the data set was changed under the run") from None
+            raise self._changed(path, f"{error.strerror}", "") from None
         if self.sizes and size != (was := self.sizes[index]):
-            raise InputError(f"{path}: {size} bytes, {was} when the run began; the data set was changed under the run")
+            raise self._changed(path, f"{size} bytes", f", {was} when ")
         return path
+
+    def _changed(self, path: Path, found: str, before: str) -> InputError:
+        if self.kept is None:
+            began = f"{before}the run began" if before else ""
+            return InputError(f"{path}: {found}{began}; the data set was changed under the run")
+        # Perhaps before it: only some of a kept list is held against the files when it is read.
+        with contextlib.suppress(OSError):
+            self.kept.unlink()
+        listed = f"{before}an earlier run listed it" if before else ""
+        return InputError(f"{path}: {found}{listed}; that list is removed: give the command again to list anew")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +86,8 @@ class Dataset:
     """A train and a test split with the channel statistics to normalise them by, on the 0-255 scale.
 
     `fingerprint` is what a record keeps of it: name, number of classes and of images, and a SHA-256 over
-    class names and labels with the pixels (`hash_of` "pixels") or the names and sizes of files ("listing").
+    class names and labels with the pixels (`hash_of` "pixels") or the names and sizes of files ("listing"). `notes`
+    say what was left out of it.
     """
 
     name: str
@@ -83,6 +97,7 @@ class Dataset:
     mean: Triple
     std: Triple
     fingerprint: dict[str, object]
+    notes: tuple[str, ...] = ()
 
 
 def load(name: str, path: Path | None = None) -> Dataset:
@@ -119,13 +134,15 @@ def _from_path(name: str, path: Path) -> Dataset:
         raise InputError(f"{path}: {'is no folder' if path.exists() else 'does not exist'}")
     if name == "imagenet":
         return _in_files(name, *folders.list_imagenet(path))
-    contents = cifar.read(name, path) or folders.read_cifar(name, path)
-    if contents is None:
+    if contents := cifar.read(name, path):
+        return _in_memory(name, *contents)
+    found = folders.read_cifar(name, path)
+    if found is None:
         other = "cifar10" if name == "cifar100" else "cifar100"
         if cifar.holds(other, path):
             raise InputError(f"{path}: holds {other}, not {name}")
         raise InputError(f"{path}: holds no {name} in binary or python layout nor train/ and test/ class folders")
-    return _in_memory(name, *contents)
+    return replace(_in_memory(name, *found[0]), notes=found[1])
 
 
 def _in_memory(name: str, classes: tuple[str, ...], train: cifar.Arrays, test: cifar.Arrays) -> Dataset:
@@ -134,8 +151,9 @@ def _in_memory(name: str, classes: tuple[str, ...], train: cifar.Arrays, test: c
 
 
 def _in_files(name: str, train: folders.Listing, test: folders.Listing) -> Dataset:
-    splits = [Split(split.files, split.labels, split.sizes) for split in (train, test)]
-    return _dataset(name, train.classes, splits[0], splits[1], "listing", (train.listing, test.listing))
+    splits = [Split(split.files, split.labels, split.sizes, split.kept) for split in (train, test)]
+    dataset = _dataset(name, train.classes, splits[0], splits[1], "listing", (train.listing, test.listing))
+    return replace(dataset, notes=tuple(split.left_out for split in (train, test) if split.left_out))
 
 
 def _dataset(

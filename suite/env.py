@@ -2,6 +2,7 @@
 
 import os
 import platform
+import pwd
 import resource
 import subprocess
 import sys
@@ -51,6 +52,14 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def user() -> str:
+    """The name of the user, or the number of one who has none here, as in a container started with --user."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def cpu_multiplies_bfloat16() -> bool:

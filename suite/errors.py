@@ -5,11 +5,25 @@ class InputError(ValueError):
     """Bad input from the user: one line, exit code 2."""
 
 
+# The most characters of what a library says: some print whole files.
+LONGEST = 400
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; its name if it says nothing."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """The first sentence of what an error says, in one line; its name if it says nothing.
+
+    A sentence goes on over line breaks until a line ends it, or an empty one stands after it.
+    """
+    words: list[str] = []
+    for line in str(error).strip().splitlines():
+        words += line.split()
+        if not line.strip() or line.rstrip().endswith((".", "!", "?")):
+            break
+    text = " ".join(words) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def in_words(error: BaseException) -> str:
-    """Name and first line of an error, as in "MemoryError: no room"."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    """Name and first sentence of an error, as in "MemoryError: no room"."""
+    name, said = type(error).__name__, first_line(error)
+    return name if said == name else f"{name}: {said}"

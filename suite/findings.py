@@ -167,9 +167,12 @@ def _top1(net: Entry, metric: Metric) -> tuple[float, float, float]:
 
 
 def _sure(freedom: float) -> float:
-    """Student's t for `SURE`: its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5), 3 % low at 2, 2 % at 4."""
-    z = SURE
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    """Student's t, two-sided, for the 95 % of `SURE`; the degrees of freedom need not be whole."""
+    if math.isinf(freedom):
+        return SURE
+    from scipy.special import stdtrit  # here, since its import takes longer than a page without seeds
+
+    return float(stdtrit(freedom, 0.975))
 
 
 def _in_words(net: Entry, error: float) -> str:

@@ -203,7 +203,9 @@ def within_reach(grid: Grid, is_stored: Callable[[Stage], bool]) -> tuple[Grid, 
 
 
 def left_out(table: Table, cells: tuple[Cell, ...]) -> Iterator[str]:
-    """What to say of the rows whose data was not given."""
+    """What to say of the rows whose data was not given, and of files of a data set that are not read."""
+    for dataset in {id(cell.dataset): cell.dataset for cell in cells}.values():
+        yield from dataset.notes
     running = {cell.row.data for cell in cells}
     for name in sorted({row.data for row in table.rows} - running):
         count = sum(row.data == name for row in table.rows)

@@ -69,6 +69,7 @@ def lead(options: Options, grid: Grid, group: distributed.Group, have_done: Call
             display.note(line)
         with Claims(options.results) as claims:
             worker = Worker(options, grid, group, display, claims)
+            worker.store.sweep()
             if any(stage.key not in worker.done for stage in grid.stages):
                 worker.store.keep_plan(status.plan_of(grid, env.command()))
             have_done(worker)
@@ -187,7 +188,7 @@ class Worker:
         self.options, self.grid, self.group, self.display, self.claims = options, grid, group, display, claims
         self.store = Store(options.results)
         self.deadline = Deadline(options.until)
-        self.machine = Machine(display.note, self.deadline)
+        self.machine = Machine(display.note, deadline=self.deadline)
         self.performer = Performer(options, self.store, group, display, claims.say, self.deadline)
         self.failures = 0
         needs = [need for stage in grid.stages for need in stage.needs]  # which may be stored and not of the grid

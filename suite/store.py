@@ -6,7 +6,7 @@
     checkpoints/KEY/               state of a training that was stopped; gone once it succeeds
     claims/                        who is at which stage (see `suite.claims`)
     plans/KEY.json                 what each command is to do, for those who ask how far it is
-    work                           stages under way; safe to delete when nothing runs
+    work                           stages under way, each folder locked by its process; the next run removes the others
 
 KEY is the hash of the stage's inputs, its upstream's key among them, so nothing is done twice and a run that was
 killed goes on where it was. A record appears by a single rename after its files have: it is there whole or not at
@@ -20,16 +20,22 @@ import fcntl
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from time import time
 from typing import Any
 
 from suite.errors import InputError
 from suite.files import write
 from suite.record import Record, key_of, read_failure, read_plan, read_record, text_of
+
+# Seconds after which what nobody has changed counts as left behind where locks cannot tell: on file systems without
+# them, and of other machines, whose locks may not reach this one.
+LONG = 7 * 24 * 3600.0
 
 
 class Store:
@@ -142,14 +148,33 @@ class Store:
         work = self._inside("work")
         try:
             work.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=work))
-            folder.chmod(0o755)  # tempfile makes what only its owner may read, but results are there to be shared
+            with self._alone():  # of those who sweep, which would find it without a lock
+                folder = Path(tempfile.mkdtemp(dir=work, prefix=f"{_kernel()}-"))
+                folder.chmod(0o755)  # tempfile makes what only its owner may read, but results are there to be shared
+                held = os.open(folder, os.O_RDONLY)
+                with contextlib.suppress(OSError):  # some network file systems have no locks; see `_is_left`
+                    fcntl.flock(held, fcntl.LOCK_EX)
         except OSError as error:
             raise self._cannot_write(error) from None
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed have left: folders of stages that nobody is at, and files that were
+        to be renamed."""
+        work = self._inside("work")
+        with contextlib.suppress(OSError), self._alone():  # a folder that cannot be written to is left as it is
+            for folder in list(work.iterdir()):
+                if _is_left(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+        for kind in ("records", "failures", "checkpoints", "plans", "claims"):
+            for path in self._inside(kind).glob("**/*.tmp"):
+                with contextlib.suppress(OSError):
+                    if time() - path.lstat().st_mtime > LONG:
+                        path.unlink()
 
     def put(
         self,
@@ -231,6 +256,35 @@ class Store:
 
     def _path(self, kind: str, stage: str, inputs: Mapping[str, Any]) -> Path:
         return self._inside(kind, stage) / f"{inputs['model']}-{key_of(stage, inputs)}.json"
+
+
+def _kernel() -> str:
+    """What tells whose locks this process sees: this machine since its start, in all its containers."""
+    try:
+        running = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        running = socket.gethostname()
+    return hashlib.sha256(running.encode()).hexdigest()[:8]
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether a folder in work/ belongs to no process that lives."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        seen = folder.name.startswith(f"{_kernel()}-")
+    except BlockingIOError:
+        return False
+    except OSError:
+        seen = False
+    finally:
+        os.close(descriptor)
+    with contextlib.suppress(FileNotFoundError):  # what it held is just being moved
+        return seen or time() - max(path.lstat().st_mtime for path in (folder, *folder.rglob("*"))) > LONG
+    return False
 
 
 def _now() -> str:

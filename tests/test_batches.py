@@ -155,5 +155,5 @@ def test_a_broken_image_is_one_clear_line_whoever_reads_it(tmp_path: Path, worke
     broken.write_bytes(b"no image")
     with pytest.raises(InputError) as caught:
         list(Batches(dataset, IMAGENET, CPU, workers).test())
-    assert str(caught.value).startswith(f"{broken}: is no readable JPEG, PNG or WebP image")
+    assert str(caught.value).startswith(f"{broken}: is no readable JPEG, PNG, WebP, BMP or TIFF image")
     assert "\n" not in str(caught.value)

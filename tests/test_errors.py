@@ -1,11 +1,37 @@
 """Errors in one line, whatever they say."""
 
-from suite.errors import first_line, in_words
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from suite.errors import LONGEST, first_line, in_words
 
 
 def test_an_error_is_one_line_whatever_it_says() -> None:
-    assert first_line(RuntimeError("no room\nfor this")) == "no room"
-    assert first_line(RuntimeError("\nlater")) == "RuntimeError"
+    assert first_line(RuntimeError("no room\nfor this")) == "no room for this"
+    assert first_line(RuntimeError("\nlater")) == "later"
+    assert first_line(RuntimeError("No room.\nFor debugging set this.")) == "No room."
+    assert first_line(RuntimeError("no room\n\nStack trace")) == "no room"
     assert first_line(MemoryError()) == "MemoryError"
-    assert in_words(RuntimeError("no room\nfor this")) == "RuntimeError: no room"
-    assert in_words(MemoryError()) == "MemoryError: "
+    assert in_words(RuntimeError("no room\nfor this")) == "RuntimeError: no room for this"
+    assert in_words(MemoryError()) == "MemoryError"
+
+
+def test_an_error_that_goes_on_and_on_is_cut() -> None:
+    text = first_line(RuntimeError("a line of a file\n" * 1000))
+    assert len(text) == LONGEST
+    assert text.endswith("...")
+
+
+def test_what_onnx_runtime_says_over_several_lines_is_told_whole() -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "x"], ["y"])], "square", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with pytest.raises(Exception, match="invalid dimensions") as caught:
+        session.run(None, {"x": np.zeros((4, 3, 9, 8), np.float32)})
+    assert first_line(caught.value).endswith(
+        "for the following indices index: 0 Got: 4 Expected: 1 index: 2 Got: 9 Expected: 8 "
+        "Please fix either the inputs/outputs or the model."
+    )

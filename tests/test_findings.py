@@ -1,6 +1,7 @@
 """The paper's claims held against records that were written, not measured."""
 
 import math
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -75,8 +76,33 @@ def test_one_seed_each_does_not_decide_what_another_could_turn(store: Store, add
 
 
 def test_students_t_is_that_of_the_books() -> None:
-    for freedom, value in ((4, 2.776), (8, 2.306), (20, 2.086), (math.inf, 1.96)):
-        assert findings._sure(freedom) == pytest.approx(value, rel=0.02)
+    books = ((1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (8, 2.306), (20, 2.086), (math.inf, 1.960))
+    for freedom, value in books:
+        assert findings._sure(freedom) == pytest.approx(value, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("spreads", "freedom", "t"),
+    [((0.1, 0.1), 4.0, 2.776), ((0.1, 0.0), 2.0, 4.303), ((0.1, 0.2), 2.941, 3.219), ((0.1, 0.01), 2.040, 4.228)],
+)
+def test_the_seeds_of_both_nets_decide_by_welchs_test_from_both_sides(
+    store: Store, add_run: AddRun, spreads: tuple[float, float], freedom: float, t: float
+) -> None:
+    # Of three seeds around the middle with this distance, the standard deviation is the distance.
+    errors = [findings.MEDIAN * spread / math.sqrt(3) for spread in spreads]
+    assert sum(e**2 for e in errors) ** 2 / sum(e**4 / 2 for e in errors) == pytest.approx(freedom, abs=1e-3)
+    least = t * math.hypot(*errors)  # the least difference that counts
+    for sign, share, verdict in (
+        (-1, 1.01, "confirmed"),
+        (-1, 0.99, "too close to tell"),
+        (1, 0.99, "too close to tell"),
+        (1, 1.01, "contradicted"),
+    ):
+        for seed, place in enumerate((-1, 0, 1)):
+            add_run("resnet110_relu_bn", seed=seed, top1=6.5 + place * spreads[0])
+            add_run("resnet110_crelu_bn", seed=seed, top1=6.5 + sign * share * least + place * spreads[1])
+        assert of(judge(store, WITH), "CIFAR-10, ResNet-110").verdict == verdict
+        shutil.rmtree(store.root)
 
 
 def test_one_comparison_that_fails_contradicts_a_claim_and_those_that_lack_are_said(

@@ -1,5 +1,8 @@
 """Tests of folders of image files: which images they hold, the listing that is kept, reading one image."""
 
+import os
+import pwd
+import shutil
 import struct
 import tracemalloc
 import zlib
@@ -44,11 +47,13 @@ def test_mistakes_in_class_folders_are_named(tmp_path, picture, cifar_folder, im
 
     root = cifar_folder(tmp_path / "broken")
     (root / "test/class5/0.png").write_bytes(b"no image")
-    assert f"{root / 'test/class5/0.png'}: is no readable JPEG, PNG or WebP image" in error("cifar10", root)
+    assert f"{root / 'test/class5/0.png'}: is no readable JPEG, PNG, WebP, BMP or TIFF image" in error("cifar10", root)
 
     root = cifar_folder(tmp_path / "hollow")
     (root / "train/class2/0.png").rename(root / "train/class2/0.txt")
-    assert f"{root / 'train/class2'}: holds no images (.jpeg, .jpg, .png, .webp)" in error("cifar10", root)
+    assert f"{root / 'train/class2'}: holds no images (.bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp)" in error(
+        "cifar10", root
+    )
 
     root = cifar_folder(tmp_path / "odd")
     (root / "test/class8").rename(root / "test/other")
@@ -91,8 +96,46 @@ def test_hidden_and_foreign_files_are_ignored_and_links_followed(tmp_path, image
     (root / "train/n01/folder.jpg").mkdir()
     (root / "train/n02").rename(tmp_path / "elsewhere")
     (root / "train/n02").symlink_to(tmp_path / "elsewhere")
+    (root / "train/n02").joinpath("x.GIF").touch()
     data._from_path.cache_clear()
-    assert data.load("imagenet", root).fingerprint == expected
+    dataset = data.load("imagenet", root)
+    assert dataset.fingerprint == expected
+    assert dataset.notes == (
+        f"{root / 'train'}: left out: 1 files beside the class folders; files that are none of .bmp, .jpeg, .jpg, "
+        ".png, .tif, .tiff, .webp: .gif 1, .txt 1; 1 folders in class folders",
+    )
+
+
+def test_cifar_in_class_folders_says_what_it_leaves_out(tmp_path, cifar_folder):
+    root = cifar_folder(tmp_path, "test")
+    (root / "test/notes").write_text("loose")
+    assert data.load("cifar10", root).notes == (f"{root / 'test'}: left out: 1 files beside the class folders",)
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "tif", "tiff", "webp"])
+def test_every_kind_of_image_that_is_decoded_is_listed(tmp_path, suffix, picture, imagenet_folder):
+    root = imagenet_folder(tmp_path)
+    added = picture(root / "train" / "n01" / f"z.{suffix}")
+    dataset = data.load("imagenet", root)
+    assert added in dataset.train.images
+    assert read_image(added).shape == (32, 32, 3)
+    assert dataset.notes == ()
+
+
+def test_the_flat_validation_folder_of_ilsvrc_is_recognised(tmp_path, imagenet_folder):
+    root = imagenet_folder(tmp_path)
+    shutil.rmtree(root / "val")
+    (root / "val").mkdir()
+    for number in (1, 2):
+        (root / "val" / f"ILSVRC2012_val_{number:08}.JPEG").touch()
+    assert error("imagenet", root) == (
+        f"{root / 'val'}: holds no class folders, but ILSVRC's validation images as they come, whose names tell no "
+        "class; put them into folders named as those in train/, as torchvision.datasets.ImageNet(FOLDER, 'val') does "
+        "from the archives of images and development kit"
+    )
+    (root / "val" / "ILSVRC2012_val_00000001.JPEG").rename(root / "val" / "a.jpg")
+    (root / "val" / "ILSVRC2012_val_00000002.JPEG").unlink()
+    assert error("imagenet", root) == f"{root / 'val'}: holds no class folders, but 1 files"
 
 
 def test_a_dangling_link_is_named(tmp_path, imagenet_folder):
@@ -118,11 +161,79 @@ def test_a_long_listing_is_kept_until_a_folder_changes(tmp_path, monkeypatch, pi
     assert again.fingerprint == first.fingerprint
     assert again.train.images == first.train.images
     assert again.train.labels.tolist() == first.train.labels.tolist()
+    (root / "val" / "note.txt").touch()
+    assert read().notes == (f"{root / 'val'}: left out: 1 files beside the class folders",)
     added = picture(root / "train" / first.classes[0] / "added.jpg")
+    (added.parent / "list.txt").touch()
     assert added in read().train.images
+    assert ".txt 1" in read().notes[0]  # from the kept list too
     for damaged in (tmp_path / "cache" / "crelu-suite").iterdir():
         damaged.write_bytes(b"damaged")
     assert added in read().train.images
+
+
+def test_an_image_repaired_in_its_place_is_listed_anew(tmp_path, monkeypatch, imagenet_folder):
+    monkeypatch.setattr(folders, "_WORTH_CACHING", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = imagenet_folder(tmp_path / "set")
+
+    def read():
+        data._from_path.cache_clear()
+        return data.load("imagenet", root)
+
+    def repair():
+        with open(image, "ab") as file:
+            file.write(b"x")
+
+    before, image = read(), root / "train/n01/b.JPEG"
+    repair()
+    after = read()
+    assert after.fingerprint != before.fingerprint
+    assert after.train.file(1) == image
+
+    # Of a disk so slow that only a few files can be looked at, the image shows that the list is old.
+    monkeypatch.setattr(folders, "_holds", lambda listing: True)
+    repair()
+    size = image.stat().st_size
+    with pytest.raises(InputError) as caught:
+        read().train.file(1)
+    assert str(caught.value) == (
+        f"{image}: {size} bytes, {size - 1} when an earlier run listed it; that list is removed: give the command "
+        "again to list anew"
+    )
+    assert read().train.file(1) == image
+    repair()  # and under a run that has listed the images itself
+    data._from_path.cache_clear()
+    for kept in (tmp_path / "cache" / "crelu-suite").iterdir():
+        kept.unlink()
+    split = read().train
+    repair()
+    with pytest.raises(InputError, match="the data set was changed under the run"):
+        split.file(1)
+
+
+def test_a_kept_list_is_held_against_the_files_only_as_long_as_time_allows(tmp_path, monkeypatch, imagenet_folder):
+    listing, _ = folders.list_imagenet(imagenet_folder(tmp_path))
+    looked = []
+    stat = os.stat
+    monkeypatch.setattr(folders.os, "stat", lambda path: looked.append(path) or stat(path))
+    assert folders._holds(listing)
+    assert sorted(looked) == sorted(listing.files)
+    looked.clear()
+    monkeypatch.setattr(folders, "_CHECK", -1.0)
+    assert folders._holds(listing)
+    assert len(looked) == 1
+
+
+def test_without_a_home_nothing_is_kept_and_the_data_set_is_read(tmp_path, monkeypatch, imagenet_folder):
+    monkeypatch.setattr(folders, "_WORTH_CACHING", 1)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # as of a number that no user has
+    root = imagenet_folder(tmp_path / "set")
+    before = set(tmp_path.rglob("*"))
+    assert len(data.load("imagenet", root).train) == 6
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_kept_listing_cut_at_any_sixteenth_or_of_other_files_is_made_anew(tmp_path, monkeypatch, imagenet_folder):

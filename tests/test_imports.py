@@ -96,7 +96,7 @@ ALLOWED: dict[str, set[str]] = {
     }
     | {"svg"},
     "grid": {"data", "deploy", "env", "errors", "latency", "record", "spec"},
-    "claims": {"errors", "grid", "interrupt"},
+    "claims": {"env", "errors", "files", "grid", "interrupt"},
     "perform": STAGES
     | {"batches", "deploy", "distributed", "env", "errors", "grid", "interrupt", "progress", "step"}
     | {"record", "store"},

@@ -57,11 +57,15 @@ def test_the_same_command_again_does_no_work_twice(
     finished: tuple[Path, subprocess.CompletedProcess[str]], suite: Run
 ) -> None:
     folder, done = finished
+    with Store(folder).workspace() as work:
+        left = work.with_name(f"{work.name}-of-a-run-that-was-killed")
+    left.mkdir()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
     code, out, err = suite("run", *ROW, "--steps", "2", "--results", str(folder))
     assert (code, err) == (0, f"report: {folder / 'report' / 'index.html'}\n")
     assert out == done.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == before
+    assert not left.exists()
 
 
 def test_show_prints_what_run_printed(finished: tuple[Path, subprocess.CompletedProcess[str]], suite: Run) -> None:

@@ -1,5 +1,8 @@
 import json
 import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,6 +78,65 @@ def test_a_record_whose_files_are_gone_is_made_again(store: Store) -> None:
     assert store.get("train", INPUTS) is None
     again = put(store, weights="abc")
     assert store.artifact(again, "weights").is_file()
+
+
+HOLD = """
+import pathlib, sys, time
+from suite.store import Store
+with Store(pathlib.Path(sys.argv[1])).workspace() as folder:
+    (folder / "half").write_text("half")
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_what_a_killed_process_was_at_is_removed_and_what_a_living_one_is_at_stays(
+    store: Store, number: signal.Signals
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(store.root)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        with store.workspace() as ours:
+            store.sweep()
+            assert folder.is_dir()
+            assert ours.is_dir()
+            process.send_signal(number)
+            process.wait()
+            assert (folder / "half").exists()
+            store.sweep()
+            assert list((store.root / "work").iterdir()) == [ours]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_another_machine_may_be_at_stays_for_a_week_after_its_last_change(store: Store) -> None:
+    left = store.root / "work" / "01234567-abc"
+    left.mkdir(parents=True)
+    (left / "half").write_text("half")
+    os.utime(left, (0, 0))
+    store.sweep()
+    assert left.is_dir()  # the file in it is new
+    os.utime(left / "half", (0, 0))
+    store.sweep()
+    assert not left.exists()
+
+
+def test_files_that_were_to_be_renamed_are_removed_after_a_week(store: Store) -> None:
+    put(store)
+    left = [store.root / "records" / "train" / ".x.json.abc.tmp", store.root / "claims" / "abc.tmp"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    store.sweep()
+    assert all(path.exists() for path in left)
+    for path in left:
+        os.utime(path, (0, 0))
+    store.sweep()
+    assert not any(path.exists() for path in left)
+    assert len(store.records("train")) == 1
 
 
 def test_nothing_is_left_behind_by_work_that_fails(store: Store) -> None:

@@ -17,7 +17,7 @@ from timm.models._manipulate import group_parameters
 from torch import nn
 
 import models
-from models import ResNet
+from models import ACTS, NORMS, ResNet
 from models.crelu_resnet import IMAGENET_BLOCKS, default_cfgs
 
 NAMES = sorted(default_cfgs)
@@ -434,6 +434,25 @@ def test_symbolic_tracing_keeps_logits_and_parameters(name: str) -> None:
     assert torch.equal(traced(x), model(x))
     traced(x).sum().backward()
     assert all(parameter.grad is not None for parameter in traced.parameters())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("depth", [20, 34, 50])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.filterwarnings("ignore:The TorchScript type system")  # of what torch.fx itself writes
+def test_a_traced_network_can_be_scripted(depth: int, act: str, norm: str) -> None:
+    with timm.layers.set_scriptable(True):
+        model = build(f"resnet{depth}_{act}_{norm}")
+    x = images(model)
+    scripted = torch.jit.script(torch.fx.symbolic_trace(model))
+    torch.testing.assert_close(scripted(x), model(x))
+    found = []
+    for each in (scripted, model):
+        names, parameters = zip(*each.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(each(x).square().sum(), parameters)
+        found.append(dict(zip(names, gradients, strict=True)))
+    torch.testing.assert_close(*found)
 
 
 def test_the_package_exports_the_class_that_timm_builds() -> None:
