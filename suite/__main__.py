@@ -205,7 +205,12 @@ def run(
         return 0
     asked = {kind for kind in spec.VERSIONS if grid.asked_as(kind) in chosen.stages}
     click.echo(
-        render(report.build(outcome.table, Store(chosen.results), metric, outcome.trained, failed=asked), form),
+        render(
+            report.build(
+                outcome.table, Store(chosen.results), metric, outcome.trained, failed=asked, forms=chosen.forms
+            ),
+            form,
+        ),
         nl=False,
     )
     page = _write_page([chosen.results], chosen.results / "report", metric)
@@ -354,14 +359,17 @@ def export(
 ) -> int:
     """Write a model, or the weights in a run's folder, as the ONNX file that a provider runs fastest.
 
-    A model's name means its initial weights. int8 is calibrated on training images of --data.
+    A model's name means its initial weights. int8 is calibrated on training images of --data, and fp16 is checked to
+    hold the activations that they give.
     """
     from suite import deploy
 
-    if data and precision != "int8":
-        raise InputError("--data: legal only with --precision int8, which is calibrated on it")
+    if data and precision == "fp32":
+        raise InputError("--data: legal only with --precision int8, which is calibrated on it, and fp16, checked on it")
     with deploy.in_one_line(source), deploy.source(source, size) as of:
         result = deploy.export(of, out, precision, provider, plain, data)
+    for warning in result.pop("warnings", ()):
+        click.echo(printable(f"warning: {source}: {warning}"), err=True)
     click.echo(_listed({"file": out, "weights": "of a run" if of.trained else "initial weights", **result}))
     return 0
 

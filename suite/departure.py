@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnxscript import ir
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from suite.export import last_convolution, to_graph
 from suite.nodes import name_after_layers
 from suite.rewrite import apply_rewrites
-from suite.session import open_session
+from suite.session import load_onnxruntime, open_session
 
 # Difference from which on a value departs, as a share of the greatest value of its tensor. Rounding stays below: across
 # runtimes, and (far below) where one runtime computes one graph in one order.
@@ -167,7 +166,7 @@ def _graph_values(
 
     def configure(options: Any) -> None:
         if provider is None:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
 
     outputs = {node.name: node.output[0] for node in model.graph.node if node.name in set(nodes)}
     exposed = onnx.ModelProto()

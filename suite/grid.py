@@ -166,7 +166,8 @@ def plan(options: Options, processes: int = 1) -> Grid:
     timed.sort(key=turn_of)
     if timed:
         whole = [form for form in ("fp32", "fp16", "int8") if form == "fp32" or form in options.forms]
-        timed = [_peak(provider, form) for provider in options.providers for form in whole] + timed
+        pairs = [(provider, form) for provider in options.providers for form in whole]
+        timed = [_peak(*pair) for pair in pairs if not spec.lacks(*pair)] + timed
     stages += timed
     asked = tuple(stage for stage in stages if asked_as(stage.kind) in options.stages)
     if stages and not asked:
@@ -210,6 +211,14 @@ def left_out(table: Table, cells: tuple[Cell, ...]) -> Iterator[str]:
     for name in sorted({row.data for row in table.rows} - running):
         count = sum(row.data == name for row in table.rows)
         yield f"left out: {count} rows on {name}; add --data {name}=PATH to run them"
+
+
+def lacking(options: Options) -> Iterator[str]:
+    """What to say of the forms that a provider cannot run."""
+    for provider in options.providers:
+        for form in options.forms:
+            if (why := spec.lacks(provider, form)) and options.table in spec.DEPLOYED:
+                yield f"left out: {form} on {provider}: {why}"
 
 
 def turn_of(stage: Stage) -> tuple[Any, ...]:
@@ -274,24 +283,26 @@ def _analysis(cell: Cell, train: Stage) -> Stage:
 def _files(cell: Cell, train: Stage, forms: tuple[str, ...], provider: str) -> dict[str, Stage]:
     """The stages that write the ONNX files of a cell for a provider, by form; that in float32 is always among them.
 
-    They are the same for all providers but in int8, of which GPUs take a form of their own.
+    GPUs have the exporter's own graph, which is the CPU's form "plain", and in int8 a form of their own. What a
+    provider cannot run is left out.
     """
-    from suite.deploy import CALIBRATION_IMAGES
+    from suite.deploy import CALIBRATION_IMAGES, FORMS
 
     inputs = _inputs("export", cell, train=train.key, size=cell.recipe.test_size)
-    files = {"fp32": Stage("export", cell, inputs, (train,))}
+    plain = Stage("export", cell, inputs | {"plain": True}, (train,), " without rewrites")
+    rewritten = FORMS[provider] == "rewritten"
+    export = Stage("export", cell, inputs, (train,)) if rewritten else plain
+    files = {"fp32": export}
     for form in forms:
-        if form == "plain":
-            files[form] = Stage("export", cell, inputs | {"plain": True}, (train,), " without rewrites")
-        elif form != "fp32":
-            export = files["fp32"]
+        if form == "plain" and rewritten:
+            files[form] = plain
+        elif form in ("fp16", "int8") and not spec.lacks(provider, form):
             converted = _inputs("convert", cell, export=export.key, form=form)
-            detail = f" to {form}"
-            if form == "int8":
-                converted |= {"images": CALIBRATION_IMAGES, "data": cell.dataset.fingerprint}
-                if provider != "cpu":
-                    converted["activations"] = "symmetric"
-                    detail += " for GPUs"
+            converted["version"] = spec.version_of("convert", cell.row.model, form)
+            converted |= {"images": CALIBRATION_IMAGES, "data": cell.dataset.fingerprint}
+            detail = f" to {form}" + ("" if rewritten else " for GPUs")
+            if form == "int8" and not rewritten:
+                converted["activations"] = "symmetric"
             files[form] = Stage("convert", cell, converted, (export,), detail)
     return files
 

@@ -48,6 +48,14 @@ PROCESSES = (6, 10)
 TIGHT = 0.02
 
 
+class NotFiniteError(RuntimeError):
+    """The timed network's logits are not finite; `answer` is what `measure` would else have answered."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__("the timed network gave logits that are not finite")
+        self.answer = answer
+
+
 def measure(
     requests: Sequence[Request], progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> list[dict[str, Any] | RuntimeError]:
@@ -58,12 +66,12 @@ def measure(
         progress: called with bursts done, bursts in all, and a note.
 
     Returns:
-        For each request the error that its process ended with, or `load_seconds` (session creation or loading of
-        weights), `first_run_seconds`, `rounds` (for each round the seconds of its runs, inputs and outputs staying on
-        the device), `samples` (all of them), `in_turns_with` (how many others took turns with it), `provider` as the
-        runtime names it, `nodes` (of the graph, as given out to providers; fusion comes later, and `suite.explain`
-        counts what is executed), `settings`, and for other devices than the CPU `host_samples` (seconds of runs from
-        host memory to host memory).
+        For each request the error that its process ended with, a `NotFiniteError`, or `load_seconds` (session creation
+        or loading of weights), `first_run_seconds`, `rounds` (for each round the seconds of its runs, inputs and
+        outputs staying on the device), `samples` (all of them), `in_turns_with` (how many others took turns with it),
+        `provider` as the runtime names it, `nodes` (of the graph, as given out to providers; fusion comes later, and
+        `suite.explain` counts what is executed), `settings`, and for other devices than the CPU `host_samples` (seconds
+        of runs from host memory to host memory).
     """
     answers: list[dict[str, Any] | RuntimeError] = []
     rounds = max((request.protocol.rounds for request in requests), default=0)
@@ -107,7 +115,7 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[d
                 else:
                     answer |= reply
                     answer["samples"] = [seconds for burst in answer["rounds"] for seconds in burst]
-                    answers[index] = answer
+                    answers[index] = answer if answer.pop("finite") else NotFiniteError(answer)
     finally:
         for worker in workers.values():
             worker.close()

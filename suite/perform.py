@@ -250,11 +250,12 @@ class Performer:
         return found | {"coherence": coherence(model).to_dict()}
 
     def _convert(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
-        """The exported file in fewer bits; int8 needs images to calibrate on."""
+        """The exported file in fewer bits, with images to calibrate int8 on and to see whether float16 holds them."""
         path = self._file(stage.needs[0], "model.onnx")
         batches = self._batches(_cell(stage), "cpu")
         activations = stage.inputs.get("activations", "unsigned")
-        return deploy.convert(path, folder / "model.onnx", stage.inputs["form"], lambda: batches, activations)
+        images = deploy.calibration(batches)
+        return deploy.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
 
     def _parity(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
         train, file = stage.needs

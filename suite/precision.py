@@ -8,8 +8,14 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnxscript import ir
+
+from suite.session import load_onnxruntime, open_session
 
 FLOAT16 = np.finfo(np.float16)
+
+# Operators that can give a greater magnitude than they get. All others of these graphs pick, turn or average values.
+ENLARGING = ("Conv", "Gemm", "Add", "Sub", "Mul", "Div", "BatchNormalization")
 
 Activations = Literal["unsigned", "signed", "symmetric"]
 
@@ -23,11 +29,12 @@ def to_float16(path: Path, out: Path) -> None:
     """Write `path` with float16 weights and arithmetic as `out`; `input` and `logits` stay float32.
 
     For GPUs: ONNX Runtime's CPU provider has few float16 kernels and converts forth and back around the others.
+    Whether float16 holds the activations too is for `magnitudes` to say.
 
     Raises:
-        RuntimeError: a weight is too large for float16. Of this suite's networks that concerns ResNet-101 with
-            NormProp, whose rewritten graph carries a factor of 1.7 from block to block: export it without rewriting.
+        RuntimeError: a weight is too large for float16.
     """
+    load_onnxruntime()
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model = onnx.load(path)
@@ -37,7 +44,52 @@ def to_float16(path: Path, out: Path) -> None:
             raise RuntimeError(f"{path.name}: {tensor.name} has values that float16 cannot hold")
     # The converter raises what is smaller to the least positive value, which then is that of float16 itself.
     least = float(FLOAT16.smallest_subnormal)
-    onnx.save(convert_float_to_float16(model, keep_io_types=True, min_positive_val=least), out)
+    half = ir.from_proto(convert_float_to_float16(model, keep_io_types=True, min_positive_val=least))
+    half.graph.sort()  # it puts the cast of the input behind the nodes that read it, which the standard forbids
+    ir.save(half, out)
+
+
+def magnitudes(path: Path, batches: Iterable[NDArray[np.float32]], threads: int = 1) -> dict[str, float]:
+    """The greatest magnitude that each node of a float32 file gives on some images, in the graph's order.
+
+    ONNX Runtime's CPU provider computes float16 in float32, so that a file whose activations float16 cannot hold passes
+    there and gives no numbers on a GPU. The maxima are taken within the graph, hence this costs little more than to run
+    it, in time and in memory.
+
+    Args:
+        path: a graph that `suite.export` wrote.
+        batches: of images (B, channels, size, size), normalised as in training.
+        threads: of ONNX Runtime.
+
+    Returns:
+        By name, which tells the layer, the magnitude for nodes that can enlarge what they get; infinite or not a number
+        where float32 does not hold it either.
+    """
+    model = onnx.load(path)
+    nodes = [node for node in model.graph.node if node.op_type in ENLARGING]
+    helper = onnx.helper
+    found = {}
+    for number, node in enumerate(nodes):
+        size, greatest = f"magnitude.{number}", f"greatest.{number}"
+        model.graph.node.append(helper.make_node("Abs", [node.output[0]], [size]))
+        model.graph.node.append(helper.make_node("ReduceMax", [size], [greatest], keepdims=0))
+        model.graph.output.append(helper.make_tensor_value_info(greatest, onnx.TensorProto.FLOAT, []))
+        found[greatest] = node.name
+    session = open_session(model.SerializeToString(), "cpu", threads)
+    values = np.stack([session.run(list(found), {"input": images}) for images in batches])
+    return dict(zip(found.values(), values.max(0).tolist(), strict=True))
+
+
+def difference(path: Path, reference: Path, batches: Iterable[NDArray[np.float32]], threads: int = 1) -> float:
+    """Root mean square of the difference of two files' logits over that of the second's, on the CPU provider; 0 where
+    all logits are."""
+    sessions = [open_session(str(file), "cpu", threads) for file in (path, reference)]
+    apart, whole = 0.0, 0.0
+    for images in batches:
+        actual, expected = (session.run(["logits"], {"input": images})[0].astype(np.float64) for session in sessions)
+        apart += float(np.square(actual - expected).sum())
+        whole += float(np.square(expected).sum())
+    return float(np.sqrt(apart / whole)) if apart else 0.0
 
 
 def to_int8(
@@ -69,6 +121,7 @@ def to_int8(
     Raises:
         ValueError: there are no calibration images, or the graph has no node of a name in `keep_float`.
     """
+    load_onnxruntime()
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     missing = set(keep_float) - {node.name for node in onnx.load(path, load_external_data=False).graph.node}
@@ -114,14 +167,26 @@ def _off_values(path: Path) -> dict[str, float]:
     producers = {node.output[0]: node.op_type for node in graph.node}
     off: dict[str, float] = {}
     for node in graph.node:
-        if node.op_type == "Clip":
-            least = constants[node.input[1]]
+        known = [off.get(name) for name in node.input]
+        if node.op_type == "Relu":
+            value = 0.0
+        elif node.op_type == "Clip":
+            value = _first(constants[node.input[1]])
         elif node.op_type == "Conv" and producers.get(node.input[0]) == "Relu" and _is_depthwise(node):
-            least = constants[node.input[2]]
+            value = _first(constants[node.input[2]])
+        elif node.op_type == "Concat" and known[0] is not None and len(set(known)) == 1:  # the exporter's CReLU
+            value = known[0]
+        elif node.op_type in ("Sub", "Div") and known[0] is not None and node.input[1] in constants:
+            by = _first(constants[node.input[1]])
+            value = known[0] - by if node.op_type == "Sub" else known[0] / by
         else:
             continue
-        off[node.output[0]] = float(onnx.numpy_helper.to_array(least).flat[0])
+        off[node.output[0]] = value
     return {name: value for name, value in off.items() if value < 0}
+
+
+def _first(constant: onnx.TensorProto) -> float:
+    return float(onnx.numpy_helper.to_array(constant).flat[0])
 
 
 def _is_depthwise(conv: onnx.NodeProto) -> bool:
@@ -149,6 +214,7 @@ def _steps(quantised: Path, off: Mapping[str, float], symmetric: bool) -> dict[s
 
 def _reader(batches: Iterator[NDArray[np.float32]]) -> Any:
     """ONNX Runtime's interface to calibration data."""
+    load_onnxruntime()
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from suite import spec
 from suite.files import printable
 from suite.record import Record
 from suite.render import Column, Line, Report
@@ -19,6 +20,8 @@ from suite.store import Store
 # The table whose figures are not errors but what `suite.analyze` finds in trained networks.
 ANALYSED = 1
 
+ORT = "onnxruntime"
+
 
 def build(
     table: Table,
@@ -27,6 +30,7 @@ def build(
     trained: frozenset[str] | None = None,
     detail: bool = False,
     failed: Collection[str] | None = None,
+    forms: Collection[str] = (),
 ) -> Report:
     """Put a table together.
 
@@ -38,6 +42,7 @@ def build(
         detail: give differences from the paper, numbers of seeds and spreads columns of their own, and latencies the
             percentiles for which there are samples enough, the time to load and that of the first run.
         failed: of which kinds of stages failures are told, if `source` is a folder; None for all.
+        forms: that were asked for; where a provider cannot run one of them, or one that others have, the table says so.
 
     Raises:
         InputError: a record cannot be read.
@@ -60,7 +65,7 @@ def build(
     columns += _errors(table, found, lines, index, metric, detail)
     columns += _parity(table, found, lines, index)
     columns += _cost(found, lines)
-    latency, remarks = _latency(table, found, lines, index, detail)
+    latency, remarks = _latency(table, found, lines, index, detail, forms)
     return Report(table.title, columns + latency, lines, [*remarks, *_untold(table, lines, index)])
 
 
@@ -214,11 +219,15 @@ def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
 
 
 def _latency(
-    table: Table, found: list[Runs], lines: list[Line], index: Records, detail: bool
+    table: Table, found: list[Runs], lines: list[Line], index: Records, detail: bool, forms: Collection[str]
 ) -> tuple[list[Column], list[str]]:
-    """Columns (p50, images/s, share of the peak) for each kind of latency that was measured."""
+    """Columns (p50, images/s, share of the peak) for each kind of latency that was measured, and for those that a
+    provider lacks and were asked for."""
     timed = [runs.timed for runs in found]
-    kinds = sorted({kind for records in timed for kind in records})
+    measured = {kind for records in timed for kind in records}
+    asked = {*forms, *(kind[4] for kind in measured)}
+    lacking = {(*kind[:4], form) for kind in measured for form in asked if kind[1] == ORT and spec.lacks(kind[2], form)}
+    kinds = sorted(measured | lacking)
     setups = list(dict.fromkeys(kind[0] for kind in kinds))
     remarks = [f"{f'm{n}' if len(setups) > 1 else 'latency'}: {setup}" for n, setup in enumerate(setups, start=1)]
     columns = []
@@ -234,13 +243,13 @@ def _latency(
         columns += [median, speed]
         # The exporter's own graph is in float32 too, and torch uses the same units.
         units = "fp32" if precision == PLAIN else precision
-        machine = next(records[kind].inputs["machine"] for records in timed if kind in records)
+        machine = next((records[kind].inputs["machine"] for records in timed if kind in records), "")
         has_peak = any((*place[:2], place[3]) == (machine, provider, units) for place in index.peak)
         if has_peak:
             columns.append(share)
         for runs, row, records, line in zip(found, table.rows, timed, lines, strict=True):
             if kind not in records:
-                why = index.reason(row, "latency") or "not run"
+                why = spec.lacks(provider, precision) or index.reason(row, "latency") or "not run"
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue

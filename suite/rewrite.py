@@ -12,13 +12,13 @@ import math
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from onnxscript import ir
 from onnxscript.rewriter import pattern
 
 from suite.absorb import absorb
 from suite.blocks import BLOCK, fill
 from suite.nodes import channels_of, constant_of, layer_of, own_conv, producer_of, weight_of
+from suite.session import load_onnxruntime
 
 # Values of one image, channels x height x width, from which CReLU is faster as two convolutions (see `_halves`). Below
 # are all of ResNet-110 at 32x32 (16,384 at most) and the 7x7 of ImageNet networks (25,088); above, all before (50,176).
@@ -233,6 +233,7 @@ def difference(first: bytes, second: bytes, shape: tuple[int, ...]) -> float:
     Raises:
         RuntimeError: the first one's are not finite, so that nothing can be compared with them.
     """
+    ort = load_onnxruntime()
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
     expected, actual = (
         ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(["logits"], {"input": images})[0]

@@ -10,7 +10,7 @@ from time import monotonic, sleep
 from suite import distributed, env, progress, status, workers
 from suite.claims import BEAT, PATIENCE, Claims, Machine
 from suite.errors import InputError
-from suite.grid import TIMED, Grid, Options, Stage, left_out, plan, turn_of, within_reach
+from suite.grid import TIMED, Grid, Options, Stage, lacking, left_out, plan, turn_of, within_reach
 from suite.interrupt import Deadline, TimeIsUp
 from suite.latency import ALIVE
 from suite.perform import Performer, device_of, longest_first
@@ -66,6 +66,8 @@ def lead(options: Options, grid: Grid, group: distributed.Group, have_done: Call
     display = progress.display(len(grid.stages))
     try:
         for line in [*left_out(grid.table, grid.cells), *beyond] if options.only is None else ():
+            display.note(line)
+        for line in lacking(options):
             display.note(line)
         with Claims(options.results) as claims:
             worker = Worker(options, grid, group, display, claims)

@@ -117,9 +117,13 @@ class Records:
                 self._outdated.add((model, record.inputs["data"]["name"]))
             elif trained is None or record.key in trained:
                 self.train.setdefault(model, []).append(record)
-        # Beside the file that is deployed, the exporter's own graph is only timed.
-        self.export = {r.inputs["train"]: r for r in each("export") if not r.inputs.get("plain")}
-        self._trained = {export.key: train for train, export in self.export.items()}
+        # Of each network the rewritten graph, for the CPU, and the exporter's own, for GPUs and for comparison.
+        self._rewritten: dict[str, Record] = {}
+        self._plain: dict[str, Record] = {}
+        for record in each("export"):
+            graphs = self._plain if record.inputs.get("plain") else self._rewritten
+            graphs[record.inputs["train"]] = record
+        self._trained = {e.key: train for graphs in (self._rewritten, self._plain) for train, e in graphs.items()}
         self.parity: dict[str, dict[Check, Record]] = {}
         for record in each("parity"):
             check = record.inputs.get("provider", "cpu"), record.inputs.get("precision", "fp32")
@@ -167,7 +171,7 @@ class Records:
 
         best: list[Record] = max(groups.values(), key=merit)
         train = sorted(best, key=lambda r: int(r.inputs["seed"]))
-        exports = [self.export[r.key] for r in train if r.key in self.export]
+        exports = [graphs[r.key] for graphs in (self._rewritten, self._plain) for r in train if r.key in graphs]
         parity: dict[Check, list[Record]] = {}
         for export in exports:
             for check, record in sorted(self.parity.get(export.key, {}).items()):

@@ -13,11 +13,21 @@ PROVIDERS = {
 }
 
 
+def load_onnxruntime() -> Any:
+    """The module onnxruntime, its default logger as quiet as the sessions here: the CUDA provider writes to it, in
+    hundreds of lines, which of cuDNN's plans do not fit."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+    return onnxruntime
+
+
 def open_session(
     source: str | bytes,
     provider: str,
     threads: int,
     tf32: bool = False,
+    cuda_graph: bool = False,
     configure: Callable[[Any], None] = lambda options: None,
 ) -> Any:
     """Load a graph.
@@ -27,14 +37,14 @@ def open_session(
         provider: "cpu", "cuda" or "tensorrt".
         threads: of the session's pool.
         tf32: whether a GPU may multiply float32 in TF32. TensorRT cannot be told: see `uses_tf32`.
+        cuda_graph: whether the CUDA provider keeps its kernels as a CUDA graph, which needs buffers that stay in place.
         configure: changes the `SessionOptions`.
 
     Raises:
         RuntimeError: the provider is not in this build, cannot be loaded here or cannot run all of the graph, or the
             source is no graph; one line.
     """
-    import onnxruntime as ort
-
+    ort = load_onnxruntime()
     name = PROVIDERS[provider]
     if name not in ort.get_available_providers():
         raise RuntimeError(f"this build of ONNX Runtime has no {name}")
@@ -47,8 +57,9 @@ def open_session(
         ort.preload_dlls()
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     configure(options)
+    told = provider_options(provider, tf32, cuda_graph)
     try:
-        session = ort.InferenceSession(source, options, providers=[(name, provider_options(provider, tf32))])
+        session = ort.InferenceSession(source, options, providers=[(name, told)])
     except Exception as error:  # ONNX Runtime's own have no base but this
         raise RuntimeError(f"{name}: {first_line(error)}") from None
     session.disable_fallback()
@@ -57,11 +68,12 @@ def open_session(
     return session
 
 
-def provider_options(provider: str, tf32: bool) -> dict[str, str]:
-    """What a provider is told: precision, and for CUDA the search for a convolution's algorithm, pinned so that figures
-    compare."""
+def provider_options(provider: str, tf32: bool, cuda_graph: bool = False) -> dict[str, str]:
+    """What a provider is told: for CUDA precision, the search for a convolution's algorithm, pinned so that figures
+    compare, and to keep channels last, where its convolutions are faster."""
     if provider == "cuda":
-        return {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": str(int(tf32))}
+        told = {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": str(int(tf32)), "prefer_nhwc": "1"}
+        return told | ({"enable_cuda_graph": "1"} if cuda_graph else {})
     return {}
 
 

@@ -45,12 +45,22 @@ VERSIONS = {
     # and NormProp's BatchNorm on the trunk (`outdated`)
     "train": 3,
     "export": 4,  # 1: first; 2: rewritten for ONNX Runtime's CPU provider; 3: columns of zeros; 4: whole blocks
-    "convert": 2,  # 1: first; 2: codes of int8 for what NormProp's rectifiers give where they are off
+    # 1: first; 2: codes of int8 for what NormProp's rectifiers give where they are off; 3: float16 in the order that
+    # the standard asks for, and only if it holds the activations
+    "convert": 3,
     "parity": 1,  # 1: first
     "latency": 3,  # 1: first; 2: in turns with what it is compared with; 3: while the threads of all others are asleep
     "peak": 1,  # 1: first
     "analyze": 1,  # 1: first
     "probe": 2,  # 1: first; 2: with starts of processes
+}
+
+# What an execution provider cannot run, and why: no file is made and nothing timed, and a table says so.
+_LACKS = {
+    (
+        "cuda",
+        "int8",
+    ): "ONNX Runtime's CUDA provider has no int8 convolution, and no DequantizeLinear with a scale a filter"
 }
 
 # Version of training from which on a result of a network without BatchNorm counts.
@@ -59,10 +69,16 @@ _TRAINS_WITHOUT_BATCH_NORM = 3
 T = TypeVar("T")
 
 
-def version_of(stage: str, model: str) -> int:
+def version_of(stage: str, model: str, form: str = "") -> int:
     """The version that goes into the key of a stage's record. Version 3 of training changed nothing for the networks
-    with BatchNorm, whose records of version 2 stay what training would make today."""
-    return 2 if stage == "train" and model.endswith("_bn") else VERSIONS[stage]
+    with BatchNorm, and that of conversion nothing for int8, so that their records of version 2 still count."""
+    unchanged = (stage == "train" and model.endswith("_bn")) or (stage == "convert" and form == "int8")
+    return 2 if unchanged else VERSIONS[stage]
+
+
+def lacks(provider: str, form: str) -> str | None:
+    """Why an execution provider cannot run files of a form ("int8", "fp16" and so on), or None if it can."""
+    return _LACKS.get((provider, form))
 
 
 def outdated(model: str, version: int) -> bool:

@@ -14,9 +14,9 @@ from onnxscript import ir
 from torch import nn
 
 import models  # noqa: F401 - registers the networks with timm
-from suite.export import _to_onnx, fold
+from suite.export import _to_onnx, check, fold, to_graph
 from suite.nodes import name_after_layers
-from suite.precision import Activations, to_float16, to_int8
+from suite.precision import Activations, difference, magnitudes, to_float16, to_int8
 from suite.rewrite import apply_rewrites
 
 NAMES = ["resnet20_crelu_bn", "resnet20_relu_np"]
@@ -163,3 +163,50 @@ def test_quantisation_without_images_or_of_unknown_nodes_is_an_error(exported: P
         to_int8(exported, tmp_path / "eight.onnx", none())
     with pytest.raises(ValueError, match=r"model\.onnx has no node conv7"):
         to_int8(exported, tmp_path / "eight.onnx", [images(0)], keep_float=["conv7"])
+
+
+def registered(config: pytest.Config) -> list[str]:
+    """All networks, or of each kind of block, activation and normalisation one."""
+    if config.getoption("--nightly"):
+        return timm.list_models(module="crelu_resnet")
+    return ["resnet20_relu_bn", "resnet20_crelu_np"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "network" in metafunc.fixturenames:
+        metafunc.parametrize("network", registered(metafunc.config))
+
+
+@pytest.mark.parametrize("form", ["rewritten", "plain"])
+def test_files_in_fewer_bits_keep_to_the_standard(network: str, form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    size = 32
+    graph = to_graph(timm.create_model(network).eval(), size)
+    if form == "rewritten":
+        apply_rewrites(graph)
+    name_after_layers(graph)
+    ir.save(graph, tmp_path / "whole.onnx")
+    to_float16(tmp_path / "whole.onnx", tmp_path / "half.onnx")
+    to_int8(tmp_path / "whole.onnx", tmp_path / "eight.onnx", [images(0, 2)])
+    to_int8(tmp_path / "whole.onnx", tmp_path / "gpu.onnx", [images(0, 2)], activations="symmetric")
+    for name in ("half", "eight", "gpu"):
+        check(tmp_path / f"{name}.onnx")  # by ONNX's own checker, with the types and shapes of all nodes
+
+
+def test_the_greatest_magnitude_of_each_node_is_told_by_its_layer(exported: Path) -> None:
+    found = magnitudes(exported, [images(0), images(1)])
+    model = onnx.load(exported)
+    output = next(node.output[0] for node in model.graph.node if node.name == "layer2.0.conv1")
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(output))
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    values = [np.abs(session.run([output], {"input": images(seed)})[0]).max() for seed in (0, 1)]
+    assert found["layer2.0.conv1"] == pytest.approx(max(values), rel=1e-5)
+    assert next(iter(found)) == "conv1"
+    assert list(found)[-1] == "fc"
+
+
+def test_the_difference_of_two_files_is_relative_to_the_second(exported: Path, tmp_path: Path) -> None:
+    to_int8(exported, tmp_path / "eight.onnx", [images(0)])
+    assert difference(exported, exported, [images(9)]) == 0
+    expected = relative_error(tmp_path / "eight.onnx", exported)
+    assert difference(tmp_path / "eight.onnx", exported, [images(9)]) == pytest.approx(expected, rel=1e-3)

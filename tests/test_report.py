@@ -173,3 +173,20 @@ def test_the_exporters_own_graph_beside_the_deployed_one_changes_no_other_column
     after = build(store).lines[0].values
     assert {name: after[name] for name in before} == before
     assert after["onnxruntime_cpu_plain_b8_p50_ms"] == pytest.approx(20)
+
+
+def test_what_a_provider_cannot_run_is_an_empty_cell_with_the_reason(store: Store, add_run: AddRun) -> None:
+    made = add_run(samples=(0.010,) * 5)
+    inputs = made["export"].inputs | {"plain": True}
+    plain = store.put("export", inputs, dict(made["export"].result), {}, {})
+    timed = dict(made["latency"].inputs) | {"export": plain.key, "provider": "cuda"}
+    store.put("latency", timed, {"samples": [0.002] * 5}, {}, {})
+    without = build(store)
+    assert not [column for column in without.columns if "cuda_int8" in column.key]
+    asked = build(store, forms=("fp32", "int8"))
+    (line,) = asked.lines
+    assert line.values["onnxruntime_cuda_b8_p50_ms"] == pytest.approx(2)  # of the exporter's own graph
+    assert line.values["onnxruntime_cpu_b8_p50_ms"] == pytest.approx(10)
+    assert line.values["onnxruntime_cuda_int8_b8_p50_ms"] is None
+    (note,) = line.notes["onnxruntime_cuda_int8_b8_p50_ms"]
+    assert "no int8 convolution" in note

@@ -116,7 +116,7 @@ def test_all_keys_are_known_before_anything_runs(tmp_path: Path) -> None:
     assert [stage.key for stage in grid.plan(options).stages] == [stage.key for stage in planned.stages]
 
 
-def test_gpus_have_eight_bits_in_a_form_of_their_own_and_share_every_other_file(tmp_path: Path) -> None:
+def test_gpus_share_the_exporters_own_graph_and_cuda_has_no_eight_bits(tmp_path: Path) -> None:
     row = ("resnet20_relu_bn@cifar10",)
     options = grid.Options(2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"), runtimes=("onnxruntime",))
     alone = grid.plan(options).stages
@@ -125,18 +125,31 @@ def test_gpus_have_eight_bits_in_a_form_of_their_own_and_share_every_other_file(
     kinds = [stage.kind for stage in stages]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "train": 1,
-        "export": 1,
-        "convert": 3,  # float16, and eight bits for the CPU and for GPUs
-        "parity": 9,
-        "peak": 9,
-        "latency": 18,  # at two batch sizes
+        "export": 2,  # rewritten for the CPU, and the exporter's own
+        "convert": 4,  # float16 and eight bits of each
+        "parity": 8,
+        "peak": 8,
+        "latency": 16,  # at two batch sizes
     }
     files = {stage.key: stage for stage in stages if stage.kind in ("export", "convert")}
-    assert len(files) == 4
+    assert len(files) == 6
     for stage in stages:
-        if stage.kind in ("parity", "latency") and stage.inputs["precision"] == "int8":
-            made = files[stage.inputs["file"]]
-            assert (made.inputs.get("activations") == "symmetric") == (stage.inputs["provider"] != "cpu")
+        if stage.kind in ("parity", "latency"):
+            made, on_cpu = files[stage.inputs["file"]], stage.inputs["provider"] == "cpu"
+            assert bool(files[stage.inputs["export"]].inputs.get("plain")) == (not on_cpu)
+            if stage.inputs["precision"] == "int8":
+                assert stage.inputs["provider"] != "cuda"
+                assert (made.inputs.get("activations") == "symmetric") == (not on_cpu)
+    told = list(grid.lacking(dataclasses.replace(options, providers=("cpu", "cuda", "tensorrt"))))
+    assert len(told) == 1
+    assert told[0].startswith("left out: int8 on cuda: ")
+
+
+def test_eight_bits_on_the_cpu_keep_their_keys_and_float16_has_new_ones(tmp_path: Path) -> None:
+    row = ("resnet20_relu_bn@cifar10",)
+    options = grid.Options(2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"))
+    converted = {stage.inputs["form"]: stage.inputs for stage in grid.plan(options).stages if stage.kind == "convert"}
+    assert {form: inputs["version"] for form, inputs in converted.items()} == {"fp16": 3, "int8": 2}
 
 
 @pytest.mark.parametrize(("asked", "rounds"), [({}, 3), ({"timings": "thorough"}, 24), ({"timings": "quick"}, 3)])

@@ -1,8 +1,11 @@
 """A session is on the provider that was asked for, or there is none."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
@@ -89,10 +92,31 @@ def test_the_package_for_gpus_without_their_libraries_is_an_error_of_one_line(pr
     assert "\n" not in str(caught.value)
 
 
-def test_cuda_searches_for_the_fastest_convolution_and_is_told_of_tf32() -> None:
-    assert provider_options("cuda", tf32=False) == {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"}
-    assert provider_options("cuda", tf32=True)["use_tf32"] == "1"
-    assert provider_options("cpu", tf32=True) == {}
+def test_cuda_searches_for_the_fastest_convolution_keeps_channels_last_and_is_told_of_tf32() -> None:
+    told = {"cudnn_conv_algo_search": "EXHAUSTIVE", "prefer_nhwc": "1"}
+    assert provider_options("cuda", tf32=False) == told | {"use_tf32": "0"}
+    assert provider_options("cuda", tf32=True) == told | {"use_tf32": "1"}
+    assert provider_options("cuda", False, cuda_graph=True) == told | {"use_tf32": "0", "enable_cuda_graph": "1"}
+    for provider in ("cpu", "tensorrt"):
+        assert provider_options(provider, tf32=True, cuda_graph=True) == {}
+
+
+def test_the_default_logger_is_quiet_from_the_first_session_on(tmp_path: Path) -> None:
+    model = onnx.load_from_string(graph())
+    model.graph.initializer.append(helper.make_tensor("unread", TensorProto.FLOAT, [1], [0.0]))
+    onnx.save(model, tmp_path / "unread.onnx")
+    code = (
+        "import onnxruntime, sys; from suite.session import open_session\n"
+        "if sys.argv[2:]: open_session(sys.argv[1], 'cpu', 1)\n"
+        "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+    )
+
+    def said(*more: str) -> str:
+        command = [sys.executable, "-c", code, str(tmp_path / "unread.onnx"), *more]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    assert "unread" in said()
+    assert "unread" not in said("quiet")
 
 
 @pytest.mark.parametrize(("variable", "used"), [(None, True), ("1", True), ("0", False)])

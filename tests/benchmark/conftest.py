@@ -88,17 +88,19 @@ class Files:
         return folder
 
     def exported(self, model: str, size: int, form: str = "fp32", provider: str = "cpu") -> Path:
-        """As the tables have it: rewritten for the CPU provider, and "fp16" and "int8" made from that; int8 for GPUs is
-        another file."""
-        activations: Activations = "symmetric" if form == "int8" and provider != "cpu" else "unsigned"
-        file = self.weights(model) / f"{form}-{activations}-{size}.onnx"
+        """As the tables have it: rewritten for the CPU provider and the exporter's own graph for GPUs, and "fp16" and
+        "int8" made from that."""
+        activations: Activations = "unsigned" if provider == "cpu" else "symmetric"
+        graph = deploy.FORMS[provider]
+        file = self.weights(model) / f"{form}-{graph}-{size}.onnx"
         if not file.exists():
             with deploy.source(str(self.weights(model)), size) as of:
                 if form == "fp32":
-                    deploy.export(of, file, form, "cpu", False, {})
+                    deploy.export(of, file, form, "cpu", graph == "plain", {})
                 else:
-                    whole = self.exported(model, size)
-                    deploy.convert(whole, file, form, lambda: deploy.test_batches(of, {}, None), activations)
+                    whole = self.exported(model, size, provider=provider)
+                    images = deploy.calibration(deploy.test_batches(of, {}, None))
+                    deploy.convert(whole, file, form, images, activations, trained=False)
         return file
 
     def default(self, model: str, size: int) -> Path:

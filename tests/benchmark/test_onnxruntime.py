@@ -84,6 +84,8 @@ def test_latency(
         pytest.skip("a benchmark")
     if form == "fp16" and provider == "cpu":
         pytest.skip("float16 is for GPUs: ONNX Runtime's CPU provider computes it in float32")
+    if reason := spec.lacks(provider, form):
+        pytest.skip(reason)
     threads = env.available_cores()
     if group not in measured:
         selected = [item.callspec.params for item in request.session.items if item.name.startswith("test_latency[")]
