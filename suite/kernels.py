@@ -224,12 +224,14 @@ class _Convolution(nn.Conv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         precision = precision_for(x)
+        y: Tensor
         if precision is None:
-            found: Tensor = super()._conv_forward(x, weight, bias)
-            return found
-        x = x.to(precision).contiguous(memory_format=torch.channels_last)
-        cast = weight.detach().to(precision).contiguous(memory_format=torch.channels_last)
-        return conv3x3(x, weight, cast, bias)
+            y = super()._conv_forward(x, weight, bias)
+        else:
+            x = x.to(precision).contiguous(memory_format=torch.channels_last)
+            cast = weight.detach().to(precision).contiguous(memory_format=torch.channels_last)
+            y = conv3x3(x, weight, cast, bias)
+        return y
 
 
 class _NormPropConvolution(_Convolution, NormPropConv2d):
