@@ -224,13 +224,14 @@ class _Convolution(nn.Conv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         precision = precision_for(x)
+        y: Tensor
         if precision is None:
-            unchanged: Tensor = super()._conv_forward(x, weight, bias)
-            return unchanged
-        x = x.to(precision).contiguous(memory_format=torch.channels_last)
-        cast = weight.detach().to(precision).contiguous(memory_format=torch.channels_last)
-        found: Tensor = conv3x3(x, weight, cast, bias)
-        return found
+            y = super()._conv_forward(x, weight, bias)
+        else:
+            x = x.to(precision).contiguous(memory_format=torch.channels_last)
+            cast = weight.detach().to(precision).contiguous(memory_format=torch.channels_last)
+            y = conv3x3(x, weight, cast, bias)
+        return y
 
 
 class _NormPropConvolution(_Convolution, NormPropConv2d):

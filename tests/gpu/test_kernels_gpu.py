@@ -100,5 +100,5 @@ def test_losses_follow_the_librarys(name: str, width: int, compiled: bool) -> No
         for number in range(2 * STEPS_BEFORE_CAPTURE + 6):
             count = 80 if number % 2 else 128
             losses[-1].append(float(step(images[:count], labels[:count])))
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert losses[0][-1] < losses[0][0]
