@@ -137,9 +137,14 @@ class Performer:
     def _train(
         self, stages: Sequence[Stage], folders: Sequence[Path], steps: Sequence[progress.Steps]
     ) -> list[dict[str, Any] | Exception]:
+        import torch
+
         from suite.step import Engine
         from suite.train import Job, train_packed
 
+        # torch knows of cores, not of a container's share of them.
+        if env.cpu_quota() is not None and torch.get_num_threads() > self.threads:
+            torch.set_num_threads(self.threads)
         device = device_of(self.options.device)
         jobs = [
             Job(
