@@ -27,7 +27,7 @@ from typing import Any
 
 from suite import env
 from suite.errors import InputError
-from suite.files import printable
+from suite.files import make_folder, printable, share
 from suite.grid import Stage
 from suite.interrupt import NEVER, Deadline, TimeIsUp
 
@@ -190,7 +190,8 @@ class Claims:
     def _create(self, claim: Claim) -> bool:
         """Write the file of a new claim, whole from the beginning; False if another process was faster."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             with self._aside(claim) as temporary:
                 try:
                     os.link(temporary, self._path(claim))
@@ -222,7 +223,7 @@ class Claims:
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump(content, file)
-            os.chmod(temporary, 0o644)
+            share(Path(temporary))
             yield temporary
         finally:
             with contextlib.suppress(FileNotFoundError):

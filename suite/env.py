@@ -3,12 +3,13 @@
 import os
 import platform
 import pwd
+import re
 import resource
 import subprocess
 import sys
 from functools import cache
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
 
@@ -17,7 +18,7 @@ PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime-g
 def machine() -> dict[str, object]:
     """The hardware. `id` names it in tables: machines with the same id are comparable, others never share a column."""
     cpu, cores, gpu = _cpu_name(), available_cores(), _gpu()
-    parts = [f"{cpu} ({cores} core{'s' if cores > 1 else ''})"]
+    parts = [f"{_told_apart(cpu)} ({_cores_in_words()})"]
     if gpu:
         parts.append(gpu["name"])
     return {
@@ -48,10 +49,72 @@ def environment() -> dict[str, object]:
 
 
 def available_cores() -> int:
-    """Cores that this process may run on, which a container can make fewer than the machine's."""
+    """Cores that this process may keep busy: those it may run on, and no more than the CPU time that a container
+    gives it; 1 at least."""
+    cores, quota = _cores(), cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _cores_in_words() -> str:
+    cores, quota = _cores(), cpu_quota()
+    limit = f"{quota:.3g} of " if quota is not None and quota < cores else ""
+    return f"{limit}{cores} core{'s' if cores > 1 else ''}"
+
+
+# Where Linux shows control groups, and which of them this process is in.
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+def _cpu_cgroups() -> list[Path]:
+    """Folders of the groups that share out CPU time to this process, from its own to the root, of versions 1 and 2."""
+    found = []
+    for line in _text(_OWN_CGROUPS).splitlines():
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if "cpu" in controllers.split(","):
+            mounts = [_CGROUPS / controllers, _CGROUPS / "cpu"]
+        elif controllers == "":
+            mounts = [_CGROUPS]
+        else:
+            continue
+        mount = next((each for each in mounts if each.is_dir()), None)
+        if mount:
+            # In a container the path may be the host's, of which there is only the root.
+            inside = PurePosixPath(path.lstrip("/"))
+            found += [mount / part for part in (inside, *inside.parents) if ".." not in part.parts]
+    return list(dict.fromkeys(found))
+
+
+def cpu_quota() -> float | None:
+    """Seconds of CPU time a second that the strictest of this process's control groups gives it; None if none does."""
+    quotas = []
+    for folder in _cpu_cgroups():
+        limit = _text(folder / "cpu.max").split()
+        if not limit:
+            limit = [_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        # "max" or -1 is no limit.
+        if len(limit) == 2 and all(part.isdecimal() and int(part) for part in limit):
+            quotas.append(int(limit[0]) / int(limit[1]))
+    return min(quotas, default=None)
+
+
+def throttled() -> int:
+    """How often this process's control groups have been stopped so far because their CPU time was used up."""
+    lines = [line.split() for folder in _cpu_cgroups() for line in _text(folder / "cpu.stat").splitlines()]
+    return sum(int(line[1]) for line in lines if len(line) == 2 and line[0] == "nr_throttled" and line[1].isdecimal())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return ""
 
 
 def user() -> str:
@@ -76,6 +139,24 @@ def command() -> list[str]:
 
 def _cpu_name() -> str:
     return _cpu_line("model name") or platform.processor() or platform.machine()
+
+
+# What a processor's name has if it names the model, as in "EPYC 7763", "EPYC 9J14" or "Ultra 9 185H".
+_MODEL = re.compile(r"\d\w?\d\d")
+# Vector and matrix instructions that decide speed, the widest first.
+_WIDEST = ("amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "sve", "asimd")
+
+
+def _told_apart(name: str) -> str:
+    """The processor's name; with what else tells it from others if it names no model, as behind a hypervisor."""
+    if _MODEL.search(name.partition("@")[0]):
+        return name
+    fields = {"family": "cpu family", "model": "model", "stepping": "stepping"}
+    fields |= {"implementer": "CPU implementer", "part": "CPU part", "revision": "CPU revision"}
+    known = [f"{word} {value}" for word, field in fields.items() if (value := _cpu_line(field))]
+    flags = {*_cpu_line("flags").split(), *_cpu_line("Features").split()}
+    widest = [flag for flag in _WIDEST if flag in flags][:1]
+    return ", ".join([name, *([" ".join(known)] if known else []), *widest])
 
 
 @cache

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from models import CReLU
 
-# Halving stops below this rate, nine tries from 0.1 on, and the network did not train. The paper gives no floor. It says
-# of NormProp with CReLU that it breaks down, whose loss is not finite at 3.9e-4 and above, and is at the half of that.
-# The networks that are known to train do so at 1.5e-3 or more (docs/interpretations.md).
+# Halving stops below this rate, nine tries from 0.1 on, and the network did not train. The paper gives no floor. It
+# says of NormProp with CReLU that it breaks down, whose loss is not finite at 3.9e-4 and above, and is at the half of
+# that. The networks that are known to train do so at 1.5e-3 or more (docs/interpretations.md).
 LEAST_LEARNING_RATE = 2e-4
 # The "first epochs" after which a network must beat chance, and by how many standard deviations of guessing.
 FIRST_EPOCHS = 5

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -9,20 +10,20 @@ from pathlib import Path
 def write(path: Path, content: bytes) -> None:
     """Write a file so that a kill, a full disk or a power loss leaves what was there before, or all of the content.
 
-    Folders are made if need be. Readable for everybody, as results are there to be shared.
+    Folders are made if need be. They and the file take the mode of the folder that is there (see `share`).
 
     Raises:
         OSError: it cannot be written; `filename` is the path, not that of the file aside.
     """
     temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        share(Path(temporary))
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
@@ -30,6 +31,36 @@ def write(path: Path, content: bytes) -> None:
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those around it, each with the mode of the one around it; one that is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if path.is_dir():  # another process was faster
+            return
+        raise
+    share(path)
+
+
+def share(path: Path) -> None:
+    """Give a new file or folder the mode and the group of the folder around it, so that whoever shares that folder can
+    use it too. In a folder like /tmp, where everybody's files are safe from others, it is readable for everybody."""
+    around = path.parent.stat()
+    mode = 0o755 if around.st_mode & stat.S_ISVTX else stat.S_IMODE(around.st_mode)
+    if not path.is_dir():
+        mode &= 0o666
+    with contextlib.suppress(OSError):  # of groups one can give only one's own
+        os.chown(path, -1, around.st_gid)
+    os.chmod(path, mode)
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 from typing import Protocol as Interface
 
-from suite import samples
+from suite import env, samples
 from suite.session import PROVIDERS
 from suite.timing import Protocol as Protocol
 from suite.timing import Request as Request
@@ -70,8 +70,9 @@ def measure(
         or loading of weights), `first_run_seconds`, `rounds` (for each round the seconds of its runs, inputs and
         outputs staying on the device), `samples` (all of them), `in_turns_with` (how many others took turns with it),
         `provider` as the runtime names it, `nodes` (of the graph, as given out to providers; fusion comes later, and
-        `suite.explain` counts what is executed), `settings`, and for other devices than the CPU `host_samples` (seconds
-        of runs from host memory to host memory).
+        `suite.explain` counts what is executed), `settings`, `throttled` (how often a container's CPU quota stopped the
+        machine during these runs, if it did), and for other devices than the CPU `host_samples` (seconds of runs from
+        host memory to host memory).
     """
     answers: list[dict[str, Any] | RuntimeError] = []
     rounds = max((request.protocol.rounds for request in requests), default=0)
@@ -103,12 +104,15 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[d
                 worker, answer = workers[index], answers[index]
                 if isinstance(answer, RuntimeError):
                     continue
+                before = env.throttled()
                 try:
                     reply = worker.ask(action)
                 except RuntimeError as error:
                     answers[index] = error
                     continue
                 if action == "burst":
+                    if stops := env.throttled() - before:
+                        answer["throttled"] = answer.get("throttled", 0) + stops
                     answer["rounds"].append(reply["samples"])
                     bursts += 1
                     say(bursts)

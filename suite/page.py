@@ -30,6 +30,8 @@ TAGS = {
     "quick run": "quick",
     "shortened run": "shortened",
     "unstable": "unstable",
+    "throttled": "throttled",
+    "impossible": "impossible",
     "PARITY FAILED": "failed",
     "train failed": "failed",
     "export failed": "failed",

@@ -170,9 +170,14 @@ class Performer:
         self, begun: Sequence[UnderWay], end: Callable[[UnderWay, dict[str, Any] | Exception], UnderWay | None]
     ) -> None:
         """Train networks at the same time; `end` is told of each that ends, and gives the next."""
+        import torch
+
         from suite.step import Engine
         from suite.train import Job, train_packed
 
+        # torch knows of cores, not of a container's share of them.
+        if env.cpu_quota() is not None and torch.get_num_threads() > self.threads:
+            torch.set_num_threads(self.threads)
         device = device_of(self.options.device)
 
         def job(each: UnderWay) -> Job:

@@ -19,6 +19,8 @@ from suite.store import Store
 
 # The table whose figures are not errors but what `suite.analyze` finds in trained networks.
 ANALYSED = 1
+# What is said of more than the machine's peak: the peak is too low, and the figure no share of it.
+BEYOND = "impossible: more than the peak, which is of one matrix product and was measured too low"
 
 ORT = "onnxruntime"
 
@@ -258,7 +260,8 @@ def _latency(
             line.put(speed, batch / p50)
             peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0), units))
             if has_peak and peak and runs.export:
-                line.put(share, 100 * 2 * runs.export.result["macs"] * batch / p50 / peak)
+                percent = 100 * 2 * runs.export.result["macs"] * batch / p50 / peak
+                line.put(share, percent, *([BEYOND] if percent > 100 else []))
         columns += _beside_the_median(key, name, [records.get(kind) for records in timed], lines, detail)
     return columns, remarks
 

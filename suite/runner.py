@@ -73,6 +73,7 @@ def lead(options: Options, grid: Grid, group: distributed.Group, have_done: Call
             worker = Worker(options, grid, group, display, claims)
             worker.store.sweep()
             if any(stage.key not in worker.done for stage in grid.stages):
+                worker.store.check()
                 worker.store.keep_plan(status.plan_of(grid, env.command()))
             have_done(worker)
             claims.clear(worker.done)

@@ -311,11 +311,14 @@ def shortfalls(table: Table, row: Row, train: list[Record]) -> list[str]:
 
 
 def unstable(record: Record) -> list[str]:
-    """What is to be said of a latency whose samples are far apart."""
+    """What is to be said of a latency whose samples are far apart, or that was taken while a quota stopped it."""
+    notes = []
+    if stops := record.result.get("throttled"):
+        notes.append(f"throttled: a container's CPU quota stopped the runs {stops} times")
     p25, p50, p75 = quantiles(record.result["samples"], (0.25, 0.5, 0.75))
-    if (p75 - p25) / p50 <= UNSTABLE:
-        return []
-    return [f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart"]
+    if (p75 - p25) / p50 > UNSTABLE:
+        notes.append(f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart")
+    return notes
 
 
 def kind_of(record: Record) -> Kind:

@@ -67,6 +67,7 @@ SHAPES: dict[str, Any] = {
             "samples": [POSITIVE, ...],
             "rounds?": [[POSITIVE]],
             "host_samples?": [POSITIVE, ...],
+            "throttled?": int,
             **dict.fromkeys(("load_seconds?", "first_run_seconds?"), NUMBER),
         },
     },

@@ -30,7 +30,7 @@ from time import time
 from typing import Any
 
 from suite.errors import InputError
-from suite.files import write
+from suite.files import make_folder, share, write
 from suite.record import Record, key_of, read_failure, read_plan, read_record, text_of
 
 # Seconds after which what nobody has changed counts as left behind where locks cannot tell: on file systems without
@@ -124,6 +124,7 @@ class Store:
         """
         path = self._inside("plans") / f"{key_of('plan', content)}.json"
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 write(path, text_of({**content, "begun": _now()}))
         except OSError as error:
@@ -147,10 +148,11 @@ class Store:
         """An empty folder for a stage's files, gone afterwards unless `put` has taken it over."""
         work = self._inside("work")
         try:
-            work.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(work)
             with self._alone():  # of those who sweep, which would find it without a lock
                 folder = Path(tempfile.mkdtemp(dir=work, prefix=f"{_kernel()}-"))
-                folder.chmod(0o755)  # tempfile makes what only its owner may read, but results are there to be shared
+                share(folder)  # tempfile makes what only its owner may read
                 held = os.open(folder, os.O_RDONLY)
                 with contextlib.suppress(OSError):  # some network file systems have no locks; see `_is_left`
                     fcntl.flock(held, fcntl.LOCK_EX)
@@ -161,6 +163,26 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(held)
+
+    def check(self) -> None:
+        """See to it that results can be written, before there are any.
+
+        Raises:
+            InputError: a folder cannot be written to by this user; it is named.
+        """
+        if not self.root.is_dir():
+            return  # it is made, or cannot be, by the first who writes
+        kinds = [self._inside(name) for name in ("records", "failures")]
+        inside = [folder for kind in kinds if kind.is_dir() for folder in kind.iterdir()]
+        others = [self._inside(name) for name in ("artifacts", "checkpoints", "plans", "claims", "work")]
+        for folder in (self.root, *kinds, *inside, *others):
+            if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+                found = folder.stat()
+                raise InputError(
+                    f"--results {self.root}: cannot write to {folder}, which has the owner {found.st_uid}, the group "
+                    f"{found.st_gid} and the mode {found.st_mode & 0o7777:04o}; have its owner give you the right, or "
+                    "use another folder"
+                )
 
     def sweep(self) -> None:
         """Remove what processes that were killed have left: folders of stages that nobody is at, and files that were
@@ -222,6 +244,7 @@ class Store:
             InputError: the folder cannot be written to.
         """
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             note = {"stage": stage, "inputs": inputs, "reason": reason}
             write(self._path("failures", stage, inputs), text_of(note))
         except OSError as error:
@@ -295,7 +318,7 @@ def _artifacts(key: str, folder: Path | None) -> dict[str, dict[str, Any]]:
     """What a record says of the files in a folder, which are on the disk then."""
     found: dict[str, dict[str, Any]] = {}
     for file in sorted(folder.iterdir()) if folder else ():
-        file.chmod(0o644)  # safetensors makes what only its owner may read
+        share(file)  # safetensors makes what only its owner may read
         _sync(file)
         found[file.name] = {
             "path": f"artifacts/{key}/{file.name}",
@@ -307,7 +330,7 @@ def _artifacts(key: str, folder: Path | None) -> dict[str, dict[str, Any]]:
 
 def _move(folder: Path, target: Path) -> None:
     """Move a folder to where it belongs, in the place of what a run that was killed before its record has left."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     if target.is_symlink():
         target.unlink()
     shutil.rmtree(target, ignore_errors=True)

@@ -52,7 +52,7 @@ def _run(work: Callable[[Any], None], options: Any, index: int, count: int, pare
 def _take_share(index: int, count: int) -> None:
     """Keep to this worker's cores, and to its GPU where there are any."""
     if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
+        cores = sorted(os.sched_getaffinity(0))[: env.available_cores()]
         each = max(1, len(cores) // count)
         first = index * each % len(cores)
         os.sched_setaffinity(0, cores[first : first + each])

@@ -6,12 +6,25 @@ import pytest
 from suite.files import printable, write
 
 
-def test_a_file_is_replaced_and_readable_for_others(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file"
-    for content in (b"one", b"two"):
-        write(path, content)
-        assert path.read_bytes() == content
-    assert path.stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(
+    ("around", "folder", "file"),
+    [(0o755, 0o755, 0o644), (0o2775, 0o2775, 0o664), (0o700, 0o700, 0o600), (0o1777, 0o755, 0o644)],
+)
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_a_file_is_replaced_and_has_the_mode_of_the_folder_that_was_there(
+    tmp_path: Path, umask: int, around: int, folder: int, file: int
+) -> None:
+    path = tmp_path / "new" / "deep" / "file"
+    tmp_path.chmod(around)
+    before = os.umask(umask)
+    try:
+        for content in (b"one", b"two"):
+            write(path, content)
+            assert path.read_bytes() == content
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o7777 == file
+    assert {each.stat().st_mode & 0o7777 for each in (path.parent, path.parent.parent)} == {folder}
     assert [each.name for each in path.parent.iterdir()] == ["file"]
 
 

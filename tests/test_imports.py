@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "verify": {"checkpoint", "errors", "files", "record", "shape", "store"},
     "compare": {"errors", "record", "shape", "store"},
     "timing": {"errors", "session", "weights"},
-    "latency": {"samples", "session", "timing"},
+    "latency": {"env", "samples", "session", "timing"},
     "analyze": {"batches", "models"},
     "theory": {"analyze", "models"},
     "onnxfile": {"errors", "export", "models", "spec"},

@@ -178,3 +178,21 @@ def test_the_peak_is_that_of_a_large_product(precision: str) -> None:
     found = latency.peak("cpu", 1, precision)
     assert found["flops"] == pytest.approx(2 * found["side"] ** 3 / min(found["samples"]))
     assert 1e9 < found["flops"] < 1e14
+
+
+def test_runs_that_a_quota_has_stopped_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Instant:
+        def __init__(self, request: Request) -> None:
+            pass
+
+        def ask(self, action: str) -> dict[str, Any]:
+            return {"samples": [0.01]} if action == "burst" else {}
+
+        def close(self) -> None:
+            pass
+
+    stops = iter([0, 0, 5, 7, *[7] * 100])  # before and after each of two bursts
+    monkeypatch.setattr(latency, "_OnnxRuntime", Instant)
+    monkeypatch.setattr(latency.env, "throttled", lambda: next(stops))
+    assert one(request(Path("any")))["throttled"] == 2
+    assert "throttled" not in one(request(Path("any")))

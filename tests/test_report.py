@@ -97,6 +97,26 @@ def test_latency_is_the_median_in_milliseconds_and_speed_counts_the_batch(store:
     assert values["onnxruntime_cpu_b8_images_per_s"] == pytest.approx(8 / 0.020)
 
 
+def test_latencies_that_a_quota_has_stopped_are_marked(store: Store, add_run: AddRun) -> None:
+    add_run()
+    assert "throttled" not in notes(build(store), "onnxruntime_cpu_b8_p50_ms")
+    add_run(rounds=24, timed={"throttled": 3})
+    said = notes(build(store), "onnxruntime_cpu_b8_p50_ms")
+    assert "throttled: a container's CPU quota stopped the runs 3 times" in said
+
+
+@pytest.mark.parametrize(("gflops", "percent"), [(500, 80.92), (400, 101.16)])
+def test_more_than_the_peak_is_marked_as_impossible(
+    store: Store, add_run: AddRun, gflops: float, percent: float
+) -> None:
+    timed = add_run(timed={})["latency"]  # 8 images of 252,887,680 multiplications and additions in 10 ms
+    inputs = {"model": "matmul", "machine": timed.inputs["machine"], "provider": "cpu", "threads": 0}
+    store.put("peak", inputs, {"flops": gflops * 1e9}, {}, {})
+    line, key = build(store).lines[0], "onnxruntime_cpu_b8_peak_percent"
+    assert line.values[key] == pytest.approx(percent, abs=0.01)
+    assert (report.BEYOND in line.notes.get(key, [])) == (percent > 100)
+
+
 def test_scattered_samples_are_marked_unstable(store: Store, add_run: AddRun) -> None:
     add_run(samples=(0.010, 0.020, 0.030, 0.040))
     assert "unstable" in notes(build(store), "onnxruntime_cpu_b8_p50_ms")

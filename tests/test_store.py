@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from suite.claims import Claims
 from suite.errors import InputError
+from suite.files import write
+from suite.grid import Stage
 from suite.record import key_of
 from suite.store import Store, sha256
 
@@ -40,6 +43,38 @@ def test_other_users_of_a_shared_folder_may_read_results(store: Store) -> None:
     (path,) = (store.root / "records" / "train").iterdir()
     assert path.stat().st_mode & 0o777 == 0o644
     assert store.artifact(record, "weights").parent.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(("folders", "files"), [(0o2775, 0o664), (0o700, 0o600)])
+def test_all_that_is_new_in_a_folder_has_its_mode(store: Store, folders: int, files: int) -> None:
+    store.root.mkdir()
+    store.root.chmod(folders)
+    put(store, weights="abc")
+    store.fail("export", INPUTS, "a reason")
+    store.keep_plan({"command": "c", "stages": []})
+    write(store.checkpoints("train", INPUTS) / "1.safetensors", b"")
+    with Claims(store.root) as claims, store.workspace():
+        claims.take(Stage("train", None, INPUTS))
+        found = {(path.is_dir(), path.stat().st_mode & 0o7777) for path in store.root.rglob("*")}
+        kinds = {path.name for path in store.root.iterdir()}
+    assert kinds == {"records", "artifacts", "failures", "plans", "checkpoints", "claims", "work"}
+    assert found == {(True, folders), (False, files)}
+
+
+def test_a_folder_of_another_user_is_named_before_there_is_a_result(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.check()  # there is none yet
+    put(store, weights="abc")
+    store.check()
+    theirs = store.root / "records" / "train"
+    monkeypatch.setattr(os, "access", lambda path, mode: path != theirs)
+    with pytest.raises(InputError) as caught:
+        store.check()
+    assert str(caught.value) == (
+        f"--results {store.root}: cannot write to {theirs}, which has the owner {os.getuid()}, the group "
+        f"{theirs.stat().st_gid} and the mode 0755; have its owner give you the right, or use another folder"
+    )
 
 
 def test_what_was_not_put_is_not_there(store: Store) -> None:
