@@ -376,7 +376,7 @@ def test_without_a_compiler_training_goes_on_and_says_why(tmp_path: Path, monkey
     said: list[str] = []
     job = train.Job("resnet20_relu_bn", Batches(small(), dataclasses.replace(RECIPE, max_steps=1), CPU), 0, tmp_path)
     result = train.train(job, Engine("float32", "auto"), warn=said.append)
-    why = "RuntimeError: no C++ compiler"
+    why = "RuntimeError: no C++ compiler here"
     assert said == [f"resnet20_relu_bn: goes on without torch.compile, which failed: {why}"]
     assert (result["compiled"], result["timing"]["compile_error"]) == (False, why)
 
