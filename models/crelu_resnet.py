@@ -190,7 +190,7 @@ class ResNet(nn.Module):
         if crelu_placement is not None:
             basic_crelu = act == "crelu" and depth not in BOTTLENECK_DEPTHS
             _check("crelu_placement", crelu_placement, ("both", "inner") if basic_crelu else ("inner",))
-        if width is not None and width < 1:
+        if width is not None and (type(width) is not int or width < 1):
             raise ValueError(f"width={width!r}: legal values are None and positive integers")
         cifar = depth in CIFAR_DEPTHS
         block: type[BasicBlock] | type[PreActBasicBlock] | type[Bottleneck] = BasicBlock

@@ -82,8 +82,9 @@ def train(
         learning rate was feasible; `best_top1`: the least over epochs; `trained`; `tries`: what came of each learning
         rate, with `epochs` and `steps` (begun, done), `last_loss` (mean of the last 25 steps, None if not finite),
         `train_error` (percent, of the last epoch), `dead_units` (share of the channels before the classifier that are
-        zero on a whole test batch, None if not finite) and `outcome`, why it ended; `epochs`: learning rate, training
-        loss and error, and test errors of each epoch; `steps`; `test_images`; `device`; `precision`; `compiled`;
+        zero on a whole test batch of this process, None if not finite) and `outcome`, why it ended; `epochs`: learning
+        rate, training loss and error, and test errors of each epoch; `steps`; `test_images`; `device`; `precision`;
+        `compiled`;
         `kernels`: of convolutions, "triton" (our own, where they fit) or "library"; `processes` and the
         `batch_per_process`; `timing`: `training_seconds`, without tests, `images_per_second`, `packed` (networks
         trained at the same time, at most), `blocks_twice` (blocks computed twice to save memory), and what was measured
@@ -334,8 +335,10 @@ class _Fit:
         return outcome
 
     def _last_loss(self) -> float:
-        """The mean loss of the last steps, of all processes."""
-        mean = torch.stack(list(self.last_losses)).double().mean().item()
+        """The mean loss of the last steps, of all processes; not a number if none is known, as after a checkpoint of an
+        earlier version."""
+        losses = list(self.last_losses)
+        mean = torch.stack(losses).double().mean().item() if losses else math.nan
         return self.group.sums(mean)[0] / self.group.size
 
     def _dead_units(self) -> float | None:

@@ -433,6 +433,7 @@ def test_plain_blocks_change_less_than_those_with_batchnorm_at_the_start(
         ({"np_batchnorm": "stem"}, "'trunk', 'trunk_input', 'shortcut'"),
         ({"init": "zero"}, "None, 'msr', 'torch', 'xavier'"),
         ({"width": 0}, "positive integers"),
+        ({"width": "16"}, "positive integers"),
     ],
 )
 def test_an_illegal_argument_is_an_error_that_states_the_legal_values(arguments: dict[str, object], legal: str) -> None:

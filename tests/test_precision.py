@@ -25,7 +25,8 @@ NAMES = ["resnet20_crelu_bn", "resnet20_relu_np"]
 @pytest.fixture(scope="module", params=NAMES)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    module = timm.create_model(request.param)
+    # With NormProp's constants behind the sums too, which is harder: most values are then what a rectifier gives off.
+    module = timm.create_model(request.param, np_constants="all")
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.2, 0.6)
@@ -118,7 +119,8 @@ def test_the_form_for_gpus_is_signed_around_zero_with_biases_in_float(exported: 
     assert quantised == {node.input[0] for node in pairs if node.op_type == "DequantizeLinear"}
     biases = [constants[node.input[2]] for node in graph.node if node.op_type == "Conv" and len(node.input) > 2]
     assert {bias.dtype for bias in biases} == {np.dtype(np.float32)}
-    assert 1e-4 < relative_error(out, exported, 4) < 0.1
+    # With initial weights NormProp's sums, which grow from block to block, leave few of the symmetric steps to most values.
+    assert 1e-4 < relative_error(out, exported, 4) < (0.5 if "relu_np" in str(exported) else 0.1)
 
 
 @pytest.mark.parametrize("exported", ["resnet20_relu_np"], indirect=True)

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from suite import data, feasible, spec, step, train
+from suite import checkpoint, data, feasible, spec, step, train
 from suite.batches import Batches
 from suite.data import Dataset, Split
 from suite.distributed import Group
@@ -124,6 +124,27 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_undisturbed(
         assert outcome.pop("timing")["images_per_second"] > 0
     assert result == expected
     assert all(torch.equal(a, b) for a, b in zip(weights(parts), weights(whole), strict=True))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    recipe = dataclasses.replace(RECIPE, max_steps=2)
+    batches, saved = Batches(small(), recipe, CPU), tmp_path / "saved"
+
+    def crash(*_: Any) -> None:
+        raise CrashError
+
+    monkeypatch.setattr(train, "evaluate", crash)
+    with pytest.raises(CrashError):  # after the last step and its checkpoint, before the test that ends the epoch
+        fit("resnet20_relu_bn", batches, 0, tmp_path, checkpoints=saved)
+    monkeypatch.undo()
+    (*_, path) = sorted(saved.iterdir())
+    tensors, state = checkpoint.read_one(path)
+    assert state["steps"] == 2
+    del tensors["last_losses"]
+    checkpoint.write(saved, 10**6, tensors, state)
+    (tried,) = fit("resnet20_relu_bn", batches, 0, tmp_path, checkpoints=saved)["tries"]
+    assert (tried["outcome"], tried["last_loss"]) == ("trained", None)
 
 
 def test_a_run_killed_after_halving_goes_on_at_the_halved_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
