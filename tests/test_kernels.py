@@ -228,7 +228,7 @@ def test_a_device_on_which_kernels_fail_is_told_with_the_reason(monkeypatch: pyt
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(kernels, "differences", fail)
-    assert kernels.fault.__wrapped__(CPU) == "RuntimeError: no C compiler"
+    assert kernels.fault.__wrapped__(CPU) == "RuntimeError: no C compiler here"
     monkeypatch.setattr(kernels, "differences", lambda *_: {"output": 0.001, "gradient of the weight": float("nan")})
     assert kernels.fault.__wrapped__(CPU) == "a try gave other values than the library: gradient of the weight"
     monkeypatch.setattr(kernels, "differences", lambda *_: {"output": 0.001})

@@ -119,7 +119,7 @@ def test_the_form_for_gpus_is_signed_around_zero_with_biases_in_float(exported: 
     assert quantised == {node.input[0] for node in pairs if node.op_type == "DequantizeLinear"}
     biases = [constants[node.input[2]] for node in graph.node if node.op_type == "Conv" and len(node.input) > 2]
     assert {bias.dtype for bias in biases} == {np.dtype(np.float32)}
-    # With initial weights NormProp's sums grow from block to block, and leave few of the symmetric steps to most values.
+    # With initial weights NormProp's sums grow from block to block, and leave most values few of the symmetric steps.
     assert 1e-4 < relative_error(out, exported, 4) < (0.5 if "relu_np" in str(exported) else 0.1)
 
 
