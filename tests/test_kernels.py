@@ -120,9 +120,11 @@ def interpreted_networks() -> None:
         images = draw(2, 3, 8, 8)
         for model in (plain, ours):
             (model(images) ** 2).sum().backward()
+        # Before NormProp's BatchNorm a bias has no gradient but rounding.
+        rounding = 1e-6 * max(float(parameter.grad.abs().max()) for parameter in plain.parameters())
         for (parameter, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
             scale = float(b.grad.abs().max())
-            assert float((a.grad - b.grad).abs().max()) <= 1e-3 * scale, (name, parameter)
+            assert float((a.grad - b.grad).abs().max()) <= 1e-3 * scale + rounding, (name, parameter)
 
 
 def compiled_for_a_gpu() -> None:
