@@ -116,8 +116,9 @@ def test_a_record_whose_files_are_gone_is_made_again(store: Store) -> None:
 
 
 HOLD = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
 from suite.store import Store
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has ignored
 with Store(pathlib.Path(sys.argv[1])).workspace() as folder:
     (folder / "half").write_text("half")
     print(folder, flush=True)
