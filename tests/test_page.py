@@ -267,7 +267,7 @@ def test_a_report_over_ten_thousand_records_is_quick_and_small(many: Store, add_
     start = resource_seconds()
     show = [sys.executable, "-m", "suite", "show", "--table", "2", "--results", root]
     subprocess.run(show, check=True, stdout=subprocess.DEVNULL)
-    assert resource_seconds() - start < 1.5
+    assert resource_seconds() - start < 3  # 2.2 on an older CPU without AVX-512
 
 
 def resource_seconds() -> float:
