@@ -186,7 +186,7 @@ def test_runs_that_a_quota_has_stopped_are_counted(monkeypatch: pytest.MonkeyPat
             pass
 
         def ask(self, action: str) -> dict[str, Any]:
-            return {"samples": [0.01]} if action == "burst" else {}
+            return {"samples": [0.01]} if action == "burst" else {"finite": True}
 
         def close(self) -> None:
             pass
