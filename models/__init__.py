@@ -4,17 +4,22 @@ import models, timm
 timm.create_model("resnet50_crelu_bn")
 """
 
+from .blocks import BasicBlock, Bottleneck, PreActBasicBlock
 from .crelu_resnet import ResNet, from_torchvision
-from .layers import ACTS, INITS, NORMS, CReLU, NormPropConv2d, StandardizeRectified, SubsampleAndPad
+from .layers import ACTS, INITS, NORMS, CReLU, NormPropConv2d, StandardizeRectified, SubsampleAndPad, last_rectifier
 
 __all__ = [
     "ACTS",
     "INITS",
     "NORMS",
+    "BasicBlock",
+    "Bottleneck",
     "CReLU",
     "NormPropConv2d",
+    "PreActBasicBlock",
     "ResNet",
     "StandardizeRectified",
     "SubsampleAndPad",
     "from_torchvision",
+    "last_rectifier",
 ]

@@ -76,6 +76,12 @@ class CReLU(nn.Module):
         return concatenated_relu(x)
 
 
+def last_rectifier(model: nn.Module) -> nn.Module | None:
+    """The last ReLU or CReLU of a network, which is the one before its classifier; None if it has none."""
+    rectifiers = [module for module in model.modules() if isinstance(module, nn.ReLU | CReLU)]
+    return rectifiers[-1] if rectifiers else None
+
+
 class StandardizeRectified(nn.Module):
     """NormProp's constants: bring a rectified standard normal variable to mean 0 and variance 1."""
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from models import CReLU
-from models.crelu_resnet import BasicBlock, Bottleneck, PreActBasicBlock
+from models import BasicBlock, Bottleneck, PreActBasicBlock, last_rectifier
 from suite.batches import Batches
 
 FloatArray = NDArray[np.float64]
@@ -241,10 +240,10 @@ class _LastActivation:
     """Table 1, gathered at the output of the last rectifier."""
 
     def __init__(self, model: nn.Module) -> None:
-        rectifiers = [module for module in model.modules() if isinstance(module, nn.ReLU | CReLU)]
-        if not rectifiers:
+        rectifier = last_rectifier(model)
+        if rectifier is None:
             raise ValueError("the model has neither a ReLU nor a CReLU module")
-        self.rectifier = rectifiers[-1]
+        self.rectifier = rectifier
         self.over_nonzero, self.over_all, self.pooled = _Running(), _Running(), _Running()
 
     def hooks(self) -> list[RemovableHandle]:
@@ -278,7 +277,7 @@ class _Blocks:
     def hooks(self) -> list[RemovableHandle]:
         handles = []
         for index, block in enumerate(self.blocks.values()):
-            residual = block.norm3 if isinstance(block, Bottleneck) else block.norm2
+            residual = getattr(block, f"norm{block.convolutions}")
             handles += [
                 residual.register_forward_hook(partial(self._add_residual, index)),
                 block.shortcut.register_forward_hook(self._keep),

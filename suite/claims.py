@@ -10,65 +10,24 @@ the observer's own clock. Should it be alive after all, work is done twice and t
 """
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
-import socket
-import stat
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
-from suite import env
 from suite.errors import InputError
-from suite.files import make_folder, printable, share
+from suite.files import make_folder, read_if_file, share
 from suite.grid import Stage
-from suite.interrupt import NEVER, Deadline, TimeIsUp
+from suite.holder import Holder
 
 # Seconds between two signs of life, and after how many without one a holder on another machine counts as dead.
 BEAT = 2.0
 PATIENCE = 60.0
-# Seconds between two tries to have the machine, of a run whose time is limited.
-TRY = 0.5
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process on some machine.
-
-    Attributes:
-        host: name of the machine.
-        boot: of the machine's run since it was started, and of the process's container; where it is one's own, the
-            process can be looked up.
-        pid: of the process.
-        born: when the process began, in the machine's ticks since its start; a later process of the same pid differs.
-    """
-
-    host: str
-    boot: str
-    pid: int
-    born: str
-
-    @staticmethod
-    def this() -> "Holder":
-        """The process that asks."""
-        return Holder(socket.gethostname(), _boot(), os.getpid(), _born(os.getpid()))
-
-    @property
-    def is_here(self) -> bool:
-        """Whether its pid means something to this process."""
-        return bool(self.boot) and self.boot == _boot()
-
-    @property
-    def lives(self) -> bool:
-        """Whether it is still there; to be asked only of one that `is_here`."""
-        return _born(self.pid) == self.born != ""
 
 
 @dataclass(frozen=True)
@@ -160,7 +119,9 @@ class Claims:
         newest: dict[str, Path] = {}
         for key, _, path in sorted(self._all()):
             newest[key] = path
-        return [claim for path in newest.values() if self._is_alive(path) and (claim := _parse(_content(path) or b""))]
+        return [
+            claim for path in newest.values() if self._is_alive(path) and (claim := _parse(read_if_file(path) or b""))
+        ]
 
     def _files(self, key: str) -> list[tuple[int, Path]]:
         """Number and file of each claim on a stage, in order."""
@@ -175,7 +136,7 @@ class Claims:
                     yield key, int(number), self.folder / name
 
     def _is_alive(self, path: Path) -> bool:
-        content = _content(path)
+        content = read_if_file(path)
         if content is None:
             return False
         claim = _parse(content)
@@ -230,152 +191,6 @@ class Claims:
                 os.unlink(temporary)
 
 
-# Of the whole machine, and in no results folder: runs of other folders, other users and another TMPDIR disturb too.
-LOCK = Path("/tmp/crelu-norm-suite.lock")
-# Bytes of who holds it, beyond which nobody adds to them; whoever has it alone begins anew.
-_LONG = 1 << 16
-
-
-class Machine:
-    """This machine's processors, which timings have to themselves and everything else shares.
-
-    Whoever may read the file can lock it. Each holder adds a line to it that says who it is, as far as it may write.
-
-    Args:
-        say: told what is waited for.
-        path: the file.
-        deadline: until when; waiting then ends with `TimeIsUp`.
-    """
-
-    def __init__(self, say: Callable[[str], None], path: Path = LOCK, deadline: Deadline = NEVER) -> None:
-        self._say, self._path, self._deadline = say, path, deadline
-
-    @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        """Work beside others, once no timing is under way."""
-        with self._locked(fcntl.LOCK_SH, "waiting for a timing on this machine to end"):
-            yield
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Have the machine to oneself, once all others have come to the end of what they are at."""
-        with self._locked(fcntl.LOCK_EX, "waiting for other work on this machine to end, to time without it"):
-            yield
-
-    @contextlib.contextmanager
-    def _locked(self, how: int, reason: str) -> Iterator[None]:
-        try:
-            descriptor = _opened(self._path)
-        except OSError as error:
-            self._say(f"{self._path}: {error.strerror}; timings and other work on this machine are not kept apart")
-            yield
-            return
-        try:
-            try:
-                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._say("; ".join([reason, *self._holders()]))
-                self._wait(descriptor, how)
-            with self._noted(descriptor, alone=how == fcntl.LOCK_EX):
-                yield
-        finally:
-            # Not only closed: a process that was forked meanwhile has the file open too. The system unlocks it when
-            # all of them have ended, however that happens.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
-
-    def _wait(self, descriptor: int, how: int) -> None:
-        if not self._deadline.is_set:
-            fcntl.flock(descriptor, how)
-            return
-        while True:
-            if self._deadline.passed:
-                raise TimeIsUp
-            sleep(TRY)
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-                return
-
-    @contextlib.contextmanager
-    def _noted(self, locked: int, alone: bool) -> Iterator[None]:
-        """Have a line in the locked file, for those who wait; none where this user may not write."""
-        note = {"holder": vars(Holder.this()), "user": env.user(), "since": _now(), "command": _command()}
-        content = json.dumps(note).encode() + b"\n"
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):
-                writer = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
-                stack.callback(os.close, writer)
-                if not os.path.samestat(os.fstat(writer), os.fstat(locked)):
-                    raise OSError(errno.ESTALE, "was replaced")
-                if alone:
-                    os.ftruncate(writer, 0)
-                if os.fstat(writer).st_size < _LONG:
-                    os.write(writer, content)  # in one piece, behind the others'
-                    place = os.lseek(writer, 0, os.SEEK_CUR) - len(content)
-                    stack.callback(_blank, writer, place, len(content) - 1)
-            yield
-
-    def _holders(self) -> list[str]:
-        """Who has the machine, as far as they have said so; what anybody may have written is made printable."""
-        found = []
-        for line in (_content(self._path) or b"")[: 2 * _LONG].splitlines():
-            try:
-                raw = json.loads(line)
-                holder = Holder(**raw["holder"])
-                user, since, command = (str(raw[name])[:200] for name in ("user", "since", "command"))
-                if holder.is_here and not holder.lives:
-                    continue
-                text = f"{command}, process {holder.pid} of user {user}, since {since}"
-            except (ValueError, TypeError, KeyError, RecursionError):
-                continue
-            found.append(printable(text))
-        return found
-
-
-def _blank(descriptor: int, place: int, length: int) -> None:
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, 0)  # with O_APPEND, Linux would write at the end
-        os.pwrite(descriptor, b" " * length, place)
-
-
-def _opened(path: Path) -> int:
-    """A descriptor of a file for everybody, opened for reading: its owner may be another.
-
-    Raises:
-        OSError: it cannot be made or read, or it is no file.
-    """
-    for flags in (os.O_RDONLY, os.O_RDONLY | os.O_CREAT | os.O_EXCL, os.O_RDONLY):
-        # In a folder for everybody, Linux lets nobody create what another made already; hence not in one call.
-        try:
-            descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-        except (FileNotFoundError, FileExistsError):
-            continue
-        if flags & os.O_CREAT:
-            os.fchmod(descriptor, 0o666)  # whatever the umask
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # holders write into it
-            os.close(descriptor)
-            raise OSError(errno.EINVAL, "is no file of its own", str(path))
-        return descriptor
-    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-
-
-def _now() -> str:
-    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-
-
-def _command() -> str:
-    return " ".join(env.command())[:200]
-
-
-def _content(path: Path) -> bytes | None:
-    """What a claim's file says, nothing if it is no file; None if the claim was released just now."""
-    try:
-        return path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else b""
-    except FileNotFoundError:
-        return None
-
-
 def _parse(content: bytes) -> Claim | None:
     """The claim that a file's content stands for, or None if it is none: a machine lost power as it was written."""
     try:
@@ -385,21 +200,3 @@ def _parse(content: bytes) -> Claim | None:
         return None
     values = [(getattr(part, each.name), each.type) for part in (claim, claim.holder) for each in fields(part)]
     return claim if all(type(value) is kind for value, kind in values) else None
-
-
-def _boot() -> str:
-    """What tells this machine's run, and this container of it, from others; empty where the system does not say."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _born(pid: int) -> str:
-    """When a process of this machine began; empty if there is none, or only its remains."""
-    try:
-        # The name, in brackets, may hold anything; the fields after it are numbers (proc(5)).
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]

@@ -81,7 +81,7 @@ def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def last_convolution(block: nn.Module) -> str:
     """The name in its block of the convolution before the addition."""
-    return "conv3" if isinstance(block, models.crelu_resnet.Bottleneck) else "conv2"
+    return f"conv{block.convolutions}"
 
 
 def _fold_sum(block: Any) -> None:
@@ -102,7 +102,7 @@ def _fold_sum(block: Any) -> None:
 def _fold_input(block: Any) -> None:
     """Give BatchNorm of a block's input to the 1x1 convolutions that read it, or else make it a depthwise one."""
     scale, shift = _scale_and_shift(block.input_norm)
-    if isinstance(block, models.crelu_resnet.Bottleneck):
+    if isinstance(block, models.Bottleneck):
         readers: tuple[Any, Any] = block.conv1, next(block.shortcut.children())
         for conv in readers:
             added = conv.weight.sum((2, 3)) @ shift

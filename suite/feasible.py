@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import CReLU
+from models import last_rectifier
 
 # Halving stops below this rate, nine tries from 0.1 on, and the network did not train. The paper gives no floor. It
 # says of NormProp with CReLU that it breaks down, whose loss is not finite at 3.9e-4 and above, and is at the half of
@@ -52,11 +52,11 @@ def dead_units(model: nn.Module, images: Tensor) -> float | None:
     Returns:
         None for a network without ReLU or CReLU, or whose activations are not finite.
     """
-    rectifiers = [module for module in model.modules() if isinstance(module, nn.ReLU | CReLU)]
-    if not rectifiers:
+    rectifier = last_rectifier(model)
+    if rectifier is None:
         return None
     found: list[Tensor] = []
-    hook = rectifiers[-1].register_forward_hook(lambda module, inputs, output: found.append(output))
+    hook = rectifier.register_forward_hook(lambda module, inputs, output: found.append(output))
     try:
         model.eval()(images.flatten(0, 1) if images.dim() == 5 else images)
     finally:

@@ -69,3 +69,11 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def read_if_file(path: Path) -> bytes | None:
+    """The content of a file, nothing of what is no file; None if there is none, or it was removed just now."""
+    try:
+        return path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else b""
+    except FileNotFoundError:
+        return None

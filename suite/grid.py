@@ -7,7 +7,7 @@ which device, is in the result: whoever does a stage first does it for all.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -184,23 +184,28 @@ def asked_as(kind: str) -> str:
 def within_reach(grid: Grid, is_stored: Callable[[Stage], bool]) -> tuple[Grid, list[str]]:
     """The grid without the stages that need what is neither in it nor stored, and what to say of these."""
     reached: set[str] = set()
-    beyond: list[Stage] = []
+    beyond: dict[str, Stage] = {}
     lacking: set[str] = set()
     for stage in grid.stages:
         missing = [need for need in stage.needs if need.key not in reached and not is_stored(need)]
         if not missing or is_stored(stage):
             reached.add(stage.key)
         else:
-            beyond.append(stage)
-            lacking |= {asked_as(need.kind) for need in missing if need.key not in {stage.key for stage in beyond}}
+            beyond[stage.key] = stage
+            lacking |= {asked_as(need.kind) for need in missing if need.key not in beyond}
     if not beyond:
         return grid, []
-    kept = [stage for stage in grid.stages if stage.key in reached]
-    if not any(stage.kind == "latency" for stage in kept):
-        kept = [stage for stage in kept if stage.kind != "peak"]  # which is measured for its sake
-    counts = ", ".join(f"{count} {kind}" for kind, count in Counter(stage.kind for stage in beyond).items())
+    kept = for_their_own_sake(stage for stage in grid.stages if stage.key in reached)
+    counts = ", ".join(f"{count} {kind}" for kind, count in Counter(stage.kind for stage in beyond.values()).items())
     line = f"left out: {counts}; what they need ({', '.join(sorted(lacking))}) is neither among --stages nor stored"
     return dataclasses.replace(grid, stages=tuple(kept)), [line]
+
+
+def for_their_own_sake(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages without those of the machine's peak, if no latency is among them to be shown beside it."""
+    found = list(stages)
+    timed = any(stage.kind == "latency" for stage in found)
+    return [stage for stage in found if timed or stage.kind != "peak"]
 
 
 def left_out(table: Table, cells: tuple[Cell, ...]) -> Iterator[str]:
@@ -257,7 +262,7 @@ def _datasets(table: Table, options: Options) -> dict[str, "Dataset"]:
 
 
 def _inputs(kind: str, cell: Cell, **inputs: Any) -> dict[str, Any]:
-    return {"model": cell.row.model, "version": spec.version_of(kind, cell.row.model), **inputs}
+    return {"model": cell.row.model, "version": spec.version_of(kind, cell.row.model, inputs.get("form")), **inputs}
 
 
 def _training_inputs(cell: Cell, options: Options, processes: int) -> dict[str, Any]:
@@ -298,7 +303,6 @@ def _files(cell: Cell, train: Stage, forms: tuple[str, ...], provider: str) -> d
             files[form] = plain
         elif form in ("fp16", "int8") and not spec.lacks(provider, form):
             converted = _inputs("convert", cell, export=export.key, form=form)
-            converted["version"] = spec.version_of("convert", cell.row.model, form)
             converted |= {"images": CALIBRATION_IMAGES, "data": cell.dataset.fingerprint}
             detail = f" to {form}" + ("" if rewritten else " for GPUs")
             if form == "int8" and not rewritten:

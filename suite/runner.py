@@ -8,11 +8,23 @@ from dataclasses import dataclass, replace
 from time import monotonic, sleep
 
 from suite import distributed, env, progress, status, workers
-from suite.claims import BEAT, PATIENCE, Claims, Machine
+from suite.claims import BEAT, PATIENCE, Claims
 from suite.errors import InputError
-from suite.grid import TIMED, Grid, Options, Stage, lacking, left_out, plan, turn_of, within_reach
+from suite.grid import (
+    TIMED,
+    Grid,
+    Options,
+    Stage,
+    for_their_own_sake,
+    lacking,
+    left_out,
+    plan,
+    turn_of,
+    within_reach,
+)
 from suite.interrupt import Deadline, TimeIsUp
 from suite.latency import ALIVE
+from suite.machine import Machine
 from suite.perform import Performer, device_of, longest_first
 from suite.spec import Table
 from suite.store import Store
@@ -223,9 +235,7 @@ class Worker:
 
     def left(self) -> Iterator[str]:
         """What to say of the stages that are neither done nor have failed."""
-        left = [stage for stage in self.grid.stages if not self._is_settled(stage)]
-        if not any(stage.kind == "latency" for stage in left):
-            left = [stage for stage in left if stage.kind != "peak"]
+        left = for_their_own_sake(stage for stage in self.grid.stages if not self._is_settled(stage))
         if left:
             begun = [
                 stage.cell.name

@@ -69,7 +69,7 @@ _TRAINS_WITHOUT_BATCH_NORM = 3
 T = TypeVar("T")
 
 
-def version_of(stage: str, model: str, form: str = "") -> int:
+def version_of(stage: str, model: str, form: str | None = None) -> int:
     """The version that goes into the key of a stage's record. Version 3 of training changed nothing for the networks
     with BatchNorm, and that of conversion nothing for int8, so that their records of version 2 still count."""
     unchanged = (stage == "train" and model.endswith("_bn")) or (stage == "convert" and form == "int8")

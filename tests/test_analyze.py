@@ -13,8 +13,7 @@ import timm
 import torch
 from torch import nn
 
-from models import NormPropConv2d
-from models.crelu_resnet import BasicBlock, Bottleneck, PreActBasicBlock
+from models import BasicBlock, Bottleneck, NormPropConv2d, PreActBasicBlock
 from suite import analyze, batches, spec
 from suite.batches import Batches
 from suite.data import Dataset, Split

@@ -10,8 +10,17 @@ import torchvision
 from torch import Tensor, nn
 
 import models
-from models import ACTS, INITS, NORMS, CReLU, NormPropConv2d, ResNet
-from models.crelu_resnet import BasicBlock, Bottleneck, PreActBasicBlock
+from models import (
+    ACTS,
+    INITS,
+    NORMS,
+    BasicBlock,
+    Bottleneck,
+    CReLU,
+    NormPropConv2d,
+    PreActBasicBlock,
+    ResNet,
+)
 from suite import data
 
 

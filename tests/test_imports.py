@@ -96,7 +96,9 @@ ALLOWED: dict[str, set[str]] = {
     }
     | {"svg"},
     "grid": {"data", "deploy", "env", "errors", "latency", "record", "spec"},
-    "claims": {"env", "errors", "files", "grid", "interrupt"},
+    "holder": set(),
+    "claims": {"errors", "files", "grid", "holder"},
+    "machine": {"env", "files", "holder", "interrupt"},
     "perform": STAGES
     | {"batches", "deploy", "distributed", "env", "errors", "grid", "interrupt", "progress", "step"}
     | {"record", "store"},
@@ -107,6 +109,7 @@ ALLOWED: dict[str, set[str]] = {
     "estimate": {"duration", "env", "errors", "grid", "perform", "probe", "spec", "store"},
     "runner": {
         "claims",
+        "machine",
         "distributed",
         "env",
         "errors",

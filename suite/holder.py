@@ -1,0 +1,57 @@
+"""A process that holds something: told from all others, and looked up among the living."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process on some machine.
+
+    Attributes:
+        host: name of the machine.
+        boot: of the machine's run since it was started, and of the process's container; where it is one's own, the
+            process can be looked up.
+        pid: of the process.
+        born: when the process began, in the machine's ticks since its start; a later process of the same pid differs.
+    """
+
+    host: str
+    boot: str
+    pid: int
+    born: str
+
+    @staticmethod
+    def this() -> "Holder":
+        """The process that asks."""
+        return Holder(socket.gethostname(), _boot(), os.getpid(), _born(os.getpid()))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its pid means something to this process."""
+        return bool(self.boot) and self.boot == _boot()
+
+    @property
+    def lives(self) -> bool:
+        """Whether it is still there; to be asked only of one that `is_here`."""
+        return _born(self.pid) == self.born != ""
+
+
+def _boot() -> str:
+    """What tells this machine's run, and this container of it, from others; empty where the system does not say."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str:
+    """When a process of this machine began; empty if there is none, or only its remains."""
+    try:
+        # The name, in brackets, may hold anything; the fields after it are numbers (proc(5)).
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
