@@ -39,12 +39,21 @@ class Holder:
         return _born(self.pid) == self.born != ""
 
 
+def since_start() -> str:
+    """What tells this machine since its start from others, in all containers; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def _boot() -> str:
     """What tells this machine's run, and this container of it, from others; empty where the system does not say."""
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        container = os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
+    return f"{running} {container}" if (running := since_start()) else ""
 
 
 def _born(pid: int) -> str:

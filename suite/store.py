@@ -31,6 +31,7 @@ from typing import Any
 
 from suite.errors import InputError
 from suite.files import make_folder, share, write
+from suite.holder import since_start
 from suite.record import Record, key_of, read_failure, read_plan, read_record, text_of
 
 # Seconds after which what nobody has changed counts as left behind where locks cannot tell: on file systems without
@@ -283,11 +284,7 @@ class Store:
 
 def _kernel() -> str:
     """What tells whose locks this process sees: this machine since its start, in all its containers."""
-    try:
-        running = Path("/proc/sys/kernel/random/boot_id").read_text()
-    except OSError:
-        running = socket.gethostname()
-    return hashlib.sha256(running.encode()).hexdigest()[:8]
+    return hashlib.sha256((since_start() or socket.gethostname()).encode()).hexdigest()[:8]
 
 
 def _is_left(folder: Path) -> bool:

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "distributed": set(),
     "spec": {"errors"},
     "record": {"errors", "files"},
-    "store": {"errors", "files", "record"},
+    "store": {"errors", "files", "holder", "record"},
     "cifar": {"errors"},
     "digits": {"cifar"},
     "folders": {"cifar", "errors", "files"},
