@@ -26,7 +26,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from time import time
 from typing import Any
 
 from suite.errors import InputError
@@ -196,7 +195,7 @@ class Store:
         for kind in ("records", "failures", "checkpoints", "plans", "claims"):
             for path in self._inside(kind).glob("**/*.tmp"):
                 with contextlib.suppress(OSError):
-                    if time() - path.lstat().st_mtime > LONG:
+                    if _age(path) > LONG:
                         path.unlink()
 
     def put(
@@ -303,8 +302,13 @@ def _is_left(folder: Path) -> bool:
     finally:
         os.close(descriptor)
     with contextlib.suppress(FileNotFoundError):  # what it held is just being moved
-        return seen or time() - max(path.lstat().st_mtime for path in (folder, *folder.rglob("*"))) > LONG
+        return seen or min(map(_age, (folder, *folder.rglob("*")))) > LONG
     return False
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file or folder was last changed, by the clock that file systems use too."""
+    return datetime.now(UTC).timestamp() - path.lstat().st_mtime
 
 
 def _now() -> str:
