@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from suite import options, report, spec
+from suite.cli import options
 from suite.errors import InputError
 from suite.files import printable
-from suite.render import render
-from suite.store import Store
+from suite.report import tables as report
+from suite.report.render import render
+from suite.results.store import Store
+from suite.tables import spec
 
 if TYPE_CHECKING:
-    from suite.grid import Options
-    from suite.runner import Outcome
+    from suite.grid.plan import Options
+    from suite.grid.runner import Outcome
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -183,7 +185,7 @@ def run(
     **options: Any,
 ) -> int:
     """Train, export, check and time the rows of a table, as far as that is not stored yet, and print the table."""
-    from suite import grid
+    from suite.grid import plan as grid
 
     until = datetime.now(UTC) + timedelta(seconds=time_limit) if time_limit else None
     chosen = grid.Options(table=table, depth=int(depth) if depth else None, until=until, **options)
@@ -191,7 +193,7 @@ def run(
         chosen = grid.with_downloads(chosen, data_download)
     execute = _executor(chosen)
     if dry_run or budget:
-        from suite import estimate, runner
+        from suite.grid import estimate, runner
 
         if chosen.latency_resource is None:
             runner.check_timing(chosen)
@@ -242,14 +244,14 @@ def _executor(options: "Options") -> Callable[["Options"], "Outcome"]:
             f"pip install 'crelu-norm-suite[{options.executor}]'"
         )
     if options.executor == "ray":
-        from suite import cluster
+        from suite.grid import cluster
 
         return cluster.run
     if options.executor == "slurm":
-        from suite import slurm
+        from suite.grid import slurm
 
         return slurm.run
-    from suite import runner
+    from suite.grid import runner
 
     return runner.run
 
@@ -273,7 +275,7 @@ def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, me
 @options.results
 def status_(results: Path) -> int:
     """Say how far the runs on a folder are: done, under way and by whom, failed and why, and about how long is left."""
-    from suite import status
+    from suite.grid import status
 
     _must_be_there(results)
     click.echo(printable(status.render(status.read(Store(results))), keep="\n"), nl=False)
@@ -293,7 +295,7 @@ def _must_be_there_if_given(results: Path) -> None:
 
 
 def _write_page(results: Sequence[Path], out: Path, metric: Any) -> Path:
-    from suite import page
+    from suite.report import page
 
     try:
         return page.write([Store(folder) for folder in results], out, metric)
@@ -362,7 +364,7 @@ def export(
     A model's name means its initial weights. int8 is calibrated on training images of --data, and fp16 is checked to
     hold the activations that they give.
     """
-    from suite import deploy
+    from suite.inference import deploy
 
     if data and precision == "fp32":
         raise InputError("--data: legal only with --precision int8, which is calibrated on it, and fp16, checked on it")
@@ -382,7 +384,7 @@ def export(
 @options.test_data
 def parity(source: str, weights: str | None, provider: str, images: int | None, data: dict[str, Path]) -> int:
     """Compare ONNX Runtime with torch on test images; exit code 1 if they differ by more than they may."""
-    from suite import deploy, parity
+    from suite.inference import deploy, parity
 
     with deploy.in_one_line(source):
         result = deploy.parity(source, weights, data, images, provider)
@@ -405,7 +407,8 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
 
     normprop is NormProp's promise layer by layer, kept in a plain CNN and broken in a ResNet, with Propositions 1 to 3.
     """
-    from suite import deploy, figures
+    from suite.inference import deploy
+    from suite.report import figures
 
     if number == figures.PROMISE:
         if depth or data:
@@ -436,7 +439,7 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
 @options.size
 def explain(source: str, provider: str, batch_size: int, size: int | None) -> int:
     """Say what ONNX Runtime makes of a file, or of the export of a run or model, and where its time goes."""
-    from suite import deploy, explain
+    from suite.inference import deploy, explain
 
     with deploy.in_one_line(source), deploy.onnx_file(source, provider, size) as path:
         found = explain.render(deploy.explain(path, provider, batch_size, size))
@@ -450,7 +453,7 @@ def explain(source: str, provider: str, batch_size: int, size: int | None) -> in
 def verify(results: Path, without_files: bool) -> int:
     """Read and hash all records and files of a results folder anew; exit code 1 if one is damaged, missing or odd."""
     from suite import progress
-    from suite import verify as verifying
+    from suite.results import verify as verifying
 
     _must_be_there(results)
     display = progress.display(1)
@@ -479,7 +482,7 @@ def compare(a: Path, b: Path, fail_above: float | None) -> int:
 
     Exit code 1 also where a cell of A is missing in B, or was measured on another machine.
     """
-    from suite import compare as comparing
+    from suite.results import compare as comparing
 
     comparison = comparing.compare(a, b, fail_above)
     click.echo(printable(comparing.render(comparison), keep="\n"), nl=False)

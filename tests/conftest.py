@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 import suite.__main__ as command_line
-from suite.record import Record
-from suite.spec import version_of
-from suite.store import Store
+from suite.results.record import Record
+from suite.results.store import Store
+from suite.tables.spec import version_of
 
 _ALWAYS: dict[str, Any] = dict(
     deadline=None,  # of a busy machine nothing is to be expected

@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from models import BasicBlock, Bottleneck, NormPropConv2d, PreActBasicBlock
-from suite import analyze, batches, spec
-from suite.batches import Batches
-from suite.data import Dataset, Split
+from suite.analysis import analyze
+from suite.data import batches
+from suite.data.batches import Batches
+from suite.data.sets import Dataset, Split
+from suite.tables import spec
 
 CPU = torch.device("cpu")
 RECIPE = spec.load_table(1).recipe

@@ -1,4 +1,4 @@
-"""suite.augment against scalar float64 computations of the same transforms."""
+"""suite.data.augment against scalar float64 computations of the same transforms."""
 
 import math
 from collections import Counter
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from suite import augment
+from suite.data import augment
 
 CIFAR_MEAN, CIFAR_STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 UNIT_MEAN, UNIT_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

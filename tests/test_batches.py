@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from suite import augment, batches, spec
-from suite.batches import Batches, generator
-from suite.data import Dataset, Split
+from suite.data import augment, batches
+from suite.data.batches import Batches, generator
+from suite.data.sets import Dataset, Split
 from suite.errors import InputError
+from suite.tables import spec
 
 CPU = torch.device("cpu")
 CIFAR = spec.load_table(2).recipe

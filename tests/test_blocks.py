@@ -7,8 +7,8 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
-from suite.blocks import BLOCK, fill
-from suite.export import _to_onnx
+from suite.export.blocks import BLOCK, fill
+from suite.export.exporter import _to_onnx
 
 FEW = 5
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite import checkpoint
+from suite.training import checkpoint
 
 TENSORS = {
     "weight": torch.arange(6.0).view(2, 3),

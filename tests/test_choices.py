@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from suite import choices, spec
-from suite.render import Report
-from suite.runs import Entry, Records
-from suite.store import Store
+from suite.report import choices
+from suite.report.render import Report
+from suite.report.runs import Entry, Records
+from suite.results.store import Store
+from suite.tables import spec
 
 AddRun = Callable[..., dict[str, Any]]
 

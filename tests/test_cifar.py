@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from suite import cifar
-from suite.data import load
+from suite.data import cifar
+from suite.data.sets import load
 from suite.errors import InputError
 
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)]

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from suite import claims
-from suite.claims import Claims, Holder
 from suite.errors import InputError
-from suite.grid import Stage
+from suite.grid import claims
+from suite.grid.claims import Claims, Holder
+from suite.grid.plan import Stage
 
 STAGE = Stage("train", None, {"model": "resnet20_relu_bn", "seed": 0})
 HOLD = """
 import sys, time, pathlib
-from suite.claims import Claims
-from suite.grid import Stage
+from suite.grid.claims import Claims
+from suite.grid.plan import Stage
 with Claims(pathlib.Path(sys.argv[1])) as mine:
     print(mine.take(Stage("train", None, {"model": "resnet20_relu_bn", "seed": 0})), flush=True)
     time.sleep(60)
@@ -158,8 +158,8 @@ def test_a_claim_of_other_types_and_a_pipe_count_as_damaged(tmp_path: Path) -> N
 def test_many_processes_that_claim_at_once_get_one_claim_each(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib\n"
-        "from suite.claims import Claims\n"
-        "from suite.grid import Stage\n"
+        "from suite.grid.claims import Claims\n"
+        "from suite.grid.plan import Stage\n"
         "mine = Claims(pathlib.Path(sys.argv[1]))\n"
         "while time.time() < float(sys.argv[2]): pass\n"
         "for i in range(50):\n"

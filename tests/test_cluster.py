@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from suite import grid
 from suite.errors import InputError
-from suite.grid import Options
+from suite.grid import plan as grid
+from suite.grid.plan import Options
 
 ray = pytest.importorskip("ray", reason="needs the extra [ray]")
 
-from suite import cluster as on_ray  # noqa: E402 - only where there is Ray
+from suite.grid import cluster as on_ray  # noqa: E402 - only where there is Ray
 
 ROW = ("--table", "2", "--depth", "20", "--steps", "1", "--batch-sizes", "1", "--runtimes", "onnxruntime")
 ROW += ("--rows", "resnet20_relu_bn@cifar10")
@@ -29,18 +29,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import ray
-import suite.cluster, suite.runner
-from suite.grid import TIMED, Options, plan
+import suite.grid.cluster, suite.grid.runner
+from suite.grid.plan import TIMED, Options, plan
 
 root, address, head = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 options = Options(2, root, rows=("resnet110_relu_bn@cifar10",), seeds=int(sys.argv[4]), address=address)
-work_on = suite.cluster.work_on
+work_on = suite.grid.cluster.work_on
 
 def stages_of(node, unhappy):
-    import suite.claims, suite.perform
+    import suite.grid.claims, suite.grid.perform
     # As if each node were a machine of its own, whose processes others cannot look up.
-    suite.claims._boot = lambda: node
-    suite.claims.PATIENCE, suite.claims.BEAT = 4.0, 0.5
+    suite.grid.claims._boot = lambda: node
+    suite.grid.claims.PATIENCE, suite.grid.claims.BEAT = 4.0, 0.5
 
     def one(self, stage, folder, step):
         training = stage.kind == "train"
@@ -64,7 +64,7 @@ def stages_of(node, unhappy):
             (folder / name).write_text(stage.key)
         return {"trained": True, "node": node}
 
-    P = suite.perform.Performer
+    P = suite.grid.perform.Performer
     P._one = one
     P._train = lambda self, begun, end: [end(w, one(self, w.stage, w.folder, w.step)) for w in begun]
 
@@ -78,11 +78,11 @@ def without_timings(options, processes):
 
 if sys.argv[5] == "local":
     stages_of("local", False)
-    suite.runner.work(options)
+    suite.grid.runner.work(options)
 else:
-    suite.cluster.work_on, suite.cluster.plan = on_node, without_timings
-    suite.cluster.RETRIES = 2
-    outcome = suite.cluster.run(options)
+    suite.grid.cluster.work_on, suite.grid.cluster.plan = on_node, without_timings
+    suite.grid.cluster.RETRIES = 2
+    outcome = suite.grid.cluster.run(options)
     print(outcome.failed, len(outcome.trained))
 """
 
@@ -192,16 +192,16 @@ def test_a_gang_of_processes_trains_in_one_task(nodes: Any, tmp_path: Path) -> N
 import sys
 from dataclasses import replace
 from pathlib import Path
-import suite.cluster
-from suite.grid import Options, plan
+import suite.grid.cluster
+from suite.grid.plan import Options, plan
 
 def trainings(options, processes):
     found = plan(options, processes)
     return replace(found, stages=tuple(stage for stage in found.stages if stage.kind == "train"))
 
-suite.cluster.plan = trainings
+suite.grid.cluster.plan = trainings
 options = Options(2, Path(sys.argv[1]), rows=("resnet20_relu_bn@cifar10",), depth=20, steps=1)
-outcome = suite.cluster.run(replace(options, address=sys.argv[2], processes=2))
+outcome = suite.grid.cluster.run(replace(options, address=sys.argv[2], processes=2))
 print(outcome.failed, *outcome.trained)
 """
     command = [sys.executable, "-c", script, str(tmp_path), nodes.address]
@@ -218,9 +218,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import ray
-import suite.cluster
+import suite.grid.cluster
 from suite.errors import InputError
-from suite.grid import Options
+from suite.grid.plan import Options
 
 def differing(options):
     return [{"machine": ray.get_runtime_context().get_node_id()}]
@@ -228,11 +228,11 @@ def differing(options):
 def refusing(options, keys):
     raise InputError("cannot")
 
-suite.cluster.work_on, suite.cluster._timings = refusing, differing
+suite.grid.cluster.work_on, suite.grid.cluster._timings = refusing, differing
 options = Options(2, Path(sys.argv[1]), rows=("resnet110_relu_bn@cifar10",), address=sys.argv[2])
 for changed in ({"latency_resource": "absent"}, {"device": "cuda", "processes": 2}, {"latency_resource": "bench"}, {}):
     try:
-        suite.cluster.run(replace(options, **changed))
+        suite.grid.cluster.run(replace(options, **changed))
     except InputError as error:
         print(error)
 """

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from suite.compare import compare, name, render
 from suite.errors import InputError
-from suite.store import Store
+from suite.results.compare import compare, name, render
+from suite.results.store import Store
 
 MACHINE = "Test CPU (2 cores)"
 RANDOM = np.random.default_rng(0)

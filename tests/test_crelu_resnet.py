@@ -21,7 +21,7 @@ from models import (
     PreActBasicBlock,
     ResNet,
 )
-from suite import data
+from suite.data import sets as data
 
 
 def randomize(model: nn.Module) -> nn.Module:

@@ -16,11 +16,13 @@ from onnxscript import ir
 from torch import nn
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import departure, export, session
-from suite.departure import first_departure
-from suite.export import to_graph
-from suite.nodes import name_after_layers
-from suite.rewrite import apply_rewrites
+from suite import session
+from suite.export import exporter as export
+from suite.export.exporter import to_graph
+from suite.export.nodes import name_after_layers
+from suite.export.rewrite import apply_rewrites
+from suite.inference import departure
+from suite.inference.departure import first_departure
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -11,8 +11,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from suite import deploy, latency
 from suite.errors import InputError
+from suite.inference import deploy, latency
 
 
 @pytest.fixture

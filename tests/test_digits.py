@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from suite import digits
-from suite.data import load
-from suite.spec import EMBEDDED
+from suite.data import digits
+from suite.data.sets import load
+from suite.tables.spec import EMBEDDED
 
 DIGITS = tuple(EMBEDDED.values())
 FINGERPRINTS = {

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from suite import distributed, runner
+from suite import distributed
 from suite.distributed import Group
 from suite.errors import InputError
-from suite.grid import Options
+from suite.grid import runner
+from suite.grid.plan import Options
 
 ROW = ("--table", "2", "--depth", "20", "--steps", "3", "--batch-sizes", "1", "--precision", "float32")
 
@@ -43,10 +44,11 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
 
 SPREAD = """
 import torch
-from suite import distributed, runner
+from suite import distributed
+from suite.grid import runner
 from suite.distributed import Group
 from suite.errors import InputError
-from suite.grid import Options
+from suite.grid.plan import Options
 group = distributed.join()
 tensors = [torch.full((3,), float(group.rank)), torch.tensor(group.rank)]
 group.spread(tensors)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from suite.drawing import POINTS, axis, thin
+from suite.report.drawing import POINTS, axis, thin
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, 1e-9])

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from suite import duration, estimate
+from suite import duration
 from suite.errors import InputError
-from suite.estimate import Cost
-from suite.grid import Cell, Grid, Options, plan
-from suite.probe import Probe, Prober, Request
-from suite.spec import load_table
-from suite.store import Store
+from suite.grid import estimate
+from suite.grid.estimate import Cost
+from suite.grid.plan import Cell, Grid, Options, plan
+from suite.grid.probe import Probe, Prober, Request
+from suite.results.store import Store
+from suite.tables.spec import load_table
 
 ROWS = ("resnet110_relu_plain@cifar10", "resnet110_relu_bn@cifar10", "resnet110_crelu_*@cifar10")
 
@@ -75,7 +76,7 @@ def test_a_probe_is_measured_once_and_kept(tmp_path: Path) -> None:
 
 
 def test_a_network_that_cannot_be_probed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suite.perform.device_of", lambda device: "cuda:7")
+    monkeypatch.setattr("suite.grid.perform.device_of", lambda device: "cuda:7")
     options = Options(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",))
     with pytest.raises(InputError, match=r"^resnet20_relu_bn: the probe failed: \w+: .+$"):
         estimate.expect(options, None, lambda text: None)

@@ -12,11 +12,11 @@ import torch
 from onnxscript import ir
 
 import models  # noqa: F401 - registers the networks with timm
-from suite.explain import explain, render
-from suite.export import to_graph
-from suite.nodes import name_after_layers
-from suite.precision import to_int8
-from suite.rewrite import apply_rewrites
+from suite.export.exporter import to_graph
+from suite.export.nodes import name_after_layers
+from suite.export.precision import to_int8
+from suite.export.rewrite import apply_rewrites
+from suite.inference.explain import explain, render
 
 BLOCKED = pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime's blocked layout needs x86")
 
@@ -94,7 +94,7 @@ def test_a_convolutions_speed_is_its_operations_by_its_time(explained: dict[str,
 def test_a_convolution_that_is_named_after_its_bound_has_a_speed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("suite.explain.MOST_EXPENSIVE", 100)
+    monkeypatch.setattr("suite.inference.explain.MOST_EXPENSIVE", 100)
     graph = to_graph(timm.create_model("resnet20_relu_np").eval(), 32)
     apply_rewrites(graph)
     name_after_layers(graph)
@@ -106,7 +106,7 @@ def test_a_convolution_that_is_named_after_its_bound_has_a_speed(
 
 
 def test_operations_are_told_of_convolutions_and_gemm_only() -> None:
-    from suite.explain import _gflops, _Node
+    from suite.inference.explain import _gflops, _Node
 
     def node(operator: str, *inputs: list[int]) -> _Node:
         return _Node("x", operator, "CPUExecutionProvider", inputs, [2, 10], [1.0, 4.0, 2.0])

@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 import models
-from suite.export import OPSET, check, cost, export, fold, load_weights
+from suite.export.exporter import OPSET, check, cost, export, fold, load_weights
 
 # Two of every kind of block and shortcut: BatchNorm, NormProp with and without constants, both layouts.
 NAMES = ["resnet20_relu_bn", "resnet20_crelu_np", "resnet20_relu_np2", "resnet20_crelu_nobias", "resnet34_crelu_np3"]
@@ -160,7 +160,7 @@ def test_a_rewrite_that_changes_the_logits_is_refused(
         weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01))  # type: ignore[union-attr]
         return {}
 
-    monkeypatch.setattr("suite.export.apply_rewrites", spoil)
+    monkeypatch.setattr("suite.export.exporter.apply_rewrites", spoil)
     with pytest.raises(RuntimeError, match=r"model\.onnx: rewriting changed the logits by .* of the largest"):
         export(saved(randomized("resnet20_relu_bn")), 32, tmp_path / "model.onnx", {})
 

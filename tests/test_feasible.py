@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import feasible
-from suite.feasible import LossWatch
+from suite.training import feasible
+from suite.training.feasible import LossWatch
 
 CPU = torch.device("cpu")
 LABELS = np.arange(1000) % 10

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import figures, spec, train
-from suite.batches import Batches
-from suite.data import load
+from suite.data.batches import Batches
+from suite.data.sets import load
 from suite.errors import InputError
-from suite.step import Engine
-from suite.store import Store
+from suite.report import figures
+from suite.results.store import Store
+from suite.tables import spec
+from suite.training import train
+from suite.training.step import Engine
 
 
 def test_untrained_curves_say_so_and_have_a_value_for_each_block(tmp_path: Path) -> None:

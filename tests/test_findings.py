@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from suite import findings, spec
-from suite.findings import Finding
-from suite.runs import Entry, Records
-from suite.store import Store
+from suite.report import findings
+from suite.report.findings import Finding
+from suite.report.runs import Entry, Records
+from suite.results.store import Store
+from suite.tables import spec
 
 # What an analysis says of the last activations.
 ACTIVATION = {"nonzero": 0.5} | {name: {"mean": 1.0, "std": 1.0} for name in ("over_nonzero", "over_all", "pooled")}

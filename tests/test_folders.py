@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from suite import data, folders
+from suite.data import folders
+from suite.data import sets as data
+from suite.data.folders import read_image
 from suite.errors import InputError
-from suite.folders import read_image
 
 
 def error(name: str, path: Path | None) -> str:

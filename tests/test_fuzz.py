@@ -15,14 +15,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suite import checkpoint, cifar, figures, page, report, status
-from suite.compare import compare
+from suite.data import cifar
 from suite.errors import InputError
-from suite.record import Record, read_failure, read_record
-from suite.render import FORMATS, render
-from suite.spec import load_table, parse_table
-from suite.store import Store
-from suite.verify import verify
+from suite.grid import status
+from suite.report import figures, page
+from suite.report import tables as report
+from suite.report.render import FORMATS, render
+from suite.results.compare import compare
+from suite.results.record import Record, read_failure, read_record
+from suite.results.store import Store
+from suite.results.verify import verify
+from suite.tables.spec import load_table, parse_table
+from suite.training import checkpoint
 
 SCALARS = (
     st.none()

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 import models  # noqa: F401 - registers the networks with timm
 from models.layers import CReLU, NormPropConv2d
-from suite import env, kernels, spec
-from suite.step import Engine, Step
+from suite import env
+from suite.tables import spec
+from suite.training import kernels
+from suite.training.step import Engine, Step
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -133,7 +135,7 @@ def compiled_for_a_gpu() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from suite import triton_kernels
+    from suite.training import triton_kernels
 
     image = dict(height=32, width=32, c_in=12, c_out=24)
     blocks = dict(tile=64, tile_in=16, tile_out=32)

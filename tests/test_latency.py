@@ -9,9 +9,9 @@ from onnx import TensorProto, helper, save
 from timm.models import save_for_hf
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import latency
-from suite.export import export
-from suite.latency import Protocol, Request
+from suite.export.exporter import export
+from suite.inference import latency
+from suite.inference.latency import Protocol, Request
 from suite.session import PROVIDERS
 
 SHORT = Protocol(rounds=2, min_seconds=0.0, min_runs=5, max_runs=50, warmup=1)

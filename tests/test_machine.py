@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from suite.grid.machine import LOCK, Machine
 from suite.holder import Holder
 from suite.interrupt import Deadline, TimeIsUp
-from suite.machine import LOCK, Machine
 
 ALONE = """
 import os, pathlib, sys
-from suite.machine import Machine
+from suite.grid.machine import Machine
 sys.argv = ["suite", "run", "--table", "4"]
 os.umask(0o077)
 with Machine(print, pathlib.Path(os.environ["LOCK"])).alone():
@@ -97,7 +97,7 @@ def test_the_lock_of_the_machine_is_one_file_whatever_tmpdir_user_and_umask_are(
     lock: Path, timing: Callable[[], Any], tmp_path: Path
 ) -> None:
     assert str(LOCK) == "/tmp/crelu-norm-suite.lock"
-    code = "from suite.machine import LOCK, Machine; print(Machine(print)._path == LOCK, LOCK)"
+    code = "from suite.grid.machine import LOCK, Machine; print(Machine(print)._path == LOCK, LOCK)"
     environment = os.environ | {"TMPDIR": str(tmp_path), "USER": "another", "LOGNAME": "another"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"True {LOCK}\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from suite.store import Store
+from suite.results.store import Store
 
 Run = Callable[..., tuple[int, str, str]]
 ROW = ("--table", "2", "--depth", "20", "--rows", "resnet20_crelu_bn@cifar10")
@@ -85,7 +85,7 @@ def test_show_speaks_csv_and_json(finished: tuple[Path, subprocess.CompletedProc
 def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> None:
     # The second row's export is broken by a weights file that is not there any more.
     code = (
-        "import sys, suite.train as t, suite.__main__ as m\n"
+        "import sys, suite.training.train as t, suite.__main__ as m\n"
         "whole = t._save\n"
         "def save(model, *rest):\n"
         "    if 'CReLU' in str(model): raise MemoryError('no room')\n"
@@ -109,7 +109,7 @@ def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> Non
 
 def test_packed_rows_are_as_if_run_alone_and_one_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
     code = (
-        "import sys, suite.train as t, suite.__main__ as m\n"
+        "import sys, suite.training.train as t, suite.__main__ as m\n"
         "whole = t._save\n"
         "def save(model, *rest):\n"
         "    if 'NormPropConv2d' in str(model): raise MemoryError('no room')\n"
@@ -171,7 +171,7 @@ def test_at_the_end_of_its_time_a_run_keeps_a_checkpoint_and_says_what_is_left(
     arguments = ("run", *ROW, "--steps", "6", "--batch-sizes", "1", "--results", str(tmp_path))
     arguments += ("--stages", "train,export", "--precision", "float32")
     with monkeypatch.context() as patched:
-        patched.setattr("suite.claims.Claims.say", lambda self, key, done, total, note: steps.append(done))
+        patched.setattr("suite.grid.claims.Claims.say", lambda self, key, done, total, note: steps.append(done))
         patched.setattr("suite.interrupt.Deadline.passed", property(lambda self: len(steps) >= 2))
         code, out, err = suite(*arguments, "--time-limit", "8m")
     assert code == 0
@@ -184,7 +184,7 @@ def test_at_the_end_of_its_time_a_run_keeps_a_checkpoint_and_says_what_is_left(
     assert "failed" not in out + err
     assert not (tmp_path / "records").exists()
     assert list((tmp_path / "work").iterdir()) == list((tmp_path / "claims").iterdir()) == []
-    monkeypatch.setattr("suite.claims.Claims.say", lambda self, key, done, total, note: steps.append(done))
+    monkeypatch.setattr("suite.grid.claims.Claims.say", lambda self, key, done, total, note: steps.append(done))
     code, _, err = suite(*arguments, "--time-limit", "8h")
     assert (code, steps) == (0, [1, 2, 3, 4, 5, 6])
     assert "the time is up" not in err
@@ -204,7 +204,7 @@ def test_workers_end_with_the_time_of_the_run(tmp_path: Path) -> None:
 
 
 def test_a_run_killed_outright_three_times_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    code = "import suite.train as t, suite.__main__ as m\nt.CHECKPOINT_SECONDS = 0.0\nm.main()\n"
+    code = "import suite.training.train as t, suite.__main__ as m\nt.CHECKPOINT_SECONDS = 0.0\nm.main()\n"
     command = [sys.executable, "-c", code, "run", *ROW, "--steps", "24", "--batch-sizes", "1"]
     subprocess.run([*command, "--results", str(tmp_path / "whole")], capture_output=True, check=True)
     killed = [*command, "--results", str(tmp_path / "killed")]
@@ -456,7 +456,7 @@ def test_cuda_is_refused_where_there_is_none(suite: Run, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", [("explain",), ("parity",)])
 def test_a_provider_that_is_not_there_is_one_line_from_every_command(command: tuple[str, ...], suite: Run) -> None:
-    from suite.latency import unavailable
+    from suite.inference.latency import unavailable
 
     if unavailable("cuda") is None:
         pytest.skip("this machine has CUDA")

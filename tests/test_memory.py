@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import memory, spec, step
-from suite.step import Step
+from suite.tables import spec
+from suite.training import memory, step
+from suite.training.step import Step
 
 CPU = torch.device("cpu")
 RECIPE = dataclasses.replace(spec.load_table(2).recipe, batch_size=4)

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from suite import deploy
 from suite.errors import InputError
+from suite.inference import deploy
 
 
 def graph(

@@ -15,9 +15,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from suite import findings, page, spec
-from suite.record import key_of
-from suite.store import Store
+from suite.report import findings, page
+from suite.results.record import key_of
+from suite.results.store import Store
+from suite.tables import spec
 
 AddRun = Callable[..., dict[str, Any]]
 CHROMIUM = shutil.which("chromium")
@@ -252,7 +253,7 @@ def test_a_report_over_ten_thousand_records_is_quick_and_small(many: Store, add_
         if written >= 10_000:
             break
     code = (
-        "import re, sys, time; from pathlib import Path; from suite import page; from suite.store import Store\n"
+        "import re, sys, time; from pathlib import Path; from suite.report import page; from suite.results.store import Store\n"
         "start = time.process_time(); page.write(Store(Path(sys.argv[1])), Path(sys.argv[2]))\n"
         # Not getrusage, whose figure a process inherits from the one that started it.
         "peak = re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())\n"

@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, save
 from torch import Tensor, nn
 
-from suite.parity import SHOWN, TOLERANCE, compare, judge, render
+from suite.inference.parity import SHOWN, TOLERANCE, compare, judge, render
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.standard_normal((200, 10)).astype(np.float32)
@@ -181,7 +181,7 @@ def test_tensorrt_which_multiplies_in_tf32_is_judged_by_its_answers(
 
 
 def test_a_provider_that_is_not_there_is_an_error(onnx_file: Path) -> None:
-    from suite.latency import unavailable
+    from suite.inference.latency import unavailable
 
     if unavailable("cuda") is None:
         assert compared(Mean(), onnx_file, provider="cuda")["provider"] == "CUDAExecutionProvider"

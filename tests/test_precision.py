@@ -14,10 +14,10 @@ from onnxscript import ir
 from torch import nn
 
 import models  # noqa: F401 - registers the networks with timm
-from suite.export import _to_onnx, check, fold, to_graph
-from suite.nodes import name_after_layers
-from suite.precision import Activations, difference, magnitudes, to_float16, to_int8
-from suite.rewrite import apply_rewrites
+from suite.export.exporter import _to_onnx, check, fold, to_graph
+from suite.export.nodes import name_after_layers
+from suite.export.precision import Activations, difference, magnitudes, to_float16, to_int8
+from suite.export.rewrite import apply_rewrites
 
 NAMES = ["resnet20_crelu_bn", "resnet20_relu_np"]
 

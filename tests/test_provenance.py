@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from suite import page
-from suite.store import Store
+from suite.report import page
+from suite.results.store import Store
 
 AddRun = Callable[..., dict[str, Any]]
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from suite.spec import load_table
-from suite.store import Store
-from suite.verify import verify
+from suite.results.store import Store
+from suite.results.verify import verify
+from suite.tables.spec import load_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

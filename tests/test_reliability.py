@@ -20,11 +20,13 @@ from typing import Any
 import pytest
 import torch
 
-from suite import checkpoint, deploy, onnxfile
 from suite.errors import InputError
-from suite.latency import Protocol, Request, measure
-from suite.store import Store
-from suite.verify import verify
+from suite.export import onnxfile
+from suite.inference import deploy
+from suite.inference.latency import Protocol, Request, measure
+from suite.results.store import Store
+from suite.results.verify import verify
+from suite.training import checkpoint
 
 TESTS = Path(__file__).parent
 Suite = Callable[..., tuple[int, str, str]]
@@ -60,7 +62,9 @@ def kills(request: pytest.FixtureRequest) -> int:
 def killed(work: Callable[..., None], *arguments: Any, within: float) -> None:
     """Start work in a fresh process, and kill it outright some time within so many seconds of its beginning."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["suite.deploy", "suite.export", "suite.checkpoint", "suite.parity"])
+    context.set_forkserver_preload(
+        ["suite.inference.deploy", "suite.export.exporter", "suite.training.checkpoint", "suite.inference.parity"]
+    )
     begun = context.Event()
     process = context.Process(target=_begin, args=(begun, work, *arguments))
     process.start()
@@ -155,7 +159,7 @@ def test_kills_while_a_file_is_checked_or_timed_leave_it_alone_and_no_process_be
         killed(work, out, within=within)
         assert out.read_bytes() == whole
         deadline = time.monotonic() + 20
-        while left := _processes("suite.timing"):
+        while left := _processes("suite.inference.timing"):
             assert time.monotonic() < deadline, f"still running: {left}"
             time.sleep(0.1)
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
@@ -396,7 +400,7 @@ def test_a_process_without_a_network_misses_nothing(tmp_path: Path) -> None:
         "call('explain', net)\n"
         "call('show', '--table', '2', '--results', results)\n"
         "call('list', 'models')\n"
-        "from suite.latency import *\n"
+        "from suite.inference.latency import *\n"
         "protocol = Protocol(1, 0, 1, 1, 0)\n"
         "(answer,) = measure([Request('onnxruntime', net, 'cpu', 1, 32, 1, protocol)])\n"
         "assert answer['samples']\n"

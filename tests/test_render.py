@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from suite import report, spec
-from suite.render import FORMATS, Report, render
-from suite.store import Store
+from suite.report import tables as report
+from suite.report.render import FORMATS, Report, render
+from suite.results.store import Store
+from suite.tables import spec
 
 AddRun = Callable[..., dict[str, Any]]
 

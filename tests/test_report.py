@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 
-from suite import report, spec
-from suite.render import Report
-from suite.store import Store
+from suite.report import tables as report
+from suite.report.render import Report
+from suite.results.store import Store
+from suite.tables import spec
 
 AddRun = Callable[..., dict[str, Any]]
 

@@ -16,10 +16,10 @@ from onnxscript import ir
 from torch import Tensor, nn
 
 import models
-from suite.blocks import BLOCK
-from suite.export import _to_onnx, fold
-from suite.nodes import name_after_layers
-from suite.rewrite import apply_rewrites, difference
+from suite.export.blocks import BLOCK
+from suite.export.exporter import _to_onnx, fold
+from suite.export.nodes import name_after_layers
+from suite.export.rewrite import apply_rewrites, difference
 
 # (model, size of an image): each kind of block, rectifier, shortcut and normalisation.
 NETWORKS = [

@@ -13,18 +13,21 @@ from typing import Any
 
 import pytest
 
-from suite import distributed, estimate, grid, perform, progress, runner, store
-from suite.claims import Claims
+from suite import distributed, progress
 from suite.errors import InputError
-from suite.grid import Grid, Options, Stage
-from suite.record import key_of
+from suite.grid import estimate, perform, runner
+from suite.grid import plan as grid
+from suite.grid.claims import Claims
+from suite.grid.plan import Grid, Options, Stage
+from suite.results import store
+from suite.results.record import key_of
 
 # Stages that take no time, so that what is tried is the division of work; each notes that it was done.
 QUICK_STAGES = """
 import os, sys, pathlib, random, time
-import suite.perform, suite.runner, suite.progress, suite.distributed
-from suite.claims import Claims
-from suite.grid import Options, plan
+import suite.grid.perform, suite.grid.runner, suite.progress, suite.distributed
+from suite.grid.claims import Claims
+from suite.grid.plan import Options, plan
 
 root, cells = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 
@@ -36,7 +39,7 @@ def work(self, stage, folder, step):
         raise MemoryError("no room")
     return {"trained": True}
 
-P = suite.perform.Performer
+P = suite.grid.perform.Performer
 P._train = lambda self, begun, end: [end(each, P._one(self, each.stage, each.folder, each.step)) for each in begun]
 original = P.__init__
 def init(self, *a, **k):
@@ -47,7 +50,7 @@ P.__init__ = init
 options = Options(2, root, rows=("resnet110_relu_bn@cifar10",), seeds=cells)
 planned = plan(options)
 with Claims(root) as claims:
-    worker = suite.runner.Worker(options, planned, suite.distributed.ALONE, suite.progress.Silent(0), claims)
+    worker = suite.grid.runner.Worker(options, planned, suite.distributed.ALONE, suite.progress.Silent(0), claims)
     worker.drain(timings=False)
 print(len(worker.done), worker.failures)
 """

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from suite import report, spec
 from suite.errors import InputError
-from suite.render import Report
-from suite.runs import Records
-from suite.store import Store
+from suite.report import tables as report
+from suite.report.render import Report
+from suite.report.runs import Records
+from suite.results.store import Store
+from suite.tables import spec
 
 AddRun = Callable[..., dict[str, Any]]
 

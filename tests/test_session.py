@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from suite import latency
+from suite.inference import latency
 from suite.session import PROVIDERS, open_session, provider_options, uses_tf32
 
 GPUS = ["cuda", "tensorrt"]

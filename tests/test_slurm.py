@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from suite.errors import InputError
-from suite.grid import Options
+from suite.grid.plan import Options
 
 pytest.importorskip("submitit", reason="needs the extra [slurm]")
 
-from suite import slurm
+from suite.grid import slurm
 
 # Stages that take no time. What is defined here goes to the jobs by value.
 DRIVER = """
@@ -19,9 +19,9 @@ import os, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 
-import suite.slurm
+import suite.grid.slurm
 from suite.errors import InputError
-from suite.grid import TIMED, Options, plan
+from suite.grid.plan import TIMED, Options, plan
 
 how = sys.argv[2]
 
@@ -29,9 +29,9 @@ def without_timings(options):
     found = plan(options)
     return replace(found, stages=tuple(stage for stage in found.stages if stage.kind not in TIMED))
 
-class Job(suite.slurm._Job):
+class Job(suite.grid.slurm._Job):
     def __call__(self, options, argv):
-        import suite.perform
+        import suite.grid.perform
 
         def one(self, stage, folder, step):
             if how == "refused":
@@ -41,15 +41,15 @@ class Job(suite.slurm._Job):
             time.sleep(0.05)
             return {"job": os.getpid()}
 
-        P = suite.perform.Performer
+        P = suite.grid.perform.Performer
         P._one = one
         P._train = lambda self, begun, end: [end(w, one(self, w.stage, w.folder, w.step)) for w in begun]
         return super().__call__(options, argv)
 
-suite.slurm.CLUSTER, suite.slurm._Job, suite.slurm.plan = "local", Job, without_timings
+suite.grid.slurm.CLUSTER, suite.grid.slurm._Job, suite.grid.slurm.plan = "local", Job, without_timings
 options = Options(2, Path(sys.argv[1]), rows=("resnet110_relu_bn@cifar10",), seeds=8, workers=2)
 try:
-    print(suite.slurm.run(options).failed)
+    print(suite.grid.slurm.run(options).failed)
 except InputError as error:
     print(error)
 """

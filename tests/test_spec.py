@@ -6,8 +6,8 @@ import pytest
 import timm
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import spec
 from suite.errors import InputError
+from suite.tables import spec
 
 TEXT = (resources.files("suite") / "tables" / "table2.toml").read_text("utf-8")
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from suite import status
-from suite.claims import Claims
 from suite.errors import InputError
-from suite.grid import Grid, Options, Stage, plan
-from suite.store import Store
+from suite.grid import status
+from suite.grid.claims import Claims
+from suite.grid.plan import Grid, Options, Stage, plan
+from suite.results.store import Store
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import env, spec, step
+from suite import env
 from suite.distributed import Group
-from suite.step import Engine, Step, keep_channels_last, try_compile
+from suite.tables import spec
+from suite.training import step
+from suite.training.step import Engine, Step, keep_channels_last, try_compile
 
 CPU = torch.device("cpu")
 RECIPE = spec.load_table(2).recipe

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from suite.claims import Claims
 from suite.errors import InputError
 from suite.files import write
-from suite.grid import Stage
-from suite.record import key_of
-from suite.store import Store, sha256
+from suite.grid.claims import Claims
+from suite.grid.plan import Stage
+from suite.results.record import key_of
+from suite.results.store import Store, sha256
 
 INPUTS: dict[str, Any] = {"model": "resnet20_relu_bn", "seed": 0}
 
@@ -117,7 +117,7 @@ def test_a_record_whose_files_are_gone_is_made_again(store: Store) -> None:
 
 HOLD = """
 import pathlib, signal, sys, time
-from suite.store import Store
+from suite.results.store import Store
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has ignored
 with Store(pathlib.Path(sys.argv[1])).workspace() as folder:
     (folder / "half").write_text("half")
@@ -410,16 +410,16 @@ def test_a_file_cut_short_is_made_again(store: Store, size: int) -> None:
 
 
 def test_a_clock_set_back_loses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    import suite.store
+    import suite.results.store
 
     first = put(store, result=1)
 
-    class Back(suite.store.datetime):
+    class Back(suite.results.store.datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return cls(1999, 1, 1, tzinfo=tz)
 
-    monkeypatch.setattr(suite.store, "datetime", Back)
+    monkeypatch.setattr(suite.results.store, "datetime", Back)
     assert put(store, result=2) == first
     later = put(store, INPUTS | {"seed": 1}, result=3)
     assert later.finished.startswith("1999")

@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from suite import svg
-from suite.drawing import Axis, Plot, Series
+from suite.report import svg
+from suite.report.drawing import Axis, Plot, Series
 
 LINEAR = Axis("error", 0, 10, (0, 5, 10))
 LOG = Axis("latency", 1, 100, (1, 10, 100), log=True)

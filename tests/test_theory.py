@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from suite import theory
+from suite.analysis import theory
 
 Array = NDArray[np.float64]
 RANDOM = np.random.default_rng(0)

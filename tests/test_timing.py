@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from suite import timing
-from suite.timing import Protocol
+from suite.inference import timing
+from suite.inference.timing import Protocol
 
 SHORT = Protocol(rounds=2, min_seconds=0.0, min_runs=5, max_runs=50, warmup=1)
 

@@ -11,12 +11,14 @@ import timm
 import torch
 from torch import nn
 
-from suite import checkpoint, data, feasible, spec, step, train
-from suite.batches import Batches
-from suite.data import Dataset, Split
+from suite.data import sets as data
+from suite.data.batches import Batches
+from suite.data.sets import Dataset, Split
 from suite.distributed import Group
 from suite.interrupt import Deadline, Interruption, TimeIsUp
-from suite.step import Engine
+from suite.tables import spec
+from suite.training import checkpoint, feasible, step, train
+from suite.training.step import Engine
 
 CPU = torch.device("cpu")
 EXACT = Engine(precision="float32", compile="never")

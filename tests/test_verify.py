@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from suite import checkpoint
-from suite.record import Record
-from suite.store import Store
-from suite.verify import verify
+from suite.results.record import Record
+from suite.results.store import Store
+from suite.results.verify import verify
+from suite.training import checkpoint
 
 INPUTS: dict[str, Any] = {"model": "resnet20_relu_bn", "seed": 0}
 

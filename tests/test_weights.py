@@ -11,7 +11,7 @@ from timm.models import save_for_hf
 
 import models  # noqa: F401 - registers the networks with timm
 from suite.errors import InputError
-from suite.weights import load_weights, read_config
+from suite.export.weights import load_weights, read_config
 
 NAME = "resnet20_relu_np2"
 

@@ -12,9 +12,10 @@ import torch
 from timm.models import save_for_hf
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import deploy, env
-from suite.export import load_weights
-from suite.precision import Activations
+from suite import env
+from suite.export.exporter import load_weights
+from suite.export.precision import Activations
+from suite.inference import deploy
 from suite.samples import interval
 
 

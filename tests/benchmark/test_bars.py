@@ -16,8 +16,8 @@ import pytest
 import timm
 import torch
 
-from suite import latency
-from suite.export import load_weights
+from suite.export.exporter import load_weights
+from suite.inference import latency
 from suite.samples import interval
 from suite.session import open_session
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from suite import env, latency, spec
+from suite import env
+from suite.inference import latency
 from suite.samples import percentiles
+from suite.tables import spec
 
 PROTOCOL = latency.Protocol(rounds=8, min_seconds=0.2, min_runs=2, max_runs=100, warmup=2)
 SHORT = ("resnet110_relu_bn", "resnet110_crelu_bn", "resnet50_relu_bn", "resnet50_crelu_bn", "resnet50_relu_np2")
@@ -62,7 +64,7 @@ def group_of(table: int, model: str, size: int, provider: str, batch_size: int, 
 
 @pytest.fixture(scope="session")
 def measured() -> dict[str, dict[str, Any]]:
-    """What `suite.latency.measure` has answered, by group and model."""
+    """What `suite.inference.latency.measure` has answered, by group and model."""
     return {}
 
 

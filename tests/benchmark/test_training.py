@@ -23,8 +23,11 @@ from torchvision import datasets
 from torchvision.transforms import v2 as transforms
 
 import models
-from suite import batches, data, spec, train
-from suite.step import Engine, Precision
+from suite.data import batches
+from suite.data import sets as data
+from suite.tables import spec
+from suite.training import train
+from suite.training.step import Engine, Precision
 
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 ROUNDS, STEPS, WARM_UP = 5, 4, 2
@@ -123,8 +126,11 @@ PEAK = """
 import dataclasses, sys, tempfile
 from pathlib import Path
 import numpy, torch
-from suite import batches, data, env, spec, train
-from suite.step import Engine
+from suite import env
+from suite.data import batches, sets as data
+from suite.tables import spec
+from suite.training import train
+from suite.training.step import Engine
 
 model, precision = sys.argv[1:]
 random = numpy.random.default_rng(0)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import models  # noqa: F401 - registers the networks with timm
 from models.layers import CReLU
-from suite import kernels, spec
-from suite.step import STEPS_BEFORE_CAPTURE, Step
+from suite.tables import spec
+from suite.training import kernels
+from suite.training.step import STEPS_BEFORE_CAPTURE, Step
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,0 +1,174 @@
+"""What several commands take: types of values that are not click's own, and options."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from suite import duration
+from suite.errors import InputError
+from suite.report.render import FORMATS
+from suite.tables import spec
+
+RESULTS = Path("results/local")
+
+
+class Count(click.IntRange):
+    """A whole number from 1."""
+
+    name = "N"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(1, most)
+
+
+# Of what is planned, started or asked for one by one; and of what is merely counted.
+FEW, MANY = Count(10_000), Count(10**9)
+LARGEST_BATCH = 10_000
+
+
+class Choices(click.ParamType[tuple[Any, ...]]):
+    """A comma-separated list; each entry is converted by `convert_one` and must be legal."""
+
+    def __init__(self, name: str, convert_one: Callable[[str], Any]) -> None:
+        self.name = name
+        self.convert_one = convert_one
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name  # as it is to be typed; click would write it in capitals
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        entries = [entry.strip() for entry in value.split(",")]
+        try:
+            return tuple(dict.fromkeys(self.convert_one(entry) for entry in entries))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Location(click.Path):
+    """A path, and not an empty text, which would mean the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("an empty text is no path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Duration(click.ParamType[float]):
+    """A time as in 30m, in seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return duration.parsed(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def one_of(text: str, legal: tuple[str, ...]) -> str:
+    """The text if it is legal; else a `ValueError` that says what is."""
+    if text not in legal:
+        raise ValueError(f"{text!r} is not legal; legal: {', '.join(legal)}")
+    return text
+
+
+def provider(text: str) -> str:
+    """A provider of ONNX Runtime."""
+    return one_of(text, ("cpu", "cuda", "tensorrt"))
+
+
+def stage(text: str) -> str:
+    """A part of a run that may be asked for by itself."""
+    return one_of(text, ("train", "export", "parity", "latency", "analyze"))
+
+
+def batch_size(text: str) -> int:
+    """Images a run, from 1."""
+    if not text.isdecimal() or not 1 <= float(text) <= LARGEST_BATCH:
+        raise ValueError(f"{text!r} is not a batch size; legal: whole numbers from 1 to {LARGEST_BATCH}, as in 1,8")
+    return int(text)
+
+
+def glob(text: str) -> str:
+    """A pattern of `fnmatch`; an empty one would match nothing."""
+    if not text:
+        raise ValueError("an empty pattern matches no row")
+    return text
+
+
+def data_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    """NAME=PATH, repeated."""
+    found: dict[str, Path] = {}
+    for value in values:
+        name, separator, path = value.partition("=")
+        if name not in spec.EMBEDDED or not separator or not path:
+            raise InputError(f"--data {value}: must be NAME=PATH with NAME one of {', '.join(spec.EMBEDDED)}")
+        if name in found:
+            raise InputError(f"--data {name} is given twice")
+        found[name] = Path(path)
+    return found
+
+
+def table_number(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    """The number of one of the paper's tables."""
+    if value not in spec.NUMBERS:
+        raise InputError(f"--table {value}: legal: {', '.join(map(str, spec.NUMBERS))}")
+    return value
+
+
+class Percent(click.ParamType[float]):
+    """A percentage as in 5%, as a share."""
+
+    name = "N%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            share = float(str(value).removesuffix("%")) / 100
+        except ValueError:
+            share = -1.0
+        if not 0 <= share < 100:
+            self.fail(f"{value!r} is no percentage; legal: numbers from 0, as in 5%", param, ctx)
+        return share
+
+
+results = click.option("--results", type=Location(), default=RESULTS, show_default=True, help="Folder of the records.")
+metric = click.option(
+    "--metric",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    help="Errors of the last epoch, or the least.",
+)
+form = click.option(
+    "--format", "form", type=click.Choice(FORMATS), default="github", show_default=True, help="Of the table."
+)
+depth = click.option(
+    "--depth",
+    type=click.Choice(list(map(str, spec.CIFAR_DEPTHS))),
+    help="Another depth than 110 for Tables 1, 2 and 3, and for Figure 2.",
+)
+rows = click.option(
+    "--rows",
+    type=Choices("GLOB,...", glob),
+    default=(),
+    help="Only rows whose model, or model@data, matches.",
+)
+test_data = click.option(
+    "--data",
+    multiple=True,
+    metavar="NAME=PATH",
+    callback=data_sets,
+    help="cifar10, cifar100 or imagenet instead of the embedded images.",
+)
+one_provider = click.option(
+    "--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True
+)
+size = click.option(
+    "--size", type=Count(spec.LARGEST_SIDE), help="Side of an image in pixels; by default the model's own."
+)

@@ -1,0 +1,191 @@
+"""The one place where images come from: embedded digits, CIFAR-10/100 and ImageNet.
+
+Three sets of composed digits come with the package (from scikit-learn) and stand in for the three data
+sets of the paper; the paper's own are read from a path.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import json
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suite.data import cifar, digits, folders
+from suite.errors import InputError
+from suite.tables.spec import EMBEDDED
+
+Triple = tuple[float, float, float]
+
+NAMES = (*EMBEDDED.values(), *EMBEDDED)
+
+# Mean and standard deviation of each channel on the 0-255 scale. CIFAR and ImageNet: the constants of
+# fb.resnet.torch (datasets/*.lua); digits: measured from the train images, to one decimal.
+_STATISTICS: dict[str, tuple[Triple, Triple]] = {
+    "digits10": ((128.4, 128.6, 127.4), (69.5, 74.0, 67.9)),
+    "digits100": ((126.9, 127.2, 127.8), (70.6, 77.4, 68.9)),
+    "digits1000": ((126.9, 127.3, 127.4), (72.4, 80.5, 71.3)),
+    "cifar10": ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
+    "cifar100": ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
+    "imagenet": ((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images, uint8 (N, H, W, 3) RGB or the files of N images, and their labels, int64 (N,). `sizes` are the bytes of
+    each file as it was listed, empty if that is not known; `kept` is the file that an earlier run has kept this list
+    in, or None."""
+
+    images: NDArray[np.uint8] | tuple[Path, ...]
+    labels: NDArray[np.int64]
+    sizes: tuple[int, ...] = ()
+    kept: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether `images` holds pixels, not files."""
+        return isinstance(self.images, np.ndarray)
+
+    def file(self, index: int) -> Path:
+        """The file of an image that is not in memory. Raises InputError if it is not of the size that the data set's
+        fingerprint holds: a data set that changes under a run is not what the run's record says."""
+        path = Path(self.images[index])
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise self._changed(path, f"{error.strerror}", "") from None
+        if self.sizes and size != (was := self.sizes[index]):
+            raise self._changed(path, f"{size} bytes", f", {was} when ")
+        return path
+
+    def _changed(self, path: Path, found: str, before: str) -> InputError:
+        if self.kept is None:
+            began = f"{before}the run began" if before else ""
+            return InputError(f"{path}: {found}{began}; the data set was changed under the run")
+        # Perhaps before it: only some of a kept list is held against the files when it is read.
+        with contextlib.suppress(OSError):
+            self.kept.unlink()
+        listed = f"{before}an earlier run listed it" if before else ""
+        return InputError(f"{path}: {found}{listed}; that list is removed: give the command again to list anew")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A train and a test split with the channel statistics to normalise them by, on the 0-255 scale.
+
+    `fingerprint` is what a record keeps of it: name, number of classes and of images, and a SHA-256 over
+    class names and labels with the pixels (`hash_of` "pixels") or the names and sizes of files ("listing"). `notes`
+    say what was left out of it.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    mean: Triple
+    std: Triple
+    fingerprint: dict[str, object]
+    notes: tuple[str, ...] = ()
+
+
+def load(name: str, path: Path | None = None) -> Dataset:
+    """Return the data set `name`, one of NAMES, read once per process for each path.
+
+    The digits are embedded and take no path. CIFAR takes the folder of an official layout (binary or
+    python) or `train/<class>/` and `test/<class>/` of 32x32 images, ImageNet the folder of `train/<class>/`
+    and `val/<class>/`; the folder around it does as well. Raises InputError for anything else.
+    """
+    if name not in NAMES:
+        raise InputError(f"unknown data set {name!r}, must be one of {', '.join(NAMES)}")
+    if name not in EMBEDDED:
+        if path is not None:
+            raise InputError(f"{name} is embedded and takes no path, got {path}")
+        return _embedded(name)
+    if path is None:
+        raise InputError(f"{name} needs the path of its files; {EMBEDDED[name]} is its embedded stand-in")
+    try:
+        return _from_path(name, path.expanduser().resolve())
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: {error.strerror or error}") from error
+    except RuntimeError as error:  # links in a circle, or the home of nobody
+        raise InputError(f"{path}: {error}") from None
+
+
+@cache
+def _embedded(name: str) -> Dataset:
+    return _in_memory(name, *digits.draw(name))
+
+
+@cache
+def _from_path(name: str, path: Path) -> Dataset:
+    if not path.is_dir():
+        raise InputError(f"{path}: {'is no folder' if path.exists() else 'does not exist'}")
+    if name == "imagenet":
+        return _in_files(name, *folders.list_imagenet(path))
+    if contents := cifar.read(name, path):
+        return _in_memory(name, *contents)
+    found = folders.read_cifar(name, path)
+    if found is None:
+        other = "cifar10" if name == "cifar100" else "cifar100"
+        if cifar.holds(other, path):
+            raise InputError(f"{path}: holds {other}, not {name}")
+        raise InputError(f"{path}: holds no {name} in binary or python layout nor train/ and test/ class folders")
+    return replace(_in_memory(name, *found[0]), notes=found[1])
+
+
+def _in_memory(name: str, classes: tuple[str, ...], train: cifar.Arrays, test: cifar.Arrays) -> Dataset:
+    splits = Split(*train), Split(*test)
+    return _dataset(name, classes, *splits, "pixels", (train[0].data, test[0].data))
+
+
+def _in_files(name: str, train: folders.Listing, test: folders.Listing) -> Dataset:
+    splits = [Split(split.files, split.labels, split.sizes, split.kept) for split in (train, test)]
+    dataset = _dataset(name, train.classes, splits[0], splits[1], "listing", (train.listing, test.listing))
+    return replace(dataset, notes=tuple(split.left_out for split in (train, test) if split.left_out))
+
+
+def _dataset(
+    name: str, classes: tuple[str, ...], train: Split, test: Split, hash_of: str, content: Iterable[Any]
+) -> Dataset:
+    """Put a data set together; `content` is the bytes that identify its images."""
+    digest = hashlib.sha256(json.dumps([classes, len(train), len(test)]).encode())
+    for part in chain((split.labels.astype("<i8").data for split in (train, test)), content):
+        digest.update(part)
+    counts = {"name": name, "classes": len(classes), "train": len(train), "test": len(test)}
+    fingerprint: dict[str, object] = {**counts, "sha256": digest.hexdigest(), "hash_of": hash_of}
+    return Dataset(name, classes, train, test, *_STATISTICS[name], fingerprint)
+
+
+def download(name: str, root: Path) -> Path:
+    """Fetch CIFAR-10 or CIFAR-100 through torchvision and return the folder for `load`.
+
+    What is complete already is not fetched again. Raises InputError without a network.
+    """
+    if name not in cifar.CLASSES:
+        raise InputError(f"{name!r} cannot be downloaded, must be one of {', '.join(cifar.CLASSES)}")
+    from torchvision import datasets
+    from torchvision.datasets import utils
+
+    # Not datasets.CIFAR10(download=True): its constructor unpickles the batches without restriction.
+    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    folder: Path = root / source.base_folder
+    if all(utils.check_integrity(folder / file, md5) for file, md5 in source.train_list + source.test_list):
+        return folder
+    try:
+        utils.download_and_extract_archive(source.url, root, filename=source.filename, md5=source.tgz_md5)
+    except (OSError, RuntimeError, EOFError, tarfile.TarError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot download {name} from {source.url} to {root}: {reason}") from error
+    return folder

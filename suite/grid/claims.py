@@ -1,0 +1,202 @@
+"""Who works on which stage: claims in a shared folder, by which processes and machines divide the work of a grid.
+
+    DIR/claims/KEY.N.json   the N-th claim on stage KEY: who holds it, and how far the work is
+
+A claim is made by creating its file, which only one process can do. Its holder writes it anew every few seconds. A
+claim whose holder died is taken over by creating the one with the next number, which again only one process can do;
+the highest number holds. Whether a holder is dead is decided without comparing clocks: one of this machine is looked
+up among its processes, and one of another machine is dead once its file has stayed the same for `PATIENCE` seconds of
+the observer's own clock. Should it be alive after all, work is done twice and the first record counts.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from suite.errors import InputError
+from suite.files import make_folder, read_if_file, share
+from suite.grid.plan import Stage
+from suite.holder import Holder
+
+# Seconds between two signs of life, and after how many without one a holder on another machine counts as dead.
+BEAT = 2.0
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A stage under way, as its file says.
+
+    Attributes:
+        key, kind, name: of the stage.
+        number: how many held it before, plus one.
+        holder: who does it.
+        done, total: steps of the work; 0 and 0 if it has not said any.
+        note: on its speed.
+    """
+
+    key: str
+    kind: str
+    name: str
+    number: int
+    holder: Holder
+    done: int = 0
+    total: int = 0
+    note: str = ""
+
+
+class Claims:
+    """The claims of a results folder, and those that this process holds. Use it as a context, which ends them all."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "claims"
+        self._me = Holder.this()
+        self._held: dict[str, Claim] = {}
+        # What a claim's file last said, and when this process first saw it say so.
+        self._seen: dict[Path, tuple[bytes, float]] = {}
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._beats = threading.Thread(target=self._keep_alive, daemon=True)
+
+    def __enter__(self) -> "Claims":
+        self._beats.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._beats.join()
+        for key in list(self._held):
+            self.release(key)
+
+    def take(self, stage: Stage) -> bool:
+        """Claim a stage; False if another process is at it.
+
+        Raises:
+            InputError: the folder cannot be written to.
+        """
+        files = self._files(stage.key)
+        if files and self._is_alive(files[-1][1]):
+            return False
+        number = files[-1][0] + 1 if files else 1
+        claim = Claim(stage.key, stage.kind, stage.name, number, self._me)
+        if not self._create(claim):
+            return False
+        with self._lock:
+            self._held[stage.key] = claim
+        return True
+
+    def release(self, key: str) -> None:
+        """Give up a claim, because the work is done or will not be done by this process."""
+        with self._lock:
+            claim = self._held.pop(key, None)
+        if claim:
+            for number, path in self._files(key):
+                if number <= claim.number:
+                    path.unlink(missing_ok=True)
+
+    def say(self, key: str, done: int, total: int, note: str) -> None:
+        """Let others see how far the work on a claimed stage is, at the next sign of life."""
+        with self._lock:
+            claim = self._held.get(key)
+            if claim:
+                self._held[key] = replace(claim, done=done, total=total, note=note)
+
+    def clear(self, keys: Collection[str]) -> None:
+        """Remove what dead processes left of claims on these stages, which are done."""
+        for key, _, path in list(self._all()):
+            if key in keys and not self._is_alive(path):
+                path.unlink(missing_ok=True)
+
+    def under_way(self) -> list[Claim]:
+        """All claims of the folder whose holders live, as far as this process can tell."""
+        newest: dict[str, Path] = {}
+        for key, _, path in sorted(self._all()):
+            newest[key] = path
+        return [
+            claim for path in newest.values() if self._is_alive(path) and (claim := _parse(read_if_file(path) or b""))
+        ]
+
+    def _files(self, key: str) -> list[tuple[int, Path]]:
+        """Number and file of each claim on a stage, in order."""
+        return sorted((number, path) for other, number, path in self._all() if other == key)
+
+    def _all(self) -> Iterator[tuple[str, int, Path]]:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for name in os.listdir(self.folder):
+                key, _, rest = name.partition(".")
+                number, _, suffix = rest.partition(".")
+                if suffix == "json" and number.isdecimal():
+                    yield key, int(number), self.folder / name
+
+    def _is_alive(self, path: Path) -> bool:
+        content = read_if_file(path)
+        if content is None:
+            return False
+        claim = _parse(content)
+        if claim and claim.holder.is_here:
+            return claim.holder.lives
+        before, since = self._seen.get(path, (b"", 0.0))
+        if content != before:
+            since = monotonic()
+            self._seen[path] = content, since
+        return monotonic() - since < PATIENCE
+
+    def _create(self, claim: Claim) -> bool:
+        """Write the file of a new claim, whole from the beginning; False if another process was faster."""
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
+            with self._aside(claim) as temporary:
+                try:
+                    os.link(temporary, self._path(claim))
+                except FileExistsError:
+                    return False
+        except OSError as error:
+            raise InputError(f"--results {self.folder.parent}: cannot write there: {error.strerror}") from None
+        return True
+
+    def _keep_alive(self) -> None:
+        beat = 0
+        while not self._ended.wait(BEAT):
+            beat += 1
+            with self._lock:
+                held = list(self._held.values())
+                for claim in held:
+                    # A full disk or a network that is away must not end the work; at worst another takes it over.
+                    with contextlib.suppress(OSError), self._aside(claim, beat) as temporary:
+                        os.replace(temporary, self._path(claim))
+
+    def _path(self, claim: Claim) -> Path:
+        return self.folder / f"{claim.key}.{claim.number}.json"
+
+    @contextlib.contextmanager
+    def _aside(self, claim: Claim, beat: int = 0) -> Iterator[str]:
+        """A file beside the claims that says what this one says; gone afterwards unless it was renamed."""
+        content = {**vars(claim), "holder": vars(claim.holder), "beat": beat}
+        descriptor, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(content, file)
+            share(Path(temporary))
+            yield temporary
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _parse(content: bytes) -> Claim | None:
+    """The claim that a file's content stands for, or None if it is none: a machine lost power as it was written."""
+    try:
+        raw: Mapping[str, Any] = json.loads(content)
+        claim = Claim(**{name: raw[name] for name in Claim.__dataclass_fields__} | {"holder": Holder(**raw["holder"])})
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    values = [(getattr(part, each.name), each.type) for part in (claim, claim.holder) for each in fields(part)]
+    return claim if all(type(value) is kind for value, kind in values) else None

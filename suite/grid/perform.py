@@ -1,0 +1,365 @@
+"""Do the stages of a grid, one or several at a time: what each reads from the store, and what is kept of it.
+
+Each stage is a function of values, and this module alone knows how they hang together. A stage is imported when it is
+done, so that a run of which everything is stored already does not load torch.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from suite import distributed, env, progress
+from suite.distributed import Group
+from suite.errors import InputError, in_words
+from suite.grid.plan import Cell, Options, Stage
+from suite.inference import deploy
+from suite.interrupt import NEVER, Deadline, Interruption
+from suite.results.record import key_of
+from suite.results.store import Store
+
+if TYPE_CHECKING:
+    from suite.data.batches import Batches
+    from suite.inference.latency import Request
+
+Work = Callable[[Stage, Path, progress.Steps], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A stage that was begun.
+
+    Attributes:
+        stage: what it is.
+        folder: for its files.
+        step: told of steps done.
+        start: when it was begun, by `perf_counter`.
+        ends: what ends its display, and then its folder.
+    """
+
+    stage: Stage
+    folder: Path
+    step: progress.Steps
+    start: float
+    ends: ExitStack
+
+
+class Performer:
+    """What does stages, and keeps their results or the reasons why they failed.
+
+    Args:
+        options: of the run.
+        store: of the results; only process 0 of a group touches it.
+        group: the processes that train together.
+        display: told of each stage.
+        say: told of steps done, by the stage's key: steps done, steps in all, a note.
+        deadline: when trainings stop, with a checkpoint.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        store: Store,
+        group: Group,
+        display: progress.Lines,
+        say: Callable[[str, int, int, str], None] = lambda key, done, total, note: None,
+        deadline: Deadline = NEVER,
+    ) -> None:
+        self.options, self.store, self.group, self.display, self.say = options, store, group, display, say
+        self.deadline = deadline
+        self.threads = env.available_cores()
+        self._single: Mapping[str, Work] = {
+            "export": self._export,
+            "analyze": self._analyze,
+            "convert": self._convert,
+            "parity": self._parity,
+            "peak": self._peak,
+        }
+
+    def do(self, stages: Sequence[Stage], ended: Callable[[Stage, bool], Stage | None]) -> None:
+        """Do stages of one kind: trainings at the same time, timings in turns, of all others one. All that they need
+        must be in the store.
+
+        Args:
+            stages: what to do.
+            ended: told of each stage, once its result or the reason of its failure is kept, whether it is done;
+                returns a training to begin in the place of one, or None.
+
+        Raises:
+            InputError: what the user gave is not usable, which other stages would meet too.
+            TimeIsUp: trainings were stopped, of which there are checkpoints.
+        """
+        with ExitStack() as stack:
+            begun = [self._begin(stage, stack) for stage in stages]
+
+            def end(each: UnderWay, outcome: dict[str, Any] | Exception) -> UnderWay | None:
+                following = ended(each.stage, self._settle(each, outcome))
+                return self._begin(following, stack) if following else None
+
+            if stages[0].kind == "train":
+                self._train(begun, end)
+                return
+            outcomes: Sequence[dict[str, Any] | Exception]
+            if stages[0].kind == "latency":
+                outcomes = self._latency(stages, [each.step for each in begun])
+            else:
+                outcomes = [self._one(each.stage, each.folder, each.step) for each in begun]
+            for each, outcome in zip(begun, outcomes, strict=True):
+                end(each, outcome)
+
+    def _begin(self, stage: Stage, stack: ExitStack) -> UnderWay:
+        """A folder and a display for a stage, which end with `stack` at the latest."""
+        ends = stack.enter_context(ExitStack())
+        folder = ends.enter_context(_scratch() if self.group.rank else self.store.workspace())
+        step = ends.enter_context(self._shown(stage))
+        return UnderWay(stage, folder, step, perf_counter(), ends)
+
+    @contextmanager
+    def _shown(self, stage: Stage) -> Iterator[progress.Steps]:
+        """Show a stage in the display, and to whoever else looks at the folder."""
+        with self.display.stage(stage.name) as step:
+
+            def both(done: int, total: int, note: str) -> None:
+                step(done, total, note)
+                self.say(stage.key, done, total, note)
+
+            yield both
+
+    def _settle(self, each: UnderWay, outcome: dict[str, Any] | Exception) -> bool:
+        """Keep what came of a stage, and end its display; returns whether it is done."""
+        if isinstance(outcome, InputError):
+            raise outcome
+        if self.group.rank:
+            return not isinstance(outcome, Exception)
+        stage = each.stage
+        if not isinstance(outcome, Exception):
+            timing = {"seconds": perf_counter() - each.start} | outcome.pop("timing", {})
+            files = each.folder if any(each.folder.iterdir()) else None
+            self.store.put(stage.kind, stage.inputs, outcome, env.environment(), timing, files)
+            each.ends.close()
+            return True
+        reason = in_words(outcome)
+        self.store.fail(stage.kind, stage.inputs, reason)
+        each.ends.pop_all().__exit__(type(outcome), outcome, None)  # the display then says that it failed
+        self.display.note(f"{stage.name}: {reason}")
+        return False
+
+    def _one(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any] | Exception:
+        try:
+            return self._single[stage.kind](stage, folder, step)
+        except Exception as error:
+            # Whatever goes wrong in one cell must not take the others with it; the reason is kept and shown.
+            return error
+
+    def _file(self, stage: Stage, name: str) -> Path:
+        """A file that a stage has left."""
+        record = self.store.get(stage.kind, stage.inputs)
+        if record is None:
+            raise RuntimeError(f"{stage.name}: its record or files are gone from {self.store.root}")
+        return self.store.artifact(record, name)
+
+    def _weights(self, train: Stage) -> Path:
+        return self._file(train, "model.safetensors").parent
+
+    def _train(
+        self, begun: Sequence[UnderWay], end: Callable[[UnderWay, dict[str, Any] | Exception], UnderWay | None]
+    ) -> None:
+        """Train networks at the same time; `end` is told of each that ends, and gives the next."""
+        import torch
+
+        from suite.training.step import Engine
+        from suite.training.train import Job, train_packed
+
+        # torch knows of cores, not of a container's share of them.
+        if env.cpu_quota() is not None and torch.get_num_threads() > self.threads:
+            torch.set_num_threads(self.threads)
+        device = device_of(self.options.device)
+
+        def job(each: UnderWay) -> Job:
+            def on_end(outcome: dict[str, Any] | Exception) -> Job | None:
+                following = end(each, outcome)
+                return job(following) if following else None
+
+            cell = _cell(each.stage)
+            return Job(
+                cell.row.model,
+                self._batches(cell, device, self.group),
+                cell.seed,
+                each.folder,
+                checkpoints=self.store.checkpoints("train", each.stage.inputs),
+                on_step=each.step,
+                on_epoch=self._epoch_log(each.stage),
+                on_end=on_end,
+            )
+
+        jobs = [job(each) for each in begun]
+        with Interruption(self.deadline) as interruption:
+            engine = Engine(self.options.precision, self.options.compile, self.options.kernels)
+            train_packed(jobs, engine, interruption, self.display.note)
+
+    def _epoch_log(self, stage: Stage) -> Callable[[dict[str, Any], float], None]:
+        """What is said of each epoch: a line where there is no bar, and the curves of TensorBoard."""
+        cell, writer = _cell(stage), None
+        if self.options.tensorboard and self.group.rank == 0:
+            from torch.utils.tensorboard import SummaryWriter
+
+            run = f"{cell.row.model}-{cell.dataset.name}-seed{cell.seed}-{key_of('train', stage.inputs)}"
+            writer = SummaryWriter(str(self.options.tensorboard / run))
+
+        def log(epoch: dict[str, Any], images_per_second: float) -> None:
+            number = epoch["epoch"]
+            shown = {
+                "train loss": epoch["train_loss"],
+                "train error": epoch["train_error"],
+                "test error": epoch.get("top1"),
+                "learning rate": epoch["learning_rate"],
+                "images per second": images_per_second,
+            }
+            figures = ", ".join(f"{what} {value:.4g}" for what, value in shown.items() if value is not None)
+            self.display.log(f"{stage.name}: epoch {number}/{cell.recipe.epochs}, {figures}")
+            if writer:
+                for what, value in shown.items():
+                    if value is not None:
+                        writer.add_scalar(what.replace(" ", "_"), value, number)
+                writer.flush()
+
+        return log
+
+    def _export(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+        from suite.export.exporter import export
+
+        (train,), cell, size = stage.needs, _cell(stage), stage.inputs["size"]
+        weights = self._weights(train)
+        of = deploy.Source(weights, cell.row.model, len(cell.dataset.classes), size, trained=True)
+        rewrite = not stage.inputs.get("plain", False)
+        more = {
+            "recipe": json.dumps(dataclasses.asdict(cell.recipe)),
+            "data": json.dumps(cell.dataset.fingerprint),
+            "run": train.key,
+            "form": "rewritten" if rewrite else "plain",
+        }
+        return export(weights, size, folder / "model.onnx", deploy.metadata(of, more), rewrite)
+
+    def _analyze(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+        """What the paper looks inside for: Table 1 and the curves of Figures 2 and 3."""
+        from suite.analysis.analyze import analyze, coherence
+        from suite.export.exporter import load_weights
+
+        model = load_weights(self._weights(stage.needs[0]))
+        found = analyze(model, self._batches(_cell(stage), "cpu"), step).to_dict()
+        return found | {"coherence": coherence(model).to_dict()}
+
+    def _convert(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+        """The exported file in fewer bits, with images to calibrate int8 on and to see whether float16 holds them."""
+        path = self._file(stage.needs[0], "model.onnx")
+        batches = self._batches(_cell(stage), "cpu")
+        activations = stage.inputs.get("activations", "unsigned")
+        images = deploy.calibration(batches)
+        return deploy.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
+
+    def _parity(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+        train, file = stage.needs
+        weights, path = self._weights(train), self._file(file, "model.onnx")
+        # The exporter's own graph is in float32 as well.
+        form = "fp32" if stage.inputs["precision"] == "plain" else stage.inputs["precision"]
+        batches = self._batches(_cell(stage), "cpu")
+        return deploy.check(weights, path, batches, form, stage.inputs["provider"], progress=step)
+
+    def _peak(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+        from suite.inference import latency
+
+        inputs = stage.inputs
+        return latency.peak(inputs["provider"], inputs["threads"], inputs.get("precision", "fp32"))
+
+    def _latency(
+        self, stages: Sequence[Stage], steps: Sequence[progress.Steps]
+    ) -> Sequence[dict[str, Any] | Exception]:
+        """Measure these against each other."""
+        from suite.inference import latency
+
+        def step(done: int, total: int, note: str) -> None:
+            for each in steps:
+                each(done, total, note)
+
+        return latency.measure([self._request(stage) for stage in stages], step)
+
+    def _request(self, stage: Stage) -> "Request":
+        from suite.inference import latency
+
+        (source,) = stage.needs
+        path = self._weights(source) if source.kind == "train" else self._file(source, "model.onnx")
+        names = {field.name for field in dataclasses.fields(latency.Request)} - {"path", "protocol"}
+        settings = {name: stage.inputs[name] for name in names}
+        return latency.Request(path=str(path), protocol=latency.Protocol(**stage.inputs["protocol"]), **settings)
+
+    def _batches(self, cell: Cell, device: str, group: Group = distributed.ALONE) -> "Batches":
+        import torch
+
+        from suite.data.batches import Batches
+
+        workers = 0 if cell.dataset.train.in_memory else self.threads
+        place = torch.device(device, group.local_rank) if device == "cuda" else torch.device(device)
+        return Batches(cell.dataset, cell.recipe, place, workers, group)
+
+
+def longest_first(stages: Iterable[Stage]) -> list[Stage]:
+    """Trainings in the order in which to begin them where several share a device: one that is begun last and takes
+    longest would have it to itself in the end."""
+    return sorted(stages, key=_length, reverse=True)
+
+
+def _length(stage: Stage) -> float:
+    """About how long a training takes compared with others: multiply-accumulates for all images that it sees."""
+    cell = _cell(stage)
+    images = cell.recipe.epochs * len(cell.dataset.train)
+    if cell.recipe.max_steps is not None:
+        images = min(images, cell.recipe.max_steps * cell.recipe.batch_size)
+    return images * _macs(cell.row.model, len(cell.dataset.classes), cell.recipe.train_size)
+
+
+@cache
+def _macs(model: str, classes: int, size: int) -> int:
+    """Multiply-accumulates of a network for one image; 0 of one that cannot be made, as its training will say."""
+    import timm
+
+    from suite.export.exporter import cost
+
+    try:
+        return cost(timm.create_model(model, num_classes=classes, device="meta"), size)["macs"]
+    except RuntimeError:
+        return 0
+
+
+def device_of(wanted: str) -> str:
+    """The device to train on; "auto" is a GPU where there is one.
+
+    Raises:
+        InputError: "cuda" where there is none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and env.machine()["gpu"] is None):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
+        raise InputError("--device cuda: torch finds no CUDA GPU here; legal: auto, cpu")
+    return "cpu"
+
+
+def _cell(stage: Stage) -> Cell:
+    assert stage.cell is not None
+    return stage.cell
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """An empty folder that is gone afterwards, for a process whose files nobody keeps."""
+    with TemporaryDirectory() as folder:
+        yield Path(folder)

@@ -1,0 +1,127 @@
+"""How far the work in a results folder is, read while others do it."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from suite import duration
+from suite.grid.claims import Claim, Claims
+from suite.grid.plan import Grid
+from suite.results.store import Store
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a plan: its kind, key, model, and its name for people."""
+
+    kind: str
+    key: str
+    model: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far one command's grid is.
+
+    Attributes:
+        command: that was run.
+        stages: of the grid, in order.
+        done: keys of the finished stages.
+        under_way: claims of stages that somebody is at.
+        failed: reason of each stage that has failed and not succeeded since, by key.
+        seconds_left: of work for the workers that are at it, from what stages of the same kind took; None if one of
+            some kind has yet to end.
+    """
+
+    command: str
+    stages: Sequence[Planned]
+    done: frozenset[str]
+    under_way: Sequence[Claim]
+    failed: Mapping[str, str]
+    seconds_left: float | None
+
+
+def plan_of(grid: Grid, command: Sequence[str]) -> dict[str, Any]:
+    """What a run leaves in the folder of what it is to do, for `read`."""
+    stages = [[stage.kind, stage.key, str(stage.inputs["model"]), stage.name] for stage in grid.stages]
+    return {"command": " ".join(command), "stages": stages}
+
+
+def read(store: Store) -> list[Status]:
+    """The state of each command that was run on this folder, in the order of their beginnings.
+
+    Raises:
+        InputError: a plan or a record is damaged.
+    """
+    done = {stage: store.keys(stage) for stage in store.stages()}
+    claims = {claim.key: claim for claim in Claims(store.root).under_way()}
+    failed = {note["key"]: note["reason"] for note in store.failures()}
+    took = _seconds(store)
+    found = []
+    for content in store.plans():
+        stages = [Planned(*stage) for stage in content["stages"]]
+        finished = frozenset(stage.key for stage in stages if stage.key in done.get(stage.kind, ()))
+        left = [stage for stage in stages if stage.key not in finished]
+        under_way = [claims[stage.key] for stage in left if stage.key in claims]
+        reasons = {stage.key: failed[stage.key] for stage in left if stage.key in failed and stage.key not in claims}
+        waiting = [stage for stage in left if stage.key not in reasons]
+        found.append(Status(content["command"], stages, finished, under_way, reasons, _left(waiting, claims, took)))
+    return found
+
+
+def _seconds(store: Store) -> dict[tuple[str, str], list[float]]:
+    """What the finished stages took, by kind and model, and by kind for all models."""
+    took: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for stage in store.stages():
+        for record in store.each(stage):
+            for model in (str(record.inputs["model"]), ""):
+                took[stage, model].append(record.timing.get("seconds", 0.0))
+    return took
+
+
+def _left(
+    waiting: Sequence[Planned], claims: Mapping[str, Claim], took: Mapping[tuple[str, str], list[float]]
+) -> float | None:
+    total = 0.0
+    for stage in waiting:
+        known = took.get((stage.kind, stage.model)) or took.get((stage.kind, ""))
+        if not known:
+            return None
+        claim = claims.get(stage.key)
+        share = claim.done / claim.total if claim and claim.total else 0.0
+        total += (1 - share) * sum(known) / len(known)
+    return total / max(1, len({(claim.holder.host, claim.holder.pid) for claim in claims.values()}))
+
+
+def render(found: Sequence[Status]) -> str:
+    """As text: of each command its stages by kind, who is at what, what failed and why, and the time left."""
+    from tabulate import tabulate
+
+    if not found:
+        return "nothing was begun here\n"
+    parts = []
+    for status in found:
+        kinds = list(dict.fromkeys(stage.kind for stage in status.stages))
+        all_of, done = (
+            Counter(s.kind for s in status.stages),
+            Counter(s.kind for s in status.stages if s.key in status.done),
+        )
+        names = {stage.key: stage.name for stage in status.stages}
+        lines = [status.command]
+        lines.append("  done: " + ", ".join(f"{kind} {done[kind]}/{all_of[kind]}" for kind in kinds))
+        if len(status.done) < len(status.stages):
+            left = "not known yet" if status.seconds_left is None else duration.written(status.seconds_left)
+            idle = "" if status.under_way else "; nobody is at it: give the command again to go on"
+            lines.append(f"  time left: {left}{idle}")
+        if status.under_way:
+            rows = [
+                (c.name, f"{c.done}/{c.total}" if c.total else "", c.note, f"{c.holder.host}, process {c.holder.pid}")
+                for c in status.under_way
+            ]
+            lines += ["  under way:", *("    " + line for line in tabulate(rows, tablefmt="plain").splitlines())]
+        if status.failed:
+            lines += ["  failed:", *(f"    {names[key]}: {reason}" for key, reason in status.failed.items())]
+        parts.append("\n".join(lines))
+    return "\n".join(parts) + "\n"

@@ -1,0 +1,192 @@
+"""Where an exported file departs from its network: the first node whose values are not the network's."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnxscript import ir
+from torch import Tensor, nn
+
+from suite.export.exporter import last_convolution, to_graph
+from suite.export.nodes import name_after_layers
+from suite.export.rewrite import apply_rewrites
+from suite.session import load_onnxruntime, open_session
+
+# Difference from which on a value departs, as a share of the greatest value of its tensor. Rounding stays below: across
+# runtimes, and (far below) where one runtime computes one graph in one order.
+ACROSS_RUNTIMES = 1e-4
+SAME_RUNTIME = 1e-5
+
+# Nodes whose values are held at a time.
+AT_A_TIME = 50
+
+Values = Mapping[str, NDArray[Any]]
+# The values of so many nodes, given by name.
+Source = Callable[[Sequence[str]], Values]
+
+
+def first_departure(
+    model: nn.Module, path: Path, images: Tensor, provider: str = "cpu", threads: int = 1
+) -> dict[str, Any] | None:
+    """The first node at which an exported float32 file does not compute its network.
+
+    A rewritten graph has other tensors than the network: other orders of channels, factors, halves of convolutions. So
+    the network is exported once more, and three comparisons follow; the first that fails names the node.
+
+    1. "export": torch's convolutions and linear layers (with their BatchNorm, if any) against the fresh export as the
+       exporter wrote it. A fault of folding or of the exporter shows here, at the first such layer after it. Left out
+       are the two convolutions of a sum that BatchNorm follows (NormProp), which fold with it.
+    2. "file": each node of the fresh export, rewritten if the file is, against the node of this name in the file, both
+       on the CPU without optimisation. A damaged file, or one of other weights, shows here, at the node itself.
+    3. "runtime": each node of the file without optimisation on the CPU against the same on `provider` with all
+       optimisations, and then its logits alone, since a node whose output is looked at is not fused with its reader.
+
+    Nodes are compared one by one in the graph's order, not by bisection: behind a wrong shortcut come the right nodes
+    of the branch beside it, so that "departs" is not monotonous.
+
+    Args:
+        model: the trained network in evaluation mode, on the CPU.
+        path: the file, as `suite.export.exporter` wrote it.
+        images: (N, 3, size, size), normalised as in training; a few are enough, on which the two disagree.
+        provider: of ONNX Runtime, on which the file is run.
+        threads: of ONNX Runtime.
+
+    Returns:
+        None if nothing departs. Else `comparison` ("export", "file" or "runtime"); `node` and `operator` of the graph,
+        and the `layer` that it comes from; the greatest `difference` (None if shapes differ or a value is not finite),
+        and the `scale`, the greatest magnitude expected; and at the worst `position` (index in the tensor, None if the
+        shapes differ) the values `expected` and `actual`.
+
+    Raises:
+        RuntimeError: the file has no node in common with an export of this network.
+    """
+    file = onnx.load(path)
+    exported = to_graph(model, images.shape[-1])
+    plain = _named(ir.from_proto(ir.to_proto(exported)))
+    same_form = plain
+    if all(node.op_type != "ReduceMean" for node in file.graph.node):  # the pool, which rewriting replaces
+        apply_rewrites(exported)
+        same_form = _named(exported)
+    operators = {node.name: node.op_type for node in file.graph.node}
+    common = [node.name for node in same_form.graph.node if node.name in operators]
+    if not common:
+        raise RuntimeError(f"{path.name} has no node in common with an export of this network")
+
+    pixels = images.contiguous().numpy()
+    layers = _torch_values(model, images)
+    on_cpu = partial(_graph_values, images=pixels, threads=threads)
+    as_run = partial(_graph_values, file, images=pixels, threads=threads, provider=provider)
+    as_written = partial(on_cpu, file)
+    comparisons: list[tuple[str, Source, Source, Sequence[str], float]] = [
+        ("export", lambda names: layers, partial(on_cpu, plain), list(layers), ACROSS_RUNTIMES),
+        ("file", partial(on_cpu, same_form), as_written, common, SAME_RUNTIME),
+        ("runtime", as_written, as_run, list(operators), ACROSS_RUNTIMES),
+        ("runtime", as_written, as_run, [file.graph.node[-1].name], ACROSS_RUNTIMES),
+    ]
+    for comparison, expected, actual, nodes, tolerance in comparisons:
+        found = _first(expected, actual, nodes, tolerance)
+        if found:
+            node = found["node"]
+            layer = _layer(model, node)
+            return {"comparison": comparison, "layer": layer, "operator": operators.get(node)} | found
+    return None
+
+
+def _first(expected: Source, actual: Source, nodes: Sequence[str], tolerance: float) -> dict[str, Any] | None:
+    for start in range(0, len(nodes), AT_A_TIME):
+        names = nodes[start : start + AT_A_TIME]
+        wanted, got = expected(names), actual(names)
+        for name in names:
+            found = _difference(wanted[name], got[name], tolerance)
+            if found:
+                return {"node": name} | found
+    return None
+
+
+def _difference(expected: NDArray[Any], actual: NDArray[Any], tolerance: float) -> dict[str, Any] | None:
+    scale = float(np.abs(expected).max())
+    if expected.shape != actual.shape:
+        return {"difference": None, "scale": scale, "position": None, "expected": None, "actual": None}
+    apart = np.nan_to_num(np.abs(expected - actual), nan=np.inf, posinf=np.inf)
+    if apart.max() <= tolerance * scale:
+        return None
+    position = np.unravel_index(apart.argmax(), apart.shape)
+    difference, *values = (
+        float(value) if np.isfinite(value) else None
+        for value in (apart[position], expected[position], actual[position])
+    )
+    at = [int(index) for index in position]
+    return {"difference": difference, "scale": scale, "position": at, "expected": values[0], "actual": values[1]}
+
+
+def _torch_values(model: nn.Module, images: Tensor) -> dict[str, NDArray[Any]]:
+    """The outputs of convolutions, with their BatchNorm, and of linear layers, by layer, in the order of execution."""
+    found: dict[str, NDArray[Any]] = {}
+
+    def keep(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        found[name] = output.numpy()
+
+    hooks = []
+    refolded = {
+        f"{name}.{part}"
+        for name, block in model.named_modules()
+        if isinstance(getattr(block, "sum_norm", None), nn.BatchNorm2d)
+        for part in (last_convolution(block), "shortcut.0")
+    }
+    for parent_name, parent in model.named_modules():
+        children = [*parent.named_children(), ("", None)]
+        for (name, child), (_, following) in pairwise(children):
+            layer = f"{parent_name}.{name}".lstrip(".")
+            if isinstance(child, nn.Conv2d | nn.Linear) and layer not in refolded:
+                whole = following if isinstance(following, nn.BatchNorm2d) else child
+                hooks.append(whole.register_forward_hook(partial(keep, layer)))
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _graph_values(
+    model: onnx.ModelProto,
+    nodes: Sequence[str],
+    images: NDArray[Any],
+    threads: int,
+    provider: str | None = None,
+) -> dict[str, NDArray[Any]]:
+    """What nodes give out, by name: optimised on a provider, or on the CPU as the graph is written."""
+
+    def configure(options: Any) -> None:
+        if provider is None:
+            options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+
+    outputs = {node.name: node.output[0] for node in model.graph.node if node.name in set(nodes)}
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    already = {value.name for value in model.graph.output}
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs.values() if name not in already)
+    session = open_session(exposed.SerializeToString(), provider or "cpu", threads, configure=configure)
+    values = session.run(list(outputs.values()), {"input": images})
+    return dict(zip(outputs, values, strict=True))
+
+
+def _named(graph: ir.Model) -> onnx.ModelProto:
+    name_after_layers(graph)
+    return ir.to_proto(graph)
+
+
+def _layer(model: nn.Module, node: str) -> str:
+    """The module that a node is named after; the node itself if there is none."""
+    modules = {name for name, _ in model.named_modules()}
+    layer = node
+    while layer not in modules and "." in layer:
+        layer = layer.rpartition(".")[0]
+    return layer if layer in modules else node

@@ -1,0 +1,194 @@
+"""What ONNX Runtime makes of an exported file: which nodes run where, what was not fused, and where the time goes."""
+
+import json
+import math
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from suite.session import open_session
+
+# Operators that are parts of convolutions, or of their weights, in a graph that suits the runtime.
+FUSABLE = ("BatchNormalization", "Neg", "Slice", "Pad", "Add", "Relu", "Sub", "Div", "Mul")
+WARM_UP, RUNS = 3, 20
+MOST_EXPENSIVE = 5
+
+
+@dataclass(frozen=True)
+class _Node:
+    """One node of the optimised graph: what the profile says of it, and its microseconds in each run."""
+
+    name: str
+    operator: str
+    provider: str
+    inputs: Sequence[Sequence[int]]
+    output: Sequence[int]
+    microseconds: list[float]
+
+    @property
+    def typical(self) -> float:
+        return statistics.median(self.microseconds)
+
+
+def explain(
+    path: Path, provider: str = "cpu", threads: int = 1, batch_size: int = 1, size: int | None = None
+) -> dict[str, Any]:
+    """Run a file on random images with ONNX Runtime's profile, and without it for comparison, one after the other.
+
+    Args:
+        path: a file that `suite.export.exporter` wrote, in any precision.
+        provider: "cpu", "cuda" or "tensorrt".
+        threads: of ONNX Runtime.
+        batch_size: images a run.
+        size: side of an image in pixels; None for the file's own.
+
+    Returns:
+        `file`, `provider` as ONNX Runtime names it, `threads`, `batch_size`, `size`, `runs`; `nodes` of the optimised
+        graph by provider; its `operators`; of these `unfused` (`FUSABLE` ones that are left), `reorders` (between the
+        blocked layout and the plain one) and `copies` (between devices); `expensive`: the nodes that take longest, each
+        with `name`, `operator`, `microseconds`, `share` of all kernels' time, and `gflops` (billions of multiplications
+        and additions a second; None where it is neither convolution nor Gemm); and medians over the runs in
+        microseconds: `kernel_us`, all kernels of a run; `run_us`, the run with the profile on, in which the difference
+        is dispatch and the profile's own; `wall_us`, a run without it. On a GPU the profile sees how long a kernel
+        takes to launch, not to run.
+
+    Raises:
+        RuntimeError: the provider cannot be used here, or the file is no graph.
+    """
+    import numpy as np
+    import onnx
+
+    session = open_session(str(path), provider, threads, tf32=True)  # as latencies are measured
+    (tensor,) = session.get_inputs()
+    side = size or int(tensor.shape[2])
+    images = np.random.default_rng(0).standard_normal((batch_size, 3, side, side), np.float32)
+    wall = []
+    for _ in range(WARM_UP + RUNS):
+        start = perf_counter()
+        session.run(None, {tensor.name: images})
+        wall.append(1e6 * (perf_counter() - start))
+    del session  # two thread pools would be in each other's way
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def profile(options: Any) -> None:
+            options.enable_profiling = True
+            options.profile_file_prefix = f"{folder}/profile"
+
+        session = open_session(str(path), provider, threads, tf32=True, configure=profile)
+        for _ in range(WARM_UP + RUNS):
+            session.run(None, {tensor.name: images})
+        name = session.get_providers()[0]
+        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+
+    nodes, run_us = _read(events)
+    graph = onnx.load(path).graph
+    shapes = {constant.name: tuple(constant.dims) for constant in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in shapes]
+    weights = {node.name: shapes[node.input[1]] for node in convolutions}
+    total = sum(node.typical for node in nodes)
+    operators = Counter(node.operator for node in nodes)
+    return {
+        "file": path.name,
+        "provider": name,
+        "threads": threads,
+        "batch_size": batch_size,
+        "size": side,
+        "runs": RUNS,
+        "nodes": dict(Counter(node.provider for node in nodes)),
+        "operators": dict(sorted(operators.items())),
+        "unfused": {name: operators[name] for name in FUSABLE if operators[name]},
+        "reorders": {name: count for name, count in sorted(operators.items()) if name.startswith("Reorder")},
+        "copies": {name: count for name, count in sorted(operators.items()) if name.startswith("Memcpy")},
+        "expensive": [
+            {
+                "name": node.name,
+                "operator": node.operator,
+                "microseconds": node.typical,
+                "share": node.typical / total if total else 0.0,
+                "gflops": _gflops(node, weights),
+            }
+            for node in sorted(nodes, key=lambda node: -node.typical)[:MOST_EXPENSIVE]
+        ],
+        "kernel_us": statistics.median(map(sum, zip(*(node.microseconds for node in nodes), strict=True))),
+        "run_us": statistics.median(run_us),
+        "wall_us": statistics.median(wall[WARM_UP:]),
+    }
+
+
+def _read(events: Sequence[Mapping[str, Any]]) -> tuple[list[_Node], list[float]]:
+    """The nodes, and the microseconds of each run, of a profile; without the first runs."""
+    nodes: dict[tuple[str, str], _Node] = {}
+    runs: list[float] = []
+    for event in events:
+        if event["name"] == "model_run":
+            runs.append(event["dur"])
+        elif event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            details = event["args"]
+            key = details["node_index"], event["name"]
+            if key not in nodes:
+                name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
+                inputs, outputs = (
+                    [next(iter(entry.values())) for entry in details.get(f"{which}_type_shape", [])]
+                    for which in ("input", "output")
+                )
+                nodes[key] = _Node(name, details["op_name"], details["provider"], inputs, outputs[0], [])
+            if len(runs) >= WARM_UP:
+                nodes[key].microseconds.append(event["dur"])
+    return list(nodes.values()), runs[WARM_UP:]
+
+
+def _gflops(node: _Node, weights: Mapping[str, Sequence[int]]) -> float | None:
+    if node.operator.endswith("Gemm"):
+        each = node.inputs[0][-1]
+    elif node.operator.endswith("Conv"):
+        # The runtime may have packed the weights and not say their shape, or have named the node after its rectifier.
+        weight = weights.get(node.name) or next((shape for shape in node.inputs[1:] if len(shape) == 4), None)
+        if weight is None or len(weight) != 4:
+            return None
+        each = math.prod(weight[1:])
+    else:
+        return None
+    return 2 * math.prod(node.output) * each / node.typical / 1e3 if node.typical else None
+
+
+def render(explanation: Mapping[str, Any]) -> str:
+    """What `explain` found as text for a terminal, ending in a newline."""
+    from tabulate import tabulate
+
+    def counts(found: Mapping[str, int]) -> str:
+        return ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
+
+    of = explanation
+    kernels, run = of["kernel_us"], of["run_us"]
+    shape = f"batch {of['batch_size']}, {of['size']}x{of['size']}"
+    lines = [
+        f"{of['file']}: {shape}, threads {of['threads']}, runs {of['runs']}",
+        f"nodes         {counts(of['nodes'])}",
+        f"operators     {counts(of['operators'])}",
+        f"not fused     {counts(of['unfused'])}",
+        f"reorders      {counts(of['reorders'])}",
+        f"copies        {counts(of['copies'])}",
+        f"time          {kernels:.0f} us in kernels of {run:.0f} us a run, {max(0.0, 1 - kernels / run):.0%} dispatch; "
+        f"{of['wall_us']:.0f} us without the profile",
+    ]
+    if set(of["nodes"]) != {"CPUExecutionProvider"}:
+        lines.append("              on a GPU these are times of launching kernels, not of running them")
+    rows = [
+        [
+            node["name"],
+            node["operator"],
+            f"{node['share']:.1%}",
+            f"{node['microseconds']:.0f}",
+            "" if node["gflops"] is None else f"{node['gflops']:.1f}",
+        ]
+        for node in of["expensive"]
+    ]
+    headings = ["node", "operator", "share", "us", "GFLOP/s"]
+    table = tabulate(rows, headings, disable_numparse=True, colalign=("left", "left", "right", "right", "right"))
+    return "\n".join([*lines, "", table]) + "\n"

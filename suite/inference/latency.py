@@ -1,0 +1,270 @@
+"""How long one inference takes: each session in a process of its own, timed to a synchronisation.
+
+No thread pool, allocator or cache of the caller, or of another session, takes part in a figure. Figures that are to be
+compared are taken in turns: every process loads its network and warms up, and then they run a burst of inferences each,
+round after round, one at a time and all others asleep, so that a slow spell of the machine falls on all of them. Every
+other round goes backwards, so that nobody is always the first.
+
+For ONNX Runtime a process is `python -m suite.inference.timing`, which speaks JSON lines; for torch, whose import takes far
+longer than the measurement, it is forked off a server that has imported torch and done nothing else.
+"""
+
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import IO, Any
+from typing import Protocol as Interface
+
+from suite import env, samples
+from suite.inference.timing import Protocol as Protocol
+from suite.inference.timing import Request as Request
+from suite.inference.timing import serve_torch
+from suite.session import PROVIDERS
+
+# Sessions that are alive at the same time; a ResNet-101 in float32 with a batch of 8 takes about 1 GB.
+ALIVE = 6
+
+# 72 runs are enough for a 90th percentile; a quick run only has a median to show.
+QUICK = Protocol(rounds=3, min_seconds=0.3, min_runs=3, max_runs=70, warmup=1)
+
+THOROUGH = Protocol(rounds=24, min_seconds=0.5, min_runs=3, max_runs=100, warmup=5)
+
+# Short bursts, since only what is close in time has met the same machine.
+PAIRED = Protocol(rounds=5, min_seconds=0.05, min_runs=2, max_runs=200, warmup=3)
+
+# Fewest and most pairs of processes for one ratio: where its pages lie can make a process faster than its twin for all
+# its life. Six are the fewest whose least and greatest ratio have the true one between them in 19 of 20 cases; they are
+# enough when that interval is not wider than `TIGHT`.
+PROCESSES = (6, 10)
+
+TIGHT = 0.02
+
+
+class NotFiniteError(RuntimeError):
+    """The timed network's logits are not finite; `answer` is what `measure` would else have answered."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__("the timed network gave logits that are not finite")
+        self.answer = answer
+
+
+def measure(
+    requests: Sequence[Request], progress: Callable[[int, int, str], None] = lambda done, total, note: None
+) -> list[dict[str, Any] | RuntimeError]:
+    """Measure requests against each other, in turns and in fresh processes. All must have the same protocol.
+
+    Args:
+        requests: what to measure; at most `ALIVE` of them at a time take turns.
+        progress: called with bursts done, bursts in all, and a note.
+
+    Returns:
+        For each request the error that its process ended with, a `NotFiniteError`, or `load_seconds` (session creation
+        or loading of weights), `first_run_seconds`, `rounds` (for each round the seconds of its runs, inputs and
+        outputs staying on the device), `samples` (all of them), `in_turns_with` (how many others took turns with it),
+        `provider` as the runtime names it, `nodes` (of the graph, as given out to providers; fusion comes later, and
+        `suite.inference.explain` counts what is executed), `settings`, `throttled` (how often a container's CPU quota stopped the
+        machine during these runs, if it did), and for other devices than the CPU `host_samples` (seconds of runs from
+        host memory to host memory).
+    """
+    answers: list[dict[str, Any] | RuntimeError] = []
+    rounds = max((request.protocol.rounds for request in requests), default=0)
+    for start in range(0, len(requests), ALIVE):
+        together = requests[start : start + ALIVE]
+        done = start * rounds
+
+        def say(count: int, done: int = done) -> None:
+            progress(done + count, len(requests) * rounds, "bursts")
+
+        answers += _in_turns(together, say)
+    return answers
+
+
+def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[dict[str, Any] | RuntimeError]:
+    answers: dict[int, dict[str, Any] | RuntimeError] = {}
+    workers: dict[int, _Worker] = {}
+    bursts = 0
+    try:
+        for index, request in enumerate(requests):
+            try:
+                workers[index] = _OnnxRuntime(request) if request.runtime == "onnxruntime" else _Torch(request)
+                answers[index] = workers[index].ask("load") | {"rounds": [], "in_turns_with": len(requests) - 1}
+            except RuntimeError as error:
+                answers[index] = error
+        rounds = requests[0].protocol.rounds if requests else 0
+        for number, action in enumerate(["burst"] * rounds + ["end"]):
+            for index in sorted(workers, reverse=number % 2 == 1):
+                worker, answer = workers[index], answers[index]
+                if isinstance(answer, RuntimeError):
+                    continue
+                before = env.throttled()
+                try:
+                    reply = worker.ask(action)
+                except RuntimeError as error:
+                    answers[index] = error
+                    continue
+                if action == "burst":
+                    if stops := env.throttled() - before:
+                        answer["throttled"] = answer.get("throttled", 0) + stops
+                    answer["rounds"].append(reply["samples"])
+                    bursts += 1
+                    say(bursts)
+                else:
+                    answer |= reply
+                    answer["samples"] = [seconds for burst in answer["rounds"] for seconds in burst]
+                    answers[index] = answer if answer.pop("finite") else NotFiniteError(answer)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return [answers[index] for index in range(len(requests))]
+
+
+def pairs(first: Request, second: Request) -> list[tuple[float, float]]:
+    """Seconds of the two on several pairs of fresh processes, for the interval of the ratio of two latencies.
+
+    Their protocol is replaced by `PAIRED`. Of each pair of processes the round counts whose ratio is the median: both
+    bursts of a round are close in time.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    found: list[tuple[float, float]] = []
+    both = [replace(request, protocol=PAIRED) for request in (first, second)]
+    fewest, most = PROCESSES
+    for number in range(1, most + 1):
+        turned = number % 2 == 0
+        answers = measure(both[::-1] if turned else both)
+        medians = []
+        for answer in reversed(answers) if turned else answers:
+            if isinstance(answer, RuntimeError):
+                raise answer
+            medians.append([statistics.median(burst) for burst in answer["rounds"]])
+        rounds = sorted(zip(*medians, strict=True), key=lambda both: both[0] / both[1])
+        found.append(rounds[len(rounds) // 2])
+        _, low, high = samples.interval([a / b for a, b in found])
+        if number >= fewest and high - low <= TIGHT:
+            break
+    return found
+
+
+def unavailable(provider: str) -> str | None:
+    """Why a provider of ONNX Runtime cannot be used on this machine, or None if it can."""
+    if provider == "cpu":
+        return None
+    try:
+        _once({"probe": provider}, threads=1)
+    except RuntimeError as error:
+        return f"ONNX Runtime cannot load {PROVIDERS[provider]}, for want of a GPU or of its libraries ({error})"
+    return None
+
+
+def peak(provider: str, threads: int, precision: str = "fp32") -> dict[str, Any]:
+    """What the machine can do in "fp32", "fp16" or "int8" (unsigned by signed): `flops` (additions and multiplications
+    a second) of ONNX Runtime's product of two matrices of `side` rows and columns, the fastest of `samples` seconds, in
+    a fresh process.
+
+    Raises:
+        RuntimeError: the provider is not here, or has no product of this type.
+    """
+    return _once({"peak": provider, "threads": threads, "precision": precision}, threads)
+
+
+class _Worker(Interface):
+    """A process that has one network loaded."""
+
+    def ask(self, action: str) -> dict[str, Any]:
+        """Have it "load", run a "burst" or "end", and wait for the answer; RuntimeError if it fails."""
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+
+
+class _OnnxRuntime:
+    def __init__(self, request: Request) -> None:
+        # To a file: what a provider prints would fill a pipe that nobody reads, and then wait for ever.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process; `close` closes it
+        self._process = _start(request.threads, self._errors)
+        self._send(asdict(request))
+
+    def ask(self, action: str) -> dict[str, Any]:
+        self._send(action)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            self._errors.seek(0)
+            raise RuntimeError(_last_line(self._errors.read()) or f"the timing process ended with code {code}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def _send(self, content: Any) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # its last words say why
+            self._process.stdin.write(json.dumps(content) + "\n")
+            self._process.stdin.flush()
+
+
+class _Torch:
+    def __init__(self, request: Request) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["timm", "models"])
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve_torch, args=(theirs, request), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, action: str) -> dict[str, Any]:
+        try:
+            self._pipe.send(action)
+            answer: dict[str, Any] = self._pipe.recv()
+        except (EOFError, OSError):
+            raise RuntimeError("the timing process ended without an answer") from None
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _start(threads: int, errors: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
+    package_folder = str(Path(__file__).resolve().parent.parent)
+    search_path = os.pathsep.join(filter(None, (package_folder, os.environ.get("PYTHONPATH"))))
+    variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONPATH": search_path}
+    return subprocess.Popen(
+        [sys.executable, "-m", "suite.inference.timing"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env=os.environ | variables,
+    )
+
+
+def _once(request: dict[str, Any], threads: int) -> dict[str, Any]:
+    """The answer of a fresh process to one request."""
+    process = _start(threads)
+    out, err = process.communicate(json.dumps(request) + "\n")
+    if process.returncode != 0:
+        raise RuntimeError(_last_line(err) or f"the process ended with code {process.returncode}")
+    answer: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return answer
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("RuntimeError: ") if lines else ""

@@ -1,0 +1,170 @@
+"""Does the exported file still compute the trained network? ONNX Runtime against torch on test images."""
+
+from collections.abc import Callable, Mapping
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from suite.data.batches import Batches
+from suite.session import open_session, uses_tf32
+from suite.training.tf32 import without_tf32
+
+# Greatest logit difference allowed, as a share of the greatest logit: float32 noise is far below it.
+TOLERANCE = 1e-4
+# Share of torch's right answers that reduced precision may lose: MLPerf Inference asks for 99 % of the accuracy.
+LOSS = 0.01
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+# What is at fault, by the comparison of `suite.inference.departure` that failed.
+FAULTS = {
+    "export": "in the export, or the folding of norms",
+    "file": "in the file, which is damaged or of other weights",
+    "runtime": "in what the runtime makes of the file",
+}
+# Disagreements that are shown, those with the widest margins first.
+SHOWN = 10
+
+
+class LogitsError(RuntimeError):
+    """Logits that are not finite, so that nothing can be compared; `of` is "torch" or "ONNX Runtime"."""
+
+    def __init__(self, of: str) -> None:
+        super().__init__(f"the logits of {of} are not finite")
+        self.of = of
+
+
+def compare(
+    model: nn.Module,
+    path: Path,
+    batches: Batches,
+    threads: int,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    provider: str = "cpu",
+    precision: str = "fp32",
+    open_session: Callable[[str, str, int], Any] = open_session,
+) -> dict[str, Any]:
+    """Run a network in float32 and its ONNX file in its own precision on the same images. TF32 is off on both sides.
+
+    Args:
+        model: the trained network, in evaluation mode, on the device of `batches`.
+        path: its ONNX file; `input` and `logits` are float32 whatever the precision.
+        batches: the test images.
+        threads: of ONNX Runtime.
+        progress: called with images done, images in all, and a note.
+        provider: of ONNX Runtime: "cpu", "cuda" or "tensorrt".
+        precision: of the file: "fp32", "fp16" or "int8".
+        open_session: opens the file on a provider with so many threads, without TF32.
+
+    Returns:
+        `images`; `torch_top1`, `onnx_top1`: errors in percent; `difference`: the latter minus the former;
+        `scale`: the greatest magnitude of torch's logits; `max_logit_difference`, `mean_logit_difference`;
+        `agreement`: share of images in percent whose first class is the same; `disagreements`: for each of the
+        others its index, and the margin between torch's two first logits; `ties`: those of them whose margin is
+        within the logit difference, so that neither answer is wrong; `lost`, `won`: images that only torch, or only
+        ONNX Runtime has right; `provider` as ONNX Runtime names it; `precision`; `tf32`: whether TensorRT used it;
+        and `passed`. In float32: every logit is within the tolerance, and nothing but ties disagrees. In fewer bits,
+        TF32 among them, where logits differ of necessity: no more right answers are lost on balance than 1 % of
+        torch's, or than chance explains (two standard deviations of as many coins as answers changed).
+
+    Raises:
+        LogitsError: logits are not finite.
+        RuntimeError: the provider cannot be used here.
+        ValueError: an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}; legal: {', '.join(PRECISIONS)}")
+    session = open_session(str(path), provider, threads)
+    expected, actual, targets = [], [], []
+    with torch.inference_mode(), without_tf32():
+        for images, labels in batches.test():
+            expected.append(model(images).cpu().numpy())
+            actual.append(session.run(["logits"], {"input": images.contiguous().cpu().numpy()})[0])
+            targets.append(labels.cpu().numpy())
+            progress(sum(map(len, targets)), batches.test_images, "images")
+    tf32 = precision == "fp32" and uses_tf32(provider)
+    exact = precision == "fp32" and not tf32
+    used = {"provider": session.get_providers()[0], "precision": precision, "tf32": tf32}
+    return judge(np.concatenate(expected), np.concatenate(actual), np.concatenate(targets), exact) | used
+
+
+def judge(expected: np.ndarray, actual: np.ndarray, labels: np.ndarray, exact: bool = True) -> dict[str, Any]:
+    """Compare two sets of logits (N, classes); see `compare` for what is returned, and for what passes.
+
+    Args:
+        expected: torch's logits.
+        actual: ONNX Runtime's.
+        labels: the right classes (N,).
+        exact: whether both were computed in float32.
+
+    Raises:
+        LogitsError: logits are not finite.
+    """
+    if not (np.isfinite(expected).all() and np.isfinite(actual).all()):
+        raise LogitsError("torch" if not np.isfinite(expected).all() else "ONNX Runtime")
+    difference = np.abs(expected - actual)
+    scale = float(np.abs(expected).max())
+    first, other = expected.argmax(1), actual.argmax(1)
+    ordered = np.sort(expected, axis=1)
+    margins = ordered[:, -1] - ordered[:, -2]
+    apart = np.flatnonzero(first != other)
+    ties = [int(i) for i in apart if margins[i] <= 2 * difference[i].max()]
+    right, still = first == labels, other == labels
+    lost, won = int((right & ~still).sum()), int((still & ~right).sum())
+    if exact:
+        passed = difference.max() <= TOLERANCE * scale and len(ties) == len(apart)
+    else:
+        passed = lost - won <= max(LOSS * right.sum(), 2 * sqrt(lost + won))
+    errors = [100 * float((~answers).mean()) for answers in (right, still)]
+    return {
+        "images": len(labels),
+        "torch_top1": errors[0],
+        "onnx_top1": errors[1],
+        "difference": errors[1] - errors[0],
+        "scale": scale,
+        "max_logit_difference": float(difference.max()),
+        "mean_logit_difference": float(difference.mean()),
+        "agreement": 100 * float((first == other).mean()),
+        "disagreements": [{"image": int(i), "margin": float(margins[i])} for i in apart],
+        "ties": len(ties),
+        "lost": lost,
+        "won": won,
+        "passed": bool(passed),
+    }
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """What `compare` found as text for a terminal, ending in a newline, with `departure` if that was looked for."""
+    scale, apart = found["scale"], found["disagreements"]
+    widest = sorted(apart, key=lambda each: -each["margin"])[:SHOWN]
+    margins = ", ".join(f"image {each['image']} by {each['margin']:.3g}" for each in widest)
+    more = ", ..." if len(apart) > SHOWN else ""
+    tf32 = ", with TF32" if found["tf32"] else ""
+    lines = [
+        f"{found['precision']} on {found['provider']}{tf32}: {found['images']} images",
+        f"top-1 error    torch {found['torch_top1']:.2f} %, ONNX Runtime {found['onnx_top1']:.2f} %, "
+        f"difference {found['difference']:+.2f} points",
+        f"logits         greatest difference {found['max_logit_difference']:.3g}, which is "
+        f"{found['max_logit_difference'] / scale if scale else 0.0:.1e} of scale; mean "
+        f"{found['mean_logit_difference']:.3g}",
+        f"agreement      {found['agreement']:.6g} % of images; right in torch alone {found['lost']}, "
+        f"in ONNX Runtime alone {found['won']}",
+        f"disagreements  {len(apart)}, torch's margins: {margins}{more}" if apart else "disagreements  none",
+        f"passed         {'yes' if found['passed'] else 'NO'}",
+    ]
+    if departure := found.get("departure"):
+        expected, got = ("no number" if departure[each] is None else departure[each] for each in ("expected", "actual"))
+        values = f"expected {expected}, got {got} at {departure['position']}"
+        if departure["position"] is None:
+            values = "its result has another shape"
+        lines.append(
+            f"departs first  at layer {departure['layer']} (node {departure['node']}, {departure['operator']}), "
+            f"{FAULTS[departure['comparison']]}: {values}"
+        )
+    elif "departure" in found:
+        lines.append("departs first  nowhere: no node differs by more than rounding")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,134 @@
+"""What a choice of normalisation and activation costs and brings: every net beside BatchNorm and ReLU."""
+
+import statistics
+from collections.abc import Sequence
+
+from suite.report.render import Column, Line, Report
+from suite.report.runs import Entry, Kind, Metric, errors, shortfalls, unstable, words_of
+from suite.report.tables import three_digits
+from suite.samples import quantiles
+from suite.tables.spec import DATA
+
+# The choice beside which the others stand.
+USUAL = "relu_bn"
+
+
+def tables(entries: Sequence[Entry], metric: Metric = "last") -> dict[str, Report]:
+    """A table for each data set and depth with runs of several nets, by the stem of its files; least error first."""
+    groups: dict[tuple[str, str], dict[str, Entry]] = {}
+    for entry in entries:
+        if entry.runs.train and "top1" in entry.table.metrics:
+            depth, _, _ = entry.row.model.partition("_")
+            groups.setdefault((entry.row.data, depth), {}).setdefault(entry.row.model, entry)
+    return {
+        f"choices-{data}-{depth}": _table(data, depth, list(nets.values()), metric)
+        for (data, depth), nets in groups.items()
+        if len(nets) > 1
+    }
+
+
+def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Report:
+    usual = next((net for net in nets if net.row.model == f"{depth}_{USUAL}"), None)
+    model = Column("model", "Model")
+    lines = [Line() for _ in nets]
+    for net, line in zip(nets, lines, strict=True):
+        line.put(model, net.row.model)
+    columns = [model, *_errors(nets, usual, lines, metric), *_sizes(nets, usual, lines)]
+    latency, remarks = _latencies(nets, usual, lines)
+    remarks.insert(0, f"points and ratios are beside {depth}_{USUAL}; less is better in every column")
+
+    def merit(line: Line) -> tuple[bool, float]:
+        error = line.values["top1"]
+        return not isinstance(error, float), error if isinstance(error, float) else 0.0
+
+    title = f"{DATA[data]}, {depth.replace('resnet', 'ResNet-')}"
+    return Report(title, columns + latency, sorted(lines, key=merit), remarks)
+
+
+def _errors(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line], metric: Metric) -> list[Column]:
+    error = Column("top1", "test error %", lambda value: f"{value:.2f}")
+    points = Column("points", "points beside BN ReLU", lambda value: f"{value:+.2f}")
+    base = _error(usual, metric) if usual else None
+    for net, line in zip(nets, lines, strict=True):
+        value, notes = _error(net, metric), shortfalls(net.table, net.row, net.runs.train)
+        line.put(error, value, *notes, *(["did not train, or not measured"] if value is None else []))
+        if usual and value is not None and base is not None and _same(net, usual):
+            line.put(points, value - base)
+        else:
+            line.put(points, None, f"no runs of it and of {USUAL} over as many whole epochs on the paper's data")
+    return [error, points]
+
+
+def _sizes(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]) -> list[Column]:
+    columns = [Column("parameters", "params ratio", _times), Column("macs", "MACs ratio", _times)]
+    base = usual.runs.export if usual else None
+    for net, line in zip(nets, lines, strict=True):
+        for column in columns:
+            if net.runs.export and base:
+                line.put(column, net.runs.export.result[column.key] / base.result[column.key])
+            else:
+                line.put(column, None, "not exported")
+    return columns
+
+
+def _latencies(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]) -> tuple[list[Column], list[str]]:
+    columns: list[Column] = []
+    kinds = _kinds(nets)
+    setups = list(dict.fromkeys(kind[0] for kind in kinds))
+    several = len(setups) > 1
+    for kind in kinds:
+        name = words_of(kind) + (f" m{setups.index(kind[0]) + 1}" if several else "")
+        key = "_".join(name.split())
+        median = Column(f"{key}_ms", f"{name} p50 ms", three_digits)
+        ratio = Column(f"{key}_ratio", f"{name} ratio", _times)
+        columns += [median, ratio]
+        base = _median(usual, kind) if usual else None
+        for net, line in zip(nets, lines, strict=True):
+            value = _median(net, kind)
+            line.put(median, 1e3 * value if value else None, *_doubts(net, kind))
+            both = value / base if value and base else None
+            line.put(ratio, both, *([] if both else ["not timed"]))
+    return columns, [f"{f'm{n}' if several else 'latency'}: {name}" for n, name in enumerate(setups, start=1)]
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _error(net: Entry, metric: Metric) -> float | None:
+    values = errors(net.runs, "top1", metric)
+    return statistics.median(values) if values else None
+
+
+def _same(a: Entry, b: Entry) -> bool:
+    """Whether two nets were trained on the paper's data for as many whole epochs, so that their errors compare."""
+
+    def how(net: Entry) -> tuple[object, ...]:
+        inputs = net.runs.train[0].inputs
+        return inputs["data"], inputs["recipe"]["epochs"]
+
+    whole = all(net.runs.train[0].inputs["recipe"]["max_steps"] is None for net in (a, b))
+    return whole and how(a) == how(b) and a.runs.train[0].inputs["data"]["name"] == a.row.data
+
+
+def _kinds(nets: Sequence[Entry]) -> list[Kind]:
+    """The smallest batch of each setup and provider in ONNX Runtime, in float32."""
+    found: dict[tuple[str, str], Kind] = {}
+    for kind in sorted({kind for net in nets for kind in net.runs.timed}):
+        setup, runtime, provider, _, precision = kind
+        if runtime == "onnxruntime" and precision == "fp32":
+            found.setdefault((setup, provider), kind)
+    return list(found.values())
+
+
+def _median(net: Entry, kind: Kind) -> float | None:
+    record = net.runs.timed.get(kind)
+    return quantiles(record.result["samples"], (0.5,))[0] if record else None
+
+
+def _doubts(net: Entry, kind: Kind) -> list[str]:
+    """Why a latency is not there, or is to be taken with care."""
+    if kind not in net.runs.timed:
+        return ["not timed"]
+    failed = not all(record.result["passed"] for record in net.runs.parity)
+    return unstable(net.runs.timed[kind]) + ["PARITY FAILED: the file is not the network"] * failed

@@ -1,0 +1,104 @@
+"""What a plot is, as plain data: two renderers, `suite.report.svg` and the page's script, make pictures of it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+# Points of a curve that are kept; more could not be told apart on a screen.
+POINTS = 200
+# What a box shows: whiskers, quartiles and median.
+SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+Points = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis from `low` to `high` with the values to be marked; `categories` name 0, 1, ... where there are any."""
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    log: bool = False
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one name: [x, y] each, or for boxes [category, then a value for each of `SHARES`].
+
+    Attributes:
+        color: index into a palette.
+        hollow: drawn as an outline, or as a broken line.
+        labels: what each point is, where the series has many things.
+    """
+
+    name: str
+    form: Literal["points", "line", "steps", "boxes"]
+    points: Points
+    color: int = 0
+    hollow: bool = False
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One picture: `name` is its file's, `title` tells it from the other plots of its figure."""
+
+    name: str
+    title: str
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Plots of which one is seen at a time, what they show, and, line by line, what the paper says of it."""
+
+    title: str
+    caption: str
+    plots: tuple[Plot, ...]
+    paper: str = ""
+
+
+def thin(points: Points) -> Points:
+    """At most about `POINTS` of the points, evenly spaced, the last always among them."""
+    step = math.ceil(len(points) / POINTS)
+    return points if step <= 1 else [*points[:-1:step], points[-1]]
+
+
+def named(names: tuple[str, ...]) -> Axis:
+    """A vertical axis with a place for each name."""
+    return Axis("", -0.5, len(names) - 0.5, tuple(range(len(names))), categories=names)
+
+
+def axis(label: str, values: Sequence[float], log: bool = False) -> Axis:
+    """An axis with a little room beside the values; logarithmic only where all are positive."""
+    low, high = min(values), max(values)
+    log = log and low > 0
+    forward: Callable[[float], float] = math.log10 if log else float
+    back: Callable[[float], float] = (lambda value: 10**value) if log else float
+    room = 0.05 * (forward(high) - forward(low)) or (0.1 if log else 0.5)
+    start, end = back(forward(low) - room), back(forward(high) + room)
+    if low >= 0 > start:
+        start = 0.0
+    return Axis(label, start, end, _ticks(start, end, log), log)
+
+
+def _ticks(low: float, high: float, log: bool) -> tuple[float, ...]:
+    """Round values between two, about five of them."""
+    if log:
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        decades = range(first, last + 1, math.ceil((last - first) / 8) or 1)
+        for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
+            marks = (step * 10.0**decade for decade in decades for step in steps)
+            found = tuple(mark for mark in marks if low <= mark <= high)
+            if len(found) >= 4:
+                return found
+    size = (high - low) / 5
+    unit = 10.0 ** math.floor(math.log10(size))
+    step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= size)
+    return tuple(round(number * step, 12) for number in range(math.ceil(low / step), math.floor(high / step) + 1))

@@ -1,0 +1,164 @@
+"""Figures 2 and 3 of the paper as numbers, and NormProp's promise: a column for each curve, a line for each layer."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from suite.errors import InputError
+from suite.files import printable
+from suite.inference import deploy
+from suite.report.plots import ZOOM
+from suite.report.render import escape_latex
+from suite.results.record import Record
+from suite.results.shape import checked
+from suite.results.store import Store
+from suite.tables import spec
+
+PROMISE = "normprop"
+TITLES = {
+    2: "Figure 2: Delta of each residual block, mean L2 norm over channels of what the block adds",
+    3: "Figure 3: coherence mu of the filters of each convolution off the shortcuts",
+    PROMISE: "NormProp's promise, mean 0 and variance 1 of what each convolution sees, at initial weights",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a figure.
+
+    Attributes:
+        model: the network.
+        names: of its blocks or convolutions, in order of depth.
+        values: one for each.
+        origin: what the weights are, and on which images they were run, in words.
+    """
+
+    model: str
+    names: tuple[str, ...]
+    values: tuple[float, ...]
+    origin: str
+
+
+def names_of(figure: int, depth: int | None) -> list[str]:
+    """The networks of a figure; `depth` stands for 110 in Figure 2.
+
+    Raises:
+        InputError: a depth for Figure 3, which is of 34-layer networks.
+    """
+    if figure == 3:
+        if depth is not None:
+            raise InputError("--depth: Figure 3 is of 34-layer networks; legal only for figure 2")
+        return ["resnet34_relu_np2", "resnet34_crelu_np2"]
+    return [f"resnet{depth or 110}_{act}_{norm}" for act in ("relu", "crelu") for norm in ("plain", "bn")]
+
+
+def curves(
+    figure: int,
+    results: Path,
+    depth: int | None = None,
+    data: Mapping[str, Path] | None = None,
+    images: int = 1000,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Curve]:
+    """The curves of Figure 2 or 3: of the longest training run of each network in the results folder, else of its
+    initial weights.
+
+    Args:
+        figure: 2 or 3.
+        results: folder of records.
+        depth: of the networks of Figure 2, 110 by default.
+        data: test images for Figure 2; by default the embedded ones with as many classes as the network.
+        images: how many of them, evenly spaced.
+        say: told of each network.
+
+    Raises:
+        InputError: the data does not suit the networks.
+    """
+    from suite.analysis import analyze
+    from suite.export.exporter import load_weights
+
+    store = Store(results)
+    found = []
+    for name in names_of(figure, depth):
+        record = _longest(store, name)
+        weights = str(store.artifact(record, "model.safetensors").parent) if record else name
+        say(f"{name}: {_origin(figure, record)}")
+        with deploy.source(weights) as of:
+            model = load_weights(of.weights)
+            if figure == 3:
+                result = analyze.coherence(model)
+                names, values, measured = result.layers, result.mu, ""
+            else:
+                batches = deploy.test_batches(of, data or {}, images)
+                differences = analyze.block_differences(model, batches)
+                names, values = differences.blocks, differences.delta
+                measured = f"; measured on {batches.test_images} test images of {batches.dataset.name}"
+        found.append(Curve(name, tuple(names), tuple(map(float, values)), _origin(figure, record) + measured))
+    return found
+
+
+def _longest(store: Store, model: str) -> Record | None:
+    """The run of a network with most training steps whose weights are there; of two alike the latest."""
+    name = "model.safetensors"
+    runs = [checked(record, store.root) for record in store.each("train", {model}, "epochs")]
+    runs = [record for record in runs if record.result["trained"] and name in record.artifacts]
+    runs = [record for record in runs if not spec.outdated(model, record.inputs.get("version", 0))]
+    runs = [record for record in runs if store.artifact(record, name).is_file()]
+    return max(runs, key=lambda record: (record.result["steps"], record.finished), default=None)
+
+
+def _origin(figure: int, record: Record | None) -> str:
+    if record is None:
+        return "initial weights, NOT TRAINED: no run in the results folder"
+    data, steps = record.inputs["data"]["name"], record.result["steps"]
+    recipe = record.inputs["recipe"]
+    whole = recipe["max_steps"] is None and recipe["epochs"] == spec.load_table(4 if figure == 3 else 1).recipe.epochs
+    return f"{'run' if whole else 'shortened run'} of {steps} steps on {printable(data)}, seed {record.inputs['seed']}"
+
+
+def promise() -> tuple[list[Curve], list[str]]:
+    """Mean and variance by layer with NormProp, in a plain CNN and in a ResNet, and the propositions in words.
+
+    The report's page shows the same from `suite/assets/normprop.json`, so that it need not load torch.
+    """
+    from suite.analysis import theory
+
+    origin = "initial weights with gain 1, on standard normal images"
+    found = [
+        Curve(f"{words}, {what}", result.layers, tuple(map(float, getattr(result, what))), origin)
+        for words, result in zip(("plain CNN", "ResNet-20"), theory.normprop_promise().values(), strict=True)
+        for what in ("mean", "variance")
+    ]
+    return found, theory.in_words()
+
+
+def render(figure: int | str, found: list[Curve], form: str, remarks: Sequence[str] = ()) -> str:
+    """The curves as text, ending in a newline: "github", "latex", "csv" or "json"."""
+    names = max((curve.names for curve in found), key=len)
+    headings = ["number", "block" if figure == 2 else "convolution", *(curve.model for curve in found)]
+    values = zip_longest(*(curve.values for curve in found))
+    rows = [[number, name, *line] for number, (name, line) in enumerate(zip(names, values, strict=True), start=1)]
+    if form == "json":
+        content: dict[str, Any] = {"title": TITLES[figure], "curves": [dataclasses.asdict(curve) for curve in found]}
+        return json.dumps(content | {"remarks": list(remarks)}, indent=1) + "\n"
+    if form == "csv":
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([headings, *rows])
+        return out.getvalue()
+    from tabulate import tabulate
+
+    body = tabulate(rows, headings, tablefmt={"github": "github", "latex": "latex_booktabs"}[form], floatfmt=".4g")
+    foot = [*(f"{curve.model}: {curve.origin}" for curve in found), *remarks]
+    if figure == 2 and len(names) > ZOOM:
+        foot.append(f"the paper zooms on the first {ZOOM} blocks")
+    if form == "latex":
+        title, *foot = [f"\\par {escape_latex(text)}" for text in (TITLES[figure], *foot)]
+    else:
+        title, foot = TITLES[figure], [f"- {text}" for text in foot]
+    return "\n".join([title, "", body, "", *foot]) + "\n"

@@ -1,0 +1,295 @@
+"""The paper's claims, each held against what was measured: confirmed, contradicted, too close to tell, or not measured.
+
+Quick runs do not count, and only runs of one length on the paper's own data are held against each other. What rests on
+shortened runs, on fewer seeds or on another depth than the paper's says so.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from suite.report.runs import Entry, Metric, errors
+from suite.tables import spec
+
+Verdict = Literal["confirmed", "contradicted", "too close to tell", "not yet measured"]
+# Entries of one data set and depth by the rest of the model's name, such as "crelu_bn".
+Nets = Mapping[str, Entry]
+
+# "A different order of magnitude" (the paper, of Figure 2).
+MAGNITUDE = 10
+# Table 1 prints the share of non-zero entries with two decimals.
+DECIMALS = 0.005
+# Standard errors from which on a difference counts, if they are known: 95 %.
+SURE = 1.96
+# Standard deviation of a test error over seeds, relative: He et al. 2016 give 6.61 +- 0.16 % over five ResNet-110.
+OVER_SEEDS = 0.025
+# Standard error of a median over that of a mean, for normal figures: sqrt(pi / 2).
+MEDIAN = 1.2533
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison: whether it holds (None: too close to tell), its figures in words, and the nets that it is of."""
+
+    holds: bool | None
+    figures: str
+    nets: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says in `words`, and when it counts as true here.
+
+    Attributes:
+        tables: whose rows it is about.
+        pairs: nets whose error must be less, each with the one that must have more.
+        look: for claims about what is inside: the comparison that the nets' analyses allow.
+        of: the nets that `look` needs.
+    """
+
+    title: str
+    words: str
+    criterion: str
+    tables: tuple[int, ...]
+    pairs: tuple[tuple[str, str], ...] = ()
+    look: Callable[[Nets], Iterable[Part]] = lambda nets: ()
+    of: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim on one data set at one depth.
+
+    Attributes:
+        where: data set and network, such as "CIFAR-10, ResNet-110"; empty where there is no record at all.
+        figures: each comparison.
+        caveats: how the runs fall short of the paper's.
+    """
+
+    where: str
+    verdict: Verdict
+    figures: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
+
+
+def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim, list[Finding]]]:
+    """Each of `CLAIMS` with a finding for every data set and depth that has the nets for it, and at least one."""
+    found = []
+    for claim in CLAIMS:
+        wanted = {key for pair in claim.pairs for key in pair} | set(claim.of)
+        places: dict[tuple[str, str], dict[str, Entry]] = {}
+        for entry in entries:
+            depth, _, key = entry.row.model.partition("_")
+            if entry.table.number in claim.tables and key in wanted:
+                places.setdefault((entry.row.data, depth), {}).setdefault(key, entry)
+        findings = [_finding(claim, place, nets, metric) for place, nets in places.items()]
+        found.append((claim, [finding for finding in findings if finding] or [Finding("", "not yet measured")]))
+    return found
+
+
+def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -> Finding | None:
+    data, depth = place
+    where = f"{spec.DATA[data]}, {depth.replace('resnet', 'ResNet-')}"
+    pairs = [(nets[a], nets[b]) for a, b in claim.pairs if a in nets and b in nets]
+    if claim.pairs and not pairs:
+        return None  # the table has but one net of each pair
+    parts = [_less(a, b, metric) for a, b in pairs if _counts(a) and _counts(b) and _length(a) == _length(b)]
+    inside = {key: net for key, net in nets.items() if _counts(net) and net.runs.analyze}
+    lacking = len(pairs) - len(parts) + len(set(claim.of) - set(inside))
+    parts += claim.look(inside)
+    if not parts:
+        return Finding(where, "not yet measured")
+    caveats = [note for part in parts for net in part.nets for note in _caveats(net)]
+    if lacking:
+        caveats.append(
+            f"{lacking} of {len(pairs) + len(claim.of)} {'nets' if claim.of else 'comparisons'} not yet measured"
+        )
+    figures = tuple(part.figures for part in parts)
+    return Finding(where, _verdict(parts), figures, tuple(dict.fromkeys(caveats)))
+
+
+def _verdict(parts: Sequence[Part]) -> Verdict:
+    if any(part.holds is False for part in parts):
+        return "contradicted"
+    return "confirmed" if all(part.holds for part in parts) else "too close to tell"
+
+
+def _counts(net: Entry) -> bool:
+    """Whether it was run on the paper's data and not cut off after some steps."""
+    train = net.runs.train
+    if not train or train[0].inputs["data"]["name"] != net.row.data:
+        return False
+    return train[0].inputs["recipe"]["max_steps"] is None
+
+
+def _length(net: Entry) -> int:
+    return int(net.runs.train[0].inputs["recipe"]["epochs"])
+
+
+def _caveats(net: Entry) -> list[str]:
+    """How the runs differ from the paper's."""
+    notes = []
+    if (epochs := _length(net)) < net.table.recipe.epochs:
+        notes.append(f"shortened runs: {epochs} of {net.table.recipe.epochs} epochs")
+    if (seeds := len(net.runs.train)) < net.table.seeds:
+        notes.append(f"{seeds} of {net.table.seeds} seeds")
+    if (papers := spec.load_table(net.table.number).depth) != net.table.depth:
+        notes.append(f"ResNet-{net.table.depth}, the paper has ResNet-{papers}")
+    return notes
+
+
+def _less(better: Entry, worse: Entry, metric: Metric) -> Part:
+    """Whether the first net errs less. A net that did not train errs most."""
+    (a, a_error, a_freedom), (b, b_error, b_freedom) = _top1(better, metric), _top1(worse, metric)
+    error = math.hypot(a_error, b_error)
+    share = a_error**4 / a_freedom + b_error**4 / b_freedom
+    freedom = error**4 / share if share else math.inf  # Welch and Satterthwaite
+    clear = math.isinf(a) != math.isinf(b) or abs(a - b) > _sure(freedom) * error
+    figures = f"{_in_words(better, a)} {'<' if a < b else '>' if a > b else '='} {_in_words(worse, b)}"
+    figures += "" if clear else ", too close to tell"
+    return Part(a < b if clear else None, figures, (better, worse))
+
+
+def _top1(net: Entry, metric: Metric) -> tuple[float, float, float]:
+    """The median test error in percent, its standard error, and the degrees of freedom of that: from the seeds, or
+    where they are fewer than three from what test images and seeds usually make of an error."""
+    values = errors(net.runs, "top1", metric)
+    if not values:
+        return math.inf, 0.0, math.inf
+    median, count = statistics.median(values), len(values)
+    if count >= 3:
+        return median, MEDIAN * statistics.stdev(values) / math.sqrt(count), count - 1
+    images = net.runs.train[0].result["test_images"]
+    spread = math.hypot(math.sqrt(median * (100 - median) / images), OVER_SEEDS * median)
+    return median, spread / math.sqrt(count), math.inf
+
+
+def _sure(freedom: float) -> float:
+    """Student's t, two-sided, for the 95 % of `SURE`; the degrees of freedom need not be whole."""
+    if math.isinf(freedom):
+        return SURE
+    from scipy.special import stdtrit  # here, since its import takes longer than a page without seeds
+
+    return float(stdtrit(freedom, 0.975))
+
+
+def _in_words(net: Entry, error: float) -> str:
+    ours = "did not train" if math.isinf(error) else f"{error:.2f}"
+    stated = net.row.paper.get("top1")
+    return f"{net.row.model} {ours}" + (f" (paper {stated:.2f})" if stated is not None else "")
+
+
+def _delta(net: Entry) -> list[float]:
+    return [float(value) for value in net.runs.analyze[0].result["blocks"]["delta"]]
+
+
+def _spread(nets: Nets) -> Iterator[Part]:
+    for net in nets.values():
+        delta = _delta(net)
+        figures = f"{net.row.model}: Delta from {min(delta):.3g} to {max(delta):.3g} over {len(delta)} blocks"
+        yield Part(max(delta) < MAGNITUDE * min(delta), figures, (net,))
+
+
+def _late(nets: Nets) -> Iterator[Part]:
+    for net in nets.values():
+        delta = _delta(net)
+        first = 2 * len(delta) // 3
+        early, late = statistics.median(delta[:first]), statistics.median(delta[first:])
+        figures = f"{net.row.model}: median Delta {early:.3g} in blocks 1 to {first}, {late:.3g} after them"
+        yield Part(late >= MAGNITUDE * early, figures, (net,))
+
+
+def _nonzero(net: Entry) -> float:
+    return statistics.median(float(record.result["activation"]["nonzero"]) for record in net.runs.analyze)
+
+
+def _sparse(nets: Nets) -> Iterator[Part]:
+    for fewer, more in (("relu_plain", "relu_bn"), ("relu_np", "relu_bn")):
+        if fewer in nets and more in nets and _length(nets[fewer]) == _length(nets[more]):
+            pair = nets[fewer], nets[more]
+            a, b = map(_nonzero, pair)
+            figures = f"{_share(pair[0], a)} {'<' if a < b else '>='} {_share(pair[1], b)}"
+            yield Part(a < b, figures, pair)
+    for key in ("crelu_plain", "crelu_np2", "crelu_bn"):
+        if key in nets:
+            share = _nonzero(nets[key])
+            yield Part(abs(share - 0.5) < DECIMALS, _share(nets[key], share), (nets[key],))
+
+
+def _share(net: Entry, share: float) -> str:
+    return f"{net.row.model} {share:.2f} (paper {net.row.paper['nonzero']:.2f})"
+
+
+CLAIMS = (
+    Claim(
+        "CReLU helps with BatchNorm",
+        "CReLU is an effective add-on to BatchNorm, to improve upon state-of-the-art performance.",
+        "the test error with CReLU is less",
+        (2, 4),
+        (("crelu_bn", "relu_bn"),),
+    ),
+    Claim(
+        "CReLU helps without BatchNorm",
+        "CReLU improves the performance of ResNets without normalisation, and with NormProp's variants.",
+        "the test error with CReLU is less: plain, without bias, NormProp2, NormProp3",
+        (2, 4),
+        tuple((f"crelu_{norm}", f"relu_{norm}") for norm in ("plain", "nobias", "np2", "np3")),
+    ),
+    Claim(
+        "CReLU helps at equal size",
+        "Models of similar size, made so by fewer filters, are better with CReLU.",
+        "the test error with CReLU is less",
+        (3,),
+        (("w12_crelu_bn", "relu_bn"), ("w24_crelu_bn", "w32_relu_bn")),
+    ),
+    Claim(
+        "NormProp < NormProp2 < BatchNorm",
+        "The modified NormProp performs better than the original, but is still not comparable to BatchNorm.",
+        "the test error of NormProp2 is less than that of NormProp, and that of BatchNorm less than both",
+        (2, 4),
+        (("relu_np2", "relu_np"), ("relu_bn", "relu_np"))
+        + tuple((f"{act}_bn", f"{act}_{norm}") for act in ("relu", "crelu") for norm in ("np2", "np3")),
+    ),
+    Claim(
+        "BatchNorm spreads Delta over all blocks",
+        "With BatchNorm, Delta settles at around 1 to 5 for all residual blocks.",
+        f"the greatest Delta of a block is less than {MAGNITUDE} times the least",
+        (1,),
+        look=_spread,
+        of=("relu_bn", "crelu_bn"),
+    ),
+    Claim(
+        "Plain nets learn in the last third",
+        "Without BatchNorm there is hardly any Delta in the first 36 of 54 blocks, then another order of magnitude.",
+        f"the median Delta of the last third of the blocks is at least {MAGNITUDE} times that of the others",
+        (1,),
+        look=_late,
+        of=("relu_plain", "crelu_plain"),
+    ),
+    Claim(
+        "Non-zero ratio: low without BatchNorm, one half with CReLU",
+        "With BatchNorm about half of the last activations are not zero, with plain ReLU 14 %, with CReLU always half.",
+        "with ReLU the ratio is less without BatchNorm than with it; with CReLU it is 0.50",
+        (1,),
+        look=_sparse,
+        of=("relu_plain", "relu_np", "relu_bn", "crelu_plain", "crelu_np2", "crelu_bn"),
+    ),
+)
+
+
+def markdown(judged: Sequence[tuple[Claim, Sequence[Finding]]]) -> str:
+    """The findings as Markdown, ending in a newline."""
+    lines = ["# The paper's claims, and what was measured"]
+    for claim, found in judged:
+        lines += ["", f"## {claim.title}", "", f"{claim.words} Here: {claim.criterion}.", ""]
+        for finding in found:
+            where = f"{finding.where}: " if finding.where else ""
+            lines.append(f"- {where}**{finding.verdict}**" + _in_brackets(finding.caveats))
+            lines += [f"  - {figures}" for figures in finding.figures]
+    return "\n".join(lines) + "\n"
+
+
+def _in_brackets(notes: Sequence[str]) -> str:
+    return f" ({'; '.join(notes)})" if notes else ""

@@ -1,0 +1,111 @@
+"""What the page shows of where its figures come from: machine, versions, commit, command, recipe and records."""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from suite.report.render import escape_html
+from suite.report.runs import Entry, kind_of, words_of
+from suite.results.record import Record
+from suite.tables.spec import DATA
+
+
+@dataclass
+class Provenance:
+    """Where each figure of the page comes from: records, and numbered setups and recipes that many of them share.
+
+    Attributes:
+        rows: records by table, model, data set, stage and number of the setup.
+        setups: the number of each, by machine, versions, commit and command as JSON.
+        recipes: the number of each, by data set and recipe in words; filled by `html`.
+        machines: in the order in which they were met.
+        records: keys, of a record that several tables show once.
+    """
+
+    rows: dict[tuple[str, str, str, str, int], list[Record]] = field(default_factory=dict)
+    setups: dict[str, int] = field(default_factory=dict)
+    recipes: dict[str, int] = field(default_factory=dict)
+    machines: dict[str, None] = field(default_factory=dict)
+    records: set[str] = field(default_factory=set)
+
+    def add(self, table: str, entry: Entry) -> None:
+        """Take up all records of an entry; `table` is where its readers find it, such as "Table 2, ResNet-20"."""
+        runs = entry.runs
+        exports = [runs.export] if runs.export else []
+        checks = [record for records in runs.checks.values() for record in records]
+        shown = [*runs.train, *exports, *runs.parity, *checks, *runs.analyze, *runs.timed.values()]
+        self.records.update(record.key for record in shown)
+        for record in shown:
+            environment = record.environment
+            machine = environment.get("machine", {}).get("id") or record.inputs.get("machine") or "not recorded"
+            self.machines.setdefault(str(machine))
+            setup = {
+                "machine": machine,
+                "versions": _pairs(environment.get("versions", {})),
+                "commit": _commit(environment.get("source", {})),
+                "command": shlex.join(map(str, environment.get("command", []))),
+            }
+            number = self.setups.setdefault(json.dumps(setup), len(self.setups) + 1)
+            key = (table, entry.row.model, entry.row.data, record.stage, number)
+            self.rows.setdefault(key, []).append(record)
+
+    def html(self) -> str:
+        """All of it in three folded parts: setups, recipes, and a table of which figure has which."""
+        lines = []
+        for (table, model, data, stage, setup), records in self.rows.items():
+            recipes = {self._recipe(record) for record in records if "recipe" in record.inputs}
+            seeds = [str(record.inputs["seed"]) for record in records if "seed" in record.inputs]
+            detail = [f"seed {', '.join(seeds)}"] if seeds else []
+            detail += [words_of(kind_of(r)) for r in records if stage == "latency"]
+            links = ", ".join(f'<a href="#recipe-{number}">{number}</a>' for number in sorted(recipes))
+            lines.append(
+                "<tr>"
+                + "".join(f"<td>{escape_html(text)}</td>" for text in (table, model, DATA[data], stage))
+                + f"<td>{escape_html(', '.join(detail))}</td>"
+                + f'<td><a href="#setup-{setup}">{setup}</a></td>'
+                + f"<td>{links}</td>"
+                + f"<td>{escape_html(max(record.finished for record in records))}</td>"
+                + f"<td><code>{' '.join(escape_html(record.key) for record in records)}</code></td></tr>"
+            )
+        items = [f'<li id="recipe-{number}">{escape_html(text)}</li>' for text, number in self.recipes.items()]
+        head = _head("Table", "Model", "Data", "Stage", "What", "Setup", "Recipe", "Finished", "Records")
+        return f"""
+<details><summary>Setups: machine, versions, commit, command</summary><ol class="setups">{self._setups()}</ol></details>
+<details><summary>Recipes</summary><ol class="recipes">{"".join(items)}</ol></details>
+<details><summary>Every figure: its setup, recipe and records</summary>
+<div class="scroll" tabindex="0" role="region" aria-label="Every figure">
+<table><thead><tr>{head}</tr></thead>
+<tbody>{"".join(lines)}</tbody></table></div></details>"""
+
+    def _recipe(self, record: Record) -> int:
+        data = record.inputs.get("data", {})
+        text = f"data {data.get('name')} ({str(data.get('sha256'))[:12]}); {_pairs(record.inputs['recipe'])}"
+        return self.recipes.setdefault(text, len(self.recipes) + 1)
+
+    def _setups(self) -> str:
+        items = []
+        for text, number in self.setups.items():
+            pairs = json.loads(text).items()
+            terms = "".join(f"<dt>{name}</dt><dd>{escape_html(value or 'not recorded')}</dd>" for name, value in pairs)
+            items.append(f'<li id="setup-{number}"><dl>{terms}</dl></li>')
+        return "".join(items)
+
+
+def _head(*names: str) -> str:
+    return "".join(f'<th scope="col">{name}</th>' for name in names)
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else str(value)
+
+
+def _commit(source: Mapping[str, Any]) -> str:
+    if not source.get("commit"):
+        return ""
+    return f"{source['commit']}{' with changes' if source.get('dirty') else ''}"

@@ -1,0 +1,293 @@
+"""Records to tables: the paper's figures, ours and the inference speed side by side.
+
+Nothing is measured here. A value that is missing is an empty cell with a footnote, never 0, and figures of different
+machines never share a column.
+"""
+
+import statistics
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from suite.files import printable
+from suite.report.render import Column, Line, Report
+from suite.report.runs import PLAIN, Metric, Records, Runs, errors, reduced, shortfalls, unstable, untrained, words_of
+from suite.results.record import Record
+from suite.results.store import Store
+from suite.samples import percentiles, quantiles
+from suite.tables import spec
+from suite.tables.spec import METRICS, VERSIONS, Table
+
+# The table whose figures are not errors but what `suite.analysis.analyze` finds in trained networks.
+ANALYSED = 1
+# What is said of more than the machine's peak: the peak is too low, and the figure no share of it.
+BEYOND = "impossible: more than the peak, which is of one matrix product and was measured too low"
+
+ORT = "onnxruntime"
+
+
+def build(
+    table: Table,
+    source: Store | Records,
+    metric: Metric = "last",
+    trained: frozenset[str] | None = None,
+    detail: bool = False,
+    failed: Collection[str] | None = None,
+    forms: Collection[str] = (),
+) -> Report:
+    """Put a table together.
+
+    Args:
+        table: the rows wanted.
+        source: a results folder, or what was read of one or several.
+        metric: print the errors of the last epoch, or the least over all epochs.
+        trained: keys of the training records to show, if `source` is a folder; None for the best of each row.
+        detail: give differences from the paper, numbers of seeds and spreads columns of their own, and latencies the
+            percentiles for which there are samples enough, the time to load and that of the first run.
+        failed: of which kinds of stages failures are told, if `source` is a folder; None for all.
+        forms: that were asked for; where a provider cannot run one of them, or one that others have, the table says so.
+
+    Raises:
+        InputError: a record cannot be read.
+    """
+    if isinstance(source, Store):
+        models, curves = {row.model for row in table.rows}, table.metrics if metric == "best" else ()
+        index = Records([source], models, trained, curves, failed)
+    else:
+        index = source
+    found = [index.runs(table, row) for row in table.rows]
+    headings = [Column(f"heading_{i}", name) for i, name in enumerate(table.headings)]
+    model = Column("model", "Model")
+    lines = [Line() for _ in table.rows]
+    for line, row in zip(lines, table.rows, strict=True):
+        for column, text in zip([*headings, model], [*row.heading, row.model], strict=True):
+            line.put(column, text)
+    columns = [*headings, model]
+    if table.number == ANALYSED:
+        return Report(table.title, columns + _activation(table, found, lines, index), lines, [])
+    columns += _errors(table, found, lines, index, metric, detail)
+    columns += _parity(table, found, lines, index)
+    columns += _cost(found, lines)
+    latency, remarks = _latency(table, found, lines, index, detail, forms)
+    return Report(table.title, columns + latency, lines, [*remarks, *_untold(table, lines, index)])
+
+
+def _untold(table: Table, lines: list[Line], index: Records) -> list[str]:
+    """What failed, and has no cell that could say so: an int8 file, or a latency that no network has."""
+    told = {note for line in lines for notes in line.notes.values() for note in notes}
+    failed = [(row, index.reason(row, stage)) for row in table.rows for stage in VERSIONS]
+    return [f"{row.model} on {row.data}: {why}" for row, why in failed if why and printable(why) not in told]
+
+
+def _readable(value: float) -> str:
+    """Two decimals, but of what has exploded the size alone."""
+    return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.3g}"
+
+
+def three_digits(value: float) -> str:
+    """At least three significant digits, without an exponent."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _decimals(count: int) -> Callable[[float], str]:
+    return lambda value: f"{value:.{count}f}"
+
+
+def _errors(
+    table: Table, found: list[Runs], lines: list[Line], index: Records, metric: Metric, detail: bool
+) -> list[Column]:
+    columns = []
+    seeds = Column("seeds", "seeds")
+    for name in table.metrics:
+        paper = Column(f"paper_{name}", f"paper {METRICS[name]}", _decimals(2))
+        ours = Column(name, f"ours {METRICS[name]}", _decimals(2))
+        difference = Column(f"difference_{name}", f"ours - paper {METRICS[name]}", lambda value: f"{value:+.2f}")
+        spread = Column(f"spread_{name}", f"max - min {METRICS[name]}", _decimals(2))
+        columns += [paper, ours, difference, spread] if detail else [paper, ours]
+        for row, runs, line in zip(table.rows, found, lines, strict=True):
+            stated = row.paper.get(name)
+            line.put(paper, stated, *([] if stated is not None else ["not in the paper"]))
+            if detail:
+                line.put(seeds, len(runs.train))
+            if not runs.train:
+                for column in (ours, difference, spread) if detail else (ours,):
+                    line.put(column, None, index.missing(row))
+                continue
+            values = errors(runs, name, metric)
+            note = shortfalls(table, row, runs.train)
+            if values:
+                median = statistics.median(values)
+                line.put(ours, median, *note)
+                if detail:
+                    line.put(difference, median - stated if stated is not None else None, *note)
+                    line.put(spread, max(values) - min(values) if len(values) > 1 else None)
+            elif all(not record.result["trained"] for record in runs.train):
+                line.put(ours, None, untrained(runs.train[0]), *note)
+            else:
+                line.put(ours, None, "not measured by this recipe")
+    return [*columns, seeds] if detail else columns
+
+
+def _activation(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[Column]:
+    """Table 1. The paper does not say over which entries it averages, so that all three readings stand side by side."""
+    readings = {"over_nonzero": "non-zero entries", "over_all": "all entries", "pooled": "pooled"}
+    columns = []
+    for name in table.metrics:
+        paper = Column(f"paper_{name}", f"paper {METRICS[name]}", _decimals(2))
+        ours: dict[tuple[str, ...], Column]
+        if name == "nonzero":
+            ours = {(name,): Column(name, f"ours {METRICS[name]}", _decimals(2))}
+        else:
+            ours = {
+                (reading, name): Column(f"{name}_{reading}", f"ours {METRICS[name]}, {words}", _readable)
+                for reading, words in readings.items()
+            }
+        columns += [paper, *ours.values()]
+        for row, runs, line in zip(table.rows, found, lines, strict=True):
+            line.put(paper, row.paper.get(name))
+            for path, column in ours.items():
+                if not runs.analyze:
+                    why = index.reason(row, "analyze") or index.missing(row)
+                    line.put(column, None, why)
+                    continue
+                if not runs.train[0].result["trained"]:
+                    line.put(column, None, untrained(runs.train[0]), *shortfalls(table, row, runs.train))
+                    continue
+                values = [_at(record.result["activation"], path) for record in runs.analyze]
+                known = [value for value in values if value is not None]
+                line.put(column, statistics.median(known) if known else None, *shortfalls(table, row, runs.train))
+    return columns
+
+
+def _at(value: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[Column]:
+    error = Column("parity_top1", "ONNX - torch top-1", lambda value: f"{value:+.2f}")
+    logits = Column("parity_logits", "max logit diff / scale", lambda value: f"{value:.1e}")
+    agreement = Column("parity_agreement", "top-1 agreement %", lambda value: f"{value:.4g}")
+    for row, runs, line in zip(table.rows, found, lines, strict=True):
+        if not runs.parity:
+            why = index.reason(row, "parity") or index.reason(row, "export") or "not run"
+            for column in (error, logits, agreement):
+                line.put(column, None, why)
+            continue
+        results = [record.result for record in runs.parity]
+        _put_parity(line, error, agreement, results)
+        line.put(logits, max(result["max_logit_difference"] / result["scale"] for result in results))
+    columns = [error, logits, agreement]
+    for check in sorted({check for runs in found for check in runs.checks}):
+        provider, precision = map(printable, check)
+        name = " ".join([provider] * (provider != "cpu") + reduced(precision))
+        key = "_".join(name.split())
+        error = Column(f"parity_{key}_top1", f"{name} - torch top-1", error.show)
+        agreement = Column(f"parity_{key}_agreement", f"{name} top-1 agreement %", agreement.show)
+        columns += [error, agreement]
+        for runs, line in zip(found, lines, strict=True):
+            if check in runs.checks:
+                _put_parity(line, error, agreement, [record.result for record in runs.checks[check]])
+            else:
+                line.put(error, None, "not run")
+                line.put(agreement, None, "not run")
+    return columns
+
+
+def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[Mapping[str, Any]]) -> None:
+    """The worst of these, and what is to be said of them."""
+    notes = [f"parity on {sum(result['images'] for result in results)} images"]
+    if not all(result["passed"] for result in results):
+        layers = [result["departure"]["layer"] for result in results if result.get("departure")]
+        notes.append("PARITY FAILED" + (f", first at {', '.join(dict.fromkeys(layers))}" if layers else ""))
+    # In fewer bits nearly every disagreement is within the logit difference.
+    ties = sum(result["ties"] for result in results if result.get("precision", "fp32") == "fp32")
+    if ties:
+        notes.append(f"{ties} ties within the logit difference")
+    line.put(error, max((result["difference"] for result in results), key=abs), *notes)
+    line.put(agreement, min(result["agreement"] for result in results))
+
+
+def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
+    parameters = Column("parameters", "params M", lambda value: f"{value / 1e6:.3f}")
+    macs = Column("macs", "MACs G", lambda value: f"{value / 1e9:.3f}")
+    for runs, line in zip(found, lines, strict=True):
+        for column in (parameters, macs):
+            if runs.export:
+                line.put(column, runs.export.result[column.key])
+            else:
+                line.put(column, None, "not exported")
+    return [parameters, macs]
+
+
+def _latency(
+    table: Table, found: list[Runs], lines: list[Line], index: Records, detail: bool, forms: Collection[str]
+) -> tuple[list[Column], list[str]]:
+    """Columns (p50, images/s, share of the peak) for each kind of latency that was measured, and for those that a
+    provider lacks and were asked for."""
+    timed = [runs.timed for runs in found]
+    measured = {kind for records in timed for kind in records}
+    asked = {*forms, *(kind[4] for kind in measured)}
+    lacking = {(*kind[:4], form) for kind in measured for form in asked if kind[1] == ORT and spec.lacks(kind[2], form)}
+    kinds = sorted(measured | lacking)
+    setups = list(dict.fromkeys(kind[0] for kind in kinds))
+    remarks = [f"{f'm{n}' if len(setups) > 1 else 'latency'}: {setup}" for n, setup in enumerate(setups, start=1)]
+    columns = []
+    for kind in kinds:
+        setup, runtime, provider, batch, precision = kind
+        where = f" m{setups.index(setup) + 1}" if len(setups) > 1 else ""
+        name = f"{words_of(kind)}{where}"
+        reduced = "" if precision == "fp32" else f" {precision}"
+        key = "_".join(f"{runtime} {provider}{reduced} b{batch}{where}".split())
+        median = Column(f"{key}_p50_ms", f"{name} p50 ms", three_digits)
+        speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits)
+        share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}")
+        columns += [median, speed]
+        # The exporter's own graph is in float32 too, and torch uses the same units.
+        units = "fp32" if precision == PLAIN else precision
+        machine = next((records[kind].inputs["machine"] for records in timed if kind in records), "")
+        has_peak = any((*place[:2], place[3]) == (machine, provider, units) for place in index.peak)
+        if has_peak:
+            columns.append(share)
+        for runs, row, records, line in zip(found, table.rows, timed, lines, strict=True):
+            if kind not in records:
+                why = spec.lacks(provider, precision) or index.reason(row, "latency") or "not run"
+                line.put(median, None, why)
+                line.put(speed, None, why)
+                continue
+            (p50,) = quantiles(records[kind].result["samples"], (0.5,))
+            line.put(median, 1e3 * p50, *unstable(records[kind]))
+            line.put(speed, batch / p50)
+            peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0), units))
+            if has_peak and peak and runs.export:
+                percent = 100 * 2 * runs.export.result["macs"] * batch / p50 / peak
+                line.put(share, percent, *([BEYOND] if percent > 100 else []))
+        columns += _beside_the_median(key, name, [records.get(kind) for records in timed], lines, detail)
+    return columns, remarks
+
+
+def _beside_the_median(
+    key: str, name: str, records: list[Record | None], lines: list[Line], detail: bool
+) -> list[Column]:
+    """Milliseconds from host memory to host memory where that is another figure, and in detail the higher percentiles,
+    the time to load and that of the first run; columns of which there is something to say."""
+    columns: dict[str, Column] = {}
+    for record, line in zip(records, lines, strict=True):
+        if record is None:
+            continue
+        seconds: dict[str, float] = {}
+        if host := record.result.get("host_samples"):
+            seconds["host to host p50"] = statistics.median(host)
+        if detail:
+            seconds |= {name: value for name, value in percentiles(record.result["samples"]).items() if name != "p50"}
+            known = {"load": "load_seconds", "first run": "first_run_seconds"}
+            seconds |= {what: record.result[field] for what, field in known.items() if field in record.result}
+        for what, value in seconds.items():
+            column = Column(f"{key}_{what.replace(' ', '_')}_ms", f"{name} {what} ms", three_digits)
+            line.put(columns.setdefault(what, column), 1e3 * value)
+    for record, line in zip(records, lines, strict=True):
+        why = f"{len(record.result['samples'])} runs, too few for this percentile" if record else "not run"
+        for column in columns.values():
+            if column.key not in line.values:
+                line.put(column, None, why)
+    return list(columns.values())

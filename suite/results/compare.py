@@ -1,0 +1,259 @@
+"""Two measurements of the same cells, before and after a change: the ratio of their medians, and what got slower.
+
+A measurement is a results folder with records of the stage "latency", or a JSON file of pytest-benchmark. A figure of
+another machine is never compared, and one that is missing is said to be: both are failures, as a regression is.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suite.errors import InputError
+from suite.results.record import Record
+from suite.results.shape import checked
+from suite.results.store import Store
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+# Standard deviation of a process from its twins, relative: where its pages lie can make it slower for all its life. Of
+# 24 processes of one file that took turns it was 0.003 for ResNet-20, 0.009 for ResNet-50 and 0.005 for its int8 file.
+TWINS = 0.009
+# Fewest rounds whose spread says how certain a median is: six are the fewest whose least and greatest have the true one
+# between them in 19 of 20 cases.
+ROUNDS = 6
+# What names a cell, of a latency record's inputs, beside the data set that the network was trained on.
+CELL = ("model", "size", "runtime", "provider", "precision", "batch_size", "threads")
+
+Cell = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One cell in both: medians in seconds, their ratio b / a, and its interval of 95 %; `doubts` say why not to trust
+    them."""
+
+    cell: Cell
+    machine: str
+    a: float
+    b: float
+    ratio: float
+    low: float
+    high: float
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two measurements have to say of each other.
+
+    Attributes:
+        ratios: the cells that both have from one machine.
+        regressions: of these, those whose whole interval lies above `1 + fail_above`.
+        missing: cells that a has and b has not.
+        elsewhere: cells that b has, but from other machines than a: the cell, a's machine, and b's.
+        new: cells that b has and a has not; no failure.
+        fail_above: slow-down that is allowed, as 0.05; None if none fails.
+    """
+
+    ratios: list[Ratio]
+    regressions: list[Ratio]
+    missing: list[Cell]
+    elsewhere: list[tuple[Cell, str, str]]
+    new: list[Cell]
+    fail_above: float | None
+
+    @property
+    def failures(self) -> list[str]:
+        """Every reason for an exit code other than 0, a line each."""
+        return [
+            *(
+                f"slower: {name(found.cell)}: {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f}), "
+                f"allowed {1 + (self.fail_above or 0):.3f}"
+                for found in self.regressions
+            ),
+            *(f"missing: {name(cell)}" for cell in self.missing),
+            *(f"another machine: {name(cell)}: {theirs} instead of {ours}" for cell, ours, theirs in self.elsewhere),
+        ]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Seconds of one cell on one machine, in the rounds that they were taken in if that is known; `way` is the version
+    of the suite's way to measure, where records say it."""
+
+    cell: Cell
+    machine: str
+    samples: NDArray[np.float64]
+    rounds: list[NDArray[np.float64]]
+    way: int | None = None
+
+
+def compare(a: Path, b: Path, fail_above: float | None = None) -> Comparison:
+    """Compare two measurements cell by cell.
+
+    The interval is a percentile bootstrap, with the same random numbers each time: whole rounds are drawn, since runs
+    of one round share the machine's mood, and single runs only where there are no rounds. Each side is one process, so
+    that what processes of one file differ by (`TWINS`) is drawn too.
+
+    Args:
+        a: a results folder, or a JSON file of pytest-benchmark: before.
+        b: the same kind: after.
+        fail_above: the slow-down that is allowed, as 0.05 for 5 %; None for any.
+
+    Raises:
+        InputError: no such file or folder, nothing was measured in it, it is of the wrong kind, or a negative
+            `fail_above`.
+    """
+    if fail_above is not None and not fail_above >= 0:
+        raise InputError(f"a slow-down of {fail_above} cannot be allowed; legal: 0 or more, as 0.05 for 5 %")
+    if a.is_dir() != b.is_dir() and a.exists() and b.exists():
+        raise InputError(f"{a} and {b}: one is a folder and one a file; legal: two results folders, or two files")
+    before, after = _read(a), _read(b)
+    ratios, missing, elsewhere = [], [], []
+    for cell, machines in before.items():
+        found = after.get(cell, {})
+        for machine, first in machines.items():
+            if machine in found:
+                ratios.append(_ratio(first, found[machine]))
+            elif found:
+                elsewhere.append((cell, machine, ", ".join(found)))
+            else:
+                missing.append(cell)
+    slow = [each for each in ratios if fail_above is not None and each.low > 1 + fail_above]
+    return Comparison(ratios, slow, missing, elsewhere, [cell for cell in after if cell not in before], fail_above)
+
+
+def name(cell: Cell) -> str:
+    """A cell as text: its values, and the names of those that are numbers."""
+    return " ".join(f"{key.removesuffix('_size')} {value}" if isinstance(value, int) else value for key, value in cell)
+
+
+def render(comparison: Comparison) -> str:
+    """The comparison as text for a terminal, ending in a newline."""
+    from tabulate import tabulate
+
+    rows = [
+        [
+            name(found.cell),
+            f"{1e3 * found.a:.3f}",
+            f"{1e3 * found.b:.3f}",
+            f"{found.ratio:.3f}",
+            f"{found.low:.3f} to {found.high:.3f}",
+            ", ".join((*_verdict(found), *found.doubts)),
+        ]
+        for found in comparison.ratios
+    ]
+    headings = ["cell", "a ms", "b ms", "b / a", "95 %", ""]
+    aligned = ("left", "right", "right", "right", "right", "left")
+    table = [tabulate(rows, headings, disable_numparse=True, colalign=aligned)] if rows else []
+    machines = dict.fromkeys(found.machine for found in comparison.ratios)
+    lines = [*table, *(f"measured on {machine}" for machine in machines)]
+    lines += [f"new: {name(cell)}" for cell in comparison.new]
+    return "\n".join([*lines, *comparison.failures]) + "\n"
+
+
+def _verdict(found: Ratio) -> tuple[str, ...]:
+    return ("slower",) if found.low > 1 else ("faster",) if found.high < 1 else ()
+
+
+def _ratio(a: _Measured, b: _Measured) -> Ratio:
+    before, after = (float(np.median(each.samples)) for each in (a, b))
+    random = np.random.default_rng(0)
+    twins = np.exp(TWINS * np.sqrt(2) * random.standard_normal(RESAMPLES))
+    drawn = twins * _medians(b, random) / _medians(a, random)
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    few = min((len(each.rounds) for each in (a, b) if each.rounds), default=ROUNDS)
+    doubts = [f"quick, {few} rounds"] if few < ROUNDS else []
+    doubts += ["measured in two ways"] if a.way != b.way else []
+    return Ratio(a.cell, a.machine, before, after, after / before, float(low), float(high), tuple(doubts))
+
+
+def _medians(measured: _Measured, random: np.random.Generator) -> NDArray[np.float64]:
+    """Medians of resamples (RESAMPLES,): of rounds, or of runs where there are not two rounds."""
+    rounds = measured.rounds
+    if len(rounds) > 1:
+        draws = random.integers(0, len(rounds), (RESAMPLES, len(rounds)))
+        return np.array([np.median(np.concatenate([rounds[index] for index in draw])) for draw in draws])
+    draws = random.integers(0, len(measured.samples), (RESAMPLES, len(measured.samples)))
+    medians: NDArray[np.float64] = np.median(measured.samples[draws], axis=1)
+    return medians
+
+
+def _read(path: Path) -> dict[Cell, dict[str, _Measured]]:
+    """What was measured of each cell on each machine."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; legal: a results folder, or a JSON file of pytest-benchmark")
+    return _from_records(path) if path.is_dir() else _from_benchmark(path)
+
+
+def _from_records(folder: Path) -> dict[Cell, dict[str, _Measured]]:
+    records, train, export = (
+        [checked(record, folder) for record in Store(folder).each(stage)] for stage in ("latency", "train", "export")
+    )
+    if not records:
+        raise InputError(f"{folder}: no latency records in it; legal: the --results folder of a finished run")
+    data = {record.key: record.inputs["data"]["name"] for record in train}
+    trained = {record.key: data.get(record.inputs.get("train", "")) for record in export}
+    found: dict[Cell, dict[str, _Measured]] = {}
+    # The most thorough of a cell counts, and of these the latest, as in tables.
+    for record in sorted(records, key=lambda record: (len(record.result.get("rounds", [])), record.finished)):
+        inputs = {"precision": "fp32"} | dict(record.inputs)
+        known = {"data": trained.get(inputs.get("export", ""))} | {key: inputs.get(key) for key in CELL}
+        cell = tuple((key, known[key]) for key in ("model", "data", *CELL[1:]) if known[key] is not None)
+        measured = _Measured(cell, _machine(record), *_seconds(record), way=inputs.get("version"))
+        found.setdefault(cell, {})[measured.machine] = measured
+    return found
+
+
+def _machine(record: Record) -> str:
+    machine = record.environment.get("machine", {}).get("id") or record.inputs.get("machine")
+    return str(machine or "unknown machine")
+
+
+def _seconds(record: Record) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    rounds = [np.array(each, np.float64) for each in record.result.get("rounds", []) if each]
+    return np.array(record.result["samples"], np.float64), rounds
+
+
+def _checked(samples: Any, where: str) -> NDArray[np.float64]:
+    try:
+        seconds = np.array(samples, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        seconds = np.array([])
+    if seconds.ndim != 1 or not len(seconds) or not (np.isfinite(seconds) & (seconds > 0)).all():
+        raise InputError(f"{where} has no samples, or some that are not positive seconds; measure it again")
+    return seconds
+
+
+def _from_benchmark(path: Path) -> dict[Cell, dict[str, _Measured]]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        machine = _benchmark_machine(content["machine_info"])
+        entries = [(str(each["fullname"]), each["stats"], each.get("extra_info", {})) for each in content["benchmarks"]]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise InputError(f"{path}: not a JSON file of pytest-benchmark; legal: what --benchmark-json writes") from None
+    if not entries:
+        raise InputError(f"{path}: no benchmarks in it; legal: a file of a run in which some were not skipped")
+    found: dict[Cell, dict[str, _Measured]] = {}
+    for fullname, stats, more in entries:
+        if not isinstance(stats, Mapping) or "data" not in stats:
+            raise InputError(f"{path}: {fullname} has no raw samples; legal: what --benchmark-json writes")
+        cell, samples = (("benchmark", fullname),), _checked(stats["data"], f"{path}: {fullname}")
+        # As this suite's own benchmarks note; those of others may mean anything by it.
+        noted = more.get("rounds") if isinstance(more, Mapping) else None
+        lengths = noted if isinstance(noted, list) and all(type(n) is int and n > 0 for n in noted) else []
+        rounds = np.split(samples, np.cumsum(lengths)[:-1]) if lengths and sum(lengths) == len(samples) else []
+        found[cell] = {machine: _Measured(cell, machine, samples, rounds)}
+    return found
+
+
+def _benchmark_machine(info: Mapping[str, Any]) -> str:
+    """The suite's own name of the machine where its benchmarks have left it, else what pytest-benchmark knows."""
+    named = info.get("suite", {}).get("machine", {}).get("id")
+    cpu = info.get("cpu", {})
+    return str(named or f"{info.get('node')}: {cpu.get('brand_raw')} ({cpu.get('count')} cores)")

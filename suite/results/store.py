@@ -1,0 +1,349 @@
+"""Results on disk: one immutable JSON record for each finished stage, and the files that the stage made.
+
+    records/STAGE/MODEL-KEY.json   what went in, what came out, with which hardware and versions
+    artifacts/KEY/                 the stage's files (weights, ONNX), listed with their hashes in the record
+    failures/STAGE/MODEL-KEY.json  why a stage failed last time; gone once it succeeds
+    checkpoints/KEY/               state of a training that was stopped; gone once it succeeds
+    claims/                        who is at which stage (see `suite.grid.claims`)
+    plans/KEY.json                 what each command is to do, for those who ask how far it is
+    work                           stages under way, each folder locked by its process; the next run removes the others
+
+KEY is the hash of the stage's inputs, its upstream's key among them, so nothing is done twice and a run that was
+killed goes on where it was. A record appears by a single rename after its files have: it is there whole or not at
+all, and several processes may share the folder. It holds a hash of itself, so that no changed figure is ever shown.
+
+What is read may come from strangers: nothing outside the folder is read, replaced or deleted on a record's word.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from suite.errors import InputError
+from suite.files import make_folder, share, write
+from suite.holder import since_start
+from suite.results.record import Record, key_of, read_failure, read_plan, read_record, text_of
+
+# Seconds after which what nobody has changed counts as left behind where locks cannot tell: on file systems without
+# them, and of other machines, whose locks may not reach this one.
+LONG = 7 * 24 * 3600.0
+
+
+class Store:
+    """A results folder. The only writer of results."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(self, stage: str, inputs: Mapping[str, Any]) -> Record | None:
+        """The record of these inputs, if it is there and its files are, by their sizes whole.
+
+        Raises:
+            InputError: it is damaged, or not a record.
+        """
+        path = self._path("records", stage, inputs)
+        if not os.path.lexists(path):
+            return None
+        record = read_record(path)
+        return record if all(self._is_whole(record, name) for name in record.artifacts) else None
+
+    def artifact(self, record: Record, name: str) -> Path:
+        """Where a record's file lies.
+
+        Raises:
+            InputError: a link leads out of the results folder.
+        """
+        return self._inside(str(record.artifacts[name]["path"]))
+
+    def _is_whole(self, record: Record, name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return bool(self.artifact(record, name).stat().st_size == record.artifacts[name]["bytes"])
+        return False
+
+    def records(self, stage: str, models: Collection[str] | None = None) -> list[Record]:
+        """The records of a stage, in the order of their file names.
+
+        Args:
+            stage: see `Record`.
+            models: only records of these models; None for all.
+
+        Raises:
+            InputError: a file is not a record, or of another version.
+        """
+        return list(self.each(stage, models))
+
+    def each(self, stage: str, models: Collection[str] | None = None, without: str | None = None) -> Iterator[Record]:
+        """The same as `records`, one at a time, for a reader that keeps a part of each.
+
+        `without` names a list in the result that nobody will look at: it comes empty, and the records sooner.
+        """
+        folder = self._inside("records", stage)
+        if not folder.is_dir():
+            return
+        for name in sorted(os.listdir(folder)):
+            # A name tells the model, so that what nobody asked for is not even opened.
+            if name.endswith(".json") and (models is None or name.rpartition("-")[0] in models):
+                yield read_record(folder / name, without)
+
+    def stages(self) -> list[str]:
+        """The stages of which there are records."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(os.listdir(self.root / "records"))
+        return []
+
+    def keys(self, stage: str) -> set[str]:
+        """The keys of a stage's records."""
+        with contextlib.suppress(FileNotFoundError):
+            names = os.listdir(self.root / "records" / stage)
+            return {name.removesuffix(".json").rpartition("-")[2] for name in names if name.endswith(".json")}
+        return set()
+
+    def failures(self) -> list[dict[str, Any]]:
+        """What failed and has not succeeded since: `stage`, `key`, `inputs` and `reason`.
+
+        Raises:
+            InputError: a file is no such note.
+        """
+        notes = [read_failure(path) for path in sorted(self._inside("failures").glob("*/*.json"))]
+        return [note | {"key": key_of(note["stage"], note["inputs"])} for note in notes]
+
+    def keep_plan(self, content: Mapping[str, Any]) -> None:
+        """Keep what a command is to do; the same plan again changes nothing.
+
+        Raises:
+            InputError: the folder cannot be written to.
+        """
+        path = self._inside("plans") / f"{key_of('plan', content)}.json"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                write(path, text_of({**content, "begun": _now()}))
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def plans(self) -> list[dict[str, Any]]:
+        """What the commands on this folder are to do, in the order in which they were first given.
+
+        Raises:
+            InputError: a file is no plan.
+        """
+        plans = [read_plan(path) for path in sorted(self._inside("plans").glob("*.json"))]
+        return sorted(plans, key=lambda plan: str(plan["begun"]))
+
+    def checkpoints(self, stage: str, inputs: Mapping[str, Any]) -> Path:
+        """Where a stage may keep what it needs to go on after it was stopped."""
+        return self._inside("checkpoints", key_of(stage, inputs))
+
+    @contextlib.contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """An empty folder for a stage's files, gone afterwards unless `put` has taken it over."""
+        work = self._inside("work")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(work)
+            with self._alone():  # of those who sweep, which would find it without a lock
+                folder = Path(tempfile.mkdtemp(dir=work, prefix=f"{_kernel()}-"))
+                share(folder)  # tempfile makes what only its owner may read
+                held = os.open(folder, os.O_RDONLY)
+                with contextlib.suppress(OSError):  # some network file systems have no locks; see `_is_left`
+                    fcntl.flock(held, fcntl.LOCK_EX)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+    def check(self) -> None:
+        """See to it that results can be written, before there are any.
+
+        Raises:
+            InputError: a folder cannot be written to by this user; it is named.
+        """
+        if not self.root.is_dir():
+            return  # it is made, or cannot be, by the first who writes
+        kinds = [self._inside(name) for name in ("records", "failures")]
+        inside = [folder for kind in kinds if kind.is_dir() for folder in kind.iterdir()]
+        others = [self._inside(name) for name in ("artifacts", "checkpoints", "plans", "claims", "work")]
+        for folder in (self.root, *kinds, *inside, *others):
+            if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+                found = folder.stat()
+                raise InputError(
+                    f"--results {self.root}: cannot write to {folder}, which has the owner {found.st_uid}, the group "
+                    f"{found.st_gid} and the mode {found.st_mode & 0o7777:04o}; have its owner give you the right, or "
+                    "use another folder"
+                )
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed have left: folders of stages that nobody is at, and files that were
+        to be renamed."""
+        work = self._inside("work")
+        with contextlib.suppress(OSError), self._alone():  # a folder that cannot be written to is left as it is
+            for folder in list(work.iterdir()):
+                if _is_left(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+        for kind in ("records", "failures", "checkpoints", "plans", "claims"):
+            for path in self._inside(kind).glob("**/*.tmp"):
+                with contextlib.suppress(OSError):
+                    if _age(path) > LONG:
+                        path.unlink()
+
+    def put(
+        self,
+        stage: str,
+        inputs: Mapping[str, Any],
+        result: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        timing: Mapping[str, float],
+        files: Path | None = None,
+    ) -> Record:
+        """Keep a result, and the folder `files` with what the stage made; returns the record.
+
+        A record that is there already with its files stays as it is and is returned: the first result of given inputs
+        counts. Who writes the same at the same time waits, so that a record and its files are always of one piece.
+
+        Raises:
+            InputError: the folder cannot be written to; what was there before still is.
+        """
+        path, key = self._path("records", stage, inputs), key_of(stage, inputs)
+        try:
+            artifacts = _artifacts(key, files)
+            record = Record(stage, key, inputs, result, timing, artifacts, environment, _now())
+            with self._alone():
+                if self.get(stage, inputs) is None:
+                    if files is not None:
+                        _move(files, self._inside("artifacts") / key)
+                    write(path, text_of(asdict(record)))
+            self._path("failures", stage, inputs).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        shutil.rmtree(self.checkpoints(stage, inputs), ignore_errors=True)
+        return read_record(path)
+
+    def failed_at(self, stage: str, inputs: Mapping[str, Any]) -> int | None:
+        """What tells the latest failure of a stage from any other: the time of its note; None if there is none."""
+        try:
+            return self._path("failures", stage, inputs).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def fail(self, stage: str, inputs: Mapping[str, Any], reason: str) -> None:
+        """Note why a stage failed, for the table's footnotes; the next run tries it again.
+
+        Raises:
+            InputError: the folder cannot be written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            note = {"stage": stage, "inputs": inputs, "reason": reason}
+            write(self._path("failures", stage, inputs), text_of(note))
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep others from writing who use this too."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            # Some network file systems have no locks; there only claims keep workers apart.
+            with contextlib.suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _inside(self, *parts: str) -> Path:
+        """A path in the folder, and not one that a link leads out of it."""
+        path = self.root.joinpath(*parts)
+        try:
+            inside = path.resolve().is_relative_to(self.root.resolve())
+        except (OSError, RuntimeError):  # links in a circle
+            inside = False
+        if not inside:
+            raise InputError(f"{path}: a link leads out of the results folder; delete the link")
+        return path
+
+    def _cannot_write(self, error: OSError) -> InputError:
+        return InputError(f"--results {self.root}: cannot write there: {error.strerror or error}")
+
+    def _path(self, kind: str, stage: str, inputs: Mapping[str, Any]) -> Path:
+        return self._inside(kind, stage) / f"{inputs['model']}-{key_of(stage, inputs)}.json"
+
+
+def _kernel() -> str:
+    """What tells whose locks this process sees: this machine since its start, in all its containers."""
+    return hashlib.sha256((since_start() or socket.gethostname()).encode()).hexdigest()[:8]
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether a folder in work/ belongs to no process that lives."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        seen = folder.name.startswith(f"{_kernel()}-")
+    except BlockingIOError:
+        return False
+    except OSError:
+        seen = False
+    finally:
+        os.close(descriptor)
+    with contextlib.suppress(FileNotFoundError):  # what it held is just being moved
+        return seen or min(map(_age, (folder, *folder.rglob("*")))) > LONG
+    return False
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file or folder was last changed, by the clock that file systems use too."""
+    return datetime.now(UTC).timestamp() - path.lstat().st_mtime
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _artifacts(key: str, folder: Path | None) -> dict[str, dict[str, Any]]:
+    """What a record says of the files in a folder, which are on the disk then."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(folder.iterdir()) if folder else ():
+        share(file)  # safetensors makes what only its owner may read
+        _sync(file)
+        found[file.name] = {
+            "path": f"artifacts/{key}/{file.name}",
+            "sha256": sha256(file),
+            "bytes": file.stat().st_size,
+        }
+    return found
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Move a folder to where it belongs, in the place of what a run that was killed before its record has left."""
+    make_folder(target.parent)
+    if target.is_symlink():
+        target.unlink()
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

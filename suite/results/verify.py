@@ -1,0 +1,161 @@
+"""Is a results folder as the suite left it? Every record, file and checkpoint is read and hashed anew."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from suite.errors import InputError
+from suite.files import printable
+from suite.results.record import Record, key_of, read_failure, read_plan, read_record
+from suite.results.shape import checked
+from suite.results.store import sha256
+
+# Inputs that hold the key of another record, and the stages of which it may be.
+UPSTREAM = {"train": ("train",), "export": ("export",), "file": ("export", "convert")}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was looked at, in numbers, how many files are `left_out`, and a line for each thing that is wrong: file,
+    what it is, and the remedy."""
+
+    records: int
+    files: int
+    bytes: int
+    problems: list[str]
+    left_out: int = 0
+
+
+def verify(
+    root: Path,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    without_files: bool = False,
+) -> Found:
+    """Check a results folder against itself.
+
+    Of a record: that it is one, holds what was written, stands under its own name, is the hash of its inputs, and that
+    the records that it was made from are there. Of its files: that they are there, with their sizes and hashes. What
+    lies in the folders of records, artifacts, failures, plans and checkpoints and belongs to nothing is named too; a
+    stage under way leaves nothing there but its checkpoints.
+
+    Args:
+        root: a results folder that is there. Nothing in it is changed.
+        progress: called with bytes read, bytes in all, and a note.
+        without_files: a file that is not there is left out, and no problem.
+
+    Raises:
+        InputError: a folder in it cannot be read.
+    """
+    records, problems = _records(root)
+    problems += _without_upstream(root, records)
+    total = sum(artifact["bytes"] for record in records for artifact in record.artifacts.values())
+    files = done = left_out = 0
+    for record in records:
+        for artifact in record.artifacts.values():
+            progress(done, total, "bytes")
+            path = root / artifact["path"]
+            if without_files and not os.path.lexists(path):
+                left_out += 1
+                total -= artifact["bytes"]
+                continue
+            if problem := _artifact(path, artifact["bytes"], artifact["sha256"]):
+                problems.append(f"{path}: {problem}; delete {_place(root, record)} to make it again")
+            files += 1
+            done += artifact["bytes"]
+    progress(done, total, "bytes")
+    problems += _unlisted(root, records)
+    problems += _notes(root / "failures", read_failure)
+    problems += _notes(root / "plans", read_plan)
+    problems += _checkpoints(root, {record.key for record in records})
+    return Found(len(records), files, done, [printable(problem) for problem in problems], left_out)
+
+
+def _place(root: Path, record: Record) -> Path:
+    return root / "records" / record.stage / f"{record.inputs['model']}-{record.key}.json"
+
+
+def _records(root: Path) -> tuple[list[Record], list[str]]:
+    """The sound records, and a line for each other."""
+    sound, problems = [], []
+    for path in [*_files(root / "records"), *(root / "records").glob("*/*/")]:
+        try:
+            if path.suffix != ".json" or path.parent.parent != root / "records":
+                raise InputError(f"{path}: unexpected; delete it")
+            record = read_record(path)
+            if record.key != key_of(record.stage, record.inputs):
+                raise ValueError("its key is not the hash of its inputs")
+            if path != _place(root, record):
+                raise ValueError(f"it belongs at {_place(root, record)}")
+            sound.append(checked(record, root))
+        except InputError as error:
+            problems.append(str(error))
+        except (ValueError, OSError, RecursionError) as error:
+            problems.append(f"{path}: not a record ({error}); delete it to measure again")
+    return sound, problems
+
+
+def _without_upstream(root: Path, records: list[Record]) -> Iterator[str]:
+    there = {(record.stage, record.key) for record in records}
+    for record in records:
+        for name, stages in UPSTREAM.items():
+            key = record.inputs.get(name)
+            if isinstance(key, str) and not any((stage, key) in there for stage in stages):
+                what = f"made from {' or '.join(stages)} {key}, of which there is no sound record"
+                yield f"{_place(root, record)}: {what}; delete it to measure again"
+
+
+def _artifact(path: Path, size: int, sha: str) -> str | None:
+    """What is wrong with a record's file, if anything."""
+    if path.is_symlink() or path.parent.is_symlink():
+        return "a link, not a file"
+    try:
+        if path.stat().st_size != size:
+            return f"{path.stat().st_size} bytes instead of {size}"
+        return None if sha256(path) == sha else "its content is not what was written"
+    except OSError as error:
+        return "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+
+
+def _unlisted(root: Path, records: list[Record]) -> Iterator[str]:
+    listed = {root / artifact["path"] for record in records for artifact in record.artifacts.values()}
+    return (f"{path}: unexpected, of no record; delete it" for path in _files(root / "artifacts") if path not in listed)
+
+
+def _notes(folder: Path, read: Callable[[Path], object]) -> Iterator[str]:
+    for path in _files(folder):
+        try:
+            if path.suffix != ".json":
+                raise InputError(f"{path}: unexpected; delete it")
+            read(path)
+        except InputError as error:
+            yield str(error)
+
+
+def _checkpoints(root: Path, done: set[str]) -> Iterator[str]:
+    for path in _files(root / "checkpoints"):
+        if path.suffix != ".safetensors" or path.parent.name in done:
+            yield f"{path}: unexpected, of no training under way; delete it"
+            continue
+        from suite.training import checkpoint
+
+        try:
+            checkpoint.read_one(path)
+        except checkpoint.DAMAGED as error:
+            yield f"{path}: damaged checkpoint ({error}); delete it, and training goes on from the one before it"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All that is no folder below a folder, in order; links are not followed."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise InputError(f"{error.filename}: cannot be read: {error.strerror}")
+
+    if folder.is_symlink():
+        yield folder
+        return
+    for where, folders, names in os.walk(folder, onerror=refuse):
+        links = [name for name in folders if os.path.islink(os.path.join(where, name))]
+        folders.sort()
+        yield from (Path(where, name) for name in sorted(names + links))

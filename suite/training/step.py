@@ -1,0 +1,263 @@
+"""One training step: forward, loss, gradient and update, as fast as the device lets it be.
+
+How it is computed changes speed and rounding, never the recipe: bfloat16 autocast with float32 weights,
+channels_last throughout, torch.compile, and on a GPU a CUDA graph for each batch size, so that a step is one launch.
+"""
+
+import copy
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from models import SubsampleAndPad
+from suite import env
+from suite.distributed import ALONE, Group
+from suite.errors import in_words
+from suite.tables.spec import Recipe
+from suite.training import kernels, memory
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Compile = Literal["auto", "always", "never"]
+Kernels = Literal["auto", "library"]
+
+# Steps of a batch size that run launch by launch before its CUDA graph is captured: libraries choose their kernels
+# in the first, and the optimiser makes its momentum.
+STEPS_BEFORE_CAPTURE = 3
+# Networks that a process can compile, with a graph for each of their batch sizes.
+NETWORKS = 1000
+# Seconds of training left below which torch.compile is not even tried. It takes tens of seconds, a deep net minutes.
+WORTH_A_TRIAL = {"cpu": 1800.0, "cuda": 240.0}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How steps are to be computed.
+
+    Attributes:
+        precision: of the activations; "auto" is bfloat16 where the device multiplies it faster than float32 (a CUDA
+            GPU, a CPU with AVX512-BF16 or AMX), else float32. Weights, sums and tests are float32 at all times.
+            Float32 is never TF32 (see `suite.training.tf32`).
+        compile: whether torch.compile is used; "auto" decides from steps that it measures, but for several processes,
+            which on GPUs always use it and on CPUs never.
+        kernels: of convolutions; "auto" is our own in Triton where they fit: bfloat16 on a GPU, few channels.
+    """
+
+    precision: Precision = "auto"
+    compile: Compile = "auto"
+    kernels: Kernels = "auto"
+
+    def bfloat16_on(self, device: torch.device) -> bool:
+        """Whether steps on this device run under bfloat16 autocast."""
+        if self.precision == "auto":
+            return device.type == "cuda" or env.cpu_multiplies_bfloat16()
+        return self.precision == "bfloat16"
+
+    def wants_kernels_on(self, device: torch.device, recipe: Recipe) -> bool:
+        """Whether networks trained by this recipe on this device are to use our own kernels, if these work there.
+
+        Only CIFAR's networks are. Images of 224 pixels keep cuDNN busy, and nobody has compared the two there.
+        """
+        cifar = recipe.augment == "cifar"
+        return self.kernels == "auto" and device.type == "cuda" and cifar and self.bfloat16_on(device)
+
+
+AUTOMATIC = Engine()
+
+
+class Step:
+    """A network with its optimiser; a call does one training step.
+
+    Args:
+        model: gets its gradients and updates in place; moved to `device`.
+        recipe: of the optimiser.
+        device: where model and batches lie.
+        bfloat16: whether to run under bfloat16 autocast.
+        compiled: whether to use torch.compile.
+        group: the processes that share each batch.
+        own_kernels: whether convolutions use our own kernels where they fit (see `suite.training.kernels`).
+
+    Attributes:
+        model, optimizer: as they are trained.
+        loss_sum, hits: over all images since they were last zeroed, on the device, so that the host never waits for
+            a GPU's step.
+        blocks_twice: how many blocks are computed twice to keep less (see `suite.training.memory`); on the CPU and by CIFAR's
+            recipe only, and not under torch.compile, which chooses what to keep itself.
+        convolutions_by_kernels: how many convolutions use our own kernels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        device: torch.device,
+        bfloat16: bool,
+        compiled: bool = False,
+        group: Group = ALONE,
+        own_kernels: bool = False,
+    ) -> None:
+        self.model = keep_channels_last(model.to(device))
+        self.convolutions_by_kernels = kernels.use_kernels(self.model) if own_kernels else 0
+        self.device, self.bfloat16, self.group = device, bfloat16, group
+        self.blocks_twice, self._fits = 0, True
+        if device.type == "cpu" and not compiled and recipe.augment == "cifar":
+            images = -(-recipe.batch_size // group.size), 3, recipe.train_size, recipe.train_size
+            self.blocks_twice, self._fits = memory.keep_less(self.model, images, 2 if bfloat16 else 4)
+        # A GPU reads the rate from its memory, where a captured graph finds the present value.
+        self._rate = torch.tensor(recipe.learning_rate, device=device) if device.type == "cuda" else None
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=recipe.learning_rate if self._rate is None else self._rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+            fused=True,
+        )
+        self.loss_sum = torch.zeros((), device=device)
+        self.hits = torch.zeros((), device=device)
+        forward: Callable[[Tensor], Tensor] = self.model
+        if group.size > 1:
+            forward = DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
+        # A graph for each batch size: a dynamic one would be slower for all.
+        self._forward = _compile(forward) if compiled else forward
+        self._graphs: dict[int, _Graph] | None = {} if device.type == "cuda" and group.size == 1 else None
+        self._calls: Counter[int] = Counter()
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Use this rate from the next step on."""
+        if self._rate is not None:
+            self._rate.fill_(rate)
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def __call__(self, images: Tensor, labels: Tensor, batch_size: int | None = None) -> Tensor:
+        """Train on a batch; returns its mean loss, on the device.
+
+        Args:
+            images: float32 (B, 3, H, W), channels_last, on the device.
+            labels: int64 (B,).
+            batch_size: images of this step over all processes; None for B.
+        """
+        if self._graphs is None:
+            return self._compute(images, labels, batch_size)
+        size = len(labels)
+        self._calls[size] += 1
+        if self._calls[size] <= STEPS_BEFORE_CAPTURE:
+            return self._compute(images, labels)
+        if size not in self._graphs:
+            self._graphs[size] = _Graph(self._compute, images, labels)
+        return self._graphs[size].replay(images, labels)
+
+    def _compute(self, images: Tensor, labels: Tensor, batch_size: int | None = None) -> Tensor:
+        # Without the cache of cast weights, of which a captured graph would keep a stale one; each is used once anyway.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
+            logits = self._forward(images)
+            loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        # Gradients are averaged over processes, which hold unequal parts of a batch that they do not divide.
+        share = len(labels) * self.group.size / (batch_size or len(labels) * self.group.size)
+        torch.autograd.backward(loss if share == 1 else loss * share)
+        self.optimizer.step()
+        self.loss_sum += loss.detach() * len(labels)
+        self.hits += (logits.detach().argmax(1) == labels).sum()
+        if not self._fits:
+            memory.give_back()  # which costs a tenth of a step
+        return loss.detach()
+
+
+def _compile(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    from torch._dynamo import config
+
+    # One function may be compiled 8 times before torch quietly leaves it as it is. That of a network is the same for
+    # all, of which a process may train more than that.
+    config.recompile_limit = config.accumulated_recompile_limit = NETWORKS
+    config.fail_on_recompile_limit_hit = True
+    return torch.compile(forward, dynamic=False)
+
+
+class _Graph:
+    """A step on batches of one shape, captured once and replayed as a single launch."""
+
+    def __init__(self, compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images.clone(), labels.clone()
+        self.graph = torch.cuda.CUDAGraph()
+        # Other threads, such as a loader's that pins memory, may go on meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.loss = compute(self.images, self.labels)
+
+    def replay(self, images: Tensor, labels: Tensor) -> Tensor:
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        self.graph.replay()
+        return self.loss
+
+
+class _GradientChannelsLast(torch.autograd.Function):
+    """The identity, whose gradient is brought into channels_last."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous(memory_format=torch.channels_last)
+
+
+def keep_channels_last(model: nn.Module) -> nn.Module:
+    """Put a network into channels_last, and have gradients stay in it; returns the network.
+
+    Pooling and the subsampling of a type-A shortcut hand back gradients in the default layout, which would spread
+    along the identity paths, every BatchNorm and convolution below converting it anew.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, SubsampleAndPad) or name == "global_pool":
+            module.register_forward_pre_hook(lambda module, inputs: (_GradientChannelsLast.apply(inputs[0]),))
+    return model.to(memory_format=torch.channels_last)
+
+
+def try_compile(
+    model: nn.Module,
+    recipe: Recipe,
+    bfloat16: bool,
+    batch: tuple[Tensor, Tensor],
+    steps: int,
+    own_kernels: bool = False,
+) -> dict[str, Any]:
+    """Measure on copies of a network whether torch.compile pays for so many steps.
+
+    Returns:
+        `compiled`: whether to use it; `step_seconds`; and if it was tried, `compiled_step_seconds` and
+        `compile_seconds`, which is what the first step took longer, or `compile_error`, why it could not be used.
+    """
+    device = batch[0].device
+
+    def seconds(compiled: bool) -> tuple[float, float]:
+        """Of the first step, and the median of steady ones."""
+        step = Step(copy.deepcopy(model).train(), recipe, device, bfloat16, compiled, own_kernels=own_kernels)
+        taken = []
+        for _ in range(STEPS_BEFORE_CAPTURE + 5):
+            start = perf_counter()
+            step(*batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken.append(perf_counter() - start)
+        return taken[0], statistics.median(taken[-4:])
+
+    _, plain = seconds(False)
+    found: dict[str, Any] = {"compiled": False, "step_seconds": plain}
+    if plain * steps >= WORTH_A_TRIAL[device.type]:
+        try:
+            first, compiled = seconds(True)
+        except Exception as error:  # such as a machine without a compiler, or with too little memory
+            return found | {"compile_error": in_words(error)}
+        found |= {"compiled": compiled < plain, "compiled_step_seconds": compiled, "compile_seconds": first - compiled}
+    return found

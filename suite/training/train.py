@@ -1,0 +1,482 @@
+"""Train networks by a recipe, and test them."""
+
+import math
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import Any
+
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+import models  # noqa: F401 - registers the networks with timm
+from suite.data.batches import Batch, Batches
+from suite.data.sets import Dataset
+from suite.distributed import ALONE, Group
+from suite.interrupt import Interruption
+from suite.training import checkpoint, feasible, kernels, memory
+from suite.training.step import AUTOMATIC, Engine, Step, try_compile
+from suite.training.tf32 import without_tf32
+
+# A kill costs at most the work of so long.
+CHECKPOINT_SECONDS = 30.0
+# Steps between two questions of several processes to each other whether one of them is to stop.
+AGREE_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train.
+
+    Attributes:
+        model_name: a timm model.
+        batches: the data set, the recipe, the device, and the processes that share the work.
+        seed: of the initial weights, the order of the images and their augmentation.
+        out: an existing folder for the weights.
+        model_args: further arguments of the model; not for dropout, whose draws a checkpoint does not hold.
+        checkpoints: folder of this run's checkpoints; None for none.
+        on_step: called with steps done, steps in all, and a note on speed.
+        on_epoch: called with an entry of the result's `epochs` and with the images/s of that epoch.
+        on_end: called with the result, or the exception that ended it; returns a job to begin in its place, or None.
+    """
+
+    model_name: str
+    batches: Batches
+    seed: int
+    out: Path
+    model_args: dict[str, Any] = field(default_factory=dict)
+    checkpoints: Path | None = None
+    on_step: Callable[[int, int, str], None] = lambda done, total, note: None
+    on_epoch: Callable[[dict[str, Any], float], None] = lambda epoch, images_per_second: None
+    on_end: Callable[[dict[str, Any] | Exception], "Job | None"] = lambda outcome: None
+
+
+def train(
+    job: Job,
+    engine: Engine = AUTOMATIC,
+    interruption: Interruption | None = None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Train a network and write its weights to `out` in timm's local layout (`model.safetensors`, `config.json`).
+
+    A learning rate at which training is infeasible (a loss that is not finite, or no better than chance after the
+    first epochs; see `suite.training.feasible`) is halved and training begins again, as in the paper's Experiments section.
+
+    Training that was stopped goes on from its last checkpoint. Batches depend on seed, epoch and position alone, so
+    on the CPU the result is bit for bit that of a run which was never stopped.
+
+    Args:
+        job: what to train.
+        engine: how to compute it.
+        interruption: a pending one is delivered after a checkpoint.
+        warn: told of a damaged checkpoint, and of a torch.compile or of kernels that failed.
+
+    Returns:
+        `top1`, `top5` (and `top1_10crop`, `top5_10crop`): test errors of the last epoch in percent, None when no
+        learning rate was feasible; `best_top1`: the least over epochs; `trained`; `tries`: what came of each learning
+        rate, with `epochs` and `steps` (begun, done), `last_loss` (mean of the last 25 steps, None if not finite),
+        `train_error` (percent, of the last epoch), `dead_units` (share of the channels before the classifier that are
+        zero on a whole test batch of this process, None if not finite) and `outcome`, why it ended; `epochs`: learning
+        rate, training loss and error, and test errors of each epoch; `steps`; `test_images`; `device`; `precision`;
+        `compiled`;
+        `kernels`: of convolutions, "triton" (our own, where they fit) or "library"; `processes` and the
+        `batch_per_process`; `timing`: `training_seconds`, without tests, `images_per_second`, `packed` (networks
+        trained at the same time, at most), `blocks_twice` (blocks computed twice to save memory), and what was measured
+        to decide on torch.compile.
+    """
+    (outcome,) = train_packed([job], engine, interruption, warn)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def train_packed(
+    jobs: Sequence[Job],
+    engine: Engine = AUTOMATIC,
+    interruption: Interruption | None = None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any] | Exception]:
+    """Train several networks at the same time, each as `train` would alone.
+
+    They take turns step by step, and on a GPU each has a stream of its own, so that the small kernels of one fill the
+    gaps of the others. One that ends makes room at once for the job that its `on_end` returns.
+
+    Returns:
+        For each job, in the order of their beginnings, what `train` returns, or the exception that ended it; it does
+        not end the others.
+    """
+    with without_tf32():
+        return _in_turns(jobs, engine, interruption or Interruption(), warn)
+
+
+def _in_turns(
+    jobs: Sequence[Job], engine: Engine, interruption: Interruption, warn: Callable[[str], None]
+) -> list[dict[str, Any] | Exception]:
+    outcomes: dict[int, dict[str, Any] | Exception] = {}
+    waiting = dict(enumerate(jobs))
+    fits: dict[int, _Fit] = {}
+    turns: dict[int, Generator[None, None, dict[str, Any]]] = {}
+
+    def end(index: int, job: Job, outcome: dict[str, Any] | Exception) -> None:
+        if isinstance(outcome, Exception):
+            if job.batches.group.size > 1:
+                raise outcome  # the other processes wait for this one, and only its end tells them
+            traceback.clear_frames(outcome.__traceback__)  # which hold its memory
+        fits.pop(index, None)
+        turns.pop(index, None)
+        outcomes[index] = outcome
+        following = job.on_end(outcome)
+        if following:
+            waiting[len(outcomes) + len(turns) + len(waiting)] = following
+
+    while waiting or turns:
+        while waiting:
+            index = next(iter(waiting))
+            job = waiting.pop(index)
+            try:
+                if turns and job.batches.device.type == "cuda":
+                    torch.cuda.synchronize(job.batches.device)  # what is measured of it is not to wait for the others
+                fits[index] = _Fit(job, engine, len(jobs), warn)
+                turns[index] = fits[index].run()
+            except Exception as error:
+                end(index, job, error)
+        for index, steps in list(turns.items()):
+            job = fits[index].job
+            try:
+                with fits[index].stream():
+                    next(steps)
+                fits[index].checkpoint_if_due(interruption)
+            except StopIteration as last:
+                end(index, job, last.value)
+            except Exception as error:
+                end(index, job, error)
+        if any(fit.must_stop for fit in fits.values()):
+            for fit in fits.values():
+                fit.checkpoint()
+            interruption.deliver()
+    return [outcomes[index] for index in sorted(outcomes)]
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Iterable[Batch], group: Group = ALONE) -> dict[str, Any]:
+    """Top-1 and top-5 error in percent; ten crops of an image have their logits summed.
+
+    An image whose logits are not all finite counts as an error, and `finite` is then False. Several processes test
+    a part of the images each.
+    """
+    model.eval()
+    counts: Tensor | None = None  # right at rank one, right up to rank five, finite; on the device until the end
+    images_seen = 0
+    for images, labels in batches:
+        if images.dim() == 5:
+            logits = model(images.flatten(0, 1)).view(*images.shape[:2], -1).sum(1)
+        else:
+            logits = model(images)
+        best = logits.topk(min(5, logits.shape[1])).indices
+        sound = logits.isfinite().all(1, keepdim=True)
+        hits = (best == labels[:, None]) & sound
+        found = torch.stack((hits[:, 0].sum(), hits.sum(), sound.sum()))
+        counts = found if counts is None else counts + found
+        images_seen += len(labels)
+    right1, right5, sound_images, count = group.sums(
+        *(counts.tolist() if counts is not None else (0, 0, 0)), images_seen
+    )
+    return {
+        "top1": 100 * (count - right1) / count,
+        "top5": 100 * (count - right5) / count,
+        "finite": sound_images == count,
+    }
+
+
+@dataclass
+class _Position:
+    """How far training is: what a checkpoint holds besides tensors."""
+
+    learning_rate: float
+    compile: dict[str, Any]  # what was measured to decide on torch.compile, and `compiled`
+    tries: list[dict[str, Any]] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)  # of the present try
+    step: int = 0  # steps done in the present epoch
+    seen: int = 0  # images seen in the present epoch
+    steps: int = 0  # steps done in the present try
+    images: int = 0  # images seen in all tries, and the seconds that it took
+    seconds: float = 0.0
+
+
+class _Fit:
+    """The fitting of one network: tries at falling learning rates, each of which can be taken up at any step."""
+
+    def __init__(self, job: Job, engine: Engine, packed: int, warn: Callable[[str], None]) -> None:
+        self.job, self.batches, self.packed = job, job.batches, packed
+        self.recipe, self.device, self.group = self.batches.recipe, self.batches.device, self.batches.group
+        self.model_args = {"num_classes": len(self.batches.dataset.classes)} | job.model_args
+        self.bfloat16 = engine.bfloat16_on(self.device)
+        self.own_kernels = engine.wants_kernels_on(self.device, self.recipe)
+        if self.own_kernels and (fault := kernels.fault(self.device)):
+            self.own_kernels = False
+            warn(f"{job.model_name}: goes on with the library's convolutions, since our kernels failed: {fault}")
+        self.total = self.recipe.epochs * self.batches.steps_per_epoch
+        if self.recipe.max_steps is not None:
+            self.total = min(self.total, self.recipe.max_steps)
+        # Networks that are trained at the same time on one GPU overlap only in streams of their own.
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self.must_stop = False
+        saved = checkpoint.read(job.checkpoints, warn) if job.checkpoints and self.group.rank == 0 else None
+        saved = self.group.share(saved)
+        with self.stream():
+            if saved:
+                self._restore(*saved)
+            else:
+                self.at = _Position(self.recipe.learning_rate, self._decide_on_compile(engine, warn))
+                self._begin()
+        self._last_checkpoint = monotonic()
+        self._mark = perf_counter()  # until when `at.seconds` counts
+        self._waited = 0.0  # seconds of the present epoch in which the next batch was waited for
+
+    def stream(self) -> AbstractContextManager[Any]:
+        """Where this network's work is queued."""
+        return torch.cuda.stream(self._stream) if self._stream else nullcontext()
+
+    def _decide_on_compile(self, engine: Engine, warn: Callable[[str], None]) -> dict[str, Any]:
+        if engine.compile != "auto":
+            return {"compiled": engine.compile == "always"}
+        if self.group.size > 1:
+            return {"compiled": self.device.type == "cuda"}
+        images, labels = next(iter(self.batches.train(self.job.seed, 1)))
+        batch = images, labels
+        found = try_compile(self._start(), self.recipe, self.bfloat16, batch, self.total, self.own_kernels)
+        if error := found.get("compile_error"):
+            warn(f"{self.job.model_name}: goes on without torch.compile, which failed: {error}")
+        return found
+
+    def _start(self) -> nn.Module:
+        """The network with the initial weights of its seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.job.seed)
+            model: nn.Module = timm.create_model(self.job.model_name, **self.model_args)
+            return model
+
+    def _begin(self) -> None:
+        """Initial weights and a fresh optimiser."""
+        how = self.bfloat16, self.at.compile["compiled"], self.group, self.own_kernels
+        self.step = Step(self._start(), self.recipe, self.device, *how)
+        self.model = self.step.model
+        self.watch = feasible.LossWatch(self.device)
+        self.last_losses: deque[Tensor] = deque(maxlen=feasible.LAST_STEPS)  # on the device
+
+    def _start_over(self, learning_rate: float) -> None:
+        """Begin again with initial weights; the tries so far stay in the record."""
+        self.at = replace(self.at, learning_rate=learning_rate, epochs=[], step=0, seen=0, steps=0)
+        self._begin()
+
+    def run(self) -> Generator[None, None, dict[str, Any]]:
+        """Do all that is left, yielding after each step; returns the result."""
+        least = feasible.LEAST_LEARNING_RATE
+        while (yield from self._one_try()) != feasible.TRAINED and self.at.learning_rate / 2 >= least:
+            self._start_over(self.at.learning_rate / 2)
+        at, recipe = self.at, self.recipe
+        trained = at.tries[-1]["outcome"] == feasible.TRAINED
+        errors: dict[str, float | None] = dict.fromkeys(("top1", "top5", "best_top1"))
+        if trained:
+            last = at.epochs[-1]
+            errors = {"top1": last["top1"], "top5": last["top5"]}
+            errors["best_top1"] = min(epoch["top1"] for epoch in at.epochs)
+            if recipe.ten_crop:
+                ten = self._test(ten_crop=True)
+                errors |= {"top1_10crop": ten["top1"], "top5_10crop": ten["top5"]}
+        else:
+            self._start_over(recipe.learning_rate)  # initial weights, so that the net can still be exported and timed
+        if self.group.rank == 0:
+            _save(self.model, self.job.out, self.model_args, self.batches.dataset)
+        return {
+            **errors,
+            "trained": trained,
+            "tries": at.tries,
+            "epochs": at.epochs,
+            "steps": at.steps,
+            "test_images": self.batches.test_images,
+            "device": self.device.type,
+            "precision": "bfloat16 autocast" if self.bfloat16 else "float32",
+            "compiled": at.compile["compiled"],
+            "kernels": "triton" if self.step.convolutions_by_kernels else "library",
+            "processes": self.group.size,
+            "batch_per_process": -(-recipe.batch_size // self.group.size),
+            "timing": {
+                "training_seconds": at.seconds,
+                "images_per_second": at.images / at.seconds,
+                "packed": self.packed,
+                "blocks_twice": self.step.blocks_twice,
+                **{name: value for name, value in at.compile.items() if name != "compiled"},
+            },
+        }
+
+    def _one_try(self) -> Generator[None, None, str]:
+        """Train at the present learning rate to the end, or until it turns out to be infeasible; says which."""
+        outcome = feasible.TRAINED
+        while outcome == feasible.TRAINED and (self.at.steps < self.total or self.at.step):
+            outcome = yield from self._epoch()
+        last_loss = self._last_loss()
+        tried = {
+            "learning_rate": self.at.learning_rate,
+            "epochs": len(self.at.epochs),
+            "steps": self.at.steps,
+            "last_loss": last_loss if math.isfinite(last_loss) else None,
+            "train_error": self.at.epochs[-1]["train_error"],
+            "dead_units": None if outcome == feasible.NOT_FINITE else self._dead_units(),
+            "outcome": outcome,
+        }
+        self.at.tries.append(tried)
+        return outcome
+
+    def _last_loss(self) -> float:
+        """The mean loss of the last steps, of all processes; not a number if none is known, as after a checkpoint of an
+        earlier version."""
+        losses = list(self.last_losses)
+        mean = torch.stack(losses).double().mean().item() if losses else math.nan
+        return self.group.sums(mean)[0] / self.group.size
+
+    def _dead_units(self) -> float | None:
+        images, _ = next(iter(self.batches.test()))
+        share = feasible.dead_units(self.model, images)
+        self._mark = perf_counter()
+        return share
+
+    def _epoch(self) -> Generator[None, None, str]:
+        """Do what is left of an epoch, and test; says what came of it."""
+        at, number = self.at, len(self.at.epochs) + 1
+        rate = replace(self.recipe, learning_rate=at.learning_rate).learning_rate_at(number)
+        self.step.set_learning_rate(rate)
+        images, seconds = at.images, at.seconds
+        yield from self._steps(number)
+        loss_sum, hits = self.group.sums(float(self.step.loss_sum), float(self.step.hits))
+        self._count_time()  # reading the sums has waited for the device
+        loss, error = loss_sum / at.seen, 100 - 100 * hits / at.seen
+        if self.device.type == "cpu":
+            memory.give_back()
+        # The last step can spoil the weights after its loss was read, so the test's logits must be finite too.
+        tested = self._test() if math.isfinite(loss) else {}
+        self._mark = perf_counter()
+        judged = number == feasible.FIRST_EPOCHS and at.step == self.batches.steps_per_epoch
+        outcome = feasible.TRAINED
+        if not tested.pop("finite", False):
+            outcome = feasible.NOT_FINITE
+        elif judged and not feasible.beats_chance(error, self.batches.dataset.train.labels):
+            outcome = feasible.NO_BETTER
+        train_loss = loss if math.isfinite(loss) else None
+        entry = {"epoch": number, "learning_rate": rate, "train_loss": train_loss, "train_error": error, **tested}
+        at.epochs.append(entry)
+        self.job.on_epoch(entry, (at.images - images) / max(at.seconds - seconds, 1e-9))
+        at.step = at.seen = 0
+        self.step.loss_sum.zero_()
+        self.step.hits.zero_()
+        return outcome
+
+    def _test(self, ten_crop: bool = False) -> dict[str, Any]:
+        """Test the network that is saved: each process has had statistics of its own part of the last batch since."""
+        self.group.spread(self.model.buffers())
+        return evaluate(self.model, self.batches.test(ten_crop), self.group)
+
+    def _steps(self, epoch: int) -> Generator[None]:
+        """Do what is left of an epoch's steps; a loss that is not finite ends them early."""
+        at = self.at
+        self.model.train()
+        self._mark, self._waited = perf_counter(), 0.0
+        images_before, seconds_before = at.images, at.seconds
+        feed = iter(self.batches.train(self.job.seed, epoch, skip=at.step))
+        while at.steps < self.total:
+            start = perf_counter()
+            batch = next(feed, None)
+            self._waited += perf_counter() - start
+            if batch is None:
+                break
+            count = self.batches.batch_size_of(at.step)
+            # A copy, since a captured graph writes each step's loss to the same place.
+            self.last_losses.append(self.step(*batch, count).clone())
+            at.step += 1
+            at.steps += 1
+            at.seen += count
+            at.images += count
+            self._count_time()
+            seconds = at.seconds - seconds_before
+            speed = (
+                f"{(at.images - images_before) / seconds:,.0f} images/s, {100 * self._waited / seconds:.0f} % data wait"
+            )
+            self.job.on_step(at.steps, self.total, f"epoch {epoch}/{self.recipe.epochs}, {speed}")
+            if not self._finite():
+                break
+            yield
+
+    def _finite(self) -> bool:
+        """Whether the losses are finite as far as is known; several processes find the same."""
+        if self.group.size == 1:
+            return self.watch.finite(self.step.loss_sum)
+        if self.at.steps % AGREE_EVERY:
+            return True
+        return math.isfinite(self.group.sums(float(self.step.loss_sum))[0])
+
+    def _count_time(self) -> None:
+        now = perf_counter()
+        self.at.seconds += now - self._mark
+        self._mark = now
+
+    def checkpoint_if_due(self, interruption: Interruption) -> None:
+        """Save after enough time; note in `must_stop` that an interruption is pending, here or in another process."""
+        due = monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS
+        stop = interruption.pending
+        if self.group.size > 1:
+            if self.at.steps % AGREE_EVERY:
+                return
+            due, stop = (value > 0 for value in self.group.sums(float(due), float(stop)))
+        self.must_stop = stop
+        if due and not stop:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Save everything that the rest of the training depends on; all processes of a group must call this."""
+        with self.stream():
+            self._checkpoint()
+        self._last_checkpoint = monotonic()
+
+    def _checkpoint(self) -> None:
+        step = self.step
+        loss_sum, hits = self.group.sums(float(step.loss_sum), float(step.hits))
+        if self.job.checkpoints is not None and self.group.rank == 0:
+            tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+            for name, parameter in self.model.named_parameters():
+                if (momentum := step.optimizer.state[parameter].get("momentum_buffer")) is not None:
+                    tensors[f"momentum.{name}"] = momentum
+            tensors |= {"loss_sum": torch.tensor(loss_sum), "hits": torch.tensor(hits)}
+            if self.last_losses:
+                tensors["last_losses"] = torch.stack(list(self.last_losses))
+            # Counted over all tries, so that a later checkpoint has the higher number.
+            checkpoint.write(self.job.checkpoints, self.at.images, tensors, asdict(self.at))
+
+    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.at = _Position(**state)
+        self._begin()
+        self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
+        for name, parameter in self.model.named_parameters():
+            if f"momentum.{name}" not in tensors:
+                continue  # a momentum of 0 leaves none
+            # In the layout of its parameter, as the optimiser makes it: sums over it depend on the order.
+            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+            self.step.optimizer.state[parameter]["momentum_buffer"] = buffer
+        if self.group.rank == 0:  # which then stands for all
+            self.step.loss_sum.copy_(tensors["loss_sum"])
+            self.step.hits.copy_(tensors["hits"])
+        if "last_losses" in tensors:  # which a checkpoint of an earlier version has not
+            self.last_losses.extend(tensors["last_losses"].to(self.device))
+
+
+def _save(model: nn.Module, out: Path, model_args: dict[str, Any], dataset: Dataset) -> None:
+    """Write weights and what timm needs to load them: class count, class names, mean and std on [0, 1]."""
+    statistics = {name: [value / 255 for value in getattr(dataset, name)] for name in ("mean", "std")}
+    config = {"pretrained_cfg": statistics | {"label_names": list(dataset.classes)}}
+    model = model.cpu().to(memory_format=torch.contiguous_format)
+    save_for_hf(model, str(out), model_config=config, model_args=model_args, safe_serialization=True)
