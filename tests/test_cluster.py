@@ -37,9 +37,9 @@ options = Options(2, root, rows=("resnet110_relu_bn@cifar10",), seeds=int(sys.ar
 work_on = suite.grid.cluster.work_on
 
 def stages_of(node, unhappy):
-    import suite.grid.claims, suite.grid.perform
+    import suite.grid.claims, suite.holder, suite.grid.perform
     # As if each node were a machine of its own, whose processes others cannot look up.
-    suite.grid.claims._boot = lambda: node
+    suite.holder._boot = lambda: node
     suite.grid.claims.PATIENCE, suite.grid.claims.BEAT = 4.0, 0.5
 
     def one(self, stage, folder, step):
@@ -161,7 +161,7 @@ def test_a_killed_node_a_killed_process_and_a_failure_leave_the_rest_of_the_grid
     nodes.remove_node(killed, allow_graceful=False)
     try:
         out, err = driver.communicate(timeout=200)
-        assert out == f"2 {cells - 2}\n", err
+        assert out == f"2 {cells - 2}\n", out + err
         for kind in ("train", "export", "parity"):
             found = list(records(tmp_path, kind).values())
             assert len({record["key"] for record in found}) == len(found) == cells - 2
