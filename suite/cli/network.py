@@ -1,0 +1,126 @@
+"""Commands for one network or file: export it, check it, explain it, and print the curves of Figures 2 and 3."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from suite.cli import folders, options
+from suite.errors import InputError
+from suite.files import printable
+
+
+@click.command(short_help="Write a network as an ONNX file.")
+@click.argument("source", metavar="MODEL|RUN")
+@click.argument("out", type=options.Location(), metavar="OUT.onnx")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
+@options.one_provider
+@click.option("--plain", is_flag=True, help="The exporter's own graph, without rewrites.")
+@options.size
+@options.test_data
+def export(
+    source: str, out: Path, precision: str, provider: str, plain: bool, size: int | None, data: dict[str, Path]
+) -> int:
+    """Write a model, or the weights in a run's folder, as the ONNX file that a provider runs fastest.
+
+    A model's name means its initial weights. int8 is calibrated on training images of --data, and fp16 is checked to
+    hold the activations that they give.
+    """
+    from suite.inference import deploy
+
+    if data and precision == "fp32":
+        raise InputError("--data: legal only with --precision int8, which is calibrated on it, and fp16, checked on it")
+    with deploy.in_one_line(source), deploy.source(source, size) as of:
+        result = deploy.export(of, out, precision, provider, plain, data)
+    for warning in result.pop("warnings", ()):
+        click.echo(printable(f"warning: {source}: {warning}"), err=True)
+    click.echo(_listed({"file": out, "weights": "of a run" if of.trained else "initial weights", **result}))
+    return 0
+
+
+@click.command(short_help="Compare ONNX Runtime with torch on images.")
+@click.argument("source", metavar="RUN|MODEL|FILE.onnx")
+@click.option("--weights", metavar="RUN|MODEL", help="What FILE was exported from, where it does not say so itself.")
+@options.one_provider
+@click.option("--images", type=options.MANY, help="So many test images, evenly spaced; by default all.")
+@options.test_data
+def parity(source: str, weights: str | None, provider: str, images: int | None, data: dict[str, Path]) -> int:
+    """Compare ONNX Runtime with torch on test images; exit code 1 if they differ by more than they may."""
+    from suite.inference import deploy, parity
+
+    with deploy.in_one_line(source):
+        result = deploy.parity(source, weights, data, images, provider)
+    whose = "a run's weights" if result["trained"] else "initial weights"
+    click.echo(f"{result['model']} with {whose}, on {result['data']}\n{parity.render(result)}", nl=False)
+    return 0 if result["passed"] else 1
+
+
+@click.command(short_help="Say where a file's time goes, and why.")
+@click.argument("source", metavar="FILE.onnx|RUN|MODEL")
+@options.one_provider
+@click.option("--batch-size", type=options.Count(options.LARGEST_BATCH), default=1, show_default=True)
+@options.size
+def explain(source: str, provider: str, batch_size: int, size: int | None) -> int:
+    """Say what ONNX Runtime makes of a file, or of the export of a run or model, and where its time goes."""
+    from suite.inference import deploy, explain
+
+    with deploy.in_one_line(source), deploy.onnx_file(source, provider, size) as path:
+        found = explain.render(deploy.explain(path, provider, batch_size, size))
+    click.echo(printable(found, keep="\n"), nl=False)  # a file's nodes have the names that its maker gave them
+    return 0
+
+
+@click.command(short_help="Print the curves of Figure 2 or 3.")
+@click.argument("number", metavar="2|3|normprop", type=click.Choice(["2", "3", "normprop"]))
+@options.results
+@options.depth
+@click.option(
+    "--images", type=options.MANY, default=1000, show_default=True, help="Test images for Figure 2, evenly spaced."
+)
+@options.test_data
+@options.form
+def figure(number: str, results: Path, depth: str | None, images: int, data: dict[str, Path], form: str) -> int:
+    """Print the curves of Figure 2 or 3: of the longest runs in the results folder, else of initial weights.
+
+    normprop is NormProp's promise layer by layer, kept in a plain CNN and broken in a ResNet, with Propositions 1 to 3.
+    """
+    from suite.inference import deploy
+    from suite.report import figures
+
+    if number == figures.PROMISE:
+        if depth or data:
+            raise InputError(
+                "--depth, --data: legal only for figure 2; normprop is of initial weights and random images"
+            )
+        promised, remarks = figures.promise()
+        click.echo(figures.render(number, promised, form, remarks), nl=False)
+        return 0
+
+    if number == "3" and data:
+        raise InputError("--data: legal only for figure 2; figure 3 is of weights alone")
+    folders.must_be_there_if_given(results)
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    with deploy.in_one_line(f"figure {number}"):
+        found = figures.curves(int(number), results, int(depth) if depth else None, data, images, say)
+    click.echo(figures.render(int(number), found, form), nl=False)
+    return 0
+
+
+def _listed(content: dict[str, Any]) -> str:
+    """One line for each entry, in columns."""
+    from tabulate import tabulate
+
+    lines = []
+    for name, value in content.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{what} {count}" for what, count in value.items() if count)
+        elif isinstance(value, list):
+            value = len(value)
+        elif isinstance(value, float):
+            value = f"{value:.6g}"
+        lines.append((name.replace("_", " "), value))
+    text: str = tabulate(lines, tablefmt="plain", disable_numparse=True)
+    return printable(text, keep="\n")

@@ -1,0 +1,126 @@
+"""Commands for what is there: tables, the page and status of results, their verification, and lists of what is legal."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from suite.cli import folders, options
+from suite.files import printable
+from suite.report import tables as report
+from suite.report.render import render
+from suite.results.store import Store
+from suite.tables import spec
+
+
+@click.command(short_help="Print a table from what is stored.")
+@click.option("--table", type=int, required=True, callback=options.table_number, help="1, 2, 3 or 4, as in the paper.")
+@options.rows
+@options.results
+@options.depth
+@options.metric
+@options.form
+def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, metric: Any, form: str) -> int:
+    """Print a table from the records that there are, of each row those that say most."""
+    folders.must_be_there_if_given(results)
+    chosen = spec.selected(table, rows, int(depth) if depth else None)
+    click.echo(render(report.build(chosen, Store(results), metric), form), nl=False)
+    return 0
+
+
+@click.command("status", short_help="Say how far the runs on a folder are.")
+@options.results
+def status_(results: Path) -> int:
+    """Say how far the runs on a folder are: done, under way and by whom, failed and why, and about how long is left."""
+    from suite.grid import status
+
+    folders.must_be_there(results)
+    click.echo(printable(status.render(status.read(Store(results))), keep="\n"), nl=False)
+    return 0
+
+
+@click.command("report", short_help="Write a page of all tables, plots and provenance.")
+@click.option(
+    "--results",
+    type=options.Location(),
+    multiple=True,
+    default=(options.RESULTS,),
+    show_default=True,
+    help="Folders of records; repeat.",
+)
+@click.option(
+    "--out", type=options.Location(), help="Folder to write; by default report/ in the first folder of records."
+)
+@options.metric
+@click.option("--open", "opened", is_flag=True, help="Show it in the browser.")
+def report_(results: tuple[Path, ...], out: Path | None, metric: Any, opened: bool) -> int:
+    """Write a page with the tables, plots and provenance of all records, and the same as plain files beside it."""
+    for folder in results:
+        folders.must_be_there(folder)
+    path = folders.write_page(results, out or results[0] / "report", metric)
+    click.echo(path)
+    if opened:
+        click.launch(str(path))
+    return 0
+
+
+@click.command("list", short_help="Print the models, tables or data sets.")
+@click.argument("what", type=click.Choice(["models", "tables", "data"]))
+def list_(what: str) -> int:
+    """Print the models, the tables or the data sets that there are."""
+    if what == "models":
+        import timm
+
+        import models  # noqa: F401 - registers the networks with timm
+
+        lines = timm.list_models(module="crelu_resnet")
+    elif what == "tables":
+        tables = map(spec.load_table, spec.NUMBERS)
+        lines = [f"{table.number}  {len(table.rows):2} rows  {table.title}" for table in tables]
+    else:
+        lines = [f"{name:9} given by --data {name}=PATH; stand-in: {spec.EMBEDDED[name]}" for name in spec.EMBEDDED]
+        lines += [f"{name:9} embedded" for name in spec.EMBEDDED.values()]
+    click.echo("\n".join(lines))
+    return 0
+
+
+@click.command(short_help="Hash every record and file anew.")
+@options.results
+@click.option("--without-files", is_flag=True, help="Weights and ONNX files may be left out, as of published records.")
+def verify(results: Path, without_files: bool) -> int:
+    """Read and hash all records and files of a results folder anew; exit code 1 if one is damaged, missing or odd."""
+    from suite import progress
+    from suite.results import verify as verifying
+
+    folders.must_be_there(results)
+    display = progress.display(1)
+    try:
+        with display.stage(f"verify {results}") as step:
+            found = verifying.verify(results, step, without_files)
+    finally:
+        display.close()
+    for problem in found.problems:
+        click.echo(problem)
+    looked_at = f"{found.records} records and {found.files} files of {found.bytes:,} bytes"
+    if found.left_out:
+        looked_at += f", {found.left_out} files left out"
+    click.echo(f"{looked_at}: {len(found.problems) or 'no'} problem{'s' if len(found.problems) != 1 else ''}")
+    return 1 if found.problems else 0
+
+
+@click.command(short_help="Ratios of latencies, before and after.")
+@click.argument("a", type=options.Location())
+@click.argument("b", type=options.Location())
+@click.option(
+    "--fail-above", type=options.Percent(), help="Exit with 1 if a cell of B is slower than in A by more than this."
+)
+def compare(a: Path, b: Path, fail_above: float | None) -> int:
+    """Compare the latencies of two results folders, or of two files by pytest-benchmark: B over A, cell by cell.
+
+    Exit code 1 also where a cell of A is missing in B, or was measured on another machine.
+    """
+    from suite.results import compare as comparing
+
+    comparison = comparing.compare(a, b, fail_above)
+    click.echo(printable(comparing.render(comparison), keep="\n"), nl=False)
+    return 1 if comparison.failures else 0

@@ -1,0 +1,246 @@
+"""`suite run`: do what a table lacks, and print it."""
+
+import importlib.util
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from suite.cli import folders, options
+from suite.errors import InputError
+from suite.report import tables as report
+from suite.report.render import render
+from suite.results.store import Store
+from suite.tables import spec
+
+if TYPE_CHECKING:
+    from suite.grid.plan import Options
+    from suite.grid.runner import Outcome
+
+
+@click.command(short_help="Do what a table lacks, and print it.")
+@click.option("--table", type=int, required=True, callback=options.table_number, help="1, 2, 3 or 4, as in the paper.")
+@click.option(
+    "--profile",
+    type=click.Choice(["quick", "paper"]),
+    default="quick",
+    show_default=True,
+    help="A few steps with everything else complete, or the paper's recipe.",
+)
+@options.rows
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="NAME=PATH",
+    callback=options.data_sets,
+    help="cifar10, cifar100 or imagenet; repeat.",
+)
+@click.option(
+    "--data-download",
+    type=options.Location(),
+    metavar="DIR",
+    help="Fetch the CIFAR sets of the rows into DIR and use them.",
+)
+@options.results
+@click.option(
+    "--seeds", type=options.FEW, default=1, show_default=True, help="Training runs a row; errors are medians."
+)
+@click.option("--epochs", type=options.FEW, help="Whole epochs: the recipe over so many, its milestones in proportion.")
+@click.option("--steps", type=options.MANY, help="At most so many training steps.")
+@options.depth
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to train; auto is a GPU where there is one.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of activations in training; auto is what the device multiplies faster.",
+)
+@click.option(
+    "--compile",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Whether to train with torch.compile; auto decides from measured steps.",
+)
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "library"]),
+    default="auto",
+    show_default=True,
+    help="Of convolutions in training; auto is our own where they fit: CIFAR's networks in bfloat16 on a GPU.",
+)
+@click.option("--pack", type=options.FEW, default=1, show_default=True, help="Train so many cells at the same time.")
+@click.option(
+    "--workers",
+    type=options.FEW,
+    default=1,
+    show_default=True,
+    help="Processes that share the work, each on its cores or GPU; timings are left to one, alone on the machine. "
+    "With ray so many share the cores of each node; with slurm it is the number of jobs.",
+)
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Who does the work: this machine, a Ray cluster or jobs of Slurm, over the same results folder. Timings are "
+    "taken on this machine, unless --latency-resource names others.",
+)
+@click.option("--address", metavar="HOST:PORT", help="Of the Ray cluster; by default one of this machine.")
+@click.option(
+    "--processes",
+    type=options.FEW,
+    default=1,
+    show_default=True,
+    help="With ray: so many train each network together, each on a GPU or a part of the cores of one node.",
+)
+@click.option(
+    "--latency-resource",
+    metavar="NAME",
+    help="With ray: time on the nodes that have this custom resource, which are to be of one kind; one timing a node.",
+)
+@click.option("--tensorboard", type=options.Location(), metavar="DIR", help="Write learning curves for TensorBoard.")
+@click.option(
+    "--providers",
+    type=options.Choices("cpu,cuda,tensorrt", options.provider),
+    default="cpu",
+    show_default=True,
+    help="Of ONNX Runtime, to check and time on.",
+)
+@click.option(
+    "--runtimes",
+    type=options.Choices(
+        "onnxruntime,torch,torch.compile", lambda text: options.one_of(text, ("onnxruntime", "torch", "torch.compile"))
+    ),
+    default="onnxruntime,torch",
+    show_default=True,
+    help="What to time.",
+)
+@click.option(
+    "--forms",
+    type=options.Choices("fp32,plain,fp16,int8", lambda text: options.one_of(text, ("fp32", "plain", "fp16", "int8"))),
+    default="fp32",
+    show_default=True,
+    help="Forms of the exported file; fp32 is always among them. plain is without rewrites, to show what they gain.",
+)
+@click.option(
+    "--batch-sizes",
+    type=options.Choices("N,...", options.batch_size),
+    default="1,8",
+    show_default=True,
+    help="To time at; torch at the smallest alone.",
+)
+@click.option(
+    "--timings",
+    type=click.Choice(["auto", "quick", "thorough"]),
+    default="auto",
+    show_default=True,
+    help="24 bursts of runs for each latency, or 3; auto follows the profile.",
+)
+@click.option(
+    "--stages",
+    type=options.Choices("train,export,parity,latency,analyze", options.stage),
+    default="train,export,parity,latency,analyze",
+    help="Do only these; without this option the same command does the rest, here or elsewhere.",
+)
+@click.option(
+    "--time-limit",
+    type=options.Duration(),
+    help="End in good order after so much time, as in 8m or 2h; the same command goes on.",
+)
+@click.option("--dry-run", is_flag=True, help="Print cells, what is stored, and time and memory by a short probe.")
+@click.option(
+    "--budget", type=options.Duration(), help="Run only the cells that say most for so much time, as in 30m or 8h."
+)
+@options.metric
+@options.form
+def run(
+    table: int,
+    data_download: Path | None,
+    depth: str | None,
+    dry_run: bool,
+    budget: float | None,
+    time_limit: float | None,
+    metric: Any,
+    form: str,
+    **options: Any,
+) -> int:
+    """Train, export, check and time the rows of a table, as far as that is not stored yet, and print the table."""
+    from suite.grid import plan as grid
+
+    until = datetime.now(UTC) + timedelta(seconds=time_limit) if time_limit else None
+    chosen = grid.Options(table=table, depth=int(depth) if depth else None, until=until, **options)
+    if data_download:
+        chosen = grid.with_downloads(chosen, data_download)
+    execute = _executor(chosen)
+    if dry_run or budget:
+        from suite.grid import estimate, runner
+
+        if chosen.latency_resource is None:
+            runner.check_timing(chosen)
+        expected = estimate.expect(chosen, budget, lambda text: click.echo(text, err=True))
+        click.echo(expected.render(), err=not dry_run, nl=False)
+        if dry_run:
+            return 0
+        chosen = expected.options()
+    outcome = execute(chosen)
+    if not outcome.speaks:
+        return 0
+    asked = {kind for kind in spec.VERSIONS if grid.asked_as(kind) in chosen.stages}
+    click.echo(
+        render(
+            report.build(
+                outcome.table, Store(chosen.results), metric, outcome.trained, failed=asked, forms=chosen.forms
+            ),
+            form,
+        ),
+        nl=False,
+    )
+    page = folders.write_page([chosen.results], chosen.results / "report", metric)
+    click.echo(f"report: {page}", err=True)
+    if outcome.failed:
+        click.echo(f"{outcome.failed} stages failed; the footnotes say why", err=True)
+    return 1 if outcome.failed else 0
+
+
+def _executor(options: "Options") -> Callable[["Options"], "Outcome"]:
+    """What does the work that the options ask for.
+
+    Raises:
+        InputError: its package is not installed, or the options are those of another executor.
+    """
+    of_ray = {
+        "--address": options.address,
+        "--processes": options.processes > 1,
+        "--latency-resource": options.latency_resource,
+    }
+    for name, given in of_ray.items():
+        if given and options.executor != "ray":
+            torchrun = "; here start torchrun --nproc-per-node=N -m suite run" if name == "--processes" else ""
+            raise InputError(f"{name}: belongs to --executor ray{torchrun}")
+    package = {"ray": "ray", "slurm": "submitit"}.get(options.executor)
+    if package and importlib.util.find_spec(package) is None:
+        raise InputError(
+            f"--executor {options.executor}: needs the package {package}, which is not installed here: "
+            f"pip install 'crelu-norm-suite[{options.executor}]'"
+        )
+    if options.executor == "ray":
+        from suite.grid import cluster
+
+        return cluster.run
+    if options.executor == "slurm":
+        from suite.grid import slurm
+
+        return slurm.run
+    from suite.grid import runner
+
+    return runner.run
