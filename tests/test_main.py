@@ -68,6 +68,18 @@ def test_the_same_command_again_does_no_work_twice(
     assert not left.exists()
 
 
+@pytest.mark.parametrize("hiding", ["models.py", "models/__init__.py"])
+def test_another_package_called_models_is_named(hiding: str, tmp_path: Path) -> None:
+    path = tmp_path / hiding
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    command = [sys.executable, "-m", "suite", "list", "models"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {path}: this package or module called models hides this project's in ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_show_prints_what_run_printed(finished: tuple[Path, subprocess.CompletedProcess[str]], suite: Run) -> None:
     folder, done = finished
     assert suite("show", *ROW, "--results", str(folder)) == (0, done.stdout, "")
