@@ -160,7 +160,7 @@ def test_a_killed_node_a_killed_process_and_a_failure_leave_the_rest_of_the_grid
     (killed,) = [each for each in nodes.worker_nodes if each.node_id == node]
     nodes.remove_node(killed, allow_graceful=False)
     try:
-        out, err = driver.communicate(timeout=200)
+        out, err = driver.communicate(timeout=300)
         assert out == f"2 {cells - 2}\n", out + err
         for kind in ("train", "export", "parity"):
             found = list(records(tmp_path, kind).values())
@@ -177,7 +177,7 @@ def test_a_killed_node_a_killed_process_and_a_failure_leave_the_rest_of_the_grid
 
 def test_a_cluster_and_a_worker_of_another_machine_divide_a_grid(start: Start, tmp_path: Path) -> None:
     driver, other = start(12, "ray"), start(12, "local")
-    out, err = driver.communicate(timeout=120)
+    out, err = driver.communicate(timeout=300)
     assert out == "0 12\n", err
     _, err = other.communicate(timeout=60)
     assert other.returncode == 0, err

@@ -253,7 +253,8 @@ def test_a_report_over_ten_thousand_records_is_quick_and_small(many: Store, add_
         if written >= 10_000:
             break
     code = (
-        "import re, sys, time; from pathlib import Path; from suite.report import page; from suite.results.store import Store\n"
+        "import re, sys, time; from pathlib import Path\n"
+        "from suite.report import page; from suite.results.store import Store\n"
         "start = time.process_time(); page.write(Store(Path(sys.argv[1])), Path(sys.argv[2]))\n"
         # Not getrusage, whose figure a process inherits from the one that started it.
         "peak = re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())\n"

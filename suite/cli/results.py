@@ -1,4 +1,4 @@
-"""Commands for what is there: tables, the page and status of results, their verification, and lists of what is legal."""
+"""Commands for results: tables, the page, status, verification and comparison; and lists of what may be named."""
 
 from pathlib import Path
 from typing import Any

@@ -42,7 +42,7 @@ Demand = dict[str, float]
 
 
 def run(options: Options) -> Outcome:
-    """Run a table as `suite.grid.runner.run` does, on a cluster; timings are taken here unless nodes are named for them.
+    """Run a table as `runner.run` does, on a cluster; timings are taken here unless nodes are named for them.
 
     Raises:
         InputError: no cluster answers, it lacks what the options ask for, or one of its nodes cannot use them.

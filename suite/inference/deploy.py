@@ -183,7 +183,7 @@ def export(
     it runs there.
 
     Returns:
-        What `suite.export.exporter.export` does, with `precision` and `form` ("rewritten" or "plain"); of a file in fewer bits
+        What `exporter.export` does, with `precision` and `form` ("rewritten" or "plain"); of a file in fewer bits
         what `convert` adds, and for int8 `activations` ("unsigned", "signed", or for GPUs "symmetric") and
         `difference_from_fp32` (of its logits on the calibration images, root mean square over root mean square); of a
         timed one the `milliseconds` of one image, the median; and `warnings`, sentences.
@@ -276,7 +276,7 @@ def convert(
     """Write an exported file in fewer bits: "fp16", or "int8" calibrated on images, with `activations` of a kind.
 
     Returns:
-        What `suite.export.exporter.check` says of the file, and `calibration` in words; for float16 `greatest_activation` (in
+        What `exporter.check` says of the file, and `calibration` in words; for float16 `greatest_activation` (in
         float32, on these images), and if float16 does not hold it, and the network is not `trained`, `warnings`.
 
     Raises:
@@ -421,8 +421,8 @@ def check(
     provider: str = "cpu",
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> dict[str, Any]:
-    """What `suite.inference.parity.compare` says of a file and the weights that it was made from; and if a float32 file fails,
-    `departure`: the first node that departs, as `suite.inference.departure` finds it.
+    """What `parity.compare` says of a file and the weights that it was made from; and if a float32 file fails,
+    `departure`: the first node that departs, as `departure` finds it.
 
     Raises:
         RuntimeError: nothing can be compared; where that is a float32 file's fault, with the first node that departs.

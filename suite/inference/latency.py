@@ -5,8 +5,8 @@ compared are taken in turns: every process loads its network and warms up, and t
 round after round, one at a time and all others asleep, so that a slow spell of the machine falls on all of them. Every
 other round goes backwards, so that nobody is always the first.
 
-For ONNX Runtime a process is `python -m suite.inference.timing`, which speaks JSON lines; for torch, whose import takes far
-longer than the measurement, it is forked off a server that has imported torch and done nothing else.
+For ONNX Runtime a process is `python -m suite.inference.timing`, which speaks JSON lines; for torch, whose import takes
+far longer than the measurement, it is forked off a server that has imported torch and done nothing else.
 """
 
 import json
@@ -70,7 +70,7 @@ def measure(
         or loading of weights), `first_run_seconds`, `rounds` (for each round the seconds of its runs, inputs and
         outputs staying on the device), `samples` (all of them), `in_turns_with` (how many others took turns with it),
         `provider` as the runtime names it, `nodes` (of the graph, as given out to providers; fusion comes later, and
-        `suite.inference.explain` counts what is executed), `settings`, `throttled` (how often a container's CPU quota stopped the
+        `explain` counts what is executed), `settings`, `throttled` (how often a container's CPU quota stopped the
         machine during these runs, if it did), and for other devices than the CPU `host_samples` (seconds of runs from
         host memory to host memory).
     """

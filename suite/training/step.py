@@ -88,7 +88,7 @@ class Step:
         model, optimizer: as they are trained.
         loss_sum, hits: over all images since they were last zeroed, on the device, so that the host never waits for
             a GPU's step.
-        blocks_twice: how many blocks are computed twice to keep less (see `suite.training.memory`); on the CPU and by CIFAR's
+        blocks_twice: how many blocks are computed twice to keep less (see `memory`); on the CPU and by CIFAR's
             recipe only, and not under torch.compile, which chooses what to keep itself.
         convolutions_by_kernels: how many convolutions use our own kernels.
     """

@@ -66,7 +66,7 @@ def train(
     """Train a network and write its weights to `out` in timm's local layout (`model.safetensors`, `config.json`).
 
     A learning rate at which training is infeasible (a loss that is not finite, or no better than chance after the
-    first epochs; see `suite.training.feasible`) is halved and training begins again, as in the paper's Experiments section.
+    first epochs; see `feasible`) is halved and training begins again, as in the paper's Experiments section.
 
     Training that was stopped goes on from its last checkpoint. Batches depend on seed, epoch and position alone, so
     on the CPU the result is bit for bit that of a run which was never stopped.
