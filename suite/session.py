@@ -5,12 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from suite.errors import first_line
-
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
+from suite.registry import PROVIDERS
 
 
 def load_onnxruntime() -> Any:
@@ -45,7 +40,7 @@ def open_session(
             source is no graph; one line.
     """
     ort = load_onnxruntime()
-    name = PROVIDERS[provider]
+    name = PROVIDERS[provider].name
     if name not in ort.get_available_providers():
         raise RuntimeError(f"this build of ONNX Runtime has no {name}")
     options = ort.SessionOptions()

@@ -14,6 +14,7 @@ import pytest
 
 from suite.data import sets as data
 from suite.errors import InputError
+from suite.registry import DATA_SETS, STAND_INS
 
 
 def python10(home: Path) -> None:
@@ -38,8 +39,10 @@ def test_a_data_set_is_read_once(tmp_path, imagenet_folder):
 
 
 def test_every_data_set_of_the_paper_has_an_embedded_stand_in():
-    assert data.NAMES == ("digits10", "digits100", "digits1000", "cifar10", "cifar100", "imagenet")
-    assert set(data.EMBEDDED) | set(data.EMBEDDED.values()) == set(data.NAMES)
+    assert STAND_INS == {"cifar10": "digits10", "cifar100": "digits100", "imagenet": "digits1000"}
+    assert set(STAND_INS) | set(STAND_INS.values()) == set(DATA_SETS)
+    for name, stand_in in STAND_INS.items():
+        assert DATA_SETS[stand_in].classes == DATA_SETS[name].classes == len(data.load(stand_in).classes)
 
 
 def test_importing_the_module_loads_no_heavy_library():
@@ -49,7 +52,7 @@ def test_importing_the_module_loads_no_heavy_library():
 
 
 def test_wrong_names_and_paths_are_one_clear_line(tmp_path):
-    for name in data.NAMES:
+    for name in DATA_SETS:
         assert name in error("mnist", None)
     assert "digits10 is embedded and takes no path" in error("digits10", tmp_path)
     assert "cifar10 needs the path" in error("cifar10", None)

@@ -5,9 +5,9 @@ import pytest
 
 from suite.data import digits
 from suite.data.sets import load
-from suite.tables.spec import EMBEDDED
+from suite.registry import STAND_INS
 
-DIGITS = tuple(EMBEDDED.values())
+DIGITS = tuple(STAND_INS.values())
 FINGERPRINTS = {
     "digits10": "34192fd4bc2efd804a4240ebfe33d822b78765c27e0ef6bfe41693dd000857f5",
     "digits100": "68f364459edd708caefc7009fd9a694ae646beb586e4303f34c78e8c949a004b",

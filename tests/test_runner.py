@@ -21,6 +21,7 @@ from suite.grid.claims import Claims
 from suite.grid.plan import Grid, Options, Stage
 from suite.results import store
 from suite.results.record import key_of
+from suite.tables import spec
 
 # Stages that take no time, so that what is tried is the division of work; each notes that it was done.
 QUICK_STAGES = """
@@ -182,7 +183,7 @@ def of_kind(planned: Grid, *kinds: str) -> list[Stage]:
 def test_stages_that_are_asked_for_have_the_keys_that_they_have_among_all(tmp_path: Path) -> None:
     options = Options(2, tmp_path, depth=20, rows=ROWS, forms=("fp32", "int8"))
     whole = grid.plan(options)
-    parts = {name: grid.plan(dataclasses.replace(options, stages=(name,))) for name in grid.STAGES[:4]}
+    parts = {name: grid.plan(dataclasses.replace(options, stages=(name,))) for name in spec.STAGES[:4]}
     kinds = {name: sorted({stage.kind for stage in part.stages}) for name, part in parts.items()}
     assert kinds == {
         "train": ["train"],
@@ -201,7 +202,7 @@ def test_stages_that_are_asked_for_have_the_keys_that_they_have_among_all(tmp_pa
 
 def test_what_needs_a_stage_that_is_neither_asked_for_nor_stored_is_left_out_in_one_line(tmp_path: Path) -> None:
     options = Options(2, tmp_path, depth=20, rows=ROWS, batch_sizes=(1,), stages=("parity", "latency"))
-    whole = grid.plan(dataclasses.replace(options, stages=grid.STAGES))
+    whole = grid.plan(dataclasses.replace(options, stages=spec.STAGES))
     keep(tmp_path, *of_kind(whole, "train")[:2], *of_kind(whole, "export")[:1])
 
     def is_stored(stage: Stage) -> bool:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from suite.samples import interval, percentiles, quantiles
+from suite.results.samples import interval, percentiles, quantiles
 
 
 def test_quantiles_are_interpolated_between_samples() -> None:

@@ -8,12 +8,13 @@ import click
 from suite.cli import folders, options
 from suite.errors import InputError
 from suite.files import printable
+from suite.registry import REDUCED
 
 
 @click.command(short_help="Write a network as an ONNX file.")
 @click.argument("source", metavar="MODEL|RUN")
 @click.argument("out", type=options.Location(), metavar="OUT.onnx")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", *REDUCED]), default="fp32", show_default=True)
 @options.one_provider
 @click.option("--plain", is_flag=True, help="The exporter's own graph, without rewrites.")
 @options.size

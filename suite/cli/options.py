@@ -1,6 +1,6 @@
 """What several commands take: types of values that are not click's own, and options."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import click
 
 from suite import duration
 from suite.errors import InputError
+from suite.registry import PROVIDERS, STAND_INS
 from suite.report.render import FORMATS
 from suite.tables import spec
 
@@ -72,6 +73,12 @@ class Duration(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
+def some_of(legal: Iterable[str]) -> Choices:
+    """A comma-separated list of these names."""
+    names = tuple(legal)
+    return Choices(",".join(names), lambda text: one_of(text, names))
+
+
 def one_of(text: str, legal: tuple[str, ...]) -> str:
     """The text if it is legal; else a `ValueError` that says what is."""
     if text not in legal:
@@ -79,14 +86,10 @@ def one_of(text: str, legal: tuple[str, ...]) -> str:
     return text
 
 
-def provider(text: str) -> str:
-    """A provider of ONNX Runtime."""
-    return one_of(text, ("cpu", "cuda", "tensorrt"))
-
-
-def stage(text: str) -> str:
-    """A part of a run that may be asked for by itself."""
-    return one_of(text, ("train", "export", "parity", "latency", "analyze"))
+def in_words(names: Iterable[str]) -> str:
+    """As in "a, b or c"."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
 
 
 def batch_size(text: str) -> int:
@@ -108,8 +111,8 @@ def data_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...
     found: dict[str, Path] = {}
     for value in values:
         name, separator, path = value.partition("=")
-        if name not in spec.EMBEDDED or not separator or not path:
-            raise InputError(f"--data {value}: must be NAME=PATH with NAME one of {', '.join(spec.EMBEDDED)}")
+        if name not in STAND_INS or not separator or not path:
+            raise InputError(f"--data {value}: must be NAME=PATH with NAME one of {', '.join(STAND_INS)}")
         if name in found:
             raise InputError(f"--data {name} is given twice")
         found[name] = Path(path)
@@ -164,11 +167,9 @@ test_data = click.option(
     multiple=True,
     metavar="NAME=PATH",
     callback=data_sets,
-    help="cifar10, cifar100 or imagenet instead of the embedded images.",
+    help=f"{in_words(STAND_INS)} instead of the embedded images.",
 )
-one_provider = click.option(
-    "--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True
-)
+one_provider = click.option("--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True)
 size = click.option(
     "--size", type=Count(spec.LARGEST_SIDE), help="Side of an image in pixels; by default the model's own."
 )

@@ -7,6 +7,7 @@ import click
 
 from suite.cli import folders, options
 from suite.files import printable
+from suite.registry import DATA_SETS, STAND_INS
 from suite.report import tables as report
 from suite.report.render import render
 from suite.results.store import Store
@@ -78,8 +79,8 @@ def list_(what: str) -> int:
         tables = map(spec.load_table, spec.NUMBERS)
         lines = [f"{table.number}  {len(table.rows):2} rows  {table.title}" for table in tables]
     else:
-        lines = [f"{name:9} given by --data {name}=PATH; stand-in: {spec.EMBEDDED[name]}" for name in spec.EMBEDDED]
-        lines += [f"{name:9} embedded" for name in spec.EMBEDDED.values()]
+        lines = [f"{name:9} given by --data {name}=PATH; stand-in: {stand_in}" for name, stand_in in STAND_INS.items()]
+        lines += [f"{name:9} embedded" for name in DATA_SETS if name not in STAND_INS]
     click.echo("\n".join(lines))
     return 0
 

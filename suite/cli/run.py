@@ -10,6 +10,7 @@ import click
 
 from suite.cli import folders, options
 from suite.errors import InputError
+from suite.registry import FORMS, PROVIDERS, RUNTIMES, STAND_INS
 from suite.report import tables as report
 from suite.report.render import render
 from suite.results.store import Store
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME=PATH",
     callback=options.data_sets,
-    help="cifar10, cifar100 or imagenet; repeat.",
+    help=f"{options.in_words(STAND_INS)}; repeat.",
 )
 @click.option(
     "--data-download",
@@ -111,23 +112,21 @@ if TYPE_CHECKING:
 @click.option("--tensorboard", type=options.Location(), metavar="DIR", help="Write learning curves for TensorBoard.")
 @click.option(
     "--providers",
-    type=options.Choices("cpu,cuda,tensorrt", options.provider),
+    type=options.some_of(PROVIDERS),
     default="cpu",
     show_default=True,
     help="Of ONNX Runtime, to check and time on.",
 )
 @click.option(
     "--runtimes",
-    type=options.Choices(
-        "onnxruntime,torch,torch.compile", lambda text: options.one_of(text, ("onnxruntime", "torch", "torch.compile"))
-    ),
+    type=options.some_of(RUNTIMES),
     default="onnxruntime,torch",
     show_default=True,
     help="What to time.",
 )
 @click.option(
     "--forms",
-    type=options.Choices("fp32,plain,fp16,int8", lambda text: options.one_of(text, ("fp32", "plain", "fp16", "int8"))),
+    type=options.some_of(FORMS),
     default="fp32",
     show_default=True,
     help="Forms of the exported file; fp32 is always among them. plain is without rewrites, to show what they gain.",
@@ -148,8 +147,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--stages",
-    type=options.Choices("train,export,parity,latency,analyze", options.stage),
-    default="train,export,parity,latency,analyze",
+    type=options.some_of(spec.STAGES),
+    default=",".join(spec.STAGES),
     help="Do only these; without this option the same command does the rest, here or elsewhere.",
 )
 @click.option(

@@ -21,22 +21,7 @@ from numpy.typing import NDArray
 
 from suite.data import cifar, digits, folders
 from suite.errors import InputError
-from suite.tables.spec import EMBEDDED
-
-Triple = tuple[float, float, float]
-
-NAMES = (*EMBEDDED.values(), *EMBEDDED)
-
-# Mean and standard deviation of each channel on the 0-255 scale. CIFAR and ImageNet: the constants of
-# fb.resnet.torch (datasets/*.lua); digits: measured from the train images, to one decimal.
-_STATISTICS: dict[str, tuple[Triple, Triple]] = {
-    "digits10": ((128.4, 128.6, 127.4), (69.5, 74.0, 67.9)),
-    "digits100": ((126.9, 127.2, 127.8), (70.6, 77.4, 68.9)),
-    "digits1000": ((126.9, 127.3, 127.4), (72.4, 80.5, 71.3)),
-    "cifar10": ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
-    "cifar100": ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
-    "imagenet": ((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)),
-}
+from suite.registry import DATA_SETS, STAND_INS, Triple
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,20 +86,20 @@ class Dataset:
 
 
 def load(name: str, path: Path | None = None) -> Dataset:
-    """Return the data set `name`, one of NAMES, read once per process for each path.
+    """Return the data set `name`, one of DATA_SETS, read once per process for each path.
 
     The digits are embedded and take no path. CIFAR takes the folder of an official layout (binary or
     python) or `train/<class>/` and `test/<class>/` of 32x32 images, ImageNet the folder of `train/<class>/`
     and `val/<class>/`; the folder around it does as well. Raises InputError for anything else.
     """
-    if name not in NAMES:
-        raise InputError(f"unknown data set {name!r}, must be one of {', '.join(NAMES)}")
-    if name not in EMBEDDED:
+    if name not in DATA_SETS:
+        raise InputError(f"unknown data set {name!r}, must be one of {', '.join(DATA_SETS)}")
+    if name not in STAND_INS:
         if path is not None:
             raise InputError(f"{name} is embedded and takes no path, got {path}")
         return _embedded(name)
     if path is None:
-        raise InputError(f"{name} needs the path of its files; {EMBEDDED[name]} is its embedded stand-in")
+        raise InputError(f"{name} needs the path of its files; {STAND_INS[name]} is its embedded stand-in")
     try:
         return _from_path(name, path.expanduser().resolve())
     except OSError as error:
@@ -132,8 +117,14 @@ def _embedded(name: str) -> Dataset:
 def _from_path(name: str, path: Path) -> Dataset:
     if not path.is_dir():
         raise InputError(f"{path}: {'is no folder' if path.exists() else 'does not exist'}")
-    if name == "imagenet":
-        return _in_files(name, *folders.list_imagenet(path))
+    return _READERS[DATA_SETS[name].reader](name, path)
+
+
+def _read_class_folders(name: str, path: Path) -> Dataset:
+    return _in_files(name, *folders.list_imagenet(path))
+
+
+def _read_cifar(name: str, path: Path) -> Dataset:
     if contents := cifar.read(name, path):
         return _in_memory(name, *contents)
     found = folders.read_cifar(name, path)
@@ -143,6 +134,9 @@ def _from_path(name: str, path: Path) -> Dataset:
             raise InputError(f"{path}: holds {other}, not {name}")
         raise InputError(f"{path}: holds no {name} in binary or python layout nor train/ and test/ class folders")
     return replace(_in_memory(name, *found[0]), notes=found[1])
+
+
+_READERS = {"cifar": _read_cifar, "class folders": _read_class_folders}
 
 
 def _in_memory(name: str, classes: tuple[str, ...], train: cifar.Arrays, test: cifar.Arrays) -> Dataset:
@@ -165,7 +159,8 @@ def _dataset(
         digest.update(part)
     counts = {"name": name, "classes": len(classes), "train": len(train), "test": len(test)}
     fingerprint: dict[str, object] = {**counts, "sha256": digest.hexdigest(), "hash_of": hash_of}
-    return Dataset(name, classes, train, test, *_STATISTICS[name], fingerprint)
+    of = DATA_SETS[name]
+    return Dataset(name, classes, train, test, of.mean, of.std, fingerprint)
 
 
 def download(name: str, root: Path) -> Path:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from suite import env
 from suite.errors import InputError
+from suite.registry import PROVIDERS, REDUCED, STAND_INS, lacks
 from suite.results.record import key_of
 from suite.tables import spec
 from suite.tables.spec import Recipe, Row, Table
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 TIMED = ("peak", "latency")
 
 # What may be asked for, in the order in which it is done; all of it by default.
-STAGES = ("train", "export", "parity", "latency", "analyze")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Options:
     processes: int = 1
     latency_resource: str | None = None
     only: frozenset[str] | None = None
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = spec.STAGES
     until: datetime | None = None
     tensorboard: Path | None = None
 
@@ -166,19 +166,19 @@ def plan(options: Options, processes: int = 1) -> Grid:
     # Figures that are measured in turns stand together.
     timed.sort(key=turn_of)
     if timed:
-        whole = [form for form in ("fp32", "fp16", "int8") if form == "fp32" or form in options.forms]
+        whole = [form for form in ("fp32", *REDUCED) if form == "fp32" or form in options.forms]
         pairs = [(provider, form) for provider in options.providers for form in whole]
-        timed = [_peak(*pair) for pair in pairs if not spec.lacks(*pair)] + timed
+        timed = [_peak(*pair) for pair in pairs if not lacks(*pair)] + timed
     stages += timed
     asked = tuple(stage for stage in stages if asked_as(stage.kind) in options.stages)
     if stages and not asked:
-        legal = ", ".join(name for name in STAGES if name in {asked_as(stage.kind) for stage in stages})
+        legal = ", ".join(name for name in spec.STAGES if name in {asked_as(stage.kind) for stage in stages})
         raise InputError(f"--stages {','.join(options.stages)}: table {table.number} has none; legal here: {legal}")
     return Grid(table, cells, asked, tuple(stage for stage in stages if stage.kind == "train"))
 
 
 def asked_as(kind: str) -> str:
-    """The one of `STAGES` with which stages of this kind are asked for."""
+    """The one of `spec.STAGES` with which stages of this kind are asked for."""
     return {"convert": "export", "peak": "latency"}.get(kind, kind)
 
 
@@ -223,7 +223,7 @@ def lacking(options: Options) -> Iterator[str]:
     """What to say of the forms that a provider cannot run."""
     for provider in options.providers:
         for form in options.forms:
-            if (why := spec.lacks(provider, form)) and options.table in spec.DEPLOYED:
+            if (why := lacks(provider, form)) and options.table in spec.DEPLOYED:
                 yield f"left out: {form} on {provider}: {why}"
 
 
@@ -259,7 +259,7 @@ def _datasets(table: Table, options: Options) -> dict[str, "Dataset"]:
         raise InputError(f"--profile paper trains on the paper's data: give {names} (one of them runs its rows)")
     if options.data:
         return {name: data.load(name, path) for name, path in options.data.items()}
-    return {name: data.load(spec.EMBEDDED[name]) for name in sorted(wanted)}
+    return {name: data.load(STAND_INS[name]) for name in sorted(wanted)}
 
 
 def _inputs(kind: str, cell: Cell, **inputs: Any) -> dict[str, Any]:
@@ -292,17 +292,17 @@ def _files(cell: Cell, train: Stage, forms: tuple[str, ...], provider: str) -> d
     GPUs have the exporter's own graph, which is the CPU's form "plain", and in int8 a form of their own. What a
     provider cannot run is left out.
     """
-    from suite.inference.deploy import CALIBRATION_IMAGES, FORMS
+    from suite.inference.deploy import CALIBRATION_IMAGES
 
     inputs = _inputs("export", cell, train=train.key, size=cell.recipe.test_size)
     plain = Stage("export", cell, inputs | {"plain": True}, (train,), " without rewrites")
-    rewritten = FORMS[provider] == "rewritten"
+    rewritten = PROVIDERS[provider].graph == "rewritten"
     export = Stage("export", cell, inputs, (train,)) if rewritten else plain
     files = {"fp32": export}
     for form in forms:
         if form == "plain" and rewritten:
             files[form] = plain
-        elif form in ("fp16", "int8") and not spec.lacks(provider, form):
+        elif form in REDUCED and not lacks(provider, form):
             converted = _inputs("convert", cell, export=export.key, form=form)
             converted |= {"images": CALIBRATION_IMAGES, "data": cell.dataset.fingerprint}
             detail = f" to {form}" + ("" if rewritten else " for GPUs")
@@ -336,8 +336,8 @@ def _timings(cell: Cell, train: Stage, files: Mapping[str, Mapping[str, Stage]],
     versions = {k: v for k, v in env.versions().items() if k.startswith(("onnxruntime", "torch"))}
     for runtime in options.runtimes:
         for provider in options.providers:
-            if runtime != "onnxruntime" and provider == "tensorrt":
-                continue  # torch has no such device
+            if runtime != "onnxruntime" and not PROVIDERS[provider].torch_runs_there:
+                continue
             if runtime == "onnxruntime":
                 wanted = [(form, batch) for form in files[provider] for batch in options.batch_sizes]
             else:

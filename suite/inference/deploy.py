@@ -15,6 +15,7 @@ from suite import env
 from suite.errors import InputError, first_line
 from suite.export import onnxfile
 from suite.export.weights import read_config
+from suite.registry import DATA_SETS, PROVIDERS, STAND_INS, lacks
 from suite.results.shape import checked
 from suite.results.store import Store
 from suite.tables import spec
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 # Training images that fix the ranges of int8 activations, and show whether float16 holds them.
 CALIBRATION_IMAGES = 200
-
-# The graph that each provider is given where nothing else is asked for. The rewrites are for the CPU provider: a CReLU
-# network takes 1.7 times as long with them on the CUDA provider.
-FORMS = {"cpu": "rewritten", "cuda": "plain", "tensorrt": "plain"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "B
             raise InputError(f"--data {name}: has {len(dataset.classes)} classes, the network {of.classes}")
         break
     else:
-        embedded = {10: "digits10", 100: "digits100", 1000: "digits1000"}
+        embedded = {DATA_SETS[name].classes: name for name in STAND_INS.values()}
         if of.classes not in embedded:
             raise InputError(f"the network has {of.classes} classes; give its images by --data NAME=PATH")
         dataset = load(embedded[of.classes])
@@ -200,10 +197,10 @@ def export(
         raise InputError(f"{out}: is a folder; legal: the name of a file, as in net.onnx")
     if not os.access(out.parent, os.W_OK):
         raise InputError(f"{out}: cannot write there")
-    if reason := spec.lacks(provider, precision):
+    if reason := lacks(provider, precision):
         raise InputError(f"--precision {precision} --provider {provider}: {reason}; legal on this provider: fp32, fp16")
     _require(provider)
-    forms = ["plain"] if plain else [FORMS[provider]]
+    forms = ["plain"] if plain else [PROVIDERS[provider].graph]
     if not plain and (provider == "tensorrt" or precision == "int8"):
         forms = ["rewritten", "plain"]  # to be measured
 

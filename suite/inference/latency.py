@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import IO, Any
 from typing import Protocol as Interface
 
-from suite import env, samples
+from suite import env
 from suite.inference.timing import Protocol as Protocol
 from suite.inference.timing import Request as Request
 from suite.inference.timing import serve_torch
-from suite.session import PROVIDERS
+from suite.registry import PROVIDERS
+from suite.results import samples
 
 # Sessions that are alive at the same time; a ResNet-101 in float32 with a batch of 8 takes about 1 GB.
 ALIVE = 6
@@ -161,7 +162,7 @@ def unavailable(provider: str) -> str | None:
     try:
         _once({"probe": provider}, threads=1)
     except RuntimeError as error:
-        return f"ONNX Runtime cannot load {PROVIDERS[provider]}, for want of a GPU or of its libraries ({error})"
+        return f"ONNX Runtime cannot load {PROVIDERS[provider].name}, for want of a GPU or of its libraries ({error})"
     return None
 
 

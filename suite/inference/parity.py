@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from suite.data.batches import Batches
+from suite.registry import REDUCED
 from suite.session import open_session, uses_tf32
 from suite.training.tf32 import without_tf32
 
@@ -18,7 +19,7 @@ TOLERANCE = 1e-4
 # Share of torch's right answers that reduced precision may lose: MLPerf Inference asks for 99 % of the accuracy.
 LOSS = 0.01
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", *REDUCED)
 
 # What is at fault, by the comparison of `suite.inference.departure` that failed.
 FAULTS = {

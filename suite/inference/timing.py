@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 from suite.errors import in_words
+from suite.registry import PROVIDERS
 from suite.session import load_onnxruntime, open_session, provider_options
 
 DISTINCT_INPUTS = 4
@@ -154,7 +155,7 @@ def _load_onnxruntime(request: Request) -> _Loaded:
     start = perf_counter()
     session = _open(request.path, request.provider, request.threads, recorded)
     load = perf_counter() - start
-    device = "cpu" if request.provider == "cpu" else "cuda"
+    device = PROVIDERS[request.provider].device
     random = np.random.default_rng(0)
     shape = (request.batch_size, 3, request.size, request.size)
     images = [random.standard_normal(shape, np.float32) for _ in range(DISTINCT_INPUTS)]
@@ -216,12 +217,12 @@ def _load_torch(request: Request) -> _Loaded:
 
     from suite.export.weights import load_weights
 
-    if request.provider == "tensorrt":
+    if not PROVIDERS[request.provider].torch_runs_there:
         raise RuntimeError("torch runs on cpu or cuda; TensorRT is a provider of ONNX Runtime alone")
     torch.set_num_threads(request.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    device = torch.device("cpu" if request.provider == "cpu" else "cuda")
+    device = torch.device(PROVIDERS[request.provider].device)
     start = perf_counter()
     model = load_weights(Path(request.path)).to(device).to(memory_format=torch.channels_last)
     if request.runtime == "torch.compile":
@@ -290,7 +291,7 @@ def _peak(provider: str, threads: int, precision: str) -> dict[str, Any]:
         # ONNX Runtime is fastest at unsigned by signed on CPUs, and has signed by signed alone on GPUs.
         "int8": ("MatMulInteger", (unsigned if on_cpu else TensorProto.INT8, TensorProto.INT8, TensorProto.INT32)),
     }[precision]
-    device = "cpu" if on_cpu else "cuda"
+    device = PROVIDERS[provider].device
     side = PEAK_SIDES[device]
     shape = [side, side]
     values = [helper.make_tensor_value_info(name, kind, shape) for name, kind in zip("abc", types, strict=True)]

@@ -3,11 +3,11 @@
 import statistics
 from collections.abc import Sequence
 
+from suite.registry import DATA_SETS
 from suite.report.render import Column, Line, Report
 from suite.report.runs import Entry, Kind, Metric, errors, shortfalls, unstable, words_of
 from suite.report.tables import three_digits
-from suite.samples import quantiles
-from suite.tables.spec import DATA
+from suite.results.samples import quantiles
 
 # The choice beside which the others stand.
 USUAL = "relu_bn"
@@ -41,7 +41,7 @@ def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Repo
         error = line.values["top1"]
         return not isinstance(error, float), error if isinstance(error, float) else 0.0
 
-    title = f"{DATA[data]}, {depth.replace('resnet', 'ResNet-')}"
+    title = f"{DATA_SETS[data].label}, {depth.replace('resnet', 'ResNet-')}"
     return Report(title, columns + latency, sorted(lines, key=merit), remarks)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from suite.registry import DATA_SETS
 from suite.report.runs import Entry, Metric, errors
 from suite.tables import spec
 
@@ -91,7 +92,7 @@ def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim
 
 def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -> Finding | None:
     data, depth = place
-    where = f"{spec.DATA[data]}, {depth.replace('resnet', 'ResNet-')}"
+    where = f"{DATA_SETS[data].label}, {depth.replace('resnet', 'ResNet-')}"
     pairs = [(nets[a], nets[b]) for a, b in claim.pairs if a in nets and b in nets]
     if claim.pairs and not pairs:
         return None  # the table has but one net of each pair

@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from suite.files import write as write_file
+from suite.registry import DATA_SETS
 from suite.report import choices, findings, plots, svg
 from suite.report import tables as report
 from suite.report.drawing import Figure
@@ -281,7 +282,7 @@ def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> str:
         for data in dict.fromkeys(row.data for row in section.table.rows):
             for words, rows in _gaps(section, data).items():
                 command = escape_html(_command(folders, section.table, data, rows))
-                where = f"{escape_html(_short(section))}, {spec.DATA[data]}"
+                where = f"{escape_html(_short(section))}, {DATA_SETS[data].label}"
                 items.append(
                     f"<li><p>{where}: {len(rows)} row{'s' if len(rows) > 1 else ''} {words}</p>"
                     f"<pre><code>{command}</code></pre></li>"

@@ -8,11 +8,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from importlib import resources
 
+from suite.registry import DATA_SETS, STAND_INS
 from suite.report.drawing import SHARES, Axis, Figure, Plot, Points, Series, axis, named, thin
 from suite.report.runs import PLAIN, Entry, Kind, Runs, by_epoch, errors, words_of
 from suite.results.record import Record
-from suite.samples import quantiles
-from suite.tables.spec import DATA, EMBEDDED
+from suite.results.samples import quantiles
 
 # Latencies whose ratio is less are the same: so near the same file comes to itself when it is timed twice.
 SAME = 1.01
@@ -36,7 +36,7 @@ def error_against_latency(entries: Sequence[Entry]) -> list[Figure]:
             if found:
                 plots.append(_pareto(f"{data}-error-latency-{number}", kind, real or found))
         if plots:
-            title = f"Error against latency: {DATA[data]}"
+            title = f"Error against latency: {DATA_SETS[data].label}"
             figures.append(Figure(title, f"{PARETO}{_stand_in(data, group)}", tuple(plots)))
     return figures
 
@@ -100,7 +100,7 @@ def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
             plots += _lines(stem, label, "epoch", label, curves)
         if plots:
             caption = f"Medians over seeds. Lines of nets with ReLU are broken.{_stand_in(data, group)}"
-            figures.append(Figure(f"Learning curves: {DATA[data]}", caption, tuple(plots)))
+            figures.append(Figure(f"Learning curves: {DATA_SETS[data].label}", caption, tuple(plots)))
     return figures
 
 
@@ -129,7 +129,7 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
             plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, named(models), (series,)))
         if plots:
             caption = "Box: quartiles and median of all samples; whiskers: 5 % and 95 %."
-            figures.append(Figure(f"Latency: {DATA[data]}", caption, tuple(plots)))
+            figures.append(Figure(f"Latency: {DATA_SETS[data].label}", caption, tuple(plots)))
     return figures
 
 
@@ -153,7 +153,7 @@ def batch_scaling(entries: Sequence[Entry]) -> list[Figure]:
             )
         if plots:
             caption = "Time of a whole batch. A line that rises more slowly than the batch gains images/s."
-            figures.append(Figure(f"Latency by batch size: {DATA[data]}", caption, tuple(plots)))
+            figures.append(Figure(f"Latency by batch size: {DATA_SETS[data].label}", caption, tuple(plots)))
     return figures
 
 
@@ -178,7 +178,7 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
                 plots.append(Plot(f"{data}-rewrite-{number}", title, x, named(models), (series,)))
         if plots:
             caption = "Left of 1 the rewritten graph is faster than the graph that PyTorch's exporter writes."
-            figures.append(Figure(f"Gains of the rewrites: {DATA[data]}", caption, tuple(plots)))
+            figures.append(Figure(f"Gains of the rewrites: {DATA_SETS[data].label}", caption, tuple(plots)))
     return figures
 
 
@@ -216,12 +216,15 @@ def inside(entries: Sequence[Entry]) -> list[Figure]:
                 plots += _lines(f"{name}-zoom", f"{words}, the first {ZOOM} blocks", "block", "Delta", zoomed)
         if plots:
             caption = f"Mean length of what each residual block adds.{_stand_in(data, group)}"
-            figures.append(Figure(f"Figure 2, change by block: {DATA[data]}", caption, tuple(plots), FIGURE_2))
+            figures.append(
+                Figure(f"Figure 2, change by block: {DATA_SETS[data].label}", caption, tuple(plots), FIGURE_2)
+            )
         curves = [(model, _numbered(result["coherence"]["mu"])) for model, result in analysed if "coherence" in result]
         plots = _lines(f"{data}-coherence", "coherence", "convolution", "coherence", curves)
         if plots:
             caption = f"Greatest cosine between two filters of a convolution.{_stand_in(data, group)}"
-            figures.append(Figure(f"Figure 3, coherence: {DATA[data]}", caption, tuple(plots), FIGURE_3))
+            title = f"Figure 3, coherence: {DATA_SETS[data].label}"
+            figures.append(Figure(title, caption, tuple(plots), FIGURE_3))
     return figures
 
 
@@ -262,7 +265,7 @@ def _stand_in(data: str, group: Sequence[Entry]) -> str:
     count = sum(entry.runs.train[0].inputs["data"]["name"] != data for entry in group)
     if not count:
         return ""
-    return f" {count} of {len(group)} nets ran on the embedded {EMBEDDED[data]}, not on {DATA[data]}."
+    return f" {count} of {len(group)} nets ran on the embedded {STAND_INS[data]}, not on {DATA_SETS[data].label}."
 
 
 def _lines(

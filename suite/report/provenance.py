@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from suite.registry import DATA_SETS
 from suite.report.render import escape_html
 from suite.report.runs import Entry, kind_of, words_of
 from suite.results.record import Record
-from suite.tables.spec import DATA
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Provenance:
             links = ", ".join(f'<a href="#recipe-{number}">{number}</a>' for number in sorted(recipes))
             lines.append(
                 "<tr>"
-                + "".join(f"<td>{escape_html(text)}</td>" for text in (table, model, DATA[data], stage))
+                + "".join(f"<td>{escape_html(text)}</td>" for text in (table, model, DATA_SETS[data].label, stage))
                 + f"<td>{escape_html(', '.join(detail))}</td>"
                 + f'<td><a href="#setup-{setup}">{setup}</a></td>'
                 + f"<td>{links}</td>"

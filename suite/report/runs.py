@@ -14,11 +14,12 @@ from typing import Any, Literal
 import orjson
 
 from suite.files import printable
+from suite.registry import STAND_INS
 from suite.results.record import Record
+from suite.results.samples import quantiles
 from suite.results.shape import checked
 from suite.results.store import Store
-from suite.samples import quantiles
-from suite.tables.spec import EMBEDDED, Row, Table, outdated, recipe_for
+from suite.tables.spec import Row, Table, outdated, recipe_for
 
 # Spread of the samples, (p75 - p25) / p50, from which on a latency is marked as unstable.
 UNSTABLE = 0.1
@@ -155,7 +156,7 @@ class Records:
         for record in self.train.get(row.model, []):
             inputs = record.inputs
             same = all(inputs["recipe"].get(name, value) == value for name, value in fixed.items())
-            if same and inputs["data"]["name"] in (row.data, EMBEDDED[row.data]):
+            if same and inputs["data"]["name"] in (row.data, STAND_INS[row.data]):
                 # What else decides a result: seeds of one group are repetitions of the same thing.
                 how = [inputs.get(name) for name in ("version", "precision", "processes")]
                 how.append(record.result.get("precision"))  # which is what "auto" came to
@@ -183,7 +184,7 @@ class Records:
 
     def missing(self, row: Row) -> str:
         """Why there is no run of a row."""
-        old = any((row.model, data) in self._outdated for data in (row.data, EMBEDDED[row.data]))
+        old = any((row.model, data) in self._outdated for data in (row.data, STAND_INS[row.data]))
         return self.reason(row, "train") or (OUTDATED if old else "not run")
 
     def reason(self, row: Row, stage: str) -> str | None:
@@ -191,7 +192,7 @@ class Records:
         for failure in self.failures:
             if failure["stage"] == stage and failure["inputs"]["model"] == row.model:
                 of = self._data_of(failure["inputs"])
-                if of is None or of in (row.data, EMBEDDED[row.data]):
+                if of is None or of in (row.data, STAND_INS[row.data]):
                     return f"{stage} failed: {failure['reason']}"
         return None
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from suite.files import printable
+from suite.registry import lacks
 from suite.report.render import Column, Line, Report
 from suite.report.runs import PLAIN, Metric, Records, Runs, errors, reduced, shortfalls, unstable, untrained, words_of
 from suite.results.record import Record
+from suite.results.samples import percentiles, quantiles
 from suite.results.store import Store
-from suite.samples import percentiles, quantiles
-from suite.tables import spec
 from suite.tables.spec import METRICS, VERSIONS, Table
 
 # The table whose figures are not errors but what `suite.analysis.analyze` finds in trained networks.
@@ -228,7 +228,7 @@ def _latency(
     timed = [runs.timed for runs in found]
     measured = {kind for records in timed for kind in records}
     asked = {*forms, *(kind[4] for kind in measured)}
-    lacking = {(*kind[:4], form) for kind in measured for form in asked if kind[1] == ORT and spec.lacks(kind[2], form)}
+    lacking = {(*kind[:4], form) for kind in measured for form in asked if kind[1] == ORT and lacks(kind[2], form)}
     kinds = sorted(measured | lacking)
     setups = list(dict.fromkeys(kind[0] for kind in kinds))
     remarks = [f"{f'm{n}' if len(setups) > 1 else 'latency'}: {setup}" for n, setup in enumerate(setups, start=1)]
@@ -251,7 +251,7 @@ def _latency(
             columns.append(share)
         for runs, row, records, line in zip(found, table.rows, timed, lines, strict=True):
             if kind not in records:
-                why = spec.lacks(provider, precision) or index.reason(row, "latency") or "not run"
+                why = lacks(provider, precision) or index.reason(row, "latency") or "not run"
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue

@@ -33,11 +33,8 @@ CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 # Largest side in pixels of an image that a network is asked to see.
 LARGEST_SIDE = 4096
 
-# The paper's data sets as readers know them.
-DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
-
-# The embedded data set that stands in for each of the paper's where none is given.
-EMBEDDED = {"cifar10": "digits10", "cifar100": "digits100", "imagenet": "digits1000"}
+# Parts of a run that may be asked for by themselves.
+STAGES = ("train", "export", "parity", "latency", "analyze")
 
 # Versions of what each stage makes of the same inputs, with their history. A new one makes new records.
 VERSIONS = {
@@ -55,14 +52,6 @@ VERSIONS = {
     "probe": 2,  # 1: first; 2: with starts of processes
 }
 
-# What an execution provider cannot run, and why: no file is made and nothing timed, and a table says so.
-_LACKS = {
-    (
-        "cuda",
-        "int8",
-    ): "ONNX Runtime's CUDA provider has no int8 convolution, and no DequantizeLinear with a scale a filter"
-}
-
 # Version of training from which on a result of a network without BatchNorm counts.
 _TRAINS_WITHOUT_BATCH_NORM = 3
 
@@ -74,11 +63,6 @@ def version_of(stage: str, model: str, form: str | None = None) -> int:
     with BatchNorm, and that of conversion nothing for int8, so that their records of version 2 still count."""
     unchanged = (stage == "train" and model.endswith("_bn")) or (stage == "convert" and form == "int8")
     return 2 if unchanged else VERSIONS[stage]
-
-
-def lacks(provider: str, form: str) -> str | None:
-    """Why an execution provider cannot run files of a form ("int8", "fp16" and so on), or None if it can."""
-    return _LACKS.get((provider, form))
 
 
 def outdated(model: str, version: int) -> bool:

@@ -16,7 +16,8 @@ from suite import env
 from suite.export.exporter import load_weights
 from suite.export.precision import Activations
 from suite.inference import deploy
-from suite.samples import interval
+from suite.registry import PROVIDERS
+from suite.results.samples import interval
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -92,7 +93,7 @@ class Files:
         """As the tables have it: rewritten for the CPU provider and the exporter's own graph for GPUs, and "fp16" and
         "int8" made from that."""
         activations: Activations = "unsigned" if provider == "cpu" else "symmetric"
-        graph = deploy.FORMS[provider]
+        graph = PROVIDERS[provider].graph
         file = self.weights(model) / f"{form}-{graph}-{size}.onnx"
         if not file.exists():
             with deploy.source(str(self.weights(model)), size) as of:

@@ -11,7 +11,8 @@ import pytest
 
 from suite import env
 from suite.inference import latency
-from suite.samples import percentiles
+from suite.registry import lacks
+from suite.results.samples import percentiles
 from suite.tables import spec
 
 PROTOCOL = latency.Protocol(rounds=8, min_seconds=0.2, min_runs=2, max_runs=100, warmup=2)
@@ -86,7 +87,7 @@ def test_latency(
         pytest.skip("a benchmark")
     if form == "fp16" and provider == "cpu":
         pytest.skip("float16 is for GPUs: ONNX Runtime's CPU provider computes it in float32")
-    if reason := spec.lacks(provider, form):
+    if reason := lacks(provider, form):
         pytest.skip(reason)
     threads = env.available_cores()
     if group not in measured:

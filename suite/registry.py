@@ -1,0 +1,108 @@
+"""What has a name on the command line and in records: data sets, execution providers, runtimes, forms of ONNX files.
+
+One entry each. Legal values, help texts and tests are derived from these, so that a new thing is a new entry and the
+function that reads or runs it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that networks are trained and tested on.
+
+    Attributes:
+        label: its name in tables and plots.
+        classes: how many it has.
+        mean, std: of each channel of the training images, on the 0-255 scale.
+        reader: the function in `suite.data.sets` that reads it.
+        stand_in: the embedded data set that is used where no path is given; None for the embedded ones.
+    """
+
+    label: str
+    classes: int
+    mean: Triple
+    std: Triple
+    reader: Literal["digits", "cifar", "class folders"]
+    stand_in: str | None = None
+
+
+# CIFAR and ImageNet: the constants of fb.resnet.torch (datasets/*.lua). Digits: measured from the training images, to
+# one decimal.
+DATA_SETS = {
+    "cifar10": DataSet("CIFAR-10", 10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7), "cifar", "digits10"),
+    "cifar100": DataSet("CIFAR-100", 100, (129.3, 124.1, 112.4), (68.2, 65.4, 70.4), "cifar", "digits100"),
+    "imagenet": DataSet(
+        "ImageNet",
+        1000,
+        (0.485 * 255, 0.456 * 255, 0.406 * 255),
+        (0.229 * 255, 0.224 * 255, 0.225 * 255),
+        "class folders",
+        "digits1000",
+    ),
+    "digits10": DataSet("embedded digits, 10 classes", 10, (128.4, 128.6, 127.4), (69.5, 74.0, 67.9), "digits"),
+    "digits100": DataSet("embedded digits, 100 classes", 100, (126.9, 127.2, 127.8), (70.6, 77.4, 68.9), "digits"),
+    "digits1000": DataSet("embedded digits, 1000 classes", 1000, (126.9, 127.3, 127.4), (72.4, 80.5, 71.3), "digits"),
+}
+
+# The embedded data set that stands in for each that is read from a path.
+STAND_INS = {name: each.stand_in for name, each in DATA_SETS.items() if each.stand_in}
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An execution provider of ONNX Runtime.
+
+    Attributes:
+        name: as ONNX Runtime has it.
+        graph: which graph it is given where nothing else is asked for, "rewritten" for the CPU provider or "plain", the
+            exporter's own. The rewrites are for the CPU provider: a CReLU network takes 1.7 times as long with them on
+            the CUDA provider.
+        device: torch's name of the device that it computes on.
+        torch_runs_there: whether torch has a runtime to compare with; TensorRT is a provider of ONNX Runtime alone.
+        lacks: forms that it cannot run, and why: no file is made and nothing timed, and a table says so.
+    """
+
+    name: str
+    graph: Literal["rewritten", "plain"]
+    device: Literal["cpu", "cuda"]
+    torch_runs_there: bool = True
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+
+PROVIDERS = {
+    "cpu": Provider("CPUExecutionProvider", "rewritten", "cpu"),
+    "cuda": Provider(
+        "CUDAExecutionProvider",
+        "plain",
+        "cuda",
+        lacks={
+            "int8": "ONNX Runtime's CUDA provider has no int8 convolution, "
+            "and no DequantizeLinear with a scale a filter"
+        },
+    ),
+    "tensorrt": Provider("TensorrtExecutionProvider", "plain", "cuda", torch_runs_there=False),
+}
+
+
+def lacks(provider: str, form: str) -> str | None:
+    """Why an execution provider cannot run files of a form, or None if it can."""
+    return PROVIDERS[provider].lacks.get(form) if provider in PROVIDERS else None
+
+
+# What can run a network, and how a table names it.
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "torch": "torch", "torch.compile": "torch.compile"}
+
+# Forms of an exported file, and what they are.
+FORMS = {
+    "fp32": "float32, in the provider's own graph",
+    "plain": "float32, in the exporter's own graph, without rewrites",
+    "fp16": "float16",
+    "int8": "8-bit weights and activations",
+}
+# Those that a file has instead of float32.
+REDUCED = ("fp16", "int8")
