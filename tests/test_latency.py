@@ -12,7 +12,7 @@ import models  # noqa: F401 - registers the networks with timm
 from suite.export.exporter import export
 from suite.inference import latency
 from suite.inference.latency import Protocol, Request
-from suite.session import PROVIDERS
+from suite.registry import PROVIDERS
 
 SHORT = Protocol(rounds=2, min_seconds=0.0, min_runs=5, max_runs=50, warmup=1)
 
@@ -85,7 +85,7 @@ def test_a_provider_is_proven_or_refused_and_never_replaced(provider: str, onnx_
     reason = latency.unavailable(provider)
     if reason is None:
         answer = one(request(onnx_file, provider=provider))
-        assert answer["provider"] == PROVIDERS[provider]
+        assert answer["provider"] == PROVIDERS[provider].name
     else:
         assert "\n" not in reason
         with pytest.raises(RuntimeError):

@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from suite.inference import latency
-from suite.session import PROVIDERS, open_session, provider_options, uses_tf32
+from suite.registry import PROVIDERS
+from suite.session import open_session, provider_options, uses_tf32
 
 GPUS = ["cuda", "tensorrt"]
 
@@ -41,7 +42,7 @@ class Fallen:
 @pytest.fixture
 def whole_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime says that it was built with all providers, as its package for GPUs does on every machine."""
-    monkeypatch.setattr(ort, "get_available_providers", lambda: list(PROVIDERS.values()))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [each.name for each in PROVIDERS.values()])
 
 
 def test_the_cpu_runs_with_as_many_threads_as_asked_for() -> None:
@@ -53,7 +54,7 @@ def test_the_cpu_runs_with_as_many_threads_as_asked_for() -> None:
 @pytest.mark.parametrize("provider", GPUS)
 def test_a_build_without_the_provider_is_an_error(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(RuntimeError, match=f"^this build of ONNX Runtime has no {PROVIDERS[provider]}$"):
+    with pytest.raises(RuntimeError, match=f"^this build of ONNX Runtime has no {PROVIDERS[provider].name}$"):
         open_session(graph(), provider, 1)
 
 
@@ -61,7 +62,7 @@ def test_a_build_without_the_provider_is_an_error(provider: str, monkeypatch: py
 @pytest.mark.parametrize("provider", GPUS)
 def test_a_session_that_fell_back_to_the_cpu_is_an_error(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "InferenceSession", Fallen)
-    with pytest.raises(RuntimeError, match=f"{PROVIDERS[provider]} cannot be loaded here; .* fell back to CPU"):
+    with pytest.raises(RuntimeError, match=f"{PROVIDERS[provider].name} cannot be loaded here; .* fell back to CPU"):
         open_session(graph(), provider, 1)
 
 
@@ -73,21 +74,21 @@ def test_no_node_may_run_on_the_cpu_instead(provider: str, monkeypatch: pytest.M
     def opened(source: bytes, options: Any, providers: Any) -> Fallen:
         asked.append((options, providers))
         fallen = Fallen(source, options, providers)
-        monkeypatch.setattr(fallen, "get_providers", lambda: [PROVIDERS[provider]], raising=False)
+        monkeypatch.setattr(fallen, "get_providers", lambda: [PROVIDERS[provider].name], raising=False)
         return fallen
 
     monkeypatch.setattr(ort, "InferenceSession", opened)
     open_session(graph(), provider, 1)
     ((options, providers),) = asked
     assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
-    assert [name for name, _ in providers] == [PROVIDERS[provider]]
+    assert [name for name, _ in providers] == [PROVIDERS[provider].name]
 
 
 @pytest.mark.parametrize("provider", GPUS)
 def test_the_package_for_gpus_without_their_libraries_is_an_error_of_one_line(provider: str) -> None:
-    if PROVIDERS[provider] not in ort.get_available_providers() or latency.unavailable(provider) is None:
+    if PROVIDERS[provider].name not in ort.get_available_providers() or latency.unavailable(provider) is None:
         pytest.skip("this build lacks the provider, or this machine has what it needs")
-    with pytest.raises(RuntimeError, match=PROVIDERS[provider]) as caught:
+    with pytest.raises(RuntimeError, match=PROVIDERS[provider].name) as caught:
         open_session(graph(), provider, 1)
     assert "\n" not in str(caught.value)
 
@@ -106,7 +107,8 @@ def test_the_default_logger_is_quiet_from_the_first_session_on(tmp_path: Path) -
     model.graph.initializer.append(helper.make_tensor("unread", TensorProto.FLOAT, [1], [0.0]))
     onnx.save(model, tmp_path / "unread.onnx")
     code = (
-        "import onnxruntime, sys; from suite.session import open_session\n"
+        "import onnxruntime, sys; from suite.registry import PROVIDERS
+from suite.session import open_session\n"
         "if sys.argv[2:]: open_session(sys.argv[1], 'cpu', 1)\n"
         "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
     )
