@@ -107,8 +107,7 @@ def test_the_default_logger_is_quiet_from_the_first_session_on(tmp_path: Path) -
     model.graph.initializer.append(helper.make_tensor("unread", TensorProto.FLOAT, [1], [0.0]))
     onnx.save(model, tmp_path / "unread.onnx")
     code = (
-        "import onnxruntime, sys; from suite.registry import PROVIDERS
-from suite.session import open_session\n"
+        "import onnxruntime, sys; from suite.session import open_session\n"
         "if sys.argv[2:]: open_session(sys.argv[1], 'cpu', 1)\n"
         "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
     )
