@@ -6,12 +6,21 @@ timm.create_model("resnet50_crelu_bn")
 
 from .blocks import BasicBlock, Bottleneck, PreActBasicBlock
 from .crelu_resnet import ResNet, from_torchvision
-from .layers import ACTS, INITS, NORMS, CReLU, NormPropConv2d, StandardizeRectified, SubsampleAndPad, last_rectifier
+from .layers import (
+    ACTIVATIONS,
+    INITS,
+    NORMALIZATIONS,
+    CReLU,
+    NormPropConv2d,
+    StandardizeRectified,
+    SubsampleAndPad,
+    last_rectifier,
+)
 
 __all__ = [
-    "ACTS",
+    "ACTIVATIONS",
     "INITS",
-    "NORMS",
+    "NORMALIZATIONS",
     "BasicBlock",
     "Bottleneck",
     "CReLU",

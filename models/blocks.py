@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from .layers import Act, Norm, activation, conv_norm, shortcut
+from .layers import ACTIVATIONS, NORMALIZATIONS, activation, conv_norm, shortcut
 
 NormPropConstants = Literal["branch", "direct", "all"]
 NormPropBatchNorm = Literal["trunk", "trunk_input", "shortcut"]
@@ -26,19 +26,26 @@ _STANDARDIZED: dict[NormPropConstants, tuple[Place, ...]] = {
 class Scheme:
     """What all blocks of a network share; see `ResNet` for the values."""
 
-    act: Act
-    norm: Norm
+    act: str
+    norm: str
     constants: NormPropConstants
     batch_norm: NormPropBatchNorm
     shortcut: Literal["A", "B"]
 
-    def rectifier(self, act: Act, place: Place) -> nn.Module:
-        """ReLU or CReLU, with NormProp's constants if the network has them in this place."""
-        return activation(act, self.norm == "np" and place in _STANDARDIZED[self.constants])
+    @property
+    def copies(self) -> int:
+        """How many channels the activation gives for each that it is given."""
+        return ACTIVATIONS[self.act].copies
+
+    def rectifier(self, place: Place, keep_channels: bool = False) -> nn.Module:
+        """The activation, or the one that gives as many channels as it is given, with NormProp's constants if the
+        network has them in this place."""
+        act = ACTIVATIONS[self.act].after_sum if keep_channels else self.act
+        return activation(act, NORMALIZATIONS[self.norm].constants and place in _STANDARDIZED[self.constants])
 
     def identity_path(self, in_chs: int, out_chs: int, stride: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         """What normalises the input of a block, its shortcut, and what normalises its sum."""
-        batch_norm = self.batch_norm if self.norm.startswith("np") and stride > 1 else None
+        batch_norm = self.batch_norm if NORMALIZATIONS[self.norm].batch_norm_between_stages and stride > 1 else None
         return (
             nn.BatchNorm2d(in_chs) if batch_norm == "trunk_input" else nn.Identity(),
             shortcut(self.norm, self.shortcut, in_chs, out_chs, stride, batch_norm == "shortcut"),
@@ -54,13 +61,13 @@ class BasicBlock(nn.Module):
 
     def __init__(self, scheme: Scheme, in_chs: int, width: int, stride: int) -> None:
         super().__init__()
-        act, norm = scheme.act, scheme.norm
+        norm, copies = scheme.norm, scheme.copies
         self.input_norm, identity, sum_norm = scheme.identity_path(in_chs, width, stride)
         self.conv1, self.norm1 = conv_norm(norm, in_chs, width, 3, stride)
-        self.act1 = scheme.rectifier(act, "inside")
-        self.conv2, self.norm2 = conv_norm(norm, (2 if act == "crelu" else 1) * width, width, 3)
+        self.act1 = scheme.rectifier("inside")
+        self.conv2, self.norm2 = conv_norm(norm, copies * width, width, 3)
         self.shortcut, self.sum_norm = identity, sum_norm
-        self.act2 = scheme.rectifier("relu", "sum")
+        self.act2 = scheme.rectifier("sum", keep_channels=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.input_norm(x)
@@ -78,12 +85,12 @@ class PreActBasicBlock(nn.Module):
 
     def __init__(self, scheme: Scheme, in_chs: int, width: int, stride: int) -> None:
         super().__init__()
-        act, norm = scheme.act, scheme.norm
+        norm, copies = scheme.norm, scheme.copies
         self.input_norm, identity, sum_norm = scheme.identity_path(in_chs, width, stride)
-        self.act1 = scheme.rectifier(act, "head")
-        self.conv1, self.norm1 = conv_norm(norm, 2 * in_chs, width, 3, stride)
-        self.act2 = scheme.rectifier(act, "inside")
-        self.conv2, self.norm2 = conv_norm(norm, 2 * width, width, 3)
+        self.act1 = scheme.rectifier("head")
+        self.conv1, self.norm1 = conv_norm(norm, copies * in_chs, width, 3, stride)
+        self.act2 = scheme.rectifier("inside")
+        self.conv2, self.norm2 = conv_norm(norm, copies * width, width, 3)
         self.shortcut, self.sum_norm = identity, sum_norm
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,16 +108,15 @@ class Bottleneck(nn.Module):
 
     def __init__(self, scheme: Scheme, in_chs: int, width: int, stride: int) -> None:
         super().__init__()
-        act, norm = scheme.act, scheme.norm
-        copies = 2 if act == "crelu" else 1
+        norm, copies = scheme.norm, scheme.copies
         self.input_norm, identity, sum_norm = scheme.identity_path(in_chs, width * self.expansion, stride)
         self.conv1, self.norm1 = conv_norm(norm, in_chs, width, 1)
-        self.act1 = scheme.rectifier(act, "inside")
+        self.act1 = scheme.rectifier("inside")
         self.conv2, self.norm2 = conv_norm(norm, copies * width, width, 3, stride)
-        self.act2 = scheme.rectifier(act, "inside")
+        self.act2 = scheme.rectifier("inside")
         self.conv3, self.norm3 = conv_norm(norm, copies * width, width * self.expansion, 1)
         self.shortcut, self.sum_norm = identity, sum_norm
-        self.act3 = scheme.rectifier("relu", "sum")
+        self.act3 = scheme.rectifier("sum", keep_channels=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.input_norm(x)

@@ -28,7 +28,7 @@ from .blocks import (
     PreActBasicBlock,
     Scheme,
 )
-from .layers import ACTS, INIT_OF, INITS, NORMS, Act, Init, Norm, conv_norm, initialize
+from .layers import ACTIVATIONS, INITS, NORMALIZATIONS, Init, conv_norm, initialize
 
 Placement = Literal["both", "inner"]
 
@@ -68,8 +68,8 @@ class ResNet(nn.Module):
     def __init__(
         self,
         depth: int,
-        act: Act = "relu",
-        norm: Norm = "bn",
+        act: str = "relu",
+        norm: str = "bn",
         width: int | None = None,
         num_classes: int = 1000,
         in_chans: int = 3,
@@ -82,13 +82,13 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         _check("depth", depth, (*CIFAR_DEPTHS, *IMAGENET_BLOCKS))
-        _check("act", act, ACTS)
-        _check("norm", norm, NORMS)
+        _check("act", act, tuple(ACTIVATIONS))
+        _check("norm", norm, tuple(NORMALIZATIONS))
         _check("np_constants", np_constants, NORMPROP_CONSTANTS)
         _check("np_batchnorm", np_batchnorm, NORMPROP_BATCH_NORMS)
         _check("init", init, (None, *INITS))
         if crelu_placement is not None:
-            basic_crelu = act == "crelu" and depth not in BOTTLENECK_DEPTHS
+            basic_crelu = ACTIVATIONS[act].copies > 1 and depth not in BOTTLENECK_DEPTHS
             _check("crelu_placement", crelu_placement, ("both", "inner") if basic_crelu else ("inner",))
         if width is not None and (type(width) is not int or width < 1):
             raise ValueError(f"width={width!r}: legal values are None and positive integers")
@@ -96,12 +96,12 @@ class ResNet(nn.Module):
         block: type[BasicBlock] | type[PreActBasicBlock] | type[Bottleneck] = BasicBlock
         if depth in BOTTLENECK_DEPTHS:
             block = Bottleneck
-        elif act == "crelu" and crelu_placement != "inner":
+        elif ACTIVATIONS[act].copies > 1 and crelu_placement != "inner":
             block = PreActBasicBlock
         preact = block is PreActBasicBlock
         scheme = Scheme(act, norm, np_constants, np_batchnorm, "A" if cifar else "B")
 
-        self.init: Init = init or INIT_OF[norm]
+        self.init: Init = init or NORMALIZATIONS[norm].init
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -110,7 +110,7 @@ class ResNet(nn.Module):
         if width is None:
             width = 16 if cifar else 64
         self.conv1, self.norm1 = conv_norm(norm, in_chans, width, 3 if cifar else 7, 1 if cifar else 2)
-        self.act1 = nn.Identity() if preact else scheme.rectifier("relu", "stem")
+        self.act1 = nn.Identity() if preact else scheme.rectifier("stem", keep_channels=True)
         self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(3, stride=2, padding=1)
         feature_info: list[dict[str, Any]] = [dict(num_chs=width, reduction=1 if cifar else 2, module="act1")]
 
@@ -129,9 +129,9 @@ class ResNet(nn.Module):
         self.feature_info = feature_info
         self.stage_names = [info["module"] for info in feature_info[1:]]
 
-        self.final_act = scheme.rectifier(act, "sum") if preact else nn.Identity()
+        self.final_act = scheme.rectifier("sum") if preact else nn.Identity()
         if preact:
-            channels *= 2
+            channels *= scheme.copies
             feature_info[-1]["num_chs_norm"] = channels
         self.num_features = channels
         self.global_pool, self.fc = create_classifier(channels, num_classes, pool_type=global_pool)
@@ -274,8 +274,8 @@ def _cfg(depth: int) -> dict[str, Any]:
 _VARIANTS: dict[str, dict[str, Any]] = {
     f"resnet{depth}_{act}_{norm}": dict(depth=depth, act=act, norm=norm)
     for depth in (*CIFAR_DEPTHS, *IMAGENET_BLOCKS)
-    for act in ACTS
-    for norm in NORMS
+    for act in ACTIVATIONS
+    for norm in NORMALIZATIONS
 } | {
     f"resnet{depth}_w{width}_{act}_bn": dict(depth=depth, act=act, norm="bn", width=width)
     for depth in CIFAR_DEPTHS

@@ -5,6 +5,8 @@ Concatenated Rectified Linear Units" (AAAI 2017); section names below are that p
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,22 +14,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Act = Literal["relu", "crelu"]
-Norm = Literal["bn", "plain", "nobias", "np", "np2", "np3"]
 Init = Literal["msr", "torch", "xavier"]
-ACTS: tuple[Act, ...] = get_args(Act)
-NORMS: tuple[Norm, ...] = get_args(Norm)
 INITS: tuple[Init, ...] = get_args(Init)
-
-# Initial weights of each normalisation where none are asked for (see `initialize`).
-INIT_OF: dict[Norm, Init] = {
-    "bn": "msr",
-    "plain": "torch",
-    "nobias": "torch",
-    "np": "xavier",
-    "np2": "xavier",
-    "np3": "xavier",
-}
 
 # Initial value of NormProp's gain, and its fixed value in NormProp3 ("Normalization Propagation in ResNets").
 NORMPROP_GAIN = 1 / 1.21
@@ -76,9 +64,28 @@ class CReLU(nn.Module):
         return concatenated_relu(x)
 
 
+@dataclass(frozen=True)
+class Activation:
+    """An activation by its name in a network's.
+
+    Attributes:
+        module: makes one.
+        copies: how many channels it gives for each that it is given.
+        after_sum: the name of the one that stands behind an addition, where channels may not become more.
+    """
+
+    module: Callable[[], nn.Module]
+    copies: int
+    after_sum: str
+
+
+ACTIVATIONS = {"relu": Activation(nn.ReLU, 1, "relu"), "crelu": Activation(CReLU, 2, "relu")}
+
+
 def last_rectifier(model: nn.Module) -> nn.Module | None:
-    """The last ReLU or CReLU of a network, which is the one before its classifier; None if it has none."""
-    rectifiers = [module for module in model.modules() if isinstance(module, nn.ReLU | CReLU)]
+    """The last activation of a network, which is the one before its classifier; None if it has none."""
+    kinds = tuple({type(each.module()) for each in ACTIVATIONS.values()})
+    rectifiers = [module for module in model.modules() if isinstance(module, kinds)]
     return rectifiers[-1] if rectifiers else None
 
 
@@ -152,29 +159,70 @@ class SubsampleAndPad(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
 
 
-def activation(act: Act, standardize: bool = False) -> nn.Module:
-    """ReLU or CReLU, followed by NormProp's constants when `standardize` is set."""
-    rectifier = CReLU() if act == "crelu" else nn.ReLU()
+def activation(act: str, standardize: bool = False) -> nn.Module:
+    """An activation of `ACTIVATIONS`, followed by NormProp's constants when `standardize` is set."""
+    rectifier = ACTIVATIONS[act].module()
     return nn.Sequential(rectifier, StandardizeRectified()) if standardize else rectifier
 
 
+@dataclass(frozen=True)
+class Normalization:
+    """A normalisation by its name in a network's.
+
+    Attributes:
+        layers: makes a convolution and what normalises its output, an identity where the convolution does; its
+            arguments are those of `torch.nn.Conv2d` from `in_channels` to `padding`.
+        init: initial weights where none are asked for (see `initialize`).
+        batch_norm_between_stages: whether the blocks that halve the image have a BatchNorm of their own (NormProp's
+            footnote 2).
+        constants: whether rectifiers are followed by NormProp's constants.
+    """
+
+    layers: Callable[[int, int, int, int, int], tuple[nn.Conv2d, nn.Module]]
+    init: Init
+    batch_norm_between_stages: bool = False
+    constants: bool = False
+
+
+def _batch_norm(in_chs: int, out_chs: int, kernel: int, stride: int, padding: int) -> tuple[nn.Conv2d, nn.Module]:
+    return nn.Conv2d(in_chs, out_chs, kernel, stride, padding, bias=False), nn.BatchNorm2d(out_chs)
+
+
+def _plain(in_chs: int, out_chs: int, kernel: int, stride: int, padding: int) -> tuple[nn.Conv2d, nn.Module]:
+    return nn.Conv2d(in_chs, out_chs, kernel, stride, padding), nn.Identity()
+
+
+def _no_bias(in_chs: int, out_chs: int, kernel: int, stride: int, padding: int) -> tuple[nn.Conv2d, nn.Module]:
+    return nn.Conv2d(in_chs, out_chs, kernel, stride, padding, bias=False), nn.Identity()
+
+
+def _norm_prop(in_chs: int, out_chs: int, kernel: int, stride: int, padding: int) -> tuple[nn.Conv2d, nn.Module]:
+    return NormPropConv2d(in_chs, out_chs, kernel, stride, padding), nn.Identity()
+
+
+def _norm_prop_3(in_chs: int, out_chs: int, kernel: int, stride: int, padding: int) -> tuple[nn.Conv2d, nn.Module]:
+    return NormPropConv2d(in_chs, out_chs, kernel, stride, padding, learn_gain=False), nn.Identity()
+
+
+NORMALIZATIONS = {
+    "bn": Normalization(_batch_norm, "msr"),
+    "plain": Normalization(_plain, "torch"),
+    "nobias": Normalization(_no_bias, "torch"),
+    "np": Normalization(_norm_prop, "xavier", batch_norm_between_stages=True, constants=True),
+    "np2": Normalization(_norm_prop, "xavier", batch_norm_between_stages=True),
+    "np3": Normalization(_norm_prop_3, "xavier", batch_norm_between_stages=True),
+}
+
+
 def conv_norm(
-    norm: Norm, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+    norm: str, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
 ) -> tuple[nn.Conv2d, nn.Module]:
     """A "same"-padded convolution and what normalises its output (an identity where the convolution does)."""
-    padding = kernel_size // 2
-    if norm == "bn":
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
-        return conv, nn.BatchNorm2d(out_channels)
-    if norm in ("plain", "nobias"):
-        bias = norm == "plain"
-        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias), nn.Identity()
-    learn_gain = norm != "np3"
-    return NormPropConv2d(in_channels, out_channels, kernel_size, stride, padding, learn_gain), nn.Identity()
+    return NORMALIZATIONS[norm].layers(in_channels, out_channels, kernel_size, stride, kernel_size // 2)
 
 
 def shortcut(
-    norm: Norm, kind: Literal["A", "B"], in_channels: int, out_channels: int, stride: int, batch_norm: bool = False
+    norm: str, kind: Literal["A", "B"], in_channels: int, out_channels: int, stride: int, batch_norm: bool = False
 ) -> nn.Module:
     """The identity path of a block: type A (CIFAR) or type B (ImageNet) where the channel count changes.
 

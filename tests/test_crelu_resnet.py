@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import models
 from models import (
-    ACTS,
+    ACTIVATIONS,
     INITS,
-    NORMS,
+    NORMALIZATIONS,
     BasicBlock,
     Bottleneck,
     CReLU,
@@ -63,7 +63,9 @@ def test_parameter_counts_are_those_of_the_paper_and_of_torchvision(
 
 
 def test_normalization_by_batchnorm_or_biases_is_all_that_parameter_counts_differ_by() -> None:
-    counts = {norm: sum(p.numel() for p in ResNet(20, norm=norm, num_classes=10).parameters()) for norm in NORMS}
+    counts = {
+        norm: sum(p.numel() for p in ResNet(20, norm=norm, num_classes=10).parameters()) for norm in NORMALIZATIONS
+    }
     filters = 16 + 3 * 2 * (16 + 32 + 64)
     assert counts["bn"] == counts["nobias"] + 2 * filters
     assert counts["plain"] == counts["nobias"] + filters
@@ -171,7 +173,7 @@ def reference(
     return F.linear(y.mean((2, 3)), state["fc.weight"], state["fc.bias"])
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", NORMALIZATIONS)
 @pytest.mark.parametrize(
     ("depth", "act", "placement"),
     [
@@ -212,8 +214,8 @@ def test_logits_equal_those_computed_by_hand_from_the_state_dict(
             torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("norm", NORMALIZATIONS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize(("depth", "size"), [(20, 16), (34, 48), (50, 48)])
 def test_every_parameter_receives_a_gradient(depth: int, size: int, act: str, norm: str) -> None:
     torch.manual_seed(0)
@@ -277,7 +279,7 @@ def test_the_stride_of_a_bottleneck_is_on_its_3x3_convolution() -> None:
         assert all(block.conv2.stride == (1, 1) for block in list(stage)[1:])
 
 
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
 def test_the_cifar_layout_has_three_stages_of_equal_depth_and_doubling_width(depth: int, act: str) -> None:
     with torch.device("meta"):
@@ -297,8 +299,8 @@ def test_the_networks_width_is_16_or_64_unless_it_is_given() -> None:
         assert timm.create_model("resnet20_relu_bn", width=5).conv1.out_channels == 5
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("norm", NORMALIZATIONS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("depth", [20, 34, 50])
 def test_batchnorm_stands_nowhere_but_where_normprops_trunk_is_reduced(depth: int, act: str, norm: str) -> None:
     def batch_norms(**arguments: str) -> list[str]:
@@ -323,7 +325,7 @@ def test_batchnorm_stands_nowhere_but_where_normprops_trunk_is_reduced(depth: in
 
 
 def test_batchnorm_of_the_trunk_gives_unit_variance_to_what_runs_along_in_training() -> None:
-    for act in ACTS:
+    for act in ACTIVATIONS:
         torch.manual_seed(0)
         block = ResNet(20, act, "np2").layer2[0].train()
         found: list[Tensor] = []
@@ -345,8 +347,8 @@ def distribution(init: str, layer: nn.Module, in_block: bool) -> tuple[str, floa
     return "uniform", math.sqrt(6 / (inputs + outputs) if glorot else 1 / inputs) / math.sqrt(3)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("norm", NORMALIZATIONS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("depth", [20, 34, 50])
 def test_a_model_starts_with_the_initial_weights_of_its_normalisation(depth: int, act: str, norm: str) -> None:
     usual = {"bn": "msr", "plain": "torch", "nobias": "torch", "np": "xavier", "np2": "xavier", "np3": "xavier"}[norm]
@@ -385,7 +387,7 @@ def normalized_images() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     ("act", "norm", "most"),
-    [(act, norm, 3.5) for act in ACTS for norm in ("plain", "nobias", "np2", "np3")] + [("relu", "np", 10.0)],
+    [(act, norm, 3.5) for act in ACTIVATIONS for norm in ("plain", "nobias", "np2", "np3")] + [("relu", "np", 10.0)],
 )
 def test_resnet110_without_batchnorm_starts_at_a_moderate_loss(
     act: str, norm: str, most: float, normalized_images: tuple[Tensor, Tensor]
@@ -407,7 +409,7 @@ def test_with_xavier_in_every_block_resnet110_starts_at_an_absurd_loss(
             assert F.cross_entropy(ResNet(110, num_classes=10, **arguments).train()(images), labels) > 50
 
 
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
 def test_plain_blocks_change_less_than_those_with_batchnorm_at_the_start(
     act: str, normalized_images: tuple[Tensor, Tensor]
 ) -> None:

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import nn
 
-from models import INITS, NORMS, CReLU, NormPropConv2d, StandardizeRectified, SubsampleAndPad
+from models import INITS, NORMALIZATIONS, CReLU, NormPropConv2d, StandardizeRectified, SubsampleAndPad
 from models.layers import activation, conv_norm, initialize, shortcut
 
 Array = NDArray[np.float64]
@@ -185,7 +185,7 @@ def test_crelu_loses_nothing_of_its_input() -> None:
     assert (positive * negative == 0).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", NORMALIZATIONS)
 @pytest.mark.parametrize("kind", ["A", "B"])
 def test_the_shortcut_of_equal_shapes_is_the_identity(kind: str, norm: str) -> None:
     x = torch.randn(2, 4, 5, 5)
@@ -292,7 +292,7 @@ def assert_uniform(weight: torch.Tensor, bound: float) -> None:
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 7])
-@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "bn"])
+@pytest.mark.parametrize("norm", [norm for norm in NORMALIZATIONS if norm != "bn"])
 @pytest.mark.parametrize(("init", "in_block"), [("torch", True), ("torch", False), ("xavier", True), ("xavier", False)])
 def test_uniform_filters_have_the_bound_of_their_kind_and_zero_biases(
     init: str, in_block: bool, norm: str, kernel_size: int

@@ -17,7 +17,7 @@ from timm.models._manipulate import group_parameters
 from torch import nn
 
 import models
-from models import ACTS, NORMS, ResNet
+from models import ACTIVATIONS, NORMALIZATIONS, ResNet
 from models.crelu_resnet import IMAGENET_BLOCKS, default_cfgs
 
 NAMES = sorted(default_cfgs)
@@ -436,8 +436,8 @@ def test_symbolic_tracing_keeps_logits_and_parameters(name: str) -> None:
     assert all(parameter.grad is not None for parameter in traced.parameters())
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("norm", NORMALIZATIONS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("depth", [20, 34, 50])
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.filterwarnings("ignore:The TorchScript type system")  # of what torch.fx itself writes
