@@ -75,6 +75,7 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         batch_sizes: tuple[int, ...] = (8,),
         environment: dict[str, Any] | None = None,
         weight_decay: float = 1e-4,
+        learning_rate: float = 0.1,
         forms: tuple[str, ...] = ("fp32",),
         rounds: int = 3,
         versions: dict[str, str] | None = None,
@@ -82,7 +83,7 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         tries: list[dict[str, Any]] | None = None,
     ) -> dict[str, Record]:
         environment = environment or {}
-        recipe = {"epochs": epochs, "max_steps": max_steps, "learning_rate": 0.1, "max_test_images": None}
+        recipe = {"epochs": epochs, "max_steps": max_steps, "learning_rate": learning_rate, "max_test_images": None}
         recipe["weight_decay"] = weight_decay
         trained = top1 is not None
         train_result: dict[str, Any] = {

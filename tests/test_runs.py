@@ -147,6 +147,17 @@ def test_a_run_by_another_table_s_recipe_is_not_a_row_s_own(store: Store, add_ru
         assert report.build(table, store).lines[0].values["top1"] == top1
 
 
+def test_a_run_by_a_recipe_that_is_neither_the_paper_s_nor_the_quick_one_is_no_row_s(
+    store: Store, add_run: AddRun
+) -> None:
+    add_run(learning_rate=0.05)
+    assert build(store).lines[0].values["top1"] is None
+    add_run(learning_rate=0.001, max_steps=1, top1=90.0)
+    assert build(store).lines[0].values["top1"] == 90.0
+    add_run(epochs=3, top1=30.0)
+    assert build(store).lines[0].values["top1"] == 30.0
+
+
 def test_a_run_with_initial_weights_that_were_wrong_stands_in_no_table(store: Store, add_run: AddRun) -> None:
     for model in ("resnet110_relu_plain", "resnet110_relu_np2"):
         add_run(model, version=2, top1=1.0)

@@ -6,7 +6,7 @@ Statistics are computed as they are asked for, from the raw values in the record
 import math
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from operator import itemgetter
 from typing import Any, Literal
@@ -148,15 +148,21 @@ class Records:
     def runs(self, table: Table, row: Row) -> Runs:
         """The runs of a row that say most: on the paper's data, of most steps, of most seeds, the latest.
 
-        Another table may have the same net by another recipe (Table 3's weight decay): its runs are not this row's.
+        A run is the row's if its recipe is, over any number of epochs, or the row's quick one; of either with any limit
+        of steps. Another table may have the same network by another recipe (Table 3's weight decay).
         """
-        recipe = recipe_for(table, row)
-        fixed = {name: getattr(recipe, name) for name in ("weight_decay", "momentum")}
+        legal: dict[int, list[dict[str, Any]]] = {}
         groups: dict[bytes, list[Record]] = {}
         for record in self.train.get(row.model, []):
             inputs = record.inputs
-            same = all(inputs["recipe"].get(name, value) == value for name, value in fixed.items())
-            if same and inputs["data"]["name"] in (row.data, STAND_INS[row.data]):
+            recipe = inputs["recipe"]  # of which old records do not hold all
+            if recipe["epochs"] not in legal:
+                legal[recipe["epochs"]] = _recipes(table, row, recipe["epochs"])
+            own = any(
+                all(recipe.get(name, value) == value for name, value in each.items())
+                for each in legal[recipe["epochs"]]
+            )
+            if own and inputs["data"]["name"] in (row.data, STAND_INS[row.data]):
                 # What else decides a result: seeds of one group are repetitions of the same thing.
                 how = [inputs.get(name) for name in ("version", "precision", "processes")]
                 how.append(record.result.get("precision"))  # which is what "auto" came to
@@ -205,6 +211,16 @@ class Records:
             if record.key == trained:
                 return str(record.inputs["data"]["name"])
         return None
+
+
+def _recipes(table: Table, row: Row, epochs: int) -> list[dict[str, Any]]:
+    """The recipes by which a row may be run over so many epochs, as records hold them; without what limits them."""
+    found = []
+    whole = [recipe_for(table, row, "paper", epochs)] if epochs >= 1 else []
+    for recipe in (*whole, recipe_for(table, row, "quick")):
+        content = asdict(recipe) | {"milestones": list(recipe.milestones)}
+        found.append({name: value for name, value in content.items() if name not in ("max_steps", "max_test_images")})
+    return found
 
 
 def _compact(record: Record, curves: Collection[str] | None) -> Record:
