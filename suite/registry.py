@@ -20,6 +20,8 @@ class DataSet:
         classes: how many it has.
         mean, std: of each channel of the training images, on the 0-255 scale.
         reader: the function in `suite.data.sets` that reads it.
+        images: how many for training and for test the whole set has. A file that was cut short at the end of an image
+            is read like a whole one, and a table then says so. None for the embedded ones, which cannot be cut.
         stand_in: the embedded data set that is used where no path is given; None for the embedded ones.
     """
 
@@ -28,20 +30,26 @@ class DataSet:
     mean: Triple
     std: Triple
     reader: Literal["digits", "cifar", "class folders"]
+    images: tuple[int, int] | None = None
     stand_in: str | None = None
 
 
 # CIFAR and ImageNet: the constants of fb.resnet.torch (datasets/*.lua). Digits: measured from the training images, to
 # one decimal.
 DATA_SETS = {
-    "cifar10": DataSet("CIFAR-10", 10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7), "cifar", "digits10"),
-    "cifar100": DataSet("CIFAR-100", 100, (129.3, 124.1, 112.4), (68.2, 65.4, 70.4), "cifar", "digits100"),
+    "cifar10": DataSet(
+        "CIFAR-10", 10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7), "cifar", (50_000, 10_000), "digits10"
+    ),
+    "cifar100": DataSet(
+        "CIFAR-100", 100, (129.3, 124.1, 112.4), (68.2, 65.4, 70.4), "cifar", (50_000, 10_000), "digits100"
+    ),
     "imagenet": DataSet(
         "ImageNet",
         1000,
         (0.485 * 255, 0.456 * 255, 0.406 * 255),
         (0.229 * 255, 0.224 * 255, 0.225 * 255),
         "class folders",
+        (1_281_167, 50_000),
         "digits1000",
     ),
     "digits10": DataSet("embedded digits, 10 classes", 10, (128.4, 128.6, 127.4), (69.5, 74.0, 67.9), "digits"),

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suite.errors import InputError
+from suite.registry import DATA_SETS
 
 PIXELS = 3 * 32 * 32
-CLASSES = {"cifar10": 10, "cifar100": 100}
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images (N, 32, 32, 3) RGB, labels (N,)
 Contents = tuple[tuple[str, ...], Arrays, Arrays]  # class names, train, test
@@ -71,7 +71,7 @@ def read(name: str, path: Path) -> Contents | None:
     """
     for layout in _LAYOUTS[name]:
         if folder := layout.find(path):
-            return _read(layout, folder, CLASSES[name])
+            return _read(layout, folder, DATA_SETS[name].classes)
     return None
 
 

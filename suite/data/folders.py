@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from suite.data import cifar
 from suite.errors import InputError
 from suite.files import write
+from suite.registry import DATA_SETS
 
 # What `read_image` reads: names that such files have, and what Pillow calls them.
 _PHOTOS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -64,8 +65,8 @@ def read_cifar(name: str, path: Path) -> tuple[cifar.Contents, tuple[str, ...]] 
     if root is None:
         return None
     train, test = _both(root, "test" if (root / "test").is_dir() else "val")
-    if len(train.classes) != cifar.CLASSES[name]:
-        wanted = cifar.CLASSES[name]
+    wanted = DATA_SETS[name].classes
+    if len(train.classes) != wanted:
         raise InputError(f"{root / 'train'}: {len(train.classes)} class folders, {name} has {wanted}")
     notes = tuple(split.left_out for split in (train, test) if split.left_out)
     return (train.classes, _decode(train), _decode(test)), notes

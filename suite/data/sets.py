@@ -168,8 +168,9 @@ def download(name: str, root: Path) -> Path:
 
     What is complete already is not fetched again. Raises InputError without a network.
     """
-    if name not in cifar.CLASSES:
-        raise InputError(f"{name!r} cannot be downloaded, must be one of {', '.join(cifar.CLASSES)}")
+    legal = [each for each, of in DATA_SETS.items() if of.reader == "cifar"]
+    if name not in legal:
+        raise InputError(f"{name!r} cannot be downloaded, must be one of {', '.join(legal)}")
     from torchvision import datasets
     from torchvision.datasets import utils
 

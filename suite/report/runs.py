@@ -14,7 +14,7 @@ from typing import Any, Literal
 import orjson
 
 from suite.files import printable
-from suite.registry import STAND_INS
+from suite.registry import DATA_SETS, STAND_INS
 from suite.results.record import Record
 from suite.results.samples import quantiles
 from suite.results.shape import checked
@@ -23,9 +23,6 @@ from suite.tables.spec import Row, Table, outdated, recipe_for
 
 # Spread of the samples, (p75 - p25) / p50, from which on a latency is marked as unstable.
 UNSTABLE = 0.1
-
-# Training and test images of the paper's data sets: one that was cut short at the end of an image is read like a whole.
-SIZES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
 
 # The precision, in a latency record, of the exporter's own graph: float32 without the rewrites.
 PLAIN = "plain"
@@ -313,7 +310,8 @@ def shortfalls(table: Table, row: Row, train: list[Record]) -> list[str]:
         parts.append(f"{recipe['epochs']} of {table.recipe.epochs} epochs")
     if result["test_images"] < data["test"]:
         parts.append(f"{result['test_images']} of {data['test']} test images")
-    if data["name"] in SIZES and (data["train"], data["test"]) != SIZES[data["name"]]:
+    known = DATA_SETS.get(data["name"])
+    if known and known.images and (data["train"], data["test"]) != known.images:
         parts.append(f"{data['name']} of {data['train']} training and {data['test']} test images, not all of it")
     rates = {run.result["tries"][-1]["learning_rate"] for run in train}
     notes = []

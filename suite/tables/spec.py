@@ -11,6 +11,7 @@ from importlib import resources
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from suite.errors import InputError
+from suite.registry import STAND_INS
 
 NUMBERS = (1, 2, 3, 4)
 # Those with latency beside the errors.
@@ -136,16 +137,19 @@ class Row:
     Attributes:
         heading: the paper's own words for the row, one for each of the table's `headings`.
         model: name of the timm model.
-        data: data set of the paper: "cifar10", "cifar100" or "imagenet".
+        data: name of a data set that has an embedded stand-in.
         paper: the paper's figures by metric (errors in percent); a metric that the paper lacks is absent.
         recipe: what this row changes in the table's recipe.
     """
 
     heading: tuple[str, ...]
     model: str
-    data: Literal["cifar10", "cifar100", "imagenet"]
+    data: str
     paper: Mapping[str, float]
     recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(self.data in STAND_INS, f"data: {self.data!r} is not legal; legal: {', '.join(map(repr, STAND_INS))}")
 
 
 @dataclass(frozen=True)
