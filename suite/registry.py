@@ -19,7 +19,7 @@ class DataSet:
         label: its name in tables and plots.
         classes: how many it has.
         mean, std: of each channel of the training images, on the 0-255 scale.
-        reader: the function in `suite.data.sets` that reads it.
+        reader: key in `_READERS` of `suite.data.sets`; "digits" for the embedded ones.
         images: how many for training and for test the whole set has. A file that was cut short at the end of an image
             is read like a whole one, and a table then says so. None for the embedded ones, which cannot be cut.
         stand_in: the embedded data set that is used where no path is given; None for the embedded ones.
@@ -29,7 +29,7 @@ class DataSet:
     classes: int
     mean: Triple
     std: Triple
-    reader: Literal["digits", "cifar", "class folders"]
+    reader: str
     images: tuple[int, int] | None = None
     stand_in: str | None = None
 
