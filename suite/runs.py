@@ -210,7 +210,8 @@ def _compact(record: Record, curves: Collection[str] | None) -> Record:
     """The record with samples, and epochs column by column, as arrays: in a fraction of the memory."""
     result = record.result
     if "samples" in result:
-        return replace(record, result={**result, "samples": array("d", result["samples"])})
+        kept = {name: value for name, value in result.items() if name != "rounds"}  # which `suite.compare` alone reads
+        return replace(record, result=kept | {"samples": array("d", result["samples"])})
     if "epochs" in result:
         epochs = result["epochs"]
         names = set().union(*epochs) if curves is None else curves

@@ -48,8 +48,9 @@ ALLOWED: dict[str, set[str]] = {
     "parity": {"batches", "session", "tf32"},
     "departure": {"export", "nodes", "rewrite", "session"},
     "explain": {"session"},
-    "shape": {"errors", "record", "spec"},
+    "shape": {"errors", "record", "samples", "spec"},
     "verify": {"checkpoint", "errors", "files", "record", "shape", "store"},
+    "compact": {"errors", "files", "record", "samples", "shape", "store", "verify"},
     "compare": {"errors", "record", "shape", "store"},
     "timing": {"errors", "session", "weights"},
     "latency": {"env", "samples", "session", "timing"},
@@ -101,7 +102,7 @@ ALLOWED: dict[str, set[str]] = {
     "machine": {"env", "files", "holder", "interrupt"},
     "perform": STAGES
     | {"batches", "deploy", "distributed", "env", "errors", "grid", "interrupt", "progress", "step"}
-    | {"record", "store"},
+    | {"record", "samples", "store"},
     "workers": {"env", "errors"},
     "duration": set(),
     "status": {"claims", "duration", "grid", "store"},
@@ -149,6 +150,7 @@ ALLOWED: dict[str, set[str]] = {
         "files",
         "progress",
         "verify",
+        "compact",
     },
 }
 
