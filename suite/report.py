@@ -19,8 +19,10 @@ from suite.store import Store
 
 # The table whose figures are not errors but what `suite.analyze` finds in trained networks.
 ANALYSED = 1
-# What is said of more than the machine's peak: the peak is too low, and the figure no share of it.
-BEYOND = "impossible: more than the peak, which is of one matrix product and was measured too low"
+# What is said of more than the machine's peak: the peak is too low, and the figure no share of it. Until version 2 a
+# peak was of one product alone.
+BEYOND = "impossible: more than the peak, which was measured too low"
+BEYOND_ONE = "impossible: more than the peak, which is of one matrix product and was measured too low"
 
 ORT = "onnxruntime"
 
@@ -260,8 +262,9 @@ def _latency(
             line.put(speed, batch / p50)
             peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0), units))
             if has_peak and peak and runs.export:
-                percent = 100 * 2 * runs.export.result["macs"] * batch / p50 / peak
-                line.put(share, percent, *([BEYOND] if percent > 100 else []))
+                percent = 100 * 2 * runs.export.result["macs"] * batch / p50 / peak.result["flops"]
+                beyond = BEYOND if "of" in peak.result else BEYOND_ONE
+                line.put(share, percent, *([beyond] if percent > 100 else []))
         columns += _beside_the_median(key, name, [records.get(kind) for records in timed], lines, detail)
     return columns, remarks
 

@@ -133,13 +133,13 @@ class Records:
         for record in each("latency"):
             self.latency.setdefault(record.inputs["export"], []).append(record)
         # Of the machine and not of a model; the fastest counts, since nothing makes a machine faster than it is.
-        self.peak: dict[tuple[str, str, int, str], float] = {}
+        self.peak: dict[tuple[str, str, int, str], Record] = {}
         for store in stores:
             for record in (checked(each, store.root) for each in store.each("peak")):
                 inputs = record.inputs
                 names = ("machine", "provider", "threads")
                 place = *(inputs[name] for name in names), inputs.get("precision", "fp32")
-                self.peak[place] = max(self.peak.get(place, 0.0), float(record.result["flops"]))
+                self.peak[place] = max(self.peak.get(place, record), record, key=lambda each: each.result["flops"])
         self.failures = [
             failure for store in stores for failure in store.failures() if failed is None or failure["stage"] in failed
         ]

@@ -93,8 +93,12 @@ SHAPES: dict[str, Any] = {
         },
     },
     "peak": {
-        "inputs": {"machine": str, "provider": str, "threads": int, "precision?": str, "versions?": {str: str}},
-        "result": {"flops": POSITIVE},
+        "inputs": {
+            **dict.fromkeys(("machine", "provider", "precision?"), str),
+            **dict.fromkeys(("threads", "version?"), int),
+            "versions?": {str: str},
+        },
+        "result": {"flops": POSITIVE, "of?": str},
     },
 }
 

@@ -50,7 +50,7 @@ VERSIONS = {
     "convert": 3,
     "parity": 1,  # 1: first
     "latency": 3,  # 1: first; 2: in turns with what it is compared with; 3: while the threads of all others are asleep
-    "peak": 1,  # 1: first
+    "peak": 2,  # 1: first, of one product of matrices; 2: the fastest of several products and convolutions
     "analyze": 1,  # 1: first
     "probe": 2,  # 1: first; 2: with starts of processes
 }
