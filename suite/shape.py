@@ -59,6 +59,9 @@ SHAPES: dict[str, Any] = {
         "result": {
             "passed": bool,
             "departure?": ({"layer": str}, None),
+            "torch_top1?": PERCENT,
+            **dict.fromkeys(("lost?", "won?"), int),
+            **{"precision?": str, "tf32?": bool},
             **dict.fromkeys(("images", "ties"), int),
             **dict.fromkeys(("difference", "max_logit_difference", "agreement"), NUMBER),
             "scale": POSITIVE,

@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"errors"},
     "samples": set(),
     "tf32": set(),
-    "parity": {"batches", "session", "tf32"},
+    "parity": {"batches", "session", "spec", "tf32"},
     "departure": {"export", "nodes", "rewrite", "session"},
     "explain": {"session"},
     "shape": {"errors", "record", "samples", "spec"},
