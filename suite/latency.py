@@ -166,12 +166,15 @@ def unavailable(provider: str) -> str | None:
 
 
 def peak(provider: str, threads: int, precision: str = "fp32") -> dict[str, Any]:
-    """What the machine can do in "fp32", "fp16" or "int8" (unsigned by signed): `flops` (additions and multiplications
-    a second) of ONNX Runtime's product of two matrices of `side` rows and columns, the fastest of `samples` seconds, in
-    a fresh process.
+    """What the machine can do in "fp32", "fp16" or "int8" (unsigned by signed), in a fresh process.
+
+    Returns:
+        `flops`, additions and multiplications a second in ONNX Runtime, of the fastest of several products of matrices
+        and convolutions (`suite.peak`); `of`, which of them that is; and `trials`, of each its own `flops`, those of
+        the fastest of its runs, and its runs in `samples_ns`.
 
     Raises:
-        RuntimeError: the provider is not here, or has no product of this type.
+        RuntimeError: the provider is not here, or has no product or convolution of this type.
     """
     return _once({"peak": provider, "threads": threads, "precision": precision}, threads)
 

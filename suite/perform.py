@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from suite import deploy, distributed, env, progress
+from suite import deploy, distributed, env, progress, samples
 from suite.distributed import Group
 from suite.errors import InputError, in_words
 from suite.grid import Cell, Options, Stage
@@ -286,7 +286,8 @@ class Performer:
             for each in steps:
                 each(done, total, note)
 
-        return latency.measure([self._request(stage) for stage in stages], step)
+        answers = latency.measure([self._request(stage) for stage in stages], step)
+        return [each if isinstance(each, RuntimeError) else samples.packed(each) for each in answers]
 
     def _request(self, stage: Stage) -> "Request":
         from suite import latency

@@ -230,6 +230,22 @@ class Store:
         shutil.rmtree(self.checkpoints(stage, inputs), ignore_errors=True)
         return read_record(path)
 
+    def replace(self, path: Path, before: bytes, after: bytes) -> bool:
+        """Replace the text of a record by another of equal content (see `suite.compact`); returns whether it was still
+        that from `before`, and was replaced.
+
+        Raises:
+            InputError: the folder cannot be written to; the record is what it was.
+        """
+        try:
+            with self._alone():
+                if path.is_symlink() or path.read_bytes() != before:
+                    return False
+                write(self._inside(*path.relative_to(self.root).parts), after)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        return True
+
     def failed_at(self, stage: str, inputs: Mapping[str, Any]) -> int | None:
         """What tells the latest failure of a stage from any other: the time of its note; None if there is none."""
         try:

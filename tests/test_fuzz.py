@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suite import checkpoint, cifar, figures, page, report, status
+from suite import checkpoint, cifar, compact, figures, page, report, status
 from suite.compare import compare
 from suite.errors import InputError
 from suite.record import Record, read_failure, read_record
@@ -160,6 +160,9 @@ def test_no_record_leaves_its_readers_but_by_an_input_error(
         status.read(Store(root))
     with input_errors_naming(root):
         figures._longest(Store(root), "resnet110_relu_bn")
+    with input_errors_naming(root):
+        compact.rewrite(Store(root))
+    assert path.read_bytes() == raw, "it is under another name than its own"
     assert all(problem.isprintable() for problem in verify(root).problems)
     path.unlink()
 
@@ -186,8 +189,7 @@ def record_text(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     store.put("parity", model | {"export": export.key}, parity, environment, timing)
     timed = model | {"export": export.key, "machine": "m", "runtime": "onnxruntime", "provider": "cpu"}
     timed |= {"batch_size": 8, "protocol": {"rounds": 2}, "versions": {"torch": "2"}, "threads": 2}
-    samples = {"samples": [0.1, 0.2], "rounds": [[0.1], [0.2]], "load_seconds": 0.1}
-    store.put("latency", timed, samples, environment, timing)
+    store.put("latency", timed, {"rounds_ns": [[100], [200]], "load_seconds": 0.1}, environment, timing)
     files = (path for path in store.root.glob("records/*/*.json"))
     return {path.parent.name: path.read_bytes() for path in files}
 

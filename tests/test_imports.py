@@ -45,13 +45,15 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"errors"},
     "samples": set(),
     "tf32": set(),
-    "parity": {"batches", "session", "tf32"},
+    "parity": {"batches", "session", "spec", "tf32"},
     "departure": {"export", "nodes", "rewrite", "session"},
     "explain": {"session"},
-    "shape": {"errors", "record", "spec"},
+    "shape": {"errors", "record", "samples", "spec"},
     "verify": {"checkpoint", "errors", "files", "record", "shape", "store"},
+    "compact": {"errors", "files", "record", "samples", "shape", "store", "verify"},
     "compare": {"errors", "record", "shape", "store"},
-    "timing": {"errors", "session", "weights"},
+    "peak": set(),
+    "timing": {"errors", "peak", "samples", "session", "weights"},
     "latency": {"env", "samples", "session", "timing"},
     "analyze": {"batches", "models"},
     "theory": {"analyze", "models"},
@@ -101,7 +103,7 @@ ALLOWED: dict[str, set[str]] = {
     "machine": {"env", "files", "holder", "interrupt"},
     "perform": STAGES
     | {"batches", "deploy", "distributed", "env", "errors", "grid", "interrupt", "progress", "step"}
-    | {"record", "store"},
+    | {"record", "samples", "store"},
     "workers": {"env", "errors"},
     "duration": set(),
     "status": {"claims", "duration", "grid", "store"},
@@ -149,6 +151,7 @@ ALLOWED: dict[str, set[str]] = {
         "files",
         "progress",
         "verify",
+        "compact",
     },
 }
 
