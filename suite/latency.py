@@ -10,7 +10,6 @@ longer than the measurement, it is forked off a server that has imported torch a
 """
 
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 from typing import Protocol as Interface
 
-from suite import env, samples
+from suite import env, processes, samples
 from suite.session import PROVIDERS
 from suite.timing import Protocol as Protocol
 from suite.timing import Request as Request
@@ -221,8 +220,7 @@ class _OnnxRuntime:
 
 class _Torch:
     def __init__(self, request: Request) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["timm", "models"])
+        context = processes.context(["timm", "models"])
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve_torch, args=(theirs, request), daemon=True)
         self._process.start()

@@ -5,7 +5,6 @@ runs the file. Time and memory are measured at two batch sizes and continued on 
 the only thing here that is not measured.
 """
 
-import multiprocessing
 import os
 import statistics
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any, Literal
 
-from suite import env
+from suite import env, processes
 from suite.errors import in_words
 from suite.spec import Recipe
 
@@ -65,8 +64,7 @@ class Prober:
     """Probes networks, each in a process that is forked from one that has loaded what all of them need."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["models", "suite.export", "suite.train"])
+        self._context = processes.context(["models", "suite.export", "suite.train"])
         self._start: float | None = None
 
     def probe(self, request: Request) -> Probe:

@@ -156,7 +156,7 @@ def _load_onnxruntime(request: Request) -> _Loaded:
     load = perf_counter() - start
     device = "cpu" if request.provider == "cpu" else "cuda"
     random = np.random.default_rng(0)
-    shape = (request.batch_size, 3, request.size, request.size)
+    shape = (request.batch_size, session.get_inputs()[0].shape[1], request.size, request.size)
     images = [random.standard_normal(shape, np.float32) for _ in range(DISTINCT_INPUTS)]
     inputs, bindings, options = [], [], []
     for number, image in enumerate(images, start=1):
@@ -223,11 +223,11 @@ def _load_torch(request: Request) -> _Loaded:
     torch.backends.cudnn.benchmark = True
     device = torch.device("cpu" if request.provider == "cpu" else "cuda")
     start = perf_counter()
-    model = load_weights(Path(request.path)).to(device).to(memory_format=torch.channels_last)
+    model: Any = load_weights(Path(request.path)).to(device).to(memory_format=torch.channels_last)
     if request.runtime == "torch.compile":
         model.compile(dynamic=False)
     load = perf_counter() - start
-    shape = (request.batch_size, 3, request.size, request.size)
+    shape = (request.batch_size, model.in_chans, request.size, request.size)
     hosted = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(DISTINCT_INPUTS)]
     images = [image.to(device).contiguous(memory_format=torch.channels_last) for image in hosted]
     outputs: dict[int, torch.Tensor] = {}
