@@ -7,6 +7,7 @@ ImageNet layout. Architecture: Shang, Chiu, Sohn (AAAI 2017), Figure 1, on top o
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -59,10 +60,11 @@ class ResNet(nn.Module):
             "trunk_input" what enters the block, "shortcut" the shortcut's output alone.
         init: initial weights, "msr", "torch" or "xavier" as `layers.initialize` describes them. None (default) for
             "msr" with "bn", "torch" with "plain" and "nobias", and "xavier" with "np", "np2" and "np3".
-        num_classes, in_chans, global_pool, drop_rate: as in every timm model.
+        num_classes, in_chans, global_pool, drop_rate: as in every timm model; `num_classes` from 0, `in_chans` from 1.
 
     Raises:
-        ValueError: an argument has no legal value; the message states the legal ones.
+        ValueError: an argument has no legal value, or one that has no effect on this network; the message states the
+            legal ones.
     """
 
     def __init__(
@@ -86,12 +88,20 @@ class ResNet(nn.Module):
         _check("norm", norm, tuple(NORMALIZATIONS))
         _check("np_constants", np_constants, NORMPROP_CONSTANTS)
         _check("np_batchnorm", np_batchnorm, NORMPROP_BATCH_NORMS)
+        if np_constants != "branch":
+            _check_effect("np_constants", np_constants, norm, [n for n, of in NORMALIZATIONS.items() if of.constants])
+        if np_batchnorm != "trunk":
+            legal = [n for n, of in NORMALIZATIONS.items() if of.batch_norm_between_stages]
+            _check_effect("np_batchnorm", np_batchnorm, norm, legal)
         _check("init", init, (None, *INITS))
         if crelu_placement is not None:
             basic_crelu = ACTIVATIONS[act].copies > 1 and depth not in BOTTLENECK_DEPTHS
             _check("crelu_placement", crelu_placement, ("both", "inner") if basic_crelu else ("inner",))
-        if width is not None and (type(width) is not int or width < 1):
+        if width is not None and not _is_count(width, 1):
             raise ValueError(f"width={width!r}: legal values are None and positive integers")
+        if not _is_count(in_chans, 1):
+            raise ValueError(f"in_chans={in_chans!r}: legal values are positive integers")
+        _check_classes(num_classes)
         cifar = depth in CIFAR_DEPTHS
         block: type[BasicBlock] | type[PreActBasicBlock] | type[Bottleneck] = BasicBlock
         if depth in BOTTLENECK_DEPTHS:
@@ -161,6 +171,7 @@ class ResNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier, freshly initialised, and optionally the pooling ("" for none)."""
+        _check_classes(num_classes)
         self.num_classes = num_classes
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         like = next(self.parameters())
@@ -244,6 +255,21 @@ class ResNet(nn.Module):
 def _check(name: str, value: object, legal: Sequence[object]) -> None:
     if value not in legal:
         raise ValueError(f"{name}={value!r}: legal values are {', '.join(map(repr, legal))}")
+
+
+def _check_effect(name: str, value: object, norm: str, norms: Sequence[str]) -> None:
+    if norm not in norms:
+        legal = ", ".join(map(repr, norms))
+        raise ValueError(f"{name}={value!r}: has no effect with norm={norm!r}; legal with norm {legal}")
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def _check_classes(num_classes: object) -> None:
+    if not _is_count(num_classes, 0):
+        raise ValueError(f"num_classes={num_classes!r}: legal values are 0, for no classifier, and positive integers")
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

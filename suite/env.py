@@ -2,14 +2,14 @@
 
 import os
 import platform
-import pwd
 import re
-import resource
 import subprocess
 import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path, PurePosixPath
+
+import psutil
 
 PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
 
@@ -25,7 +25,7 @@ def machine() -> dict[str, object]:
         "id": " + ".join(parts),
         "cpu": cpu,
         "cores": cores,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": psutil.virtual_memory().total,
         "gpu": gpu,
         "system": platform.platform(),
     }
@@ -51,18 +51,18 @@ def environment() -> dict[str, object]:
 def available_cores() -> int:
     """Cores that this process may keep busy: those it may run on, and no more than the CPU time that a container
     gives it; 1 at least."""
-    cores, quota = _cores(), cpu_quota()
+    cores, quota = len(usable_cores()), cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores() -> list[int]:
+    """Numbers of the cores that this process may run on; on macOS, which keeps no process to some, of all cores."""
+    process = psutil.Process()
+    return sorted(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else list(range(os.cpu_count() or 1))
 
 
 def _cores_in_words() -> str:
-    cores, quota = _cores(), cpu_quota()
+    cores, quota = len(usable_cores()), cpu_quota()
     limit = f"{quota:.3g} of " if quota is not None and quota < cores else ""
     return f"{limit}{cores} core{'s' if cores > 1 else ''}"
 
@@ -119,10 +119,7 @@ def _text(path: Path) -> str:
 
 def user() -> str:
     """The name of the user, or the number of one who has none here, as in a container started with --user."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
+    return str(psutil.Process().username())
 
 
 def cpu_multiplies_bfloat16() -> bool:
@@ -138,7 +135,8 @@ def command() -> list[str]:
 
 
 def _cpu_name() -> str:
-    return _cpu_line("model name") or platform.processor() or platform.machine()
+    of_mac = _output("sysctl", "-n", "machdep.cpu.brand_string") if sys.platform == "darwin" else None
+    return _cpu_line("model name") or of_mac or platform.processor() or platform.machine()
 
 
 # What a processor's name has if it names the model, as in "EPYC 7763", "EPYC 9J14" or "Ultra 9 185H".
@@ -176,6 +174,11 @@ def peak_memory() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
+        used = psutil.Process().memory_info()
+        if hasattr(used, "peak_wset"):  # Windows
+            return int(used.peak_wset)
+        import resource
+
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -54,6 +54,8 @@ def make_folder(path: Path) -> None:
 def share(path: Path) -> None:
     """Give a new file or folder the mode and the group of the folder around it, so that whoever shares that folder can
     use it too. In a folder like /tmp, where everybody's files are safe from others, it is readable for everybody."""
+    if not hasattr(os, "chown"):
+        return  # Windows: what is new has the rights of its folder
     around = path.parent.stat()
     mode = 0o755 if around.st_mode & stat.S_ISVTX else stat.S_IMODE(around.st_mode)
     if not path.is_dir():

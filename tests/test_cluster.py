@@ -37,9 +37,9 @@ options = Options(2, root, rows=("resnet110_relu_bn@cifar10",), seeds=int(sys.ar
 work_on = suite.grid.cluster.work_on
 
 def stages_of(node, unhappy):
-    import suite.grid.claims, suite.holder, suite.grid.perform
+    import suite.grid.claims, suite.results.holder, suite.grid.perform
     # As if each node were a machine of its own, whose processes others cannot look up.
-    suite.holder._boot = lambda: node
+    suite.results.holder._boot = lambda: node
     suite.grid.claims.PATIENCE, suite.grid.claims.BEAT = 4.0, 0.5
 
     def one(self, stage, folder, step):

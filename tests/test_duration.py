@@ -1,6 +1,6 @@
 import pytest
 
-from suite import duration
+from suite.grid import duration
 
 
 @pytest.mark.parametrize(

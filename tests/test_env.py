@@ -24,8 +24,7 @@ def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> N
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    monkeypatch.setattr(os, "getuid", lambda: 12345)
-    assert env.user() == "12345"
+    assert env.user() == str(os.getuid())
 
 
 CPUS = {
@@ -38,7 +37,7 @@ CPUS = {
 def machine_id(monkeypatch: pytest.MonkeyPatch, fields: dict[str, str]) -> str:
     monkeypatch.setattr(env, "_cpu_line", lambda name: fields.get(name, ""))
     monkeypatch.setattr(env, "_gpu", lambda: None)
-    monkeypatch.setattr(env, "_cores", lambda: 2)
+    monkeypatch.setattr(env, "usable_cores", lambda: [0, 1])
     return str(env.machine.__wrapped__()["id"])
 
 
@@ -73,7 +72,7 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of control groups in the place of Linux's; `own` beside it says which the process is in."""
     monkeypatch.setattr(env, "_CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(env, "_OWN_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(env, "_cores", lambda: 2)
+    monkeypatch.setattr(env, "usable_cores", lambda: [0, 1])
     (tmp_path / "cgroup").mkdir()
     return tmp_path / "cgroup"
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from suite import duration
 from suite.errors import InputError
-from suite.grid import estimate
+from suite.grid import duration, estimate
 from suite.grid.estimate import Cost
 from suite.grid.plan import Cell, Grid, Options, plan
 from suite.grid.probe import Probe, Prober, Request

@@ -19,6 +19,8 @@ LABELS = np.arange(1000) % 10
 def test_the_rule_looks_after_five_epochs_for_three_deviations_and_gives_up_below_2e_4() -> None:
     assert (feasible.FIRST_EPOCHS, feasible.DEVIATIONS, feasible.LEAST_LEARNING_RATE) == (5, 3, 2e-4)
     assert (feasible.LAST_STEPS, feasible.LOOK_EVERY) == (25, 20)
+    tries = [0.1 / 2**halvings for halvings in range(20) if 0.1 / 2**halvings >= feasible.LEAST_LEARNING_RATE]
+    assert len(tries) == 9, "as docs/interpretations.md says"
 
 
 @pytest.mark.parametrize(("error", "beats"), [(90.0, False), (87.2, False), (87.1, True)])

@@ -21,6 +21,7 @@ from suite.grid import status
 from suite.report import figures, page
 from suite.report import tables as report
 from suite.report.render import FORMATS, render
+from suite.results import compact
 from suite.results.compare import compare
 from suite.results.record import Record, read_failure, read_record
 from suite.results.store import Store
@@ -164,6 +165,9 @@ def test_no_record_leaves_its_readers_but_by_an_input_error(
         status.read(Store(root))
     with input_errors_naming(root):
         figures._longest(Store(root), "resnet110_relu_bn")
+    with input_errors_naming(root):
+        compact.rewrite(Store(root))
+    assert path.read_bytes() == raw, "it is under another name than its own"
     assert all(problem.isprintable() for problem in verify(root).problems)
     path.unlink()
 
@@ -190,8 +194,7 @@ def record_text(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     store.put("parity", model | {"export": export.key}, parity, environment, timing)
     timed = model | {"export": export.key, "machine": "m", "runtime": "onnxruntime", "provider": "cpu"}
     timed |= {"batch_size": 8, "protocol": {"rounds": 2}, "versions": {"torch": "2"}, "threads": 2}
-    samples = {"samples": [0.1, 0.2], "rounds": [[0.1], [0.2]], "load_seconds": 0.1}
-    store.put("latency", timed, samples, environment, timing)
+    store.put("latency", timed, {"rounds_ns": [[100], [200]], "load_seconds": 0.1}, environment, timing)
     files = (path for path in store.root.glob("records/*/*.json"))
     return {path.parent.name: path.read_bytes() for path in files}
 

@@ -173,11 +173,15 @@ def test_torch_is_not_timed_under_the_name_of_tensorrt(tmp_path: Path) -> None:
         one(request(tmp_path, runtime="torch", provider="tensorrt"))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_peak_is_that_of_a_large_product(precision: str) -> None:
-    found = latency.peak("cpu", 1, precision)
-    assert found["flops"] == pytest.approx(2 * found["side"] ** 3 / min(found["samples"]))
+def test_the_peak_is_that_of_the_fastest_product_or_convolution() -> None:
+    found = latency.peak("cpu", 1)
     assert 1e9 < found["flops"] < 1e14
+    trials = found["trials"]
+    assert found["flops"] == trials[found["of"]]["flops"] == max(trial["flops"] for trial in trials.values())
+    assert [name.split(" of ")[0] for name in trials] == ["product"] * 3 + ["4 convolutions"] * 3
+    square = trials["product of 512 x 512"]
+    assert square["flops"] == pytest.approx(2 * 512**3 / (min(square["samples_ns"]) / 1e9))
+    assert "samples" not in square
 
 
 def test_runs_that_a_quota_has_stopped_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

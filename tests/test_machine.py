@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from suite.grid.machine import LOCK, Machine
-from suite.holder import Holder
 from suite.interrupt import Deadline, TimeIsUp
+from suite.results.holder import Holder
 
 ALONE = """
 import os, pathlib, sys

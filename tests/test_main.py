@@ -40,6 +40,10 @@ def test_a_run_trains_exports_checks_times_and_prints_the_table(
     assert "quick run, not comparable with the paper" in done.stdout
     stages = {path.name: len(list(path.iterdir())) for path in (folder / "records").iterdir()}
     assert stages == {"train": 1, "export": 1, "parity": 1, "latency": 3, "peak": 1}
+    for path in (folder / "records" / "latency").iterdir():
+        timed = json.loads(path.read_text())["result"]
+        assert len(timed["rounds_ns"]) == 3
+        assert not {"rounds", "samples"} & set(timed), "each run is kept once"
     parity = json.loads(next((folder / "records" / "parity").iterdir()).read_text())["result"]
     assert parity["passed"]
     assert parity["max_logit_difference"] <= 1e-4 * parity["scale"]

@@ -18,7 +18,7 @@ def graph(
     classes: int | str = 10,
     opset: int = 18,
     names: tuple[str, str] = ("input", "logits"),
-    channels: int = 3,
+    channels: int | str = 3,
     weights: TensorProto | None = None,
     **metadata: str,
 ) -> onnx.ModelProto:
@@ -105,9 +105,9 @@ def test_weights_outside_the_file_are_refused_before_anything_is_read(
         (graph(opset=17), "of opset 17; legal: 18"),
         (graph(opset=99), "of opset 99; legal: 18"),
         (graph(names=("x", "y")), "its inputs and outputs are"),
-        (graph(size=10**9), f"its input is [3, {10**9}, {10**9}]; legal: [3, size, size] with sizes to 4096"),
+        (graph(size=10**9), f"its input is [3, {10**9}, {10**9}]; legal: [channels, size, size] with sizes to 4096"),
         (graph(size="any"), "its input is [3, 0, 0]; legal"),
-        (graph(channels=4), "its input is [4, 8, 8]; legal"),
+        (graph(channels="any"), "its input is [0, 8, 8]; legal"),
         (graph(classes="any"), "its logits are [0]; legal: [classes]"),
         (onnx.ModelProto(), "of opset None; legal: 18"),
     ],
@@ -142,6 +142,7 @@ def test_weights_of_absurd_shapes_are_refused_without_memory_for_them(path: Path
     ("model", "said"),
     [
         (graph(classes=100), "tells 100 classes apart, resnet20_relu_bn 10: another network's file"),
+        (graph(channels=1), "takes 1 channels, resnet20_relu_bn 3: another network's file"),
         (graph(size=16), "is to see 16x16 pixels, .* and the images of digits10 have 32x32 pixels"),
         (graph(size=32), "has no node in common with an export of this network"),
     ],

@@ -8,7 +8,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, save
 from torch import Tensor, nn
 
-from suite.inference.parity import SHOWN, TOLERANCE, compare, judge, render
+from suite.inference.parity import SHOWN, compare, judge, render
+from suite.tables.spec import TOLERANCE
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.standard_normal((200, 10)).astype(np.float32)
@@ -29,6 +30,25 @@ def test_noise_below_the_tolerance_passes_and_above_it_fails() -> None:
         other = LOGITS.copy()
         other[3, 4] -= share * TOLERANCE * np.abs(LOGITS).max()
         assert judge(LOGITS, other, LABELS)["passed"] is passed
+
+
+def test_a_logit_may_differ_by_1e_4_of_the_greatest_as_the_readme_says() -> None:
+    expected = np.zeros((2, 3), np.float64)
+    expected[:, 0] = 20.0
+    for difference, passed in ((0.00199, True), (0.00201, False)):
+        other = expected.copy()
+        other[1, 2] += difference
+        assert judge(expected, other, np.zeros(2))["passed"] is passed
+
+
+def test_reduced_precision_may_lose_1_percent_of_the_right_answers_or_what_chance_explains() -> None:
+    expected = np.zeros((1000, 2))
+    expected[:, 0] = 1.0
+    for lost, won, passed in ((9, 0, True), (10, 0, False), (40, 25, True), (40, 23, False)):
+        labels, other = np.zeros(1000, int), expected.copy()
+        labels[900:] = 1  # 900 right answers, of which 9 may be lost; beyond that 2 sqrt(40 + won), which is 16
+        other[:lost] = other[900 : 900 + won] = (0.0, 1.0)
+        assert judge(expected, other, labels, exact=False)["passed"] is passed
 
 
 def test_another_answer_by_a_clear_margin_fails_and_is_listed() -> None:

@@ -212,12 +212,22 @@ def test_the_ratios_of_the_readme_are_those_of_the_published_benchmarks() -> Non
             assert row["bar"].removesuffix(", missed") == each["words"].partition("bar: ")[2]
 
 
+@pytest.mark.parametrize("table", sorted((ROOT / RESULTS).glob("table*.md")), ids=lambda path: path.stem)
+def test_published_tables_are_what_their_records_print(table: Path, suite: Run) -> None:
+    number, _, depth = table.stem.removeprefix("table").partition("-resnet")
+    more = ("--depth", depth) if depth else ()
+    code, out, _ = suite("show", "--table", number, *more, "--results", str(ROOT / RESULTS))
+    assert code == 0
+    assert out == table.read_text("utf-8")
+
+
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_published_results_are_whole(folder: Path) -> None:
     """Networks that were trained for a few steps are published without their weights and files."""
     found = verify(folder, without_files=True)
     assert found.problems == []
     assert found.records > 0
+    assert all("samples" not in record.result for record in Store(folder).each("latency")), "each run is kept once"
     for record in Store(folder).each("train"):
         whole = all((folder / file["path"]).is_file() for file in record.artifacts.values())
         assert whole == (record.inputs["recipe"]["max_steps"] is None)

@@ -24,6 +24,8 @@ from suite.errors import InputError
 from suite.export import onnxfile
 from suite.inference import deploy
 from suite.inference.latency import Protocol, Request, measure
+from suite.results import compact
+from suite.results.shape import checked
 from suite.results.store import Store
 from suite.results.verify import verify
 from suite.training import checkpoint
@@ -63,7 +65,7 @@ def killed(work: Callable[..., None], *arguments: Any, within: float) -> None:
     """Start work in a fresh process, and kill it outright some time within so many seconds of its beginning."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["suite.inference.deploy", "suite.export.exporter", "suite.training.checkpoint", "suite.inference.parity"]
+        ["suite.inference.deploy", "suite.training.checkpoint", "suite.results.compact", "suite.inference.parity"]
     )
     begun = context.Event()
     process = context.Process(target=_begin, args=(begun, work, *arguments))
@@ -104,6 +106,27 @@ def test_kills_while_results_are_written_leave_each_of_them_whole_or_absent(stor
             assert store.artifact(record, "config").read_text() == str(record.result["value"])
         assert [failure["reason"] for failure in store.failures()] in ([], ["no reason"])
     assert kept > 0
+
+
+def rewrite_all(root: Path) -> None:
+    compact.rewrite(Store(root))
+
+
+def test_kills_while_records_are_written_anew_leave_each_of_them_in_one_of_two_forms(store: Store, kills: int) -> None:
+    timed = {"export": "e", "machine": "m", "runtime": "onnxruntime", "provider": "cpu"}
+    rounds = [[(10**7 + run) / 1e9 for run in range(100)] for _ in range(24)]
+    whole = {"rounds": rounds, "samples": [seconds for each in rounds for seconds in each]}
+    inputs = [INPUTS | timed | {"batch_size": size} for size in range(1, 41)]
+    for each in inputs:
+        store.put("latency", each, whole, {}, {})
+    for _ in range(kills):
+        killed(rewrite_all, store.root, within=0.5)
+        found = [store.get("latency", each) for each in inputs]
+        assert all(record and {"samples", "rounds_ns"} & set(record.result) for record in found)
+    rewrite_all(store.root)
+    for record in store.records("latency"):
+        assert set(record.result) == {"rounds_ns"}
+        assert checked(record, store.root).result == whole
 
 
 def checkpoint_many(folder: Path) -> None:

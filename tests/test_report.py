@@ -91,6 +91,35 @@ def test_parity_in_fewer_bits_and_on_other_providers_has_columns_of_its_own(stor
     assert "cuda - torch top-1" in headings
 
 
+@pytest.mark.parametrize(
+    ("result", "why"),
+    [
+        # As int8 of resnet20_crelu_nobias on CIFAR-100 once was.
+        (
+            {"precision": "int8", "torch_top1": 59.03, "lost": 153, "won": 111},
+            "42 of 4097 right answers lost on balance, 40 allowed (1%, or what chance explains)",
+        ),
+        (
+            {"precision": "fp32", "tf32": True, "torch_top1": 0.0, "lost": 500, "won": 0},
+            "500 of 10000 right answers lost on balance, 100 allowed (1%, or what chance explains)",
+        ),
+        ({"max_logit_difference": 4e-3, "scale": 20.0}, "logits differ by 2.0e-04 of the greatest, 1e-04 allowed"),
+        (
+            {"max_logit_difference": 4e-3, "scale": 20.0, "departure": {"layer": "conv1"}},
+            "logits differ by 2.0e-04 of the greatest, 1e-04 allowed, first at conv1",
+        ),
+        ({"max_logit_difference": 1e-6, "scale": 20.0}, "another first class than rounding explains"),
+    ],
+)
+def test_a_parity_that_failed_says_at_which_limit(
+    store: Store, add_run: AddRun, result: dict[str, Any], why: str
+) -> None:
+    made = add_run()
+    inputs = {"model": "resnet110_relu_bn", "export": made["export"].key, "provider": "cpu", "precision": "int8"}
+    store.put("parity", inputs, {**made["parity"].result, "passed": False, **result}, {}, {})
+    assert f"PARITY FAILED: {why}" in build(store).lines[0].notes["parity_int8_top1"]
+
+
 def test_latency_is_the_median_in_milliseconds_and_speed_counts_the_batch(store: Store, add_run: AddRun) -> None:
     add_run(samples=(0.030, 0.010, 0.020, 0.020, 0.020))
     values = build(store).lines[0].values
@@ -106,21 +135,43 @@ def test_latencies_that_a_quota_has_stopped_are_marked(store: Store, add_run: Ad
     assert "throttled: a container's CPU quota stopped the runs 3 times" in said
 
 
-@pytest.mark.parametrize(("gflops", "percent"), [(500, 80.92), (400, 101.16)])
+@pytest.mark.parametrize(("gflops", "percent"), [(500, 80.92), (404.7, 99.98), (404.6, 100.005), (400, 101.16)])
+@pytest.mark.parametrize(
+    ("result", "mark"), [({"of": "product of 512 x 512"}, report.BEYOND), ({}, report.BEYOND_ONE)], ids=["now", "v1"]
+)
 def test_more_than_the_peak_is_marked_as_impossible(
-    store: Store, add_run: AddRun, gflops: float, percent: float
+    store: Store, add_run: AddRun, gflops: float, percent: float, result: dict[str, Any], mark: str
 ) -> None:
-    timed = add_run(timed={})["latency"]  # 8 images of 252,887,680 multiplications and additions in 10 ms
-    inputs = {"model": "matmul", "machine": timed.inputs["machine"], "provider": "cpu", "threads": 0}
-    store.put("peak", inputs, {"flops": gflops * 1e9}, {}, {})
+    # 8 images of 252,887,680 multiplications, and as many additions, in 10 ms: 404.62 GFLOP/s.
+    timed = add_run(timed={})["latency"]
+    inputs = {"model": "peak", "machine": timed.inputs["machine"], "provider": "cpu", "threads": 0}
+    store.put("peak", inputs, {"flops": gflops * 1e9} | result, {}, {})
     line, key = build(store).lines[0], "onnxruntime_cpu_b8_peak_percent"
-    assert line.values[key] == pytest.approx(percent, abs=0.01)
-    assert (report.BEYOND in line.notes.get(key, [])) == (percent > 100)
+    assert line.values[key] == pytest.approx(percent, abs=0.005)
+    assert line.notes.get(key, []) == ([mark] if percent > 100 else [])
+
+
+def test_of_several_peaks_the_highest_counts_whatever_its_version(store: Store, add_run: AddRun) -> None:
+    timed = add_run(timed={})["latency"]
+    inputs = {"model": "peak", "machine": timed.inputs["machine"], "provider": "cpu", "threads": 0}
+    for version, gflops in ((1, 420), (2, 500), (3, 450)):
+        store.put("peak", inputs | {"version": version}, {"flops": gflops * 1e9}, {}, {})
+    assert build(store).lines[0].values["onnxruntime_cpu_b8_peak_percent"] == pytest.approx(80.92, abs=0.005)
 
 
 def test_scattered_samples_are_marked_unstable(store: Store, add_run: AddRun) -> None:
     add_run(samples=(0.010, 0.020, 0.030, 0.040))
     assert "unstable" in notes(build(store), "onnxruntime_cpu_b8_p50_ms")
+
+
+@pytest.mark.parametrize(("spread", "marked"), [(0.0999, False), (0.1001, True)])
+def test_quartiles_more_than_10_percent_of_the_median_apart_are_unstable(
+    store: Store, add_run: AddRun, spread: float, marked: bool
+) -> None:
+    # Of five samples the second and the fourth are the quartiles, and the third is the median.
+    add_run(samples=tuple(0.010 * (1 + spread * place) for place in (-5, -0.5, 0, 0.5, 5)))
+    said = "unstable: quartiles more than 10% of the median apart" in notes(build(store), "onnxruntime_cpu_b8_p50_ms")
+    assert said is marked
 
 
 def test_what_failed_and_has_no_cell_is_said_below(store: Store, add_run: AddRun) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from suite.results.samples import interval, percentiles, quantiles
+from suite.results.samples import interval, packed, percentiles, quantiles, unpacked
 
 
 def test_quantiles_are_interpolated_between_samples() -> None:
@@ -21,7 +21,17 @@ def test_the_interval_of_a_median_holds_it_in_19_of_20_cases() -> None:
 def test_percentiles_are_told_where_there_are_samples_enough() -> None:
     values = [float(value) for value in range(662)]
     assert percentiles(values[:63]) == {"p50": 31.0}
-    assert list(percentiles(values[:64])) == ["p50", "p90"]
-    assert list(percentiles(values[:130])) == ["p50", "p90", "p95"]
+    assert list(percentiles(values[:64])) == list(percentiles(values[:129])) == ["p50", "p90"]
+    assert list(percentiles(values[:130])) == list(percentiles(values[:661])) == ["p50", "p90", "p95"]
     found = percentiles(values[::-1])
     assert found == {f"p{p}": pytest.approx(np.percentile(values, p)) for p in (50, 90, 95, 99)}
+
+
+def test_a_timing_is_kept_run_by_run_in_whole_nanoseconds() -> None:
+    timed = {"rounds": [[0.0121], [0.5, 1e-9]], "samples": [0.0121, 0.5, 1e-9], "host_samples": [2.0], "provider": "x"}
+    kept = {"rounds_ns": [[12100000], [500000000, 1]], "host_samples_ns": [2000000000], "provider": "x"}
+    assert packed(timed) == kept
+    assert unpacked(kept) == timed
+    assert unpacked(timed) == timed, "of the first format"
+    assert unpacked(packed({"samples": [0.0121]})) == {"samples": [0.0121]}
+    assert packed({"macs": 1}) == unpacked({"macs": 1}) == {"macs": 1}

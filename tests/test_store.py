@@ -214,7 +214,7 @@ def test_a_record_of_another_version_is_refused(store: Store) -> None:
     put(store)
     path = next((store.root / "records" / "train").iterdir())
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(InputError, match="record format 99; this suite reads format 1"):
+    with pytest.raises(InputError, match="record format 99; this suite reads formats 1 and 2"):
         store.get("train", INPUTS)
 
 

@@ -103,6 +103,25 @@ def test_absurd_numbers_of_classes_are_refused_without_memory_for_them(folder: P
     assert refusal(folder)
 
 
+@pytest.mark.parametrize("channels", [0, -1, 1.5, True, "3", None, 10**12, 10**400])
+def test_absurd_numbers_of_channels_are_refused_without_memory_for_them(folder: Path, channels: Any) -> None:
+    for changes in ({"model_args": {"in_chans": channels}}, {"pretrained_cfg": {"input_size": [channels, 32, 32]}}):
+        change(folder, **{"model_args": {}, "pretrained_cfg": {}} | changes)
+        assert refusal(folder)
+
+
+def test_channels_are_those_that_timm_would_read(tmp_path: Path) -> None:
+    save_for_hf(timm.create_model(NAME, in_chans=2), str(tmp_path), safe_serialization=True)
+    change(tmp_path, pretrained_cfg={"input_size": [2, 32, 32]})
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert read_config(tmp_path).channels == theirs.in_chans == 2
+    images = torch.randn(2, 2, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(load_weights(tmp_path)(images), theirs(images))
+    change(tmp_path, model_args={"in_chans": 2}, pretrained_cfg={})
+    assert load_weights(tmp_path).in_chans == 2
+
+
 @pytest.mark.parametrize("key", ["url", "file", "hf_hub_id", "state_dict", "custom_load"])
 def test_where_else_the_description_points_is_not_followed(folder: Path, key: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace"

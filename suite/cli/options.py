@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from suite import duration
 from suite.errors import InputError
+from suite.grid import duration
 from suite.registry import PROVIDERS, STAND_INS
 from suite.report.render import FORMATS
 from suite.tables import spec

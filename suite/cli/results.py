@@ -88,14 +88,22 @@ def list_(what: str) -> int:
 @click.command(short_help="Hash every record and file anew.")
 @options.results
 @click.option("--without-files", is_flag=True, help="Weights and ONNX files may be left out, as of published records.")
-def verify(results: Path, without_files: bool) -> int:
+@click.option(
+    "--rewrite", is_flag=True, help="First write records of earlier forms anew in today's, each proved to be equal."
+)
+def verify(results: Path, without_files: bool, rewrite: bool) -> int:
     """Read and hash all records and files of a results folder anew; exit code 1 if one is damaged, missing or odd."""
     from suite import progress
     from suite.results import verify as verifying
 
     folders.must_be_there(results)
-    display = progress.display(1)
+    display = progress.display(1 + rewrite)
     try:
+        if rewrite:
+            from suite.results import compact
+
+            with display.stage(f"rewrite {results}") as step:
+                click.echo(compact.rewrite(Store(results), step))
         with display.stage(f"verify {results}") as step:
             found = verifying.verify(results, step, without_files)
     finally:

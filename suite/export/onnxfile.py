@@ -36,8 +36,10 @@ def read(path: Path) -> Any:
     if ends != [["input"], ["logits"]]:
         raise InputError(f"{path}: its inputs and outputs are {ends}; legal: one input, and logits as output")
     image, logits = _sides(model.graph.input[0])[1:], _sides(model.graph.output[0])[1:]
-    if not (len(image) == 3 and image[0] == 3 and image[1] == image[2] and 0 < image[1] <= spec.LARGEST_SIDE):
-        raise InputError(f"{path}: its input is {image}; legal: [3, size, size] with sizes to {spec.LARGEST_SIDE}")
+    if not (len(image) == 3 and image[0] > 0 and image[1] == image[2] and 0 < image[1] <= spec.LARGEST_SIDE):
+        raise InputError(
+            f"{path}: its input is {image}; legal: [channels, size, size] with sizes to {spec.LARGEST_SIDE}"
+        )
     if not (len(logits) == 1 and logits[0] > 0):
         raise InputError(f"{path}: its logits are {logits}; legal: [classes]")
     return model
@@ -62,6 +64,11 @@ def _sides(value: Any) -> list[int]:
 def image_size(model: Any) -> int:
     """Side of the square images that a file takes, in pixels."""
     return _sides(model.graph.input[0])[-1]
+
+
+def channels(model: Any) -> int:
+    """How many channels the images have that a file takes."""
+    return _sides(model.graph.input[0])[1]
 
 
 def classes(model: Any) -> int:

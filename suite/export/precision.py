@@ -114,7 +114,7 @@ def to_int8(
     Args:
         path: a graph that `suite.export.exporter` wrote.
         out: the file to write.
-        calibration: batches of images (B, 3, size, size), normalised as in training.
+        calibration: batches of images (B, channels, size, size), normalised as in training.
         keep_float: names of nodes that stay in float32, as `conv1` or `fc`.
         activations: their kind.
 

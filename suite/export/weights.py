@@ -36,12 +36,14 @@ class Config:
     Attributes:
         model: its timm name.
         classes: how many it tells apart.
+        channels: of its input.
         arguments: of the model.
         statistics: as far as stated `mean` and `std` of each channel on [0, 1], and `label_names`.
     """
 
     model: str
     classes: int
+    channels: int
     arguments: dict[str, Any]
     statistics: dict[str, list[Any]]
 
@@ -63,7 +65,9 @@ def read_config(folder: Path) -> Config:
         arguments, described = content.get("model_args", {}), content.get("pretrained_cfg", {})
         statistics = {name: described[name] for name in ("mean", "std", "label_names") if described.get(name)}
         arguments = dict(arguments)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # As timm does, where nothing is said in the arguments.
+        channels = arguments.get("in_chans", described.get("input_size", (3,))[0])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{folder}: no folder of a run's weights with a {CONFIG} ({error})") from None
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder}: holds no {WEIGHTS}")
@@ -76,11 +80,14 @@ def read_config(folder: Path) -> Config:
             raise InputError(f"{path}: model_args: {name} must be of type {ARGUMENTS[name][-1].__name__}")
     if type(classes) is not int or classes < 1 or arguments.get("num_classes", classes) != classes:
         raise InputError(f"{path}: num_classes must be a whole number from 1, the same in model_args")
+    if type(channels) is not int or channels < 1:
+        raise InputError(f"{path}: in_chans must be a whole number from 1")
     for name, values in statistics.items():
         legal, what = (_is_text, "texts") if name == "label_names" else (_is_finite, "finite numbers")
         if not isinstance(values, list) or not all(map(legal, values)):
             raise InputError(f"{path}: {name} must be a list of {what}")
-    return Config(model, classes, {"num_classes": classes} | arguments, statistics)
+    arguments |= {"num_classes": classes, "in_chans": channels}
+    return Config(model, classes, channels, arguments, statistics)
 
 
 def _is_text(value: Any) -> bool:

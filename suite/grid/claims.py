@@ -23,7 +23,7 @@ from typing import Any
 from suite.errors import InputError
 from suite.files import make_folder, read_if_file, share
 from suite.grid.plan import Stage
-from suite.holder import Holder
+from suite.results.holder import Holder
 
 # Seconds between two signs of life, and after how many without one a holder on another machine counts as dead.
 BEAT = 2.0
@@ -154,13 +154,9 @@ class Claims:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             make_folder(self.folder)
             with self._aside(claim) as temporary:
-                try:
-                    os.link(temporary, self._path(claim))
-                except FileExistsError:
-                    return False
+                return _put(Path(temporary), self._path(claim))
         except OSError as error:
             raise InputError(f"--results {self.folder.parent}: cannot write there: {error.strerror}") from None
-        return True
 
     def _keep_alive(self) -> None:
         beat = 0
@@ -189,6 +185,26 @@ class Claims:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _put(written: Path, path: Path) -> bool:
+    """Give a file's content a name that no file has yet; False if one has.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        os.link(written, path)
+    except FileExistsError:
+        return False
+    except (OSError, AttributeError):  # a system or file system without links
+        # Not whole from the beginning: to those who read it meanwhile it is damaged, whose holder may live.
+        try:
+            with open(path, "xb") as file:
+                file.write(written.read_bytes())
+        except FileExistsError:
+            return False
+    return True
 
 
 def _parse(content: bytes) -> Claim | None:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 
-from suite import duration, env
+from suite import env
 from suite.errors import InputError
+from suite.grid import duration
 from suite.grid.plan import Cell, Grid, Options, Stage, plan, within_reach
 from suite.grid.probe import Probe, Prober, Request
 from suite.results.store import Store

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import stat
@@ -13,11 +12,14 @@ from time import sleep
 
 from suite import env
 from suite.files import printable, read_if_file
-from suite.holder import Holder
 from suite.interrupt import NEVER, Deadline, TimeIsUp
+from suite.results import locks
+from suite.results.holder import Holder
 
 # Of the whole machine, and in no results folder: runs of other folders, other users and another TMPDIR disturb too.
-LOCK = Path("/tmp/crelu-norm-suite.lock")
+LOCK = Path(os.environ.get("PROGRAMDATA", "C:/ProgramData") if os.name == "nt" else "/tmp", "crelu-norm-suite.lock")
+# Of POSIX alone, as what they keep off: links and pipes. And of Windows alone: line ends as they are.
+_AS_IT_IS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 # Bytes of who holds it, beyond which nobody adds to them; whoever has it alone begins anew.
 _LONG = 1 << 16
 
@@ -42,17 +44,17 @@ class Machine:
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
         """Work beside others, once no timing is under way."""
-        with self._locked(fcntl.LOCK_SH, "waiting for a timing on this machine to end"):
+        with self._locked(True, "waiting for a timing on this machine to end"):
             yield
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Have the machine to oneself, once all others have come to the end of what they are at."""
-        with self._locked(fcntl.LOCK_EX, "waiting for other work on this machine to end, to time without it"):
+        with self._locked(False, "waiting for other work on this machine to end, to time without it"):
             yield
 
     @contextlib.contextmanager
-    def _locked(self, how: int, reason: str) -> Iterator[None]:
+    def _locked(self, shared: bool, reason: str) -> Iterator[None]:
         try:
             descriptor = _opened(self._path)
         except OSError as error:
@@ -61,28 +63,28 @@ class Machine:
             return
         try:
             try:
-                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+                locks.lock(descriptor, shared, wait=False)
             except BlockingIOError:
                 self._say("; ".join([reason, *self._holders()]))
-                self._wait(descriptor, how)
-            with self._noted(descriptor, alone=how == fcntl.LOCK_EX):
+                self._wait(descriptor, shared)
+            with self._noted(descriptor, alone=not shared):
                 yield
         finally:
             # Not only closed: a process that was forked meanwhile has the file open too. The system unlocks it when
             # all of them have ended, however that happens.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            locks.unlock(descriptor)
             os.close(descriptor)
 
-    def _wait(self, descriptor: int, how: int) -> None:
+    def _wait(self, descriptor: int, shared: bool) -> None:
         if not self._deadline.is_set:
-            fcntl.flock(descriptor, how)
+            locks.lock(descriptor, shared)
             return
         while True:
             if self._deadline.passed:
                 raise TimeIsUp
             sleep(TRY)
             with contextlib.suppress(BlockingIOError):
-                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+                locks.lock(descriptor, shared, wait=False)
                 return
 
     @contextlib.contextmanager
@@ -92,16 +94,18 @@ class Machine:
         content = json.dumps(note).encode() + b"\n"
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
-                writer = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
-                stack.callback(os.close, writer)
-                if not os.path.samestat(os.fstat(writer), os.fstat(locked)):
+                # One to write behind the others in one piece, and one to write over that again.
+                behind, over = (os.open(self._path, os.O_WRONLY | how | _AS_IT_IS) for how in (os.O_APPEND, 0))
+                stack.callback(os.close, behind)
+                stack.callback(os.close, over)
+                if not all(os.path.samestat(os.fstat(each), os.fstat(locked)) for each in (behind, over)):
                     raise OSError(errno.ESTALE, "was replaced")
                 if alone:
-                    os.ftruncate(writer, 0)
-                if os.fstat(writer).st_size < _LONG:
-                    os.write(writer, content)  # in one piece, behind the others'
-                    place = os.lseek(writer, 0, os.SEEK_CUR) - len(content)
-                    stack.callback(_blank, writer, place, len(content) - 1)
+                    os.ftruncate(behind, 0)
+                if os.fstat(behind).st_size < _LONG:
+                    os.write(behind, content)
+                    place = os.lseek(behind, 0, os.SEEK_CUR) - len(content)
+                    stack.callback(_blank, over, place, len(content) - 1)
             yield
 
     def _holders(self) -> list[str]:
@@ -123,8 +127,8 @@ class Machine:
 
 def _blank(descriptor: int, place: int, length: int) -> None:
     with contextlib.suppress(OSError):
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, 0)  # with O_APPEND, Linux would write at the end
-        os.pwrite(descriptor, b" " * length, place)
+        os.lseek(descriptor, place, os.SEEK_SET)
+        os.write(descriptor, b" " * length)
 
 
 def _opened(path: Path) -> int:
@@ -136,10 +140,10 @@ def _opened(path: Path) -> int:
     for flags in (os.O_RDONLY, os.O_RDONLY | os.O_CREAT | os.O_EXCL, os.O_RDONLY):
         # In a folder for everybody, Linux lets nobody create what another made already; hence not in one call.
         try:
-            descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            descriptor = os.open(path, flags | _AS_IT_IS, 0o666)
         except (FileNotFoundError, FileExistsError):
             continue
-        if flags & os.O_CREAT:
+        if flags & os.O_CREAT and hasattr(os, "fchmod"):
             os.fchmod(descriptor, 0o666)  # whatever the umask
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # holders write into it

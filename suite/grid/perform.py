@@ -21,6 +21,7 @@ from suite.errors import InputError, in_words
 from suite.grid.plan import Cell, Options, Stage
 from suite.inference import deploy
 from suite.interrupt import NEVER, Deadline, Interruption
+from suite.results import samples
 from suite.results.record import key_of
 from suite.results.store import Store
 
@@ -287,7 +288,8 @@ class Performer:
             for each in steps:
                 each(done, total, note)
 
-        return latency.measure([self._request(stage) for stage in stages], step)
+        answers = latency.measure([self._request(stage) for stage in stages], step)
+        return [each if isinstance(each, RuntimeError) else samples.packed(each) for each in answers]
 
     def _request(self, stage: Stage) -> "Request":
         from suite.inference import latency

@@ -366,7 +366,7 @@ def _timings(cell: Cell, train: Stage, files: Mapping[str, Mapping[str, Stage]],
 def _peak(provider: str, form: str) -> Stage:
     """What the machine can do in float32 or fewer bits, beside which latencies are shown."""
     versions = {k: v for k, v in env.versions().items() if k.startswith("onnxruntime")}
-    inputs = {"model": "matmul", "version": spec.VERSIONS["peak"], "machine": env.machine()["id"], "versions": versions}
+    inputs = {"model": "peak", "version": spec.VERSIONS["peak"], "machine": env.machine()["id"], "versions": versions}
     inputs |= {"provider": provider, "threads": env.available_cores()}
     if form != "fp32":
         inputs["precision"] = form

@@ -5,7 +5,6 @@ runs the file. Time and memory are measured at two batch sizes and continued on 
 the only thing here that is not measured.
 """
 
-import multiprocessing
 import os
 import statistics
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from suite import env
 from suite.errors import in_words
+from suite.inference import processes
 from suite.tables.spec import Recipe
 
 # Pixels of the larger probed batch: 64 images of 32x32, 8 of 224x224 at the least.
@@ -65,8 +65,7 @@ class Prober:
     """Probes networks, each in a process that is forked from one that has loaded what all of them need."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["models", "suite.export.exporter", "suite.training.train"])
+        self._context = processes.context(["models", "suite.export.exporter", "suite.training.train"])
         self._start: float | None = None
 
     def probe(self, request: Request) -> Probe:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from suite import duration
+from suite.grid import duration
 from suite.grid.claims import Claim, Claims
 from suite.grid.plan import Grid
 from suite.results.store import Store

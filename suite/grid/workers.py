@@ -7,8 +7,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import sleep
 from typing import Any, NoReturn
+
+import psutil
 
 from suite import env
 from suite.errors import InputError
@@ -18,11 +19,12 @@ from suite.errors import InputError
 def started(count: int, work: Callable[[Any], None], options: Any) -> Iterator[Callable[[], bool]]:
     """Have `count` processes call `work(options)`; yields what says whether any is still at it.
 
-    At the end those that are left are told to stop, as by SIGTERM, and waited for.
+    At the end those that are left are told to stop, as by SIGTERM, and waited for. On Windows, which has no such
+    signal, they end at once.
     """
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=_run, args=(work, options, index, count, os.getpid()), name=f"worker {index + 1}")
+        context.Process(target=_run, args=(work, options, index, count), name=f"worker {index + 1}")
         for index in range(count)
     ]
     for process in processes:
@@ -36,12 +38,12 @@ def started(count: int, work: Callable[[Any], None], options: Any) -> Iterator[C
             process.join()
 
 
-def _run(work: Callable[[Any], None], options: Any, index: int, count: int, parent: int) -> None:
+def _run(work: Callable[[Any], None], options: Any, index: int, count: int) -> None:
     # Ctrl-C reaches all processes of a terminal; here the parent alone answers it, and tells its workers once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     _take_share(index, count)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(options)
     except InputError as error:
@@ -51,11 +53,12 @@ def _run(work: Callable[[Any], None], options: Any, index: int, count: int, pare
 
 def _take_share(index: int, count: int) -> None:
     """Keep to this worker's cores, and to its GPU where there are any."""
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))[: env.available_cores()]
+    process = psutil.Process()
+    if hasattr(process, "cpu_affinity"):
+        cores = env.usable_cores()[: env.available_cores()]
         each = max(1, len(cores) // count)
         first = index * each % len(cores)
-        os.sched_setaffinity(0, cores[first : first + each])
+        process.cpu_affinity(cores[first : first + each])
     gpus = env.gpus()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
@@ -65,8 +68,9 @@ def _stop(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
     """Stop when the parent has gone without a word."""
-    while os.getppid() == parent:
-        sleep(1)
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
     os.kill(os.getpid(), signal.SIGTERM)

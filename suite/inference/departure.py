@@ -53,7 +53,7 @@ def first_departure(
     Args:
         model: the trained network in evaluation mode, on the CPU.
         path: the file, as `suite.export.exporter` wrote it.
-        images: (N, 3, size, size), normalised as in training; a few are enough, on which the two disagree.
+        images: (N, channels, size, size), normalised as in training; a few are enough, on which the two disagree.
         provider: of ONNX Runtime, on which the file is run.
         threads: of ONNX Runtime.
 

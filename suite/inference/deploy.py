@@ -41,6 +41,7 @@ class Source:
         classes: how many it tells apart.
         size: side of the square that it sees, in pixels.
         trained: whether the weights are a run's.
+        channels: of its input.
     """
 
     weights: Path
@@ -48,6 +49,7 @@ class Source:
     classes: int
     size: int
     trained: bool
+    channels: int = 3
 
 
 @contextlib.contextmanager
@@ -101,11 +103,12 @@ def source(name: str, size: int | None = None) -> Iterator[Source]:
         config = read_config(folder)
         usual = timm.get_pretrained_cfg(config.model)
         assert usual is not None  # every network of this project has one
-        yield Source(folder, config.model, config.classes, size or usual.input_size[-1], trained)
+        yield Source(folder, config.model, config.classes, size or usual.input_size[-1], trained, config.channels)
 
 
 def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "Batches":
-    """The test images for a network: of the data given, else of the embedded set with as many classes.
+    """The test images for a network: of the data given, else of the embedded set with as many classes. For a network
+    that does not take three channels they are converted (see `suite.data.channels`).
 
     Raises:
         InputError: the data has another number of classes, or there is no embedded set to match.
@@ -115,6 +118,7 @@ def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "B
     import torch
 
     from suite.data.batches import Batches
+    from suite.data.channels import InChannels
     from suite.data.sets import load
 
     if len(data) > 1:
@@ -142,13 +146,19 @@ def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "B
                 f"images of {dataset.name} have {side}"
             )
     workers = 0 if dataset.train.in_memory else env.available_cores()
+    if of.channels != 3:
+        stated = read_config(of.weights).statistics
+        stated = {name: stated[name] for name in ("mean", "std") if name in stated}
+        return InChannels(dataset, recipe, torch.device("cpu"), workers, of.channels, stated)
     return Batches(dataset, recipe, torch.device("cpu"), workers)
 
 
 def metadata(of: Source, more: dict[str, str]) -> dict[str, str]:
     """What an exported file says of itself, as text: model, weights' hash, mean and std on [0, 1], class names,
     versions, and `more`."""
-    known = read_config(of.weights).statistics
+    from suite.data.channels import statistics_of
+
+    known = statistics_of(read_config(of.weights).statistics, of.channels)
     with open(of.weights / "model.safetensors", "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     stated = {"model": of.model, "weights_sha256": digest, "trained": str(of.trained).lower()}
@@ -405,6 +415,8 @@ def parity(
             export(of, path, "fp32", provider, False, data)
         elif (classes := onnxfile.classes(file)) != of.classes:
             raise InputError(f"{name}: tells {classes} classes apart, {of.model} {of.classes}: another network's file")
+        elif (channels := onnxfile.channels(file)) != of.channels:
+            raise InputError(f"{name}: takes {channels} channels, {of.model} {of.channels}: another network's file")
         batches = test_batches(of, data, images)
         found = check(of.weights, path, batches, onnxfile.precision(path), provider)
         return {"model": of.model, "trained": of.trained, "data": batches.dataset.name, **found}

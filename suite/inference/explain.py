@@ -66,7 +66,7 @@ def explain(
     session = open_session(str(path), provider, threads, tf32=True)  # as latencies are measured
     (tensor,) = session.get_inputs()
     side = size or int(tensor.shape[2])
-    images = np.random.default_rng(0).standard_normal((batch_size, 3, side, side), np.float32)
+    images = np.random.default_rng(0).standard_normal((batch_size, tensor.shape[1], side, side), np.float32)
     wall = []
     for _ in range(WARM_UP + RUNS):
         start = perf_counter()

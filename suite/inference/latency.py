@@ -10,7 +10,6 @@ far longer than the measurement, it is forked off a server that has imported tor
 """
 
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from typing import IO, Any
 from typing import Protocol as Interface
 
 from suite import env
+from suite.inference import processes
 from suite.inference.timing import Protocol as Protocol
 from suite.inference.timing import Request as Request
 from suite.inference.timing import serve_torch
@@ -167,12 +167,15 @@ def unavailable(provider: str) -> str | None:
 
 
 def peak(provider: str, threads: int, precision: str = "fp32") -> dict[str, Any]:
-    """What the machine can do in "fp32", "fp16" or "int8" (unsigned by signed): `flops` (additions and multiplications
-    a second) of ONNX Runtime's product of two matrices of `side` rows and columns, the fastest of `samples` seconds, in
-    a fresh process.
+    """What the machine can do in "fp32", "fp16" or "int8" (unsigned by signed), in a fresh process.
+
+    Returns:
+        `flops`, additions and multiplications a second in ONNX Runtime, of the fastest of several products of matrices
+        and convolutions (`peak`); `of`, which of them that is; and `trials`, of each its own `flops`, those of
+        the fastest of its runs, and its runs in `samples_ns`.
 
     Raises:
-        RuntimeError: the provider is not here, or has no product of this type.
+        RuntimeError: the provider is not here, or has no product or convolution of this type.
     """
     return _once({"peak": provider, "threads": threads, "precision": precision}, threads)
 
@@ -219,8 +222,7 @@ class _OnnxRuntime:
 
 class _Torch:
     def __init__(self, request: Request) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["timm", "models"])
+        context = processes.context(["timm", "models"])
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve_torch, args=(theirs, request), daemon=True)
         self._process.start()

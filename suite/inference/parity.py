@@ -12,12 +12,8 @@ from torch import nn
 from suite.data.batches import Batches
 from suite.registry import REDUCED
 from suite.session import open_session, uses_tf32
+from suite.tables.spec import LOSS, TOLERANCE
 from suite.training.tf32 import without_tf32
-
-# Greatest logit difference allowed, as a share of the greatest logit: float32 noise is far below it.
-TOLERANCE = 1e-4
-# Share of torch's right answers that reduced precision may lose: MLPerf Inference asks for 99 % of the accuracy.
-LOSS = 0.01
 
 PRECISIONS = ("fp32", *REDUCED)
 

@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 from suite.errors import in_words
 from suite.registry import PROVIDERS
+from suite.results.samples import packed
 from suite.session import load_onnxruntime, open_session, provider_options
 
 DISTINCT_INPUTS = 4
 
-# Sides of the square matrices whose product stands for what a CPU or a GPU can do. A GPU of 1 PFLOP/s takes a
-# millisecond for its own, beside which the start of a kernel does not count.
-PEAK_SIDES = {"cpu": 2048, "cuda": 8192}
+# How each candidate for the machine's peak is timed: twice, since a slow spell of the machine is longer than a burst.
+PEAK_ROUNDS = 2
 
 # Longest wait for a process whose threads spin to fall asleep, in seconds; ONNX Runtime's spin for some 50 ms.
 SPIN = 1.0
@@ -157,7 +157,7 @@ def _load_onnxruntime(request: Request) -> _Loaded:
     load = perf_counter() - start
     device = PROVIDERS[request.provider].device
     random = np.random.default_rng(0)
-    shape = (request.batch_size, 3, request.size, request.size)
+    shape = (request.batch_size, session.get_inputs()[0].shape[1], request.size, request.size)
     images = [random.standard_normal(shape, np.float32) for _ in range(DISTINCT_INPUTS)]
     inputs, bindings, options = [], [], []
     for number, image in enumerate(images, start=1):
@@ -224,11 +224,11 @@ def _load_torch(request: Request) -> _Loaded:
     torch.backends.cudnn.benchmark = True
     device = torch.device(PROVIDERS[request.provider].device)
     start = perf_counter()
-    model = load_weights(Path(request.path)).to(device).to(memory_format=torch.channels_last)
+    model: Any = load_weights(Path(request.path)).to(device).to(memory_format=torch.channels_last)
     if request.runtime == "torch.compile":
         model.compile(dynamic=False)
     load = perf_counter() - start
-    shape = (request.batch_size, 3, request.size, request.size)
+    shape = (request.batch_size, model.in_chans, request.size, request.size)
     hosted = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(DISTINCT_INPUTS)]
     images = [image.to(device).contiguous(memory_format=torch.channels_last) for image in hosted]
     outputs: dict[int, torch.Tensor] = {}
@@ -280,38 +280,35 @@ def _probe(provider: str) -> dict[str, Any]:
 
 
 def _peak(provider: str, threads: int, precision: str) -> dict[str, Any]:
-    import numpy as np
-    from onnx import TensorProto, helper
+    """Time what may be the fastest that the machine can do."""
+    from suite.inference.peak import Candidate, candidates
 
     ort = load_onnxruntime()
-    on_cpu, unsigned = provider == "cpu", TensorProto.UINT8
-    operator, types = {
-        "fp32": ("MatMul", (TensorProto.FLOAT,) * 3),
-        "fp16": ("MatMul", (TensorProto.FLOAT16,) * 3),
-        # ONNX Runtime is fastest at unsigned by signed on CPUs, and has signed by signed alone on GPUs.
-        "int8": ("MatMulInteger", (unsigned if on_cpu else TensorProto.INT8, TensorProto.INT8, TensorProto.INT32)),
-    }[precision]
     device = PROVIDERS[provider].device
-    side = PEAK_SIDES[device]
-    shape = [side, side]
-    values = [helper.make_tensor_value_info(name, kind, shape) for name, kind in zip("abc", types, strict=True)]
-    graph = helper.make_graph([helper.make_node(operator, ["a", "b"], ["c"])], "peak", values[:2], values[2:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    session = _open(model.SerializeToString(), provider, threads)
-    binding = session.io_binding()
-    random = np.random.default_rng(0)
-    for name, kind in zip("ab", types[:2], strict=True):
-        # Small whole numbers, which all the types hold.
-        matrix = random.integers(0, 8, shape).astype(helper.tensor_dtype_to_np_dtype(kind))
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(matrix, device, 0))
-    binding.bind_output("c", device)
+    once = Protocol(rounds=1, min_seconds=0.25, min_runs=2, max_runs=200, warmup=0)
 
-    def run(index: int) -> None:
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
+    def runner(candidate: Candidate) -> Callable[[int], None]:
+        session = _open(candidate.model.SerializeToString(), provider, threads)
+        binding = session.io_binding()
+        for name, values in candidate.inputs.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(values, device, 0))
+        binding.bind_output(session.get_outputs()[0].name, device)
 
-    samples = burst(run, Protocol(rounds=1, min_seconds=1.0, min_runs=10, max_runs=1000, warmup=0))
-    return {"side": side, "samples": samples, "flops": 2 * side**3 / min(samples)}
+        def run(index: int) -> None:
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return run
+
+    tried = [(candidate, runner(candidate)) for candidate in candidates(device, precision)]
+    seconds: dict[str, list[float]] = {candidate.name: [] for candidate, _ in tried}
+    for _ in range(PEAK_ROUNDS):
+        for candidate, run in tried:
+            seconds[candidate.name] += burst(run, once)
+    flops = {candidate.name: candidate.operations / min(seconds[candidate.name]) for candidate, _ in tried}
+    fastest = max(flops, key=lambda name: flops[name])
+    trials = {name: {"flops": flops[name]} | packed({"samples": seconds[name]}) for name in seconds}
+    return {"flops": flops[fastest], "of": fastest, "trials": trials}
 
 
 def main() -> None:

@@ -131,13 +131,13 @@ class Records:
         for record in each("latency"):
             self.latency.setdefault(record.inputs["export"], []).append(record)
         # Of the machine and not of a model; the fastest counts, since nothing makes a machine faster than it is.
-        self.peak: dict[tuple[str, str, int, str], float] = {}
+        self.peak: dict[tuple[str, str, int, str], Record] = {}
         for store in stores:
             for record in (checked(each, store.root) for each in store.each("peak")):
                 inputs = record.inputs
                 names = ("machine", "provider", "threads")
                 place = *(inputs[name] for name in names), inputs.get("precision", "fp32")
-                self.peak[place] = max(self.peak.get(place, 0.0), float(record.result["flops"]))
+                self.peak[place] = max(self.peak.get(place, record), record, key=lambda each: each.result["flops"])
         self.failures = [
             failure for store in stores for failure in store.failures() if failed is None or failure["stage"] in failed
         ]
@@ -224,7 +224,10 @@ def _compact(record: Record, curves: Collection[str] | None) -> Record:
     """The record with samples, and epochs column by column, as arrays: in a fraction of the memory."""
     result = record.result
     if "samples" in result:
-        return replace(record, result={**result, "samples": array("d", result["samples"])})
+        kept = {
+            name: value for name, value in result.items() if name != "rounds"
+        }  # which `suite.results.compare` alone reads
+        return replace(record, result=kept | {"samples": array("d", result["samples"])})
     if "epochs" in result:
         epochs = result["epochs"]
         names = set().union(*epochs) if curves is None else curves

@@ -6,6 +6,7 @@ machines never share a column.
 
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
+from math import floor, sqrt
 from typing import Any
 
 from suite.files import printable
@@ -15,12 +16,14 @@ from suite.report.runs import PLAIN, Metric, Records, Runs, errors, reduced, sho
 from suite.results.record import Record
 from suite.results.samples import percentiles, quantiles
 from suite.results.store import Store
-from suite.tables.spec import METRICS, VERSIONS, Table
+from suite.tables.spec import LOSS, METRICS, TOLERANCE, VERSIONS, Table
 
 # The table whose figures are not errors but what `suite.analysis.analyze` finds in trained networks.
 ANALYSED = 1
-# What is said of more than the machine's peak: the peak is too low, and the figure no share of it.
-BEYOND = "impossible: more than the peak, which is of one matrix product and was measured too low"
+# What is said of more than the machine's peak: the peak is too low, and the figure no share of it. Until version 2 a
+# peak was of one product alone.
+BEYOND = "impossible: more than the peak, which was measured too low"
+BEYOND_ONE = "impossible: more than the peak, which is of one matrix product and was measured too low"
 
 ORT = "onnxruntime"
 
@@ -197,15 +200,32 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
 def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[Mapping[str, Any]]) -> None:
     """The worst of these, and what is to be said of them."""
     notes = [f"parity on {sum(result['images'] for result in results)} images"]
-    if not all(result["passed"] for result in results):
-        layers = [result["departure"]["layer"] for result in results if result.get("departure")]
-        notes.append("PARITY FAILED" + (f", first at {', '.join(dict.fromkeys(layers))}" if layers else ""))
+    failed = [result for result in results if not result["passed"]]
+    if failed:
+        layers = [result["departure"]["layer"] for result in failed if result.get("departure")]
+        why = [*filter(None, map(_why, failed)), *(f"first at {layer}" for layer in layers)]
+        notes.append("PARITY FAILED" + (f": {', '.join(dict.fromkeys(why))}" if why else ""))
     # In fewer bits nearly every disagreement is within the logit difference.
     ties = sum(result["ties"] for result in results if result.get("precision", "fp32") == "fp32")
     if ties:
         notes.append(f"{ties} ties within the logit difference")
     line.put(error, max((result["difference"] for result in results), key=abs), *notes)
     line.put(agreement, min(result["agreement"] for result in results))
+
+
+def _why(result: Mapping[str, Any]) -> str:
+    """Which limit a parity failed at, as `suite.inference.parity.judge` has them; empty if the record does not tell."""
+    if result.get("precision", "fp32") == "fp32" and not result.get("tf32"):
+        apart = result["max_logit_difference"] / result["scale"]
+        if apart > TOLERANCE:
+            return f"logits differ by {apart:.1e} of the greatest, {TOLERANCE:.0e} allowed"
+        return "another first class than rounding explains"
+    if not {"lost", "won", "torch_top1"} <= result.keys():
+        return ""
+    right = round(result["images"] * (1 - result["torch_top1"] / 100))
+    allowed = max(LOSS * right, 2 * sqrt(abs(result["lost"] + result["won"])))
+    lost = f"{result['lost'] - result['won']} of {right} right answers lost on balance"
+    return f"{lost}, {floor(allowed)} allowed ({LOSS:.0%}, or what chance explains)"
 
 
 def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
@@ -260,8 +280,9 @@ def _latency(
             line.put(speed, batch / p50)
             peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0), units))
             if has_peak and peak and runs.export:
-                percent = 100 * 2 * runs.export.result["macs"] * batch / p50 / peak
-                line.put(share, percent, *([BEYOND] if percent > 100 else []))
+                percent = 100 * 2 * runs.export.result["macs"] * batch / p50 / peak.result["flops"]
+                beyond = BEYOND if "of" in peak.result else BEYOND_ONE
+                line.put(share, percent, *([beyond] if percent > 100 else []))
         columns += _beside_the_median(key, name, [records.get(kind) for records in timed], lines, detail)
     return columns, remarks
 

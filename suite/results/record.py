@@ -6,6 +6,7 @@ What is read may come from strangers: it is checked, and what it says is printab
 import hashlib
 import json
 import math
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +18,13 @@ import orjson
 from suite.errors import InputError
 from suite.files import printable
 
-# Version of the record's layout. 1: first; records without a digest are of it too.
-FORMAT = 1
+# Version of the record's layout. 1: first; records without a digest are of it too. 2: latencies hold each run once, as
+# whole nanoseconds, and a list of numbers stands in one line.
+FORMAT = 2
+# Versions that are read.
+READ = (1, 2)
+# Version of the way in which keys are made, which is as old as the first layout.
+_KEYS = 1
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Record:
 
 def key_of(stage: str, inputs: Mapping[str, Any]) -> str:
     """The key under which the result of these inputs is kept: 20 hexadecimal digits."""
-    text = json.dumps([FORMAT, stage, inputs], sort_keys=True, allow_nan=False)
+    text = json.dumps([_KEYS, stage, inputs], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -67,8 +73,9 @@ def read_record(path: Path, without: str | None = None) -> Record:
         content, plain, unchanged = parse(path, without=without)
         if not isinstance(content, dict):
             raise ValueError("not an object")
-        if content.get("format") != FORMAT:
-            raise InputError(f"{path}: record format {content.get('format')!r}; this suite reads format {FORMAT}")
+        if content.get("format") not in READ:
+            legal = " and ".join(map(str, READ))
+            raise InputError(f"{path}: record format {content.get('format')!r:.40}; this suite reads formats {legal}")
         if not unchanged:
             raise ValueError("changed since it was written")
         record = Record(**(content if plain else _printable(content)))
@@ -146,7 +153,11 @@ def parse(path: Path, without: str | None = None) -> Parsed:
     """
     if not stat.S_ISREG(path.lstat().st_mode):
         raise ValueError("not a regular file")  # a link may lead anywhere, and a pipe never ends
-    raw = path.read_bytes()
+    return parse_text(path.read_bytes(), without)
+
+
+def parse_text(raw: bytes, without: str | None = None) -> Parsed:
+    """Read JSON text; see `parse`."""
     # Of ten thousand records json alone would take more than a second.
     content = _parse_without(without, raw) if without else orjson.loads(raw)
     digest = content.get("digest") if isinstance(content, dict) else None
@@ -219,6 +230,8 @@ def _printable(value: Any) -> Any:
     return value
 
 
+# A list of numbers as `json` indents it.
+_NUMBERS = re.compile(r"\[\n *[-+.\deE]+(?:,\n *[-+.\deE]+)*\n *\]")
 # Stands for the digest in the text that is hashed.
 _NO_DIGEST = 64 * "0"
 
@@ -231,5 +244,7 @@ def _digest(raw: bytes, digest: str) -> str:
 def text_of(content: Mapping[str, Any]) -> bytes:
     """The JSON text of a note, or of a record with its digest."""
     digest = {"digest": _NO_DIGEST} if "digest" in content else {}
-    raw = json.dumps({**content, **digest}, indent=1, sort_keys=True, allow_nan=False).encode()
+    text = json.dumps({**content, **digest}, indent=1, sort_keys=True, allow_nan=False)
+    # A line for each of thousands of samples would be half of the text. Strings hold no line ends.
+    raw = _NUMBERS.sub(lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text).encode()
     return raw.replace(_NO_DIGEST.encode(), _digest(raw, _NO_DIGEST).encode(), 1) if digest else raw

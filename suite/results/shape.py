@@ -1,18 +1,27 @@
 """What readers rely on in the records of each stage. A record may come from strangers, or from another version."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from suite.errors import InputError
+from suite.results import samples
 from suite.results.record import Record
 from suite.tables.spec import METRICS
 
 NUMBER = (int, float)
 POSITIVE = "a positive number"
+COUNT = "a positive whole number"
 PERCENT = "a percentage"
 _MOMENTS = {name: (*NUMBER, type(None)) for name in ("mean", "std")}
 _ACTIVATION = {"nonzero": NUMBER, **dict.fromkeys(("over_nonzero", "over_all", "pooled"), _MOMENTS)}
+_RANGES: dict[str, tuple[tuple[type, ...], Callable[[float], bool]]] = {
+    POSITIVE: (NUMBER, lambda value: 0 < value < math.inf),
+    COUNT: ((int,), lambda value: 0 < value < 2**63),
+    PERCENT: (NUMBER, lambda value: 0 <= value <= 100),
+}
 _MAYBE = (*NUMBER, type(None))
 _NUMBERS = [NUMBER, ...]
 # By stage, what must be there, of which type: a dictionary's named entries, of which those with a question mark may be
@@ -50,6 +59,9 @@ SHAPES: dict[str, Any] = {
         "result": {
             "passed": bool,
             "departure?": ({"layer": str}, None),
+            "torch_top1?": PERCENT,
+            **dict.fromkeys(("lost?", "won?"), int),
+            **{"precision?": str, "tf32?": bool},
             **dict.fromkeys(("images", "ties"), int),
             **dict.fromkeys(("difference", "max_logit_difference", "agreement"), NUMBER),
             "scale": POSITIVE,
@@ -64,8 +76,12 @@ SHAPES: dict[str, Any] = {
             "versions?": {str: str},
         },
         "result": {
-            "samples": [POSITIVE, ...],
+            # In one of three forms: whole nanoseconds by rounds; the same without rounds; seconds, as until format 1.
+            "rounds_ns?": [[COUNT]],
+            "samples_ns?": [COUNT, ...],
+            "samples?": [POSITIVE, ...],
             "rounds?": [[POSITIVE]],
+            "host_samples_ns?": [COUNT, ...],
             "host_samples?": [POSITIVE, ...],
             "throttled?": int,
             **dict.fromkeys(("load_seconds?", "first_run_seconds?"), NUMBER),
@@ -80,14 +96,19 @@ SHAPES: dict[str, Any] = {
         },
     },
     "peak": {
-        "inputs": {"machine": str, "provider": str, "threads": int, "precision?": str, "versions?": {str: str}},
-        "result": {"flops": POSITIVE},
+        "inputs": {
+            **dict.fromkeys(("machine", "provider", "precision?"), str),
+            **dict.fromkeys(("threads", "version?"), int),
+            "versions?": {str: str},
+        },
+        "result": {"flops": POSITIVE, "of?": str},
     },
 }
 
 
 def checked(record: Record, root: Path) -> Record:
-    """The record, found to hold what its stage says.
+    """The record, found to hold what its stage says; a latency's has `samples` in seconds, and `rounds` if these are
+    known, in whatever form it was kept.
 
     Raises:
         InputError: it does not; `root` is the results folder that it is from.
@@ -95,10 +116,20 @@ def checked(record: Record, root: Path) -> Record:
     try:
         for part, shape in SHAPES.get(record.stage, {}).items():
             _check(getattr(record, part), shape, part)
+        return _in_seconds(record) if record.stage == "latency" else record
     except ValueError as error:
         path = root / "records" / record.stage / f"{record.inputs['model']}-{record.key}.json"
         raise InputError(f"{path}: not a record ({error}); delete it to measure again") from None
-    return record
+
+
+def _in_seconds(record: Record) -> Record:
+    forms = [name for name in ("rounds_ns", "samples_ns", "samples") if name in record.result]
+    if len(forms) > 1:
+        raise ValueError(f"result: both {' and '.join(forms)}")
+    result = samples.unpacked(record.result)
+    if not result.get("samples"):
+        raise ValueError("result: no samples")
+    return replace(record, result=result)
 
 
 def _check(value: Any, shape: Any, where: str) -> None:
@@ -120,9 +151,9 @@ def _check(value: Any, shape: Any, where: str) -> None:
             raise ValueError(f"{where}: not a list{' with entries' if len(shape) > 1 else ''}")
         for index, each in enumerate(value):
             _check(each, shape[0], f"{where}[{index}]")
-    elif shape in (POSITIVE, PERCENT):
-        sound = type(value) in NUMBER and (0 < value < math.inf if shape is POSITIVE else 0 <= value <= 100)
-        if not sound:
+    elif shape in _RANGES:
+        kinds, sound = _RANGES[shape]
+        if type(value) not in kinds or not sound(value):
             raise ValueError(f"{where}: {value!r:.40} is not {shape}")
     elif type(value) not in (shape if isinstance(shape, tuple) else (shape,)):
         raise ValueError(f"{where}: {value!r:.40} is not of the right type")

@@ -16,7 +16,6 @@ What is read may come from strangers: nothing outside the folder is read, replac
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -30,7 +29,8 @@ from typing import Any
 
 from suite.errors import InputError
 from suite.files import make_folder, share, write
-from suite.holder import since_start
+from suite.results import locks
+from suite.results.holder import since_start
 from suite.results.record import Record, key_of, read_failure, read_plan, read_record, text_of
 
 # Seconds after which what nobody has changed counts as left behind where locks cannot tell: on file systems without
@@ -153,9 +153,9 @@ class Store:
             with self._alone():  # of those who sweep, which would find it without a lock
                 folder = Path(tempfile.mkdtemp(dir=work, prefix=f"{_kernel()}-"))
                 share(folder)  # tempfile makes what only its owner may read
-                held = os.open(folder, os.O_RDONLY)
+                held = locks.open_folder(folder, _beside(folder))
                 with contextlib.suppress(OSError):  # some network file systems have no locks; see `_is_left`
-                    fcntl.flock(held, fcntl.LOCK_EX)
+                    locks.lock(held)
         except OSError as error:
             raise self._cannot_write(error) from None
         try:
@@ -163,6 +163,7 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(held)
+            _beside(folder).unlink(missing_ok=True)
 
     def check(self) -> None:
         """See to it that results can be written, before there are any.
@@ -190,8 +191,12 @@ class Store:
         work = self._inside("work")
         with contextlib.suppress(OSError), self._alone():  # a folder that cannot be written to is left as it is
             for folder in list(work.iterdir()):
-                if _is_left(folder):
+                if folder.is_dir() and _is_left(folder):
                     shutil.rmtree(folder, ignore_errors=True)
+            for file in work.glob(f"*{_LOCK}"):  # of folders that are not there any more
+                if not file.with_suffix("").is_dir():
+                    with contextlib.suppress(OSError):  # one of a process that is about to remove it
+                        file.unlink()
         for kind in ("records", "failures", "checkpoints", "plans", "claims"):
             for path in self._inside(kind).glob("**/*.tmp"):
                 with contextlib.suppress(OSError):
@@ -230,6 +235,22 @@ class Store:
         shutil.rmtree(self.checkpoints(stage, inputs), ignore_errors=True)
         return read_record(path)
 
+    def replace(self, path: Path, before: bytes, after: bytes) -> bool:
+        """Replace the text of a record by another of equal content (see `compact`); returns whether it was still
+        that from `before`, and was replaced.
+
+        Raises:
+            InputError: the folder cannot be written to; the record is what it was.
+        """
+        try:
+            with self._alone():
+                if path.is_symlink() or path.read_bytes() != before:
+                    return False
+                write(self._inside(*path.relative_to(self.root).parts), after)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        return True
+
     def failed_at(self, stage: str, inputs: Mapping[str, Any]) -> int | None:
         """What tells the latest failure of a stage from any other: the time of its note; None if there is none."""
         try:
@@ -254,11 +275,12 @@ class Store:
     def _alone(self) -> Iterator[None]:
         """Keep others from writing who use this too."""
         self.root.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.root, os.O_RDONLY)
+        root = self.root.resolve()
+        folder = locks.open_folder(root, root / _LOCK)
         try:
             # Some network file systems have no locks; there only claims keep workers apart.
             with contextlib.suppress(OSError):
-                fcntl.flock(folder, fcntl.LOCK_EX)
+                locks.lock(folder)
             yield
         finally:
             os.close(folder)
@@ -286,14 +308,22 @@ def _kernel() -> str:
     return hashlib.sha256((since_start() or socket.gethostname()).encode()).hexdigest()[:8]
 
 
+# Name of the file, or its end, that is locked for a folder where the system opens no folders.
+_LOCK = ".lock"
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_suffix(_LOCK)
+
+
 def _is_left(folder: Path) -> bool:
     """Whether a folder in work/ belongs to no process that lives."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        descriptor = locks.open_folder(folder, _beside(folder))
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locks.lock(descriptor, wait=False)
         seen = folder.name.startswith(f"{_kernel()}-")
     except BlockingIOError:
         return False
@@ -339,7 +369,7 @@ def _move(folder: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
+    with open(path, "r+b") as file:  # Windows asks for the right to write
         os.fsync(file.fileno())
 
 

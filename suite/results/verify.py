@@ -78,21 +78,42 @@ def _place(root: Path, record: Record) -> Path:
 def _records(root: Path) -> tuple[list[Record], list[str]]:
     """The sound records, and a line for each other."""
     sound, problems = [], []
-    for path in [*_files(root / "records"), *(root / "records").glob("*/*/")]:
+    for path in places(root):
         try:
-            if path.suffix != ".json" or path.parent.parent != root / "records":
-                raise InputError(f"{path}: unexpected; delete it")
-            record = read_record(path)
-            if record.key != key_of(record.stage, record.inputs):
-                raise ValueError("its key is not the hash of its inputs")
-            if path != _place(root, record):
-                raise ValueError(f"it belongs at {_place(root, record)}")
-            sound.append(checked(record, root))
+            sound.append(read_sound(root, path))
         except InputError as error:
             problems.append(str(error))
-        except (ValueError, OSError, RecursionError) as error:
-            problems.append(f"{path}: not a record ({error}); delete it to measure again")
     return sound, problems
+
+
+def places(root: Path) -> list[Path]:
+    """All that lies where records belong, whether it is one or not, in order.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+    return [*_files(root / "records"), *(root / "records").glob("*/*/")]
+
+
+def read_sound(root: Path, path: Path) -> Record:
+    """Read a record that stands where it belongs and holds what its stage says.
+
+    Raises:
+        InputError: it does not, or is none; one line with the remedy.
+    """
+    if path.suffix != ".json" or path.parent.parent != root / "records":
+        raise InputError(f"{path}: unexpected; delete it")
+    try:
+        record = read_record(path)
+        if record.key != key_of(record.stage, record.inputs):
+            raise ValueError("its key is not the hash of its inputs")
+        if path != _place(root, record):
+            raise ValueError(f"it belongs at {_place(root, record)}")
+        return checked(record, root)
+    except InputError:
+        raise
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{path}: not a record ({error}); delete it to measure again") from None
 
 
 def _without_upstream(root: Path, records: list[Record]) -> Iterator[str]:

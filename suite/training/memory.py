@@ -69,7 +69,7 @@ def give_back() -> None:
 
     Tensors of other sizes follow, which would not fit into the gaps that the last ones leave.
     """
-    with suppress(AttributeError, OSError):  # another system's C library
+    with suppress(AttributeError, OSError, TypeError):  # another system's C library, or none
         ctypes.CDLL(None).malloc_trim(0)
 
 

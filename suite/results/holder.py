@@ -2,8 +2,14 @@
 
 import os
 import socket
+import sys
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
+
+_LINUX = sys.platform == "linux"
 
 
 @dataclass(frozen=True)
@@ -12,10 +18,11 @@ class Holder:
 
     Attributes:
         host: name of the machine.
-        boot: of the machine's run since it was started, and of the process's container; where it is one's own, the
-            process can be looked up.
+        boot: of the machine's run since it was started, and of the process's container (elsewhere than on Linux, of
+            the machine); where it is one's own, the process can be looked up.
         pid: of the process.
-        born: when the process began, in the machine's ticks since its start; a later process of the same pid differs.
+        born: when the process began, in the machine's ticks since its start, or elsewhere than on Linux in seconds; a
+            later process of the same pid differs.
     """
 
     host: str
@@ -49,6 +56,10 @@ def since_start() -> str:
 
 def _boot() -> str:
     """What tells this machine's run, and this container of it, from others; empty where the system does not say."""
+    if not _LINUX:
+        address = uuid.getnode()
+        drawn = address >> 40 & 1  # a random number, where the machine has no network
+        return "" if drawn else f"{socket.gethostname()} {address:x}"
     try:
         container = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -58,6 +69,13 @@ def _boot() -> str:
 
 def _born(pid: int) -> str:
     """When a process of this machine began; empty if there is none, or only its remains."""
+    if not _LINUX:
+        try:
+            process = psutil.Process(pid)
+            return "" if process.status() == psutil.STATUS_ZOMBIE else repr(process.create_time())
+        except psutil.Error:
+            return ""
+    # Not by psutil, which gives the time of day: it moves when the clock is set.
     try:
         # The name, in brackets, may hold anything; the fields after it are numbers (proc(5)).
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,0 +1,116 @@
+"""Records of latencies in their earlier forms, written anew in today's: each run once, as whole nanoseconds.
+
+Nothing is lost but what lies below a nanosecond, which no clock has counted: each new text is read back and compared
+with the old one before it takes its place.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from suite.errors import InputError
+from suite.files import read_if_file
+from suite.results import samples
+from suite.results.record import FORMAT, Record, parse_text, text_of
+from suite.results.shape import checked
+from suite.results.store import Store
+from suite.results.verify import places, read_sound
+
+# What of a timing is rounded.
+_ROUNDED = ("samples", "rounds", "host_samples")
+# Greatest rounding in seconds: half a nanosecond, and what floating point may add to it.
+HALF = 0.5e-9 * (1 + 1e-6)
+
+
+@dataclass
+class Rewritten:
+    """What was written anew: how many `records`, their bytes `before` and `after`, how many `runs` they hold, and the
+    greatest difference in seconds, `furthest`, of one that was read before from the same one read afterwards."""
+
+    records: int = 0
+    before: int = 0
+    after: int = 0
+    runs: int = 0
+    furthest: float = 0.0
+
+    def __str__(self) -> str:
+        size = f"{self.records} records written anew, {self.before:,} bytes before and {self.after:,} after"
+        same = f"{self.runs:,} runs within half a nanosecond of what they were (at most {1e9 * self.furthest:.2g} ns)"
+        return f"{size}: {same}, all else equal" if self.records else "no record of an earlier form to write anew"
+
+
+def rewrite(store: Store, progress: Callable[[int, int, str], None] = lambda done, total, note: None) -> Rewritten:
+    """Write records of earlier forms anew.
+
+    A record is replaced by a single rename, so that after a kill each is in one of its forms, and the same command goes
+    on. Left alone is all that `verify` has something against, and every timing whose samples are not those of its
+    rounds.
+
+    Args:
+        store: the results folder.
+        progress: called with files looked at, files in all, and a note.
+
+    Raises:
+        InputError: the folder cannot be read or written to.
+    """
+    found, paths = Rewritten(), places(store.root)
+    for done, path in enumerate(paths, start=1):
+        if path.parent.name == "latency" and (text := _earlier(store.root, path)) and (new := _anew(text, store.root)):
+            after, differences = new
+            if store.replace(path, text, after):
+                found.records += 1
+                found.before += len(text)
+                found.after += len(after)
+                found.runs += len(differences)
+                found.furthest = max(found.furthest, *differences)
+        progress(done, len(paths), "files")
+    return found
+
+
+def _earlier(root: Path, path: Path) -> bytes | None:
+    """The text of a sound record in an earlier form; None of everything else."""
+    try:
+        text = read_if_file(path)
+        read_sound(root, path)
+    except (InputError, OSError):
+        return None
+    return text if text and "samples" in parse_text(text).content["result"] else None
+
+
+def _anew(text: bytes, root: Path) -> tuple[bytes, list[float]] | None:
+    """A record's text in today's form, and what `differences` says of the two; None if they are not equal."""
+    content = parse_text(text).content
+    try:
+        after = text_of({"digest": "", **content, "result": samples.packed(content["result"]), "format": FORMAT})
+        old, new = (checked(Record(**parse_text(each).content), root) for each in (text, after))
+    except (InputError, OverflowError):  # a run of less than a nanosecond, or of centuries
+        return None
+    found = differences(old, new)
+    return None if found is None else (after, found)
+
+
+def differences(old: Record, new: Record) -> list[float] | None:
+    """Hold a latency's record against the same in another form, both as readers are given them.
+
+    Returns:
+        Of each run, from host memory too, the difference in seconds, none above half a nanosecond; None if anything
+        else differs, the rounds among it, or where the old samples are not those of the old rounds.
+    """
+    if replace(old, result={}, format=FORMAT, digest="") != replace(new, result={}, format=FORMAT, digest=""):
+        return None
+    (rest, before), (same, after) = map(_parted, (old.result, new.result))
+    if rest != same or list(chain(*old.result.get("rounds", [old.result["samples"]]))) != old.result["samples"]:
+        return None
+    if list(map(len, before)) != list(map(len, after)):
+        return None
+    found = [abs(a - b) for a, b in zip(chain(*before), chain(*after), strict=True)]
+    return found if max(found) <= HALF else None
+
+
+def _parted(result: Mapping[str, Any]) -> tuple[dict[str, Any], list[list[float]]]:
+    """What is not rounded of a timing, and which lists there are; and all that is: each round, or all samples, and
+    those from host memory."""
+    rest = {name: None if name in _ROUNDED else value for name, value in result.items()}
+    return rest, [*result.get("rounds", [result["samples"]]), result.get("host_samples", [])]
