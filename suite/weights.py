@@ -80,6 +80,10 @@ def read_config(folder: Path) -> Config:
         legal, what = (_is_text, "texts") if name == "label_names" else (_is_finite, "finite numbers")
         if not isinstance(values, list) or not all(map(legal, values)):
             raise InputError(f"{path}: {name} must be a list of {what}")
+    if not all(0 <= value <= 1 for value in statistics.get("mean", ())):
+        raise InputError(f"{path}: mean must be of pixels on [0, 1]")
+    if not all(0 < value <= 1 for value in statistics.get("std", ())):
+        raise InputError(f"{path}: std must be of pixels on [0, 1], and above 0")
     return Config(model, classes, {"num_classes": classes} | arguments, statistics)
 
 
