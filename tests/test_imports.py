@@ -28,7 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "digits": {"cifar"},
     "folders": {"cifar", "errors", "files"},
     "data": {"cifar", "digits", "errors", "folders", "spec"},
-    "batches": {"augment", "data", "distributed", "errors", "folders", "spec"},
+    "shared": {"errors"},
+    "batches": {"augment", "data", "distributed", "errors", "folders", "shared", "spec"},
     "triton_kernels": set(),
     "kernels": {"errors", "models", "triton_kernels"},
     "step": {"distributed", "env", "errors", "kernels", "memory", "models", "spec"},
@@ -58,8 +59,8 @@ ALLOWED: dict[str, set[str]] = {
     "analyze": {"batches", "models"},
     "theory": {"analyze", "models"},
     "onnxfile": {"errors", "export", "models", "spec"},
-    "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "latency", "models", "onnxfile"}
-    | {"parity", "precision", "shape", "spec", "store", "weights"},
+    "deploy": {"batches", "data", "departure", "env", "errors", "explain", "export", "files", "latency", "models"}
+    | {"onnxfile", "parity", "precision", "shape", "spec", "store", "weights"},
     "figures": {
         "analyze",
         "deploy",
