@@ -183,7 +183,7 @@ def trained_elsewhere(of: Source, dataset: "Dataset", given: bool) -> str:
     if known := training(of):
         name = json.loads(known["data"])["name"]
         remedy = f"; --data {name}=PATH gives that" if name in spec.EMBEDDED else ""
-        return "" if name == dataset.name else printable(f"trained on {name}{remedy}")
+        return "" if name == dataset.fingerprint["name"] else printable(f"trained on {name}{remedy}")
     classes = read_config(of.weights).statistics.get("label_names")
     if classes is None:
         return "" if given else "trained on what its folder does not say; --data NAME=PATH gives its own"
