@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "step": {"distributed", "env", "errors", "kernels", "memory", "models", "spec"},
     "feasible": {"models"},
     "train": {"batches", "checkpoint", "data", "distributed", "feasible", "interrupt", "kernels", "memory"}
-    | {"models", "step", "tf32"},
+    | {"models", "step", "testing", "tf32"},
+    "testing": {"step"},
     "nodes": set(),
     "absorb": {"nodes"},
     "blocks": {"nodes"},
