@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from models import SubsampleAndPad
-from suite import env, kernels, memory
+from suite import env, fused_norm, kernels, memory
 from suite.distributed import ALONE, Group
 from suite.errors import in_words
 from suite.spec import Recipe
@@ -46,7 +46,8 @@ class Engine:
             on a CPU all tests. Float32 is never TF32 (see `suite.tf32`).
         compile: whether torch.compile is used, of residual blocks; "auto" decides from steps that it measures, but for
             several processes, which on GPUs always use it and on CPUs never.
-        kernels: of convolutions; "auto" is our own in Triton where they fit: bfloat16 on a GPU, few channels.
+        kernels: of convolutions, and of BatchNorm with what follows it; "auto" is our own in Triton where they fit:
+            bfloat16 on a GPU, few channels.
     """
 
     precision: Precision = "auto"
@@ -82,7 +83,7 @@ class Step:
         compiled: whether to use torch.compile in training, of each residual block; what it makes of one serves all
             that are like it, in other networks of this process too, and all batch sizes.
         group: the processes that share each batch.
-        own_kernels: whether convolutions use our own kernels where they fit (see `suite.kernels`).
+        own_kernels: whether layers use our own kernels where they fit (see `suite.kernels`, `suite.fused_norm`).
 
     Attributes:
         model, optimizer: as they are trained.
@@ -90,7 +91,7 @@ class Step:
             a GPU's step.
         blocks_twice: how many blocks are computed twice to keep less (see `suite.memory`); on the CPU and by CIFAR's
             recipe only, and not under torch.compile, which chooses what to keep itself.
-        convolutions_by_kernels: how many convolutions use our own kernels.
+        convolutions_by_kernels, norms_by_kernels: how many layers use our own kernels.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Step:
     ) -> None:
         self.model = keep_channels_last(model.to(device))
         self.convolutions_by_kernels = kernels.use_kernels(self.model) if own_kernels else 0
+        self.norms_by_kernels = fused_norm.use_norms(self.model) if own_kernels and not compiled else 0
         if compiled:
             _compile(self.model)
         self.device, self.bfloat16, self.group = device, bfloat16, group

@@ -16,7 +16,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import models  # noqa: F401 - registers the networks with timm
-from suite import checkpoint, feasible, kernels, memory
+from suite import checkpoint, feasible, fused_norm, kernels, memory
 from suite.batches import Batch, Batches
 from suite.data import Dataset
 from suite.distributed import ALONE, Group
@@ -87,7 +87,7 @@ def train(
         zero on a whole test batch of this process, None if not finite) and `outcome`, why it ended; `epochs`: learning
         rate, training loss and error, and test errors of each epoch; `steps`; `test_images`; `device`; `precision`;
         `compiled`;
-        `kernels`: of convolutions, "triton" (our own, where they fit) or "library"; `processes` and the
+        `kernels`: of convolutions and BatchNorm, "triton" (our own, where they fit) or "library"; `processes` and the
         `batch_per_process`; `timing`: `training_seconds`, without tests, `images_per_second`, `packed` (networks
         trained at the same time, at most), `blocks_twice` (blocks computed twice to save memory), and what was measured
         to decide on torch.compile.
@@ -223,9 +223,9 @@ class _Fit:
         self.model_args = {"num_classes": len(self.batches.dataset.classes)} | job.model_args
         self.bfloat16 = engine.bfloat16_on(self.device)
         self.own_kernels = engine.wants_kernels_on(self.device, self.recipe)
-        if self.own_kernels and (fault := kernels.fault(self.device)):
+        if self.own_kernels and (fault := kernels.fault(self.device) or fused_norm.fault(self.device)):
             self.own_kernels = False
-            warn(f"{job.model_name}: goes on with the library's convolutions, since our kernels failed: {fault}")
+            warn(f"{job.model_name}: goes on with the library's layers, since our kernels failed: {fault}")
         self.total = self.recipe.epochs * self.batches.steps_per_epoch
         if self.recipe.max_steps is not None:
             self.total = min(self.total, self.recipe.max_steps)

@@ -31,9 +31,21 @@ ALLOWED: dict[str, set[str]] = {
     "batches": {"augment", "data", "distributed", "errors", "folders", "spec"},
     "triton_kernels": set(),
     "kernels": {"errors", "models", "triton_kernels"},
-    "step": {"distributed", "env", "errors", "kernels", "memory", "models", "spec"},
+    "triton_norm": set(),
+    "fused_norm": {"kernels", "models", "triton_kernels", "triton_norm"},
+    "step": {"distributed", "env", "errors", "fused_norm", "kernels", "memory", "models", "spec"},
     "feasible": {"models"},
-    "train": {"batches", "checkpoint", "data", "distributed", "feasible", "interrupt", "kernels", "memory"}
+    "train": {
+        "batches",
+        "checkpoint",
+        "data",
+        "distributed",
+        "feasible",
+        "fused_norm",
+        "interrupt",
+        "kernels",
+        "memory",
+    }
     | {"models", "step", "testing", "tf32"},
     "testing": {"step"},
     "nodes": set(),
