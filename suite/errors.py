@@ -1,9 +1,17 @@
 """The one error that the command line turns into a message instead of a traceback, and other errors in one line."""
 
+import re
+
 
 class InputError(ValueError):
     """Bad input from the user: one line, exit code 2."""
 
+
+# What to do about too little of /dev/shm.
+MORE_SHARED_MEMORY = "give the container more, as by docker run --shm-size=8g or --ipc=host"
+
+# What torch says of a process that reads images and has died, wherever the main process is at that moment.
+_DEAD_READER = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: ([^.]+)|exited unexpectedly)")
 
 # The most characters of what a library says: some print whole files.
 LONGEST = 400
@@ -14,6 +22,9 @@ def first_line(error: BaseException) -> str:
 
     A sentence goes on over line breaks until a line ends it, or an empty one stands after it.
     """
+    if died := _DEAD_READER.match(str(error)):
+        how = f" ({died[1]})" if died[1] else ""
+        return f"a process that reads images died{how}, as where memory or /dev/shm is full; {MORE_SHARED_MEMORY}"
     words: list[str] = []
     for line in str(error).strip().splitlines():
         words += line.split()

@@ -1,7 +1,9 @@
-"""Export of one network or file: which form it gets."""
+"""Export of one network or file: which form it gets, and the images that it is calibrated and tested on."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,18 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import timm
+import torch
 from onnx import TensorProto
+from timm.models import save_for_hf
 
+import models  # noqa: F401 - registers the networks with timm
+from suite.data import augment
+from suite.data import sets as data
 from suite.errors import InputError
-from suite.inference import deploy, latency
+from suite.inference import deploy, latency, parity
+
+Suite = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -131,3 +141,138 @@ def test_what_is_exported_in_eight_bits_was_timed_and_runs(path: Path) -> None:
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"input": np.zeros((2, 3, 32, 32), np.float32)})
     assert logits.shape == (2, 10)
+
+
+MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.25, 0.125]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., Path]:
+    """Save a network whose folder says this of it; returns the folder."""
+
+    def save(**stated: Any) -> Path:
+        model = timm.create_model("resnet20_relu_bn")
+        save_for_hf(model, str(tmp_path / "run"), model_config={"pretrained_cfg": stated}, safe_serialization=True)
+        return tmp_path / "run"
+
+    return save
+
+
+def test_a_runs_own_mean_and_std_are_used_wherever_it_is_tested_or_calibrated(saved: Callable[..., Path]) -> None:
+    folder = saved(mean=MEAN, std=STD)
+    with deploy.source(str(folder)) as of:
+        made = deploy.test_batches(of, {}, 20)
+        held = deploy.calibration(made)
+    of_digits = data.load("digits10")
+    wanted = [torch.tensor(values) * 255 for values in (MEAN, STD)]
+    chosen = torch.from_numpy(of_digits.test.images[::50])
+    torch.testing.assert_close(next(made.test())[0], augment.normalize(chosen, *wanted))
+    chosen = torch.from_numpy(of_digits.train.images[::25])
+    torch.testing.assert_close(torch.from_numpy(np.concatenate(held.batches)), augment.normalize(chosen, *wanted))
+    assert held.notes == made.dataset.notes
+    (note,) = held.notes
+    assert note == (
+        f"images are normalised as {folder}/config.json states: "
+        "mean 0.1 0.2 0.3 (of digits10 0.5035 0.5043 0.4996), std 0.5 0.25 0.125 (of digits10 0.2725 0.2902 0.2663)"
+    )
+    assert of_digits.notes == ()
+
+
+def test_ten_crops_have_the_stated_mean_and_std_too(saved: Callable[..., Path]) -> None:
+    with deploy.source(str(saved(mean=MEAN, std=STD))) as of:
+        made = deploy.test_batches(of, {}, 1)
+    made.recipe = dataclasses.replace(made.recipe, augment="imagenet", test_size=28)
+    ((ten, _),) = made.test(ten_crop=True)
+    pixels = torch.from_numpy(made.dataset.test.images[0])
+    wanted = [tuple(255 * value for value in values) for values in (MEAN, STD)]
+    torch.testing.assert_close(ten[0], augment.imagenet_ten_crop(pixels, 28, *wanted, "exact"))
+
+
+def test_the_data_sets_own_mean_and_std_stay_where_a_folder_states_them_or_nothing(saved: Callable[..., Path]) -> None:
+    own = data.load("digits10")
+    stated = {name: [value / 255 for value in getattr(own, name)] for name in ("mean", "std")}
+    with deploy.source(str(saved(**stated))) as of:
+        assert deploy.test_batches(of, {}, 20).dataset is own
+    with deploy.source("resnet20_relu_bn") as of:  # timm's description has CIFAR-10's, but nothing was trained by them
+        assert deploy.test_batches(of, {}, 20).dataset is own
+
+
+@pytest.mark.parametrize("stated", [{"mean": [0.5]}, {"std": [0.5, 0.5]}])
+def test_a_mean_or_std_of_other_than_three_channels_is_named(
+    stated: dict[str, Any], saved: Callable[..., Path]
+) -> None:
+    folder = saved()
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pretrained_cfg": stated}))  # timm writes three
+    with deploy.source(str(folder)) as of, pytest.raises(InputError, match="legal: 3, one for each channel") as caught:
+        deploy.test_batches(of, {}, 20)
+    assert str(path) in str(caught.value)
+
+
+def test_a_run_checks_and_calibrates_with_the_mean_and_std_that_its_weights_state(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, Any]] = []
+
+    def watched(module: Any, name: str, position: int) -> None:
+        original = getattr(module, name)
+
+        def call(*given: Any, **named: Any) -> Any:
+            seen.append((name, given[position].dataset.mean))
+            return original(*given, **named)
+
+        monkeypatch.setattr(module, name, call)
+
+    row = ["run", "--table", "2", "--depth", "20", "--rows", "resnet20_relu_bn@cifar10", "--steps", "1"]
+    row += ["--compile", "never", "--forms", "int8", "--results", str(tmp_path)]
+    assert suite(*row, "--stages", "train")[0] == 0
+    was = data.load("digits10").mean
+    # As if it had been trained by an earlier version.
+    monkeypatch.setitem(data._STATISTICS, "digits10", ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)))
+    monkeypatch.setattr(data, "_embedded", data._embedded.__wrapped__)
+    watched(deploy, "calibration", 0)
+    watched(parity, "compare", 2)
+    code, _, err = suite(*row, "--stages", "export,parity")
+    assert code == 0
+    assert [name for name, _ in seen] == ["calibration", "compare", "compare"]
+    assert all(mean == pytest.approx(was) for _, mean in seen)
+    assert "images are normalised as" in err
+
+
+def test_images_of_other_classes_than_a_network_was_trained_on_are_told(saved: Callable[..., Path]) -> None:
+    digits = data.load("digits10")
+
+    def said(given: bool, trained: bool = True, **stated: Any) -> str:
+        with deploy.source(str(saved(**stated))) as of:
+            return deploy.trained_elsewhere(dataclasses.replace(of, trained=trained), digits, given)
+
+    assert said(False, label_names=list(digits.classes)) == ""
+    others = said(True, label_names=[f"cat\x1b{number}" for number in range(10)])
+    assert others == "trained on other classes (cat\\x1b0, cat\\x1b1, cat\\x1b2, ...); --data NAME=PATH gives its own"
+    assert said(False).startswith("trained on what its folder does not say")
+    assert said(True) == ""  # as the user says
+    assert said(False, trained=False) == ""
+
+
+PUBLISHED = Path(__file__).parent.parent / "results" / "published" / "amd-epyc-2-cores"
+
+
+def test_a_published_network_on_the_embedded_digits_is_told_apart_from_a_test_of_its_own(suite: Suite) -> None:
+    folder = next(
+        path.parent
+        for path in sorted(PUBLISHED.glob("artifacts/*/config.json"))
+        if json.loads(path.read_text())["architecture"] == "resnet20_relu_bn"
+    )
+    code, out, err = suite("parity", str(folder), "--images", "20")
+    assert code == 0
+    (line,) = (line for line in out.splitlines() if line.startswith("top-1 error"))
+    assert line.endswith(" points on digits10, but trained on cifar10; --data cifar10=PATH gives that")
+    assert err.startswith(f"note: images are normalised as {folder}/config.json states: mean 0.4914 ")
+    with deploy.source(str(folder)) as of:
+        held = deploy.calibration(deploy.test_batches(of, {}, None), "trained on cifar10")
+    assert held.notes[-1] == "calibrated on 200 training images of digits10, but trained on cifar10"
+    code, out, _ = suite(
+        "figure", "2", "--depth", "20", "--results", str(PUBLISHED), "--images", "20", "--format", "csv"
+    )
+    heading = next(line for line in out.splitlines() if line.startswith("number,"))
+    assert re.search(r'resnet20_relu_plain,"resnet20_relu_bn \(on digits(10+), trained on cifar\1\)"', heading)

@@ -24,6 +24,20 @@ def test_an_error_that_goes_on_and_on_is_cut() -> None:
     assert text.endswith("...")
 
 
+@pytest.mark.parametrize(
+    ("said", "how"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", " (Killed)"),
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...", " (Bus error)"),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", ""),
+    ],
+)
+def test_the_death_of_a_process_that_reads_images_is_told_with_the_remedy(said: str, how: str) -> None:
+    text = first_line(RuntimeError(said))
+    assert text.startswith(f"a process that reads images died{how}, as where memory or /dev/shm is full; ")
+    assert text.endswith("docker run --shm-size=8g or --ipc=host")
+
+
 def test_what_onnx_runtime_says_over_several_lines_is_told_whole() -> None:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Mul", ["x", "x"], ["y"])], "square", values[:1], values[1:])

@@ -48,6 +48,17 @@ def test_the_longest_run_of_a_network_is_taken(tmp_path: Path) -> None:
     assert trained.values != untrained.values
 
 
+def test_a_curve_on_images_of_another_data_set_says_so_in_every_form() -> None:
+    names, values = ("layer1.0",), (0.5,)
+    label = "on digits10, trained on cifar10"
+    found = [figures.Curve("one", names, values, "a run", label), figures.Curve("other", names, values, "a run")]
+    for form in ("github", "latex", "csv"):
+        assert figures.render(2, found, form).count(f"one ({label})") >= 1
+    first, second = json.loads(figures.render(2, found, "json"))["curves"]
+    assert first["label"] == label
+    assert "label" not in second
+
+
 def test_figure_3_has_the_convolutions_off_the_shortcuts(tmp_path: Path) -> None:
     relu, crelu = figures.curves(3, tmp_path)
     assert len(relu.values) == len(crelu.values) == 33

@@ -98,15 +98,16 @@ def test_without_what_windows_lacks_help_lists_and_published_tables_are_the_same
         assert (code, out, err) == suite(*arguments)  # type: ignore[operator]
 
 
-def test_without_what_windows_lacks_a_row_is_trained_exported_checked_and_timed(tmp_path: Path) -> None:
+def test_without_what_windows_lacks_a_row_is_trained_exported_and_checked(tmp_path: Path) -> None:
     row = ["--table", "2", "--depth", "20", "--rows", "resnet20_relu_bn@cifar10", "--steps", "2"]
-    options = ["--compile", "never", "--batch-sizes", "1", "--forms", "fp32", "--results", str(tmp_path / "results")]
+    # Not timed: the standard library's own start of a process on Linux takes what Windows lacks.
+    options = ["--compile", "never", "--stages", "train,export,parity", "--results", str(tmp_path / "results")]
     code, out, err = elsewhere("run", *row, *options)
     assert code == 0, err
     assert "resnet20_relu_bn" in out
     store = Store(tmp_path / "results")
-    for stage in ("train", "export", "parity", "latency"):
-        assert store.records(stage), stage
+    (parity,) = store.records("parity")
+    assert parity.result["passed"]
     assert not list((tmp_path / "results" / "work").iterdir())
     assert not list((tmp_path / "results" / "claims").iterdir())
 

@@ -73,7 +73,7 @@ def test_computing_blocks_twice_changes_no_bit(name: str, bfloat16: bool, monkey
 def test_what_is_kept_is_known_before_anything_is_computed(name: str) -> None:
     model = net(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    _, kept, rest = memory._values_kept(model, memory._blocks(model), SHAPE)
+    _, kept, rest = memory._values_kept(model, memory.blocks_of(model), SHAPE)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert len(kept) == 9
     assert 4 * (sum(kept) + rest) == pytest.approx(bytes_kept(model), rel=0.01)

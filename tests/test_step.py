@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -129,13 +130,53 @@ def test_compiling_is_decided_by_measured_steps_and_leaves_the_network_alone(mon
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_every_network_of_a_long_table_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
+    """Counts what is compiled, and has it computed as it stands."""
+    torch._dynamo.reset()
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    names = [f"resnet20_{act}_{norm}" for act in ("relu", "crelu") for norm in ("bn", "plain", "np", "np2", "nobias")]
+    yield counter
+    torch._dynamo.reset()
+
+
+def test_every_network_of_a_long_table_is_compiled(counter: CompileCounter) -> None:
+    names = [f"resnet20_{act}_{norm}" for act in ("relu", "crelu") for norm in ("bn", "np2")]
     for count, name in enumerate(names, start=1):
         Step(net(name), RECIPE, CPU, bfloat16=False, compiled=True)(*batch(2))
-        assert counter.frame_count == count, name
+        # Of three stages, of which two begin with a block of another kind.
+        assert counter.frame_count == 5 * count, name
+
+
+@pytest.mark.parametrize("name", ["resnet20_relu_bn", "resnet20_crelu_np"])
+def test_a_kind_of_block_is_compiled_once_for_all_seeds_depths_and_batch_sizes(
+    name: str, counter: CompileCounter
+) -> None:
+    for other in (name, name, name.replace("20", "32")):
+        one = Step(net(other), RECIPE, CPU, bfloat16=False, compiled=True)
+        for size in (6, 4, 5):
+            one(*batch(size))
+        assert counter.frame_count == 5
+
+
+def test_tests_of_a_compiled_network_compile_nothing(counter: CompileCounter) -> None:
+    one = Step(net(), RECIPE, CPU, bfloat16=False, compiled=True)
+    with torch.inference_mode():
+        found = one.model.eval()(batch()[0])
+        assert torch.equal(found, keep_channels_last(net()).eval()(batch()[0]))
+    assert counter.frame_count == 0
+
+
+def test_compiled_blocks_have_the_same_gradients() -> None:
+    plain, compiled = net("resnet20_relu_bn").double(), net("resnet20_relu_bn").double()
+    step._compile(compiled)
+    images = batch()[0].double()
+    for model in (plain, compiled):
+        (model(images) ** 2).sum().backward()
+    for expected, parameter in zip(plain.parameters(), compiled.parameters(), strict=True):
+        assert expected.grad is not None
+        assert parameter.grad is not None
+        assert torch.allclose(expected.grad, parameter.grad, rtol=1e-6, atol=1e-6 * float(expected.grad.abs().max()))
 
 
 def test_a_compiled_step_is_the_same_step() -> None:

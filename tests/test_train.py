@@ -17,7 +17,7 @@ from suite.data.sets import Dataset, Split
 from suite.distributed import Group
 from suite.interrupt import Deadline, Interruption, TimeIsUp
 from suite.tables import spec
-from suite.training import checkpoint, feasible, step, train
+from suite.training import checkpoint, feasible, step, testing, train
 from suite.training.step import Engine
 
 CPU = torch.device("cpu")
@@ -420,6 +420,30 @@ def test_every_test_is_of_the_statistics_that_are_saved(tmp_path: Path, monkeypa
     monkeypatch.setattr(train, "evaluate", test)
     run(tmp_path)
     assert happened == ["spread 57", "test"] * 2
+
+
+def test_the_last_test_is_by_the_network_itself_and_those_before_by_the_quick_pass_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick: list[tuple[bool, bool]] = []
+
+    def quick_forward(model: nn.Module, *_: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        def forward(images: torch.Tensor) -> torch.Tensor:
+            quick.append((model.training, torch.backends.cudnn.benchmark))
+            return torch.zeros(len(images), 10)
+
+        return forward
+
+    expected = run(tmp_path)
+    monkeypatch.setattr(train, "quick_forward", quick_forward)
+    found = run(tmp_path)
+    assert quick == [(False, True)]  # one batch of 30 images after the first of two epochs
+    assert not torch.backends.cudnn.benchmark
+    assert found["epochs"][1] == expected["epochs"][1]
+
+
+def test_on_a_cpu_no_test_is_quick() -> None:
+    assert testing.quick_forward(nn.Identity(), CPU, True) is None
 
 
 def test_training_has_no_tf32_and_leaves_it_to_others(tmp_path: Path) -> None:

@@ -137,6 +137,14 @@ def test_statistics_and_class_names_are_numbers_and_text(folder: Path, statistic
     assert "config.json" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    "statistics", [{"mean": [125.3, 123.0, 113.9]}, {"mean": [-0.1]}, {"std": [63.0]}, {"std": [0]}]
+)
+def test_a_mean_and_a_std_are_of_pixels_between_0_and_1(folder: Path, statistics: dict[str, Any]) -> None:
+    change(folder, pretrained_cfg=statistics)
+    assert f"config.json: {next(iter(statistics))} must be of pixels on [0, 1]" in refusal(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_file_cut_at_any_sixteenth_is_named(folder: Path, name: str) -> None:
     raw = (folder / name).read_bytes()

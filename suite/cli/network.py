@@ -51,6 +51,8 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
 
     with deploy.in_one_line(source):
         result = deploy.parity(source, weights, data, images, provider)
+    for note in result["notes"]:
+        click.echo(printable(f"note: {note}"), err=True)
     whose = "a run's weights" if result["trained"] else "initial weights"
     click.echo(f"{result['model']} with {whose}, on {result['data']}\n{parity.render(result)}", nl=False)
     return 0 if result["passed"] else 1

@@ -5,7 +5,7 @@ number of worker processes. So a run can be taken up at any batch, and two runs 
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from suite.data import augment
 from suite.data.folders import read_image
 from suite.data.sets import Dataset, Split
+from suite.data.shared import Sent, as_raised, received, sent
 from suite.distributed import ALONE, Group
 from suite.errors import InputError
 from suite.tables.spec import Recipe
@@ -151,19 +152,19 @@ class Batches:
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda" and not decodes_here,
-            collate_fn=list if decodes_here else _batch,
+            collate_fn=_sent_files if decodes_here else _sent_batch,
         )
-        for loaded in _as_raised(loader):
+        for loaded in as_raised(loader):
             if stream:
                 with torch.cuda.stream(stream):
-                    batch = decode_on(self.device, loaded, transform)
+                    batch = decode_on(self.device, _received_files(*loaded), transform)
                 step = torch.cuda.current_stream(self.device)
                 step.wait_stream(stream)
                 for tensor in batch:
                     tensor.record_stream(step)
                 yield batch
             else:
-                images, labels = loaded
+                images, labels = map(received, loaded)
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
@@ -178,12 +179,19 @@ def _batch(loaded: Sequence[tuple[Tensor, int]]) -> Batch:
     return batch, torch.tensor(labels, device=batch.device)
 
 
-def _as_raised(loader: Iterable[Any]) -> Iterator[Any]:
-    """What a loader loads; an InputError of a worker process as it was raised there, without torch's traceback."""
-    try:
-        yield from loader
-    except InputError as error:
-        raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from None
+def _sent_batch(loaded: Sequence[tuple[Tensor, int]]) -> tuple[Sent, Sent]:
+    images, labels = _batch(loaded)
+    return sent(images), sent(labels)
+
+
+def _sent_files(files: Sequence[tuple[Tensor, Path, int, int]]) -> tuple[Sent, list[Any]]:
+    """Files' bytes one after the other, and of each how many they are, its path, its index and its label."""
+    return sent(torch.cat([raw for raw, *_ in files])), [(len(raw), *rest) for raw, *rest in files]
+
+
+def _received_files(raw: Sent, rest: list[Any]) -> list[tuple[Tensor, Path, int, int]]:
+    parts = torch.split(received(raw), [length for length, *_ in rest])
+    return [(part, *described) for part, (_, *described) in zip(parts, rest, strict=True)]
 
 
 @cache

@@ -9,7 +9,7 @@ import hashlib
 import http.client
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
@@ -72,7 +72,7 @@ class Dataset:
 
     `fingerprint` is what a record keeps of it: name, number of classes and of images, and a SHA-256 over
     class names and labels with the pixels (`hash_of` "pixels") or the names and sizes of files ("listing"). `notes`
-    say what was left out of it.
+    say what was left out of it, and by what it is normalised if that is not its own.
     """
 
     name: str
@@ -83,6 +83,30 @@ class Dataset:
     std: Triple
     fingerprint: dict[str, object]
     notes: tuple[str, ...] = ()
+
+    def normalised_by(self, stated: Mapping[str, Sequence[float]], where: str) -> "Dataset":
+        """This data set with another mean or std or both, for three channels on [0, 1], under these names in `stated`;
+        a note says so, and that `where` states them, if they are not its own.
+
+        Raises:
+            InputError: there are not three numbers of a kind.
+        """
+        own = {name: tuple(value / 255 for value in getattr(self, name)) for name in ("mean", "std")}
+        others = {name: tuple(stated[name]) for name in own if name in stated and tuple(stated[name]) != own[name]}
+        if not others:
+            return self
+        for name, values in others.items():
+            if len(values) != 3:
+                raise InputError(f"{where}: {name} holds {len(values)} numbers; legal: 3, one for each channel")
+        said = ", ".join(
+            f"{name} {_rounded(values)} (of {self.name} {_rounded(own[name])})" for name, values in others.items()
+        )
+        scaled: dict[str, Any] = {name: tuple(255 * value for value in values) for name, values in others.items()}
+        return replace(self, **scaled, notes=(*self.notes, f"images are normalised as {where} states: {said}"))
+
+
+def _rounded(values: Iterable[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def load(name: str, path: Path | None = None) -> Dataset:

@@ -86,6 +86,10 @@ def read_config(folder: Path) -> Config:
         legal, what = (_is_text, "texts") if name == "label_names" else (_is_finite, "finite numbers")
         if not isinstance(values, list) or not all(map(legal, values)):
             raise InputError(f"{path}: {name} must be a list of {what}")
+    if not all(0 <= value <= 1 for value in statistics.get("mean", ())):
+        raise InputError(f"{path}: mean must be of pixels on [0, 1]")
+    if not all(0 < value <= 1 for value in statistics.get("std", ())):
+        raise InputError(f"{path}: std must be of pixels on [0, 1], and above 0")
     arguments |= {"num_classes": classes, "in_chans": channels}
     return Config(model, classes, channels, arguments, statistics)
 

@@ -95,9 +95,7 @@ class Machine:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
                 # One to write behind the others in one piece, and one to write over that again.
-                behind, over = (os.open(self._path, os.O_WRONLY | how | _AS_IT_IS) for how in (os.O_APPEND, 0))
-                stack.callback(os.close, behind)
-                stack.callback(os.close, over)
+                behind, over = (self._writer(stack, how) for how in (os.O_APPEND, 0))
                 if not all(os.path.samestat(os.fstat(each), os.fstat(locked)) for each in (behind, over)):
                     raise OSError(errno.ESTALE, "was replaced")
                 if alone:
@@ -107,6 +105,11 @@ class Machine:
                     place = os.lseek(behind, 0, os.SEEK_CUR) - len(content)
                     stack.callback(_blank, over, place, len(content) - 1)
             yield
+
+    def _writer(self, stack: contextlib.ExitStack, how: int) -> int:
+        descriptor = os.open(self._path, os.O_WRONLY | how | _AS_IT_IS)
+        stack.callback(os.close, descriptor)
+        return descriptor
 
     def _holders(self) -> list[str]:
         """Who has the machine, as far as they have said so; what anybody may have written is made printable."""

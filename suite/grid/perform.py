@@ -252,14 +252,18 @@ class Performer:
         from suite.analysis.analyze import analyze, coherence
         from suite.export.exporter import load_weights
 
-        model = load_weights(self._weights(stage.needs[0]))
-        found = analyze(model, self._batches(_cell(stage), "cpu"), step).to_dict()
+        weights = self._weights(stage.needs[0])
+        model = load_weights(weights)
+        found = analyze(model, self._batches(_cell(stage), "cpu", weights=weights), step).to_dict()
         return found | {"coherence": coherence(model).to_dict()}
 
     def _convert(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
         """The exported file in fewer bits, with images to calibrate int8 on and to see whether float16 holds them."""
-        path = self._file(stage.needs[0], "model.onnx")
-        batches = self._batches(_cell(stage), "cpu")
+        (export,) = stage.needs
+        path, train = self._file(export, "model.onnx"), export.needs[0]
+        # The file alone would do, were it not for the mean and std that the weights state.
+        weights = self._weights(train) if self.store.get("train", train.inputs) else None
+        batches = self._batches(_cell(stage), "cpu", weights=weights)
         activations = stage.inputs.get("activations", "unsigned")
         images = deploy.calibration(batches)
         return deploy.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
@@ -269,7 +273,7 @@ class Performer:
         weights, path = self._weights(train), self._file(file, "model.onnx")
         # The exporter's own graph is in float32 as well.
         form = "fp32" if stage.inputs["precision"] == "plain" else stage.inputs["precision"]
-        batches = self._batches(_cell(stage), "cpu")
+        batches = self._batches(_cell(stage), "cpu", weights=weights)
         return deploy.check(weights, path, batches, form, stage.inputs["provider"], progress=step)
 
     def _peak(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
@@ -300,14 +304,21 @@ class Performer:
         settings = {name: stage.inputs[name] for name in names}
         return latency.Request(path=str(path), protocol=latency.Protocol(**stage.inputs["protocol"]), **settings)
 
-    def _batches(self, cell: Cell, device: str, group: Group = distributed.ALONE) -> "Batches":
+    def _batches(
+        self, cell: Cell, device: str, group: Group = distributed.ALONE, weights: Path | None = None
+    ) -> "Batches":
+        """A cell's images; for trained `weights` normalised as these were, of which an earlier version may have had
+        another mean and std."""
         import torch
 
         from suite.data.batches import Batches
 
         workers = 0 if cell.dataset.train.in_memory else self.threads
         place = torch.device(device, group.local_rank) if device == "cuda" else torch.device(device)
-        return Batches(cell.dataset, cell.recipe, place, workers, group)
+        dataset = cell.dataset if weights is None else deploy.as_trained(cell.dataset, weights)
+        for note in dataset.notes[len(cell.dataset.notes) :]:
+            self.display.note(f"{cell.name}: {note}")
+        return Batches(dataset, cell.recipe, place, workers, group)
 
 
 def longest_first(stages: Iterable[Stage]) -> list[Stage]:

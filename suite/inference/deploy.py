@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from suite import env
 from suite.errors import InputError, first_line
 from suite.export import onnxfile
-from suite.export.weights import read_config
+from suite.export.weights import CONFIG, read_config
+from suite.files import printable
 from suite.registry import DATA_SETS, PROVIDERS, STAND_INS, lacks
 from suite.results.shape import checked
 from suite.results.store import Store
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from suite.data.batches import Batches
+    from suite.data.sets import Dataset
     from suite.export.precision import Activations
 
 # Training images that fix the ranges of int8 activations, and show whether float16 holds them.
@@ -107,8 +109,9 @@ def source(name: str, size: int | None = None) -> Iterator[Source]:
 
 
 def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "Batches":
-    """The test images for a network: of the data given, else of the embedded set with as many classes. For a network
-    that does not take three channels they are converted (see `suite.data.channels`).
+    """The test images for a network: of the data given, else of the embedded set with as many classes, normalised as
+    the network's folder states if its weights are a run's. What is to be said of them stands in the data set's notes.
+    For a network that does not take three channels they are converted (see `suite.data.channels`).
 
     Raises:
         InputError: the data has another number of classes, or there is no embedded set to match.
@@ -145,12 +148,47 @@ def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "B
                 f"{of.model} is to see {of.size}x{of.size} pixels, which CIFAR's recipe takes as they are, and the "
                 f"images of {dataset.name} have {side}"
             )
+    if of.trained:
+        dataset = as_trained(dataset, of.weights)
     workers = 0 if dataset.train.in_memory else env.available_cores()
     if of.channels != 3:
         stated = read_config(of.weights).statistics
         stated = {name: stated[name] for name in ("mean", "std") if name in stated}
         return InChannels(dataset, recipe, torch.device("cpu"), workers, of.channels, stated)
     return Batches(dataset, recipe, torch.device("cpu"), workers)
+
+
+def as_trained(dataset: "Dataset", weights: Path) -> "Dataset":
+    """A data set with the mean and std that a run's folder states.
+
+    Raises:
+        InputError: they are not of three channels.
+    """
+    config = read_config(weights)
+    if config.channels != 3:  # for which `suite.data.channels` does it
+        return dataset
+    return dataset.normalised_by(config.statistics, str(weights / CONFIG))
+
+
+def trained_elsewhere(of: Source, dataset: "Dataset", given: bool) -> str:
+    """What to say of a network on images of another data set than it was trained on, as in "trained on cifar10";
+    empty for its own and for initial weights.
+
+    The run's record knows it; away from its results folder the class names do, and where the weights have none the
+    user is believed, if the data set was `given`.
+    """
+    if not of.trained:
+        return ""
+    if known := training(of):
+        name = json.loads(known["data"])["name"]
+        remedy = f"; --data {name}=PATH gives that" if name in STAND_INS else ""
+        return "" if name == dataset.fingerprint["name"] else printable(f"trained on {name}{remedy}")
+    classes = read_config(of.weights).statistics.get("label_names")
+    if classes is None:
+        return "" if given else "trained on what its folder does not say; --data NAME=PATH gives its own"
+    if tuple(classes) == dataset.classes:
+        return ""
+    return printable(f"trained on other classes ({', '.join(classes[:3])}, ...); --data NAME=PATH gives its own")
 
 
 def metadata(of: Source, more: dict[str, str]) -> dict[str, str]:
@@ -216,7 +254,9 @@ def export(
 
     @cache
     def images() -> "Calibration":
-        return calibration(test_batches(of, data, None))
+        batches = test_batches(of, data, None)
+        elsewhere = trained_elsewhere(of, batches.dataset, bool(data))
+        return calibration(batches, elsewhere)
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
         found: dict[Path, dict[str, Any]] = {}
@@ -232,6 +272,7 @@ def export(
             for kind in kinds:
                 fewer = path.with_suffix(f".{kind}")
                 found[fewer] = result | convert(path, fewer, precision, images(), kind, of.trained)
+                found[fewer]["warnings"] = [*found[fewer].get("warnings", ()), *images().notes]
                 if precision == "int8":
                     found[fewer]["activations"] = kind
         if provider == "cpu" and len(found) == 1:
@@ -260,16 +301,21 @@ def _activations(provider: str, first: bool) -> tuple["Activations", ...]:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Training images as in test, float32 (B, 3, size, size) each batch, and in words what they are."""
+    """Training images as in test, float32 (B, 3, size, size) each batch, in words what they are, and what else is to be
+    said of them."""
 
     batches: Sequence["NDArray[np.float32]"]
     words: str
+    notes: tuple[str, ...] = ()
 
 
-def calibration(batches: "Batches") -> Calibration:
-    """`CALIBRATION_IMAGES` training images, evenly spaced."""
+def calibration(batches: "Batches", elsewhere: str = "") -> Calibration:
+    """`CALIBRATION_IMAGES` training images, evenly spaced, for a network that was trained `elsewhere` (see
+    `trained_elsewhere`)."""
     held = [batch.contiguous().numpy() for batch in batches.calibration(CALIBRATION_IMAGES)]
-    return Calibration(held, f"{sum(map(len, held))} training images of {batches.dataset.name}")
+    words = f"{sum(map(len, held))} training images of {batches.dataset.name}"
+    foreign = (f"calibrated on {words}, but {elsewhere}",) if elsewhere else ()
+    return Calibration(held, words, (*batches.dataset.notes, *foreign))
 
 
 def convert(
@@ -394,7 +440,7 @@ def parity(
         provider: of ONNX Runtime.
 
     Returns:
-        What `check` does, `model`, `trained` and `data`.
+        What `check` does, `model`, `trained`, `data`, `elsewhere` (see `trained_elsewhere`), and `notes` on the data.
 
     Raises:
         InputError: there is no such file, or it does not say what it was made from.
@@ -419,7 +465,9 @@ def parity(
             raise InputError(f"{name}: takes {channels} channels, {of.model} {of.channels}: another network's file")
         batches = test_batches(of, data, images)
         found = check(of.weights, path, batches, onnxfile.precision(path), provider)
-        return {"model": of.model, "trained": of.trained, "data": batches.dataset.name, **found}
+        dataset = batches.dataset
+        said = {"elsewhere": trained_elsewhere(of, dataset, bool(data)), "notes": dataset.notes}
+        return {"model": of.model, "trained": of.trained, "data": dataset.name, **said, **found}
 
 
 def check(

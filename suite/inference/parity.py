@@ -135,16 +135,18 @@ def judge(expected: np.ndarray, actual: np.ndarray, labels: np.ndarray, exact: b
 
 
 def render(found: Mapping[str, Any]) -> str:
-    """What `compare` found as text for a terminal, ending in a newline, with `departure` if that was looked for."""
+    """What `compare` found as text for a terminal, ending in a newline, with `departure` if that was looked for, and
+    beside the errors where the network was trained if that is `elsewhere`."""
     scale, apart = found["scale"], found["disagreements"]
     widest = sorted(apart, key=lambda each: -each["margin"])[:SHOWN]
     margins = ", ".join(f"image {each['image']} by {each['margin']:.3g}" for each in widest)
     more = ", ..." if len(apart) > SHOWN else ""
     tf32 = ", with TF32" if found["tf32"] else ""
+    elsewhere = f" on {found['data']}, but {found['elsewhere']}" if found.get("elsewhere") else ""
     lines = [
         f"{found['precision']} on {found['provider']}{tf32}: {found['images']} images",
         f"top-1 error    torch {found['torch_top1']:.2f} %, ONNX Runtime {found['onnx_top1']:.2f} %, "
-        f"difference {found['difference']:+.2f} points",
+        f"difference {found['difference']:+.2f} points{elsewhere}",
         f"logits         greatest difference {found['max_logit_difference']:.3g}, which is "
         f"{found['max_logit_difference'] / scale if scale else 0.0:.1e} of scale; mean "
         f"{found['mean_logit_difference']:.3g}",

@@ -37,12 +37,19 @@ class Curve:
         names: of its blocks or convolutions, in order of depth.
         values: one for each.
         origin: what the weights are, and on which images they were run, in words.
+        label: if those are of another data set than the weights were trained on, that one and theirs.
     """
 
     model: str
     names: tuple[str, ...]
     values: tuple[float, ...]
     origin: str
+    label: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The network, and what keeps its figures from being its own."""
+        return f"{self.model} ({self.label})" if self.label else self.model
 
 
 def names_of(figure: int, depth: int | None) -> list[str]:
@@ -93,13 +100,18 @@ def curves(
             model = load_weights(of.weights)
             if figure == 3:
                 result = analyze.coherence(model)
-                names, values, measured = result.layers, result.mu, ""
+                names, values, measured, label = result.layers, result.mu, "", ""
             else:
                 batches = deploy.test_batches(of, data or {}, images)
                 differences = analyze.block_differences(model, batches)
                 names, values = differences.blocks, differences.delta
-                measured = f"; measured on {batches.test_images} test images of {batches.dataset.name}"
-        found.append(Curve(name, tuple(names), tuple(map(float, values)), _origin(figure, record) + measured))
+                dataset = batches.dataset
+                measured = f"; measured on {batches.test_images} test images of {dataset.name}"
+                elsewhere = deploy.trained_elsewhere(of, dataset, bool(data))
+                measured += f", but {elsewhere}" if elsewhere else ""
+                measured = "; ".join([measured, *map(printable, dataset.notes)])
+                label = f"on {dataset.name}, {elsewhere.partition(';')[0]}" if elsewhere else ""
+        found.append(Curve(name, tuple(names), tuple(map(float, values)), _origin(figure, record) + measured, label))
     return found
 
 
@@ -138,14 +150,18 @@ def promise() -> tuple[list[Curve], list[str]]:
     return found, theory.in_words()
 
 
+def _as_json(curve: Curve) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(curve).items() if name != "label" or value}
+
+
 def render(figure: int | str, found: list[Curve], form: str, remarks: Sequence[str] = ()) -> str:
     """The curves as text, ending in a newline: "github", "latex", "csv" or "json"."""
     names = max((curve.names for curve in found), key=len)
-    headings = ["number", "block" if figure == 2 else "convolution", *(curve.model for curve in found)]
+    headings = ["number", "block" if figure == 2 else "convolution", *(curve.heading for curve in found)]
     values = zip_longest(*(curve.values for curve in found))
     rows = [[number, name, *line] for number, (name, line) in enumerate(zip(names, values, strict=True), start=1)]
     if form == "json":
-        content: dict[str, Any] = {"title": TITLES[figure], "curves": [dataclasses.asdict(curve) for curve in found]}
+        content: dict[str, Any] = {"title": TITLES[figure], "curves": [_as_json(curve) for curve in found]}
         return json.dumps(content | {"remarks": list(remarks)}, indent=1) + "\n"
     if form == "csv":
         out = io.StringIO()

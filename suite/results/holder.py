@@ -7,8 +7,6 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 _LINUX = sys.platform == "linux"
 
 
@@ -70,6 +68,8 @@ def _boot() -> str:
 def _born(pid: int) -> str:
     """When a process of this machine began; empty if there is none, or only its remains."""
     if not _LINUX:
+        import psutil  # not for `show`, which asks for nobody
+
         try:
             process = psutil.Process(pid)
             return "" if process.status() == psutil.STATUS_ZOMBIE else repr(process.create_time())

@@ -6,6 +6,7 @@ The kernels themselves are in `suite.training.triton_kernels`, which is imported
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -280,6 +281,11 @@ def fault(device: torch.device) -> str | None:
 
     They are tried: a small convolution with CReLU and its gradients are held against the library's in float32.
     """
+    return tried(device, differences)
+
+
+def tried(device: torch.device, differences: Callable[[torch.device, torch.dtype], dict[str, float]]) -> str | None:
+    """Why kernels that differ by so much from the library cannot be used on a device; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "there is no Triton"
     try:

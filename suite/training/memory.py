@@ -53,7 +53,7 @@ def keep_less(
         How many blocks are computed twice, and whether a step then comes down to the budget.
     """
     budget = BUDGET[value_bytes] if budget is None else budget
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     inputs, kept, rest = _values_kept(model, blocks, images)
     total = (1 + GAPS) * sum(kept) + PASSING * max(kept, default=0) + rest
     for number, block in enumerate(blocks):
@@ -73,7 +73,8 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The residual blocks of one of `models`, the first one first; none of any other network."""
     return [block for name in getattr(model, "stage_names", ()) for block in getattr(model, name)]
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from suite import env
 from suite.distributed import ALONE, Group
 from suite.errors import in_words
 from suite.tables.spec import Recipe
-from suite.training import kernels, memory
+from suite.training import fused_norm, kernels, memory
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "always", "never"]
@@ -31,9 +31,9 @@ Kernels = Literal["auto", "library"]
 # Steps of a batch size that run launch by launch before its CUDA graph is captured: libraries choose their kernels
 # in the first, and the optimiser makes its momentum.
 STEPS_BEFORE_CAPTURE = 3
-# Networks that a process can compile, with a graph for each of their batch sizes.
-NETWORKS = 1000
-# Seconds of training left below which torch.compile is not even tried. It takes tens of seconds, a deep net minutes.
+# Kinds of blocks, or networks without blocks, that a process can compile.
+KINDS = 1000
+# Seconds of training left below which torch.compile is not even tried. It takes tens of seconds.
 WORTH_A_TRIAL = {"cpu": 1800.0, "cuda": 240.0}
 
 
@@ -43,11 +43,12 @@ class Engine:
 
     Attributes:
         precision: of the activations; "auto" is bfloat16 where the device multiplies it faster than float32 (a CUDA
-            GPU, a CPU with AVX512-BF16 or AMX), else float32. Weights, sums and tests are float32 at all times.
-            Float32 is never TF32 (see `suite.training.tf32`).
-        compile: whether torch.compile is used; "auto" decides from steps that it measures, but for several processes,
-            which on GPUs always use it and on CPUs never.
-        kernels: of convolutions; "auto" is our own in Triton where they fit: bfloat16 on a GPU, few channels.
+            GPU, a CPU with AVX512-BF16 or AMX), else float32. Weights, sums and the last test are float32 at all times,
+            on a CPU all tests. Float32 is never TF32 (see `suite.training.tf32`).
+        compile: whether torch.compile is used, of residual blocks; "auto" decides from steps that it measures, but for
+            several processes, which on GPUs always use it and on CPUs never.
+        kernels: of convolutions, and of BatchNorm with what follows it; "auto" is our own in Triton where they fit:
+            bfloat16 on a GPU, few channels.
     """
 
     precision: Precision = "auto"
@@ -80,9 +81,10 @@ class Step:
         recipe: of the optimiser.
         device: where model and batches lie.
         bfloat16: whether to run under bfloat16 autocast.
-        compiled: whether to use torch.compile.
+        compiled: whether to use torch.compile in training, of each residual block; what it makes of one serves all
+            that are like it, in other networks of this process too, and all batch sizes.
         group: the processes that share each batch.
-        own_kernels: whether convolutions use our own kernels where they fit (see `suite.training.kernels`).
+        own_kernels: whether layers use our own kernels where they fit (see `kernels`, `fused_norm`).
 
     Attributes:
         model, optimizer: as they are trained.
@@ -90,7 +92,7 @@ class Step:
             a GPU's step.
         blocks_twice: how many blocks are computed twice to keep less (see `memory`); on the CPU and by CIFAR's
             recipe only, and not under torch.compile, which chooses what to keep itself.
-        convolutions_by_kernels: how many convolutions use our own kernels.
+        convolutions_by_kernels, norms_by_kernels: how many layers use our own kernels.
     """
 
     def __init__(
@@ -105,6 +107,9 @@ class Step:
     ) -> None:
         self.model = keep_channels_last(model.to(device))
         self.convolutions_by_kernels = kernels.use_kernels(self.model) if own_kernels else 0
+        self.norms_by_kernels = fused_norm.use_norms(self.model) if own_kernels and not compiled else 0
+        if compiled:
+            _compile(self.model)
         self.device, self.bfloat16, self.group = device, bfloat16, group
         self.blocks_twice, self._fits = 0, True
         if device.type == "cpu" and not compiled and recipe.augment == "cifar":
@@ -125,9 +130,8 @@ class Step:
         forward: Callable[[Tensor], Tensor] = self.model
         if group.size > 1:
             forward = DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
-        # A graph for each batch size: a dynamic one would be slower for all.
-        self._forward = _compile(forward) if compiled else forward
-        self._graphs: dict[int, _Graph] | None = {} if device.type == "cuda" and group.size == 1 else None
+        self._forward = forward
+        self._graphs: dict[int, Graph] | None = {} if device.type == "cuda" and group.size == 1 else None
         self._calls: Counter[int] = Counter()
 
     def set_learning_rate(self, rate: float) -> None:
@@ -153,7 +157,7 @@ class Step:
         if self._calls[size] <= STEPS_BEFORE_CAPTURE:
             return self._compute(images, labels)
         if size not in self._graphs:
-            self._graphs[size] = _Graph(self._compute, images, labels)
+            self._graphs[size] = Graph(self._compute, images, labels)
         return self._graphs[size].replay(images, labels)
 
     def _compute(self, images: Tensor, labels: Tensor, batch_size: int | None = None) -> Tensor:
@@ -173,31 +177,53 @@ class Step:
         return loss.detach()
 
 
-def _compile(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _compile(model: nn.Module) -> None:
+    """Have torch.compile compute each block of a network in training, or the network where it has no blocks.
+
+    Most blocks of a deep network differ in their weights alone, so that few are to be compiled. Only the batch size is
+    left open: the sizes of an image decide on loops and tiles.
+    """
     from torch._dynamo import config
 
-    # One function may be compiled 8 times before torch quietly leaves it as it is. That of a network is the same for
-    # all, of which a process may train more than that.
-    config.recompile_limit = config.accumulated_recompile_limit = NETWORKS
+    # One function may be compiled 8 times before torch quietly leaves it as it is. That of a block is the same for
+    # all networks, and a process may train more kinds than that.
+    config.recompile_limit = config.accumulated_recompile_limit = KINDS
     config.fail_on_recompile_limit_hit = True
-    return torch.compile(forward, dynamic=False)
+    for part in memory.blocks_of(model) or [model]:
+        _compile_one(part)
 
 
-class _Graph:
-    """A step on batches of one shape, captured once and replayed as a single launch."""
+def _compile_one(part: nn.Module) -> None:
+    eager, compiled = part.forward, torch.compile(part.forward, dynamic=False)
 
-    def __init__(self, compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images.clone(), labels.clone()
+    def forward(x: Tensor) -> Tensor:
+        if not part.training:
+            return cast(Tensor, eager(x))
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        found: Tensor = compiled(x)
+        return found
+
+    part.forward = forward
+
+
+class Graph:
+    """A computation on a GPU for inputs of one shape, captured once and replayed as a single launch.
+
+    What it returns is overwritten by the next replay.
+    """
+
+    def __init__(self, compute: Callable[..., Tensor], *inputs: Tensor) -> None:
+        self.inputs = [value.clone() for value in inputs]
         self.graph = torch.cuda.CUDAGraph()
         # Other threads, such as a loader's that pins memory, may go on meanwhile.
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.loss = compute(self.images, self.labels)
+            self.output = compute(*self.inputs)
 
-    def replay(self, images: Tensor, labels: Tensor) -> Tensor:
-        self.images.copy_(images)
-        self.labels.copy_(labels)
+    def replay(self, *inputs: Tensor) -> Tensor:
+        for place, value in zip(self.inputs, inputs, strict=True):
+            place.copy_(value)
         self.graph.replay()
-        return self.loss
+        return self.output
 
 
 class _GradientChannelsLast(torch.autograd.Function):

@@ -20,8 +20,9 @@ from suite.data.batches import Batch, Batches
 from suite.data.sets import Dataset
 from suite.distributed import ALONE, Group
 from suite.interrupt import Interruption
-from suite.training import checkpoint, feasible, kernels, memory
+from suite.training import checkpoint, feasible, fused_norm, kernels, memory
 from suite.training.step import AUTOMATIC, Engine, Step, try_compile
+from suite.training.testing import Forward, measured_convolutions, quick_forward
 from suite.training.tf32 import without_tf32
 
 # A kill costs at most the work of so long.
@@ -78,14 +79,15 @@ def train(
         warn: told of a damaged checkpoint, and of a torch.compile or of kernels that failed.
 
     Returns:
-        `top1`, `top5` (and `top1_10crop`, `top5_10crop`): test errors of the last epoch in percent, None when no
-        learning rate was feasible; `best_top1`: the least over epochs; `trained`; `tries`: what came of each learning
+        `top1`, `top5` (and `top1_10crop`, `top5_10crop`): test errors of the last epoch in percent, in float32, None
+        when no learning rate was feasible; `best_top1`: the least over epochs, which on a GPU are tested in the
+        precision of training but for the last; `trained`; `tries`: what came of each learning
         rate, with `epochs` and `steps` (begun, done), `last_loss` (mean of the last 25 steps, None if not finite),
         `train_error` (percent, of the last epoch), `dead_units` (share of the channels before the classifier that are
         zero on a whole test batch of this process, None if not finite) and `outcome`, why it ended; `epochs`: learning
         rate, training loss and error, and test errors of each epoch; `steps`; `test_images`; `device`; `precision`;
         `compiled`;
-        `kernels`: of convolutions, "triton" (our own, where they fit) or "library"; `processes` and the
+        `kernels`: of convolutions and BatchNorm, "triton" (our own, where they fit) or "library"; `processes` and the
         `batch_per_process`; `timing`: `training_seconds`, without tests, `images_per_second`, `packed` (networks
         trained at the same time, at most), `blocks_twice` (blocks computed twice to save memory), and what was measured
         to decide on torch.compile.
@@ -164,20 +166,23 @@ def _in_turns(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[Batch], group: Group = ALONE) -> dict[str, Any]:
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], group: Group = ALONE, forward: Forward | None = None
+) -> dict[str, Any]:
     """Top-1 and top-5 error in percent; ten crops of an image have their logits summed.
 
     An image whose logits are not all finite counts as an error, and `finite` is then False. Several processes test
-    a part of the images each.
+    a part of the images each. `forward` computes the logits in the model's place.
     """
     model.eval()
+    forward = forward or model
     counts: Tensor | None = None  # right at rank one, right up to rank five, finite; on the device until the end
     images_seen = 0
     for images, labels in batches:
         if images.dim() == 5:
-            logits = model(images.flatten(0, 1)).view(*images.shape[:2], -1).sum(1)
+            logits = forward(images.flatten(0, 1)).view(*images.shape[:2], -1).sum(1)
         else:
-            logits = model(images)
+            logits = forward(images)
         best = logits.topk(min(5, logits.shape[1])).indices
         sound = logits.isfinite().all(1, keepdim=True)
         hits = (best == labels[:, None]) & sound
@@ -218,9 +223,9 @@ class _Fit:
         self.model_args = {"num_classes": len(self.batches.dataset.classes)} | job.model_args
         self.bfloat16 = engine.bfloat16_on(self.device)
         self.own_kernels = engine.wants_kernels_on(self.device, self.recipe)
-        if self.own_kernels and (fault := kernels.fault(self.device)):
+        if self.own_kernels and (fault := kernels.fault(self.device) or fused_norm.fault(self.device)):
             self.own_kernels = False
-            warn(f"{job.model_name}: goes on with the library's convolutions, since our kernels failed: {fault}")
+            warn(f"{job.model_name}: goes on with the library's layers, since our kernels failed: {fault}")
         self.total = self.recipe.epochs * self.batches.steps_per_epoch
         if self.recipe.max_steps is not None:
             self.total = min(self.total, self.recipe.max_steps)
@@ -267,6 +272,7 @@ class _Fit:
         how = self.bfloat16, self.at.compile["compiled"], self.group, self.own_kernels
         self.step = Step(self._start(), self.recipe, self.device, *how)
         self.model = self.step.model
+        self._quick = quick_forward(self.model, self.device, self.bfloat16)
         self.watch = feasible.LossWatch(self.device)
         self.last_losses: deque[Tensor] = deque(maxlen=feasible.LAST_STEPS)  # on the device
 
@@ -343,7 +349,8 @@ class _Fit:
 
     def _dead_units(self) -> float | None:
         images, _ = next(iter(self.batches.test()))
-        share = feasible.dead_units(self.model, images)
+        with measured_convolutions():
+            share = feasible.dead_units(self.model, images)
         self._mark = perf_counter()
         return share
 
@@ -360,7 +367,7 @@ class _Fit:
         if self.device.type == "cpu":
             memory.give_back()
         # The last step can spoil the weights after its loss was read, so the test's logits must be finite too.
-        tested = self._test() if math.isfinite(loss) else {}
+        tested = self._test(quick=at.steps < self.total) if math.isfinite(loss) else {}
         self._mark = perf_counter()
         judged = number == feasible.FIRST_EPOCHS and at.step == self.batches.steps_per_epoch
         outcome = feasible.TRAINED
@@ -377,10 +384,14 @@ class _Fit:
         self.step.hits.zero_()
         return outcome
 
-    def _test(self, ten_crop: bool = False) -> dict[str, Any]:
-        """Test the network that is saved: each process has had statistics of its own part of the last batch since."""
+    def _test(self, quick: bool = False, ten_crop: bool = False) -> dict[str, Any]:
+        """Test the network that is saved: each process has had statistics of its own part of the last batch since.
+
+        On a GPU a quick test is in the precision of training; the others are in float32, as on a CPU all are.
+        """
         self.group.spread(self.model.buffers())
-        return evaluate(self.model, self.batches.test(ten_crop), self.group)
+        with measured_convolutions():
+            return evaluate(self.model, self.batches.test(ten_crop), self.group, self._quick if quick else None)
 
     def _steps(self, epoch: int) -> Generator[None]:
         """Do what is left of an epoch's steps; a loss that is not finite ends them early."""

@@ -27,10 +27,11 @@ from suite.data import batches
 from suite.data import sets as data
 from suite.tables import spec
 from suite.training import train
-from suite.training.step import Engine, Precision
+from suite.training.step import STEPS_BEFORE_CAPTURE, Engine, Precision, Step
 
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 ROUNDS, STEPS, WARM_UP = 5, 4, 2
+GPU_STEPS = 50
 # Epochs of 24 images after which the weights of interpolation for most sizes of crop are there, as in a real epoch they
 # are after the first hundredth.
 WARM_EPOCHS = 40
@@ -120,6 +121,114 @@ def test_training_step(model: str, precision: Precision, tmp_path: Path, ratio: 
         theirs = statistics.median(itertools.islice(plain, STEPS))
         pairs.append((theirs, ours))
     ratio(f"{model}, batch 128, precision {precision}: images/s over the plain loop's", pairs, least=1.4)
+
+
+GPU = torch.device("cuda")
+ON_A_GPU = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU: what a network trains at on one is not known"
+)
+
+
+def plain_gpu_loop(model_name: str, size: int, batch_size: int) -> float:
+    """Images/s of the plain loop on a GPU: NCHW, bfloat16 autocast, launch by launch, from memory."""
+    model = timm.create_model(model_name, num_classes=10).to(GPU).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    x, y = torch.randn(batch_size, 3, size, size, device=GPU), torch.randint(10, (batch_size,), device=GPU)
+    for number in range(GPU_STEPS + 10):
+        if number == 10:
+            torch.cuda.synchronize()
+            start = perf_counter()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.cuda.synchronize()
+    return GPU_STEPS * batch_size / (perf_counter() - start)
+
+
+def gpu_step(model_name: str, size: int, batch_size: int, number: int) -> Callable[[], object]:
+    """The suite's own step of a network, as a CUDA graph, in a stream of its own."""
+    recipe = spec.load_table(2 if size == 32 else 4).recipe
+    recipe = dataclasses.replace(recipe, learning_rate=0.01, batch_size=batch_size)
+    torch.manual_seed(number)
+    model = timm.create_model(model_name, num_classes=10).train()
+    images = torch.randn(batch_size, 3, size, size, device=GPU).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch_size,), device=GPU)
+    stream = torch.cuda.Stream(GPU)
+    stream.wait_stream(torch.cuda.current_stream(GPU))
+    with torch.cuda.stream(stream):
+        one = Step(model, recipe, GPU, True, own_kernels=Engine().wants_kernels_on(GPU, recipe))
+
+    def run() -> None:
+        with torch.cuda.stream(stream):
+            one(images, labels)
+
+    for _ in range(STEPS_BEFORE_CAPTURE + 2):
+        run()
+    torch.cuda.synchronize()
+    return run
+
+
+@ON_A_GPU
+@pytest.mark.parametrize(
+    ("model", "size", "packed", "least"),
+    [
+        ("resnet110_relu_bn", 32, 1, 30_000),
+        ("resnet110_relu_bn", 32, 5, 60_000),
+        ("resnet110_crelu_bn", 32, 1, None),
+        ("resnet110_crelu_bn", 32, 5, 40_000),
+        ("resnet50_relu_bn", 224, 1, 4_500),
+    ],
+)
+def test_images_a_second_on_a_gpu(
+    model: str, size: int, packed: int, least: int | None, bar: Callable[..., None]
+) -> None:
+    """From memory, without torch.compile; `packed` networks at the same time, over one network's plain loop."""
+    plain = plain_gpu_loop(model, size, 128)
+    steps = [gpu_step(model, size, 128, number) for number in range(packed)]
+    rates = []
+    for _ in range(ROUNDS):
+        start = perf_counter()
+        for _ in range(GPU_STEPS):
+            for step in steps:
+                step()
+        torch.cuda.synchronize()
+        rates.append(GPU_STEPS * packed * 128 / (perf_counter() - start))
+    rate = statistics.median(rates)
+    words = f"{rate:,.0f} images/s, {rate / plain:.2f} times the plain loop's {plain:,.0f}"
+    words += f"; bar for an H100 or H200: {least:,}" if least else ""
+    name = f"{model}, batch 128, bfloat16, {torch.cuda.get_device_name()}, {packed} at a time"
+    bar(name, words, least is None or rate >= least, images_per_second=rate, plain=plain)
+
+
+# What a kernel's name says that it does; the rest is additions, casts, the loss, the optimiser and copies. "add_parts"
+# is small, and serves norms too.
+KERNELS = {
+    "convolution": ("conv", "weight_gradient", "add_parts", "gemm", "wgrad", "dgrad", "fprop", "implicit"),
+    "norm": ("norm", "bn_", "part_statistics", "merge_statistics", "part_gradients", "input_gradient"),
+}
+
+
+@ON_A_GPU
+@pytest.mark.parametrize(
+    ("model", "size"), [("resnet110_relu_bn", 32), ("resnet110_crelu_bn", 32), ("resnet50_relu_bn", 224)]
+)
+def test_shares_of_a_step_on_a_gpu(model: str, size: int, bar: Callable[..., None]) -> None:
+    """Of a step's time in kernels, by torch's profiler; our norm's kernels add and rectify too."""
+    run = gpu_step(model, size, 128, 0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(STEPS):
+            run()
+        torch.cuda.synchronize()
+    seconds: dict[str, float] = dict.fromkeys((*KERNELS, "rest"), 0.0)
+    for event in profile.key_averages():
+        name = event.key.lower()
+        kind = next((kind for kind, parts in KERNELS.items() if any(part in name for part in parts)), "rest")
+        seconds[kind] += event.self_device_time_total / 1e6 / STEPS
+    total = sum(seconds.values())
+    words = ", ".join(f"{kind} {value / total:.0%}" for kind, value in seconds.items())
+    bar(f"{model}, batch 128: {1000 * total:.2f} ms in kernels a step", words, True, seconds=seconds)
 
 
 PEAK = """
