@@ -53,8 +53,8 @@ class Training(Protocol):
     def leave_stack(self) -> None:
         """Go on alone."""
 
-    def stay_alone(self, reason: str) -> None:
-        """Never be stacked."""
+    def stay_alone(self, others: Sequence[Any], reason: str) -> None:
+        """Never be stacked, nor these others; the reason is told."""
 
     def due(self, interruption: Interruption) -> bool:
         """Whether it is time for a checkpoint; notes a pending interruption."""
@@ -128,6 +128,8 @@ def in_turns(
         for index in list(turns):
             if turns[index].request is None:
                 advance(index, None)
+        if waiting:
+            continue  # what takes the place of one that ended is to have its first step with the others' next
         _arrange({index: turn.fit for index, turn in turns.items()})
         for together in _together(turns):
             try:
@@ -170,8 +172,7 @@ def _arrange(fits: Mapping[int, Training]) -> None:
             try:
                 first.stack(others)
             except Exception as error:  # such as too little memory; each still has its own step
-                for fit in (first, *others):
-                    fit.stay_alone(in_words(error))
+                first.stay_alone(others, in_words(error))
 
 
 def _together(turns: Mapping[int, _Turn[Any]]) -> list[list[int]]:

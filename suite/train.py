@@ -263,7 +263,7 @@ class _Fit:
         if not self.stacks or obstacle(self.model):
             return None
         at, arguments = self.at, repr(sorted(self.model_args.items()))
-        network = self.job.model_name, arguments, self.bfloat16, self.own_kernels, at.compile["compiled"]
+        network = self.job.model_name, arguments, self.bfloat16, self.own_kernels
         return *network, self.batches.dataset, self.recipe, self.device, at.learning_rate, len(at.epochs), at.step
 
     def stack(self, others: Sequence["_Fit"]) -> None:
@@ -275,6 +275,8 @@ class _Fit:
         for number, fit in enumerate(fits):
             fit.step = stack.seed(number, fit.model)
             fit.at.stacked = max(fit.at.stacked, len(fits))
+            # Measured for each alone, where two may differ by noise.
+            fit.at.compile = fit.at.compile | {"compiled": self.at.compile["compiled"]}
         synchronize(self.device)
 
     def leave_stack(self) -> None:
@@ -282,10 +284,12 @@ class _Fit:
         synchronize(self.device)
         with self.stream():
             self._load(self._tensors())
+        synchronize(self.device)  # before the memory of the stack is given to others
 
-    def stay_alone(self, reason: str) -> None:
-        """Never be stacked."""
-        self.stacks = False
+    def stay_alone(self, others: Sequence["_Fit"], reason: str) -> None:
+        """Never be stacked, nor these others; the reason is told."""
+        for fit in (self, *others):
+            fit.stacks = False
         self.warn(f"{self.job.model_name}: its seeds go on one by one, since they could not be stacked: {reason}")
 
     def run(self) -> Run:

@@ -30,11 +30,14 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"cifar", "digits", "errors", "folders", "spec"},
     "batches": {"augment", "data", "distributed", "errors", "folders", "spec"},
     "triton_kernels": set(),
-    "kernels": {"errors", "models", "triton_kernels"},
+    "grouped": {"models"},
+    "kernels": {"errors", "grouped", "models", "triton_kernels"},
     "step": {"distributed", "env", "errors", "kernels", "memory", "models", "spec"},
     "feasible": {"models"},
-    "train": {"batches", "checkpoint", "data", "distributed", "feasible", "interrupt", "kernels", "memory"}
-    | {"models", "step", "tf32"},
+    "stacked": {"batches", "grouped", "step"},
+    "pack": {"errors", "interrupt", "stacked", "step"},
+    "train": {"batches", "checkpoint", "data", "distributed", "feasible", "grouped", "interrupt", "kernels", "memory"}
+    | {"models", "pack", "stacked", "step", "tf32"},
     "nodes": set(),
     "absorb": {"nodes"},
     "blocks": {"nodes"},
