@@ -161,7 +161,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None, int], o
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None]:
     x, cast = ctx.saved_tensors
     gradient = gradient.contiguous(memory_format=torch.channels_last)
-    of_x, of_weight, _, of_bias, _ = ctx.needs_input_grad
+    of_x, of_weight, _, of_bias = ctx.needs_input_grad[:4]  # torch leaves out a stride that is the default
     return (
         conv3x3_input_gradient(gradient, cast, x, ctx.stride) if of_x else None,
         conv3x3_weight_gradient(x, gradient, x.shape[1] // cast.shape[1], ctx.stride) if of_weight else None,
