@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 import models  # noqa: F401 - registers the networks with timm
 from models.layers import CReLU, NormPropConv2d
-from suite import env, kernels, spec
-from suite.grouped import side_by_side
+from suite import env, grouped, kernels, spec
 from suite.step import Engine, Step
 
 CPU = torch.device("cpu")
@@ -151,15 +150,6 @@ def interpreted_networks() -> None:
         assert kernels.use_kernels(ours) == 16
         images = draw(2, 3, 8, 8)
         compare_networks(plain, ours, images)
-    # Two seeds side by side, whose stem and strided convolutions use our kernels too.
-    torch.manual_seed(0)
-    plain = side_by_side(timm.create_model("resnet20_crelu_np", num_classes=10, width=12), 2).train()
-    with torch.no_grad():
-        for parameter in plain.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    ours = copy.deepcopy(plain)
-    assert kernels.use_kernels(ours) == 19
-    compare_networks(plain, ours, draw(2, 6, 8, 8))
 
 
 def compare_networks(plain: nn.Module, ours: nn.Module, images: Tensor) -> None:
@@ -264,6 +254,11 @@ def test_kernels_are_wanted_on_a_gpu_in_bfloat16_for_cifar_unless_refused(monkey
     assert not Engine().wants_kernels_on(CPU, cifar)
     assert not Engine(precision="float32").wants_kernels_on(gpu, cifar)
     assert not Engine(kernels="library").wants_kernels_on(gpu, cifar)
+
+
+def test_of_seeds_side_by_side_every_convolution_uses_kernels() -> None:
+    network = grouped.side_by_side(timm.create_model("resnet20_crelu_np", num_classes=10, width=12), 2)
+    assert kernels.use_kernels(network) == 19  # with the stem and two that are strided
 
 
 def test_a_step_says_how_many_convolutions_use_kernels() -> None:
