@@ -145,15 +145,14 @@ def test_networks_whose_layers_are_our_own_kernels_are_stacked(tmp_path: Path, m
     monkeypatch.setattr(fused_norm, "fault", lambda device: None)
     batches = Batches(digits(), dataclasses.replace(RECIPE, epochs=1, milestones=()), CPU)
     of_sixteen = {"model": "resnet20_crelu_bn", "model_args": {"width": 16}}
-    together = train.train(
+    together = train.train_packed(
         jobs(tmp_path / "stacked", batches, **of_sixteen), dataclasses.replace(STACKED, stack="auto")
     )
-    for seed, found in enumerate(together):
-        assert isinstance(found, dict)
-        assert (found["kernels"], found["timing"]["stacked"]) == ("triton", SEEDS)
-        (alone,) = train.train([jobs(tmp_path / f"alone{seed}", batches, **of_sixteen)[seed]], ALONE)
-        assert isinstance(alone, dict)
-        assert_same(found, alone | {"kernels": "triton"})
+    alone = train.train_packed(jobs(tmp_path / "alone", batches, **of_sixteen), ALONE)
+    for one, other in zip(together, alone, strict=True):
+        assert isinstance(one, dict)
+        assert (one["kernels"], one["timing"]["stacked"]) == ("triton", SEEDS)
+        assert_same(one, other)
 
 
 def test_only_equal_networks_are_stacked(tmp_path: Path) -> None:
