@@ -22,7 +22,7 @@ import models  # noqa: F401 - registers the networks with timm
 from models.layers import CReLU, NormPropConv2d
 from suite import env
 from suite.tables import spec
-from suite.training import kernels
+from suite.training import grouped, kernels
 from suite.training.step import Engine, Step
 
 CPU = torch.device("cpu")
@@ -55,17 +55,18 @@ def draw(*shape: int) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
 
 
-def compare(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def compare(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> None:
+    groups = x.shape[1] // weight.shape[1]
     inputs = [value.requires_grad_() for value in (x, weight, bias) if value is not None]
-    ours = kernels.conv3x3(x, weight, weight.detach(), bias)
+    ours = kernels.conv3x3(x, weight, weight.detach(), bias, stride)
     assert ours.is_contiguous(memory_format=torch.channels_last)
-    theirs = nn.functional.conv2d(x, weight, bias, padding=1)
+    theirs = nn.functional.conv2d(x, weight, bias, stride, padding=1, groups=groups)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     gradient = torch.randn_like(ours)
     found, expected = (torch.autograd.grad(y, inputs, gradient) for y in (ours, theirs))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
-    again = kernels.conv3x3_weight_gradient(x.detach(), gradient)
+    again = kernels.conv3x3_weight_gradient(x.detach(), gradient, groups, stride)
     assert torch.equal(again, found[1])
 
 
@@ -83,6 +84,36 @@ def interpreted_counts() -> None:
         compare(draw(images, 16, height, width), draw(16, 16, 3, 3), None)
     kernels.PARTIAL_SUMS = 0  # one part for all pixels
     compare(draw(5, 16, 7, 8), draw(16, 16, 3, 3), None)
+
+
+def interpreted_seeds() -> None:
+    """Several networks side by side, the stem and the strided convolutions too; each is what it is alone."""
+    torch.manual_seed(0)
+    for groups, c_in, c_out, stride, height, width in (
+        (3, 16, 16, 1, 2, 3),
+        (2, 24, 12, 1, 1, 3),
+        (2, 3, 16, 1, 3, 2),
+        (2, 16, 32, 2, 4, 2),
+        (2, 48, 24, 2, 3, 3),
+    ):
+        x, weight, bias = draw(2, groups * c_in, height, width), draw(groups * c_out, c_in, 3, 3), draw(groups * c_out)
+        compare(x, weight, bias if c_in > 3 else None, stride)
+        x, weight = x.detach(), weight.detach()
+        whole = kernels.conv3x3(x, weight, weight, None, stride).chunk(groups, 1)
+        for number, (image, filters) in enumerate(zip(x.chunk(groups, 1), weight.chunk(groups), strict=True)):
+            image = image.contiguous(memory_format=torch.channels_last)
+            assert torch.equal(kernels.conv3x3(image, filters, filters, None, stride), whole[number])
+    x = draw(2, 3 * 12, 3, 5)
+    x[:, 12:24] = torch.nan
+    halves = [CReLU()(part) for part in x.chunk(3, 1)]
+    torch.testing.assert_close(kernels.crelu(x, 3), torch.cat(halves, 1), rtol=0, atol=0, equal_nan=True)
+    gradient = draw(2, 3 * 24, 3, 5)
+    ours = kernels.crelu_gradient(kernels.crelu(x, 3), gradient, 3)
+    parts = zip(x.chunk(3, 1), gradient.chunk(3, 1), strict=True)
+    for number, (part, of_part) in enumerate(parts):
+        leaf = part.clone().requires_grad_()
+        (theirs,) = torch.autograd.grad(CReLU()(leaf), leaf, of_part)
+        torch.testing.assert_close(ours.chunk(3, 1)[number], theirs, rtol=0, atol=0, equal_nan=True)
 
 
 def interpreted_crelu() -> None:
@@ -106,7 +137,7 @@ def interpreted_operators() -> None:
     asked = "test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"
     leaves = x.clone().requires_grad_(), weight.clone().requires_grad_(), weight, bias.clone().requires_grad_()
     torch.library.opcheck(kernels.conv3x3, leaves, test_utils=asked)
-    torch.library.opcheck(kernels.conv3x3_input_gradient, (gradient, weight), test_utils=asked)
+    torch.library.opcheck(kernels.conv3x3_input_gradient, (gradient, weight, x), test_utils=asked)
     torch.library.opcheck(kernels.conv3x3_weight_gradient, (x, gradient), test_utils=asked)
     torch.library.opcheck(kernels.crelu, (leaves[0],), test_utils=asked)
     torch.library.opcheck(kernels.crelu_gradient, (kernels.crelu(gradient), kernels.crelu(gradient)), test_utils=asked)
@@ -120,13 +151,18 @@ def interpreted_networks() -> None:
         ours = copy.deepcopy(plain)
         assert kernels.use_kernels(ours) == 16
         images = draw(2, 3, 8, 8)
-        for model in (plain, ours):
-            (model(images) ** 2).sum().backward()
-        # Before NormProp's BatchNorm a bias has no gradient but rounding.
-        rounding = 1e-6 * max(float(parameter.grad.abs().max()) for parameter in plain.parameters())
-        for (parameter, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
-            scale = float(b.grad.abs().max())
-            assert float((a.grad - b.grad).abs().max()) <= 1e-3 * scale + rounding, (name, parameter)
+        compare_networks(plain, ours, images)
+
+
+def compare_networks(plain: nn.Module, ours: nn.Module, images: Tensor) -> None:
+    """Their gradients are the same."""
+    for model in (plain, ours):
+        (model(images) ** 2).sum().backward()
+    # Before NormProp's BatchNorm a bias has no gradient but rounding.
+    rounding = 1e-6 * max(float(parameter.grad.abs().max()) for parameter in plain.parameters())
+    for (parameter, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        scale = float(b.grad.abs().max())
+        assert float((a.grad - b.grad).abs().max()) <= 1e-3 * scale + rounding, parameter
 
 
 def compiled_for_a_gpu() -> None:
@@ -138,12 +174,14 @@ def compiled_for_a_gpu() -> None:
     from suite.training import triton_kernels
 
     image = dict(height=32, width=32, c_in=12, c_out=24)
+    alone = dict(groups=1, stride=1, x_height=32, x_width=32)
+    seeds = dict(groups=5, stride=2)
     blocks = dict(tile=64, tile_in=16, tile_out=32)
     rectify = dict(channels=12, tile=128, tile_channels=16)
     for name, constants, in_float32 in (
-        ("convolve", dict(transposed=False, **image, **blocks), {"bias"}),
-        ("convolve", dict(transposed=True, bias=None, **image, **blocks), set[str]()),
-        ("weight_gradient", dict(tiles=3, **image, **blocks), {"sums"}),
+        ("convolve", dict(transposed=False, **image, **alone, **blocks), {"bias"}),
+        ("convolve", dict(transposed=True, bias=None, **image, **seeds, x_height=16, x_width=16, **blocks), set[str]()),
+        ("weight_gradient", dict(tiles=3, **image, **seeds, x_height=64, x_width=64, **blocks), {"sums"}),
         ("add_parts", dict(rows=32, tile=64), {"sums", "total"}),
         ("rectify_both", rectify, set[str]()),
         ("rectify_both_gradient", rectify, set[str]()),
@@ -159,7 +197,7 @@ def compiled_for_a_gpu() -> None:
 
 
 @NEEDS_TRITON
-@pytest.mark.parametrize("what", ["shapes", "counts", "crelu", "networks", "operators"])
+@pytest.mark.parametrize("what", ["shapes", "counts", "seeds", "crelu", "networks", "operators"])
 def test_the_kernels_compute_what_the_library_does(what: str) -> None:
     in_process(f"interpreted_{what}", TRITON_INTERPRET="1")
 
@@ -183,7 +221,8 @@ def test_every_convolution_of_the_tables_that_is_not_strided_fits() -> None:
         nn.Conv2d(16, 32, 3, 2, padding=1),
         nn.Conv2d(16, 16, 1),
         nn.Conv2d(16, 16, 3),
-        nn.Conv2d(16, 16, 3, padding=1, groups=2),
+        nn.Conv2d(16, 16, 3, padding=1, groups=8),
+        nn.Conv2d(16, 32, 3, 3, padding=1, groups=2),
         nn.Conv2d(16, 16, 3, padding="same", dilation=2),
         nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(256, 16, 3, padding=1),
@@ -217,6 +256,11 @@ def test_kernels_are_wanted_on_a_gpu_in_bfloat16_for_cifar_unless_refused(monkey
     assert not Engine().wants_kernels_on(CPU, cifar)
     assert not Engine(precision="float32").wants_kernels_on(gpu, cifar)
     assert not Engine(kernels="library").wants_kernels_on(gpu, cifar)
+
+
+def test_of_seeds_side_by_side_every_convolution_uses_kernels() -> None:
+    network = grouped.side_by_side(timm.create_model("resnet20_crelu_np", num_classes=10, width=12), 2)
+    assert kernels.use_kernels(network) == 19  # with the stem and two that are strided
 
 
 def test_a_step_says_how_many_convolutions_use_kernels() -> None:

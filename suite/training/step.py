@@ -7,7 +7,7 @@ channels_last throughout, torch.compile, and on a GPU a CUDA graph for each batc
 import copy
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal, cast
@@ -27,6 +27,7 @@ from suite.training import fused_norm, kernels, memory
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "always", "never"]
 Kernels = Literal["auto", "library"]
+Stacks = Literal["auto", "always", "never"]
 
 # Steps of a batch size that run launch by launch before its CUDA graph is captured: libraries choose their kernels
 # in the first, and the optimiser makes its momentum.
@@ -49,11 +50,15 @@ class Engine:
             several processes, which on GPUs always use it and on CPUs never.
         kernels: of convolutions, and of BatchNorm with what follows it; "auto" is our own in Triton where they fit:
             bfloat16 on a GPU, few channels.
+        stack: whether seeds of one network that are trained at the same time are trained as one network; "auto" is
+            where our own kernels compute, which share their launches between seeds. Libraries are slow at convolutions
+            of many groups.
     """
 
     precision: Precision = "auto"
     compile: Compile = "auto"
     kernels: Kernels = "auto"
+    stack: Stacks = "auto"
 
     def bfloat16_on(self, device: torch.device) -> bool:
         """Whether steps on this device run under bfloat16 autocast."""
@@ -68,6 +73,10 @@ class Engine:
         """
         cifar = recipe.augment == "cifar"
         return self.kernels == "auto" and device.type == "cuda" and cifar and self.bfloat16_on(device)
+
+    def stacks(self, own_kernels: bool) -> bool:
+        """Whether seeds of a network are to be trained as one, where our own kernels compute or not."""
+        return own_kernels if self.stack == "auto" else self.stack == "always"
 
 
 AUTOMATIC = Engine()
@@ -85,11 +94,13 @@ class Step:
             that are like it, in other networks of this process too, and all batch sizes.
         group: the processes that share each batch.
         own_kernels: whether layers use our own kernels where they fit (see `kernels`, `fused_norm`).
+        seeds: how many equal networks the model holds side by side (see `grouped`). Each is trained as it would
+            be alone.
 
     Attributes:
         model, optimizer: as they are trained.
         loss_sum, hits: over all images since they were last zeroed, on the device, so that the host never waits for
-            a GPU's step.
+            a GPU's step. Of several seeds they are vectors (seeds,).
         blocks_twice: how many blocks are computed twice to keep less (see `memory`); on the CPU and by CIFAR's
             recipe only, and not under torch.compile, which chooses what to keep itself.
         convolutions_by_kernels, norms_by_kernels: how many layers use our own kernels.
@@ -104,6 +115,7 @@ class Step:
         compiled: bool = False,
         group: Group = ALONE,
         own_kernels: bool = False,
+        seeds: int = 1,
     ) -> None:
         self.model = keep_channels_last(model.to(device))
         self.convolutions_by_kernels = kernels.use_kernels(self.model) if own_kernels else 0
@@ -113,7 +125,7 @@ class Step:
         self.device, self.bfloat16, self.group = device, bfloat16, group
         self.blocks_twice, self._fits = 0, True
         if device.type == "cpu" and not compiled and recipe.augment == "cifar":
-            images = -(-recipe.batch_size // group.size), 3, recipe.train_size, recipe.train_size
+            images = -(-recipe.batch_size // group.size), 3 * seeds, recipe.train_size, recipe.train_size
             self.blocks_twice, self._fits = memory.keep_less(self.model, images, 2 if bfloat16 else 4)
         # A GPU reads the rate from its memory, where a captured graph finds the present value.
         self._rate = torch.tensor(recipe.learning_rate, device=device) if device.type == "cuda" else None
@@ -125,8 +137,8 @@ class Step:
             nesterov=recipe.momentum > 0,
             fused=True,
         )
-        self.loss_sum = torch.zeros((), device=device)
-        self.hits = torch.zeros((), device=device)
+        self.loss_sum = torch.zeros((seeds,) if seeds > 1 else (), device=device)
+        self.hits = torch.zeros_like(self.loss_sum)
         forward: Callable[[Tensor], Tensor] = self.model
         if group.size > 1:
             forward = DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
@@ -142,12 +154,25 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
+    def momenta(self) -> dict[str, Tensor]:
+        """The momentum of each parameter by its name; none before the first step, or for a momentum of 0."""
+        state = self.optimizer.state
+        found = {name: state[value].get("momentum_buffer") for name, value in self.model.named_parameters()}
+        return {name: momentum for name, momentum in found.items() if momentum is not None}
+
+    def set_momenta(self, momenta: Mapping[str, Tensor]) -> None:
+        """Go on with copies of these momenta."""
+        for name, value in self.model.named_parameters():
+            if name in momenta:
+                # In the layout of its parameter, as the optimiser makes it: sums over it depend on the order.
+                self.optimizer.state[value]["momentum_buffer"] = torch.empty_like(value).copy_(momenta[name])
+
     def __call__(self, images: Tensor, labels: Tensor, batch_size: int | None = None) -> Tensor:
-        """Train on a batch; returns its mean loss, on the device.
+        """Train on a batch; returns its mean loss, on the device, and of several seeds that of each.
 
         Args:
-            images: float32 (B, 3, H, W), channels_last, on the device.
-            labels: int64 (B,).
+            images: float32 (B, 3, H, W), channels_last, on the device; of several seeds (B, 3 seeds, H, W).
+            labels: int64 (B,); of several seeds (B, seeds).
             batch_size: images of this step over all processes; None for B.
         """
         if self._graphs is None:
@@ -164,14 +189,18 @@ class Step:
         # Without the cache of cast weights, of which a captured graph would keep a stale one; each is used once anyway.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
             logits = self._forward(images)
-            loss = F.cross_entropy(logits, labels)
+            if labels.dim() == 2:
+                logits = torch.unflatten(logits, 1, (labels.shape[1], -1)).transpose(1, 2)
+                loss = F.cross_entropy(logits, labels, reduction="none").mean(0)
+            else:
+                loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         # Gradients are averaged over processes, which hold unequal parts of a batch that they do not divide.
         share = len(labels) * self.group.size / (batch_size or len(labels) * self.group.size)
-        torch.autograd.backward(loss if share == 1 else loss * share)
+        torch.autograd.backward(loss, torch.full_like(loss, share))
         self.optimizer.step()
         self.loss_sum += loss.detach() * len(labels)
-        self.hits += (logits.detach().argmax(1) == labels).sum()
+        self.hits += (logits.detach().argmax(1) == labels).sum(0)
         if not self._fits:
             memory.give_back()  # which costs a tenth of a step
         return loss.detach()

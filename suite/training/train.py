@@ -1,9 +1,8 @@
 """Train networks by a recipe, and test them."""
 
 import math
-import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,9 @@ from suite.data.sets import Dataset
 from suite.distributed import ALONE, Group
 from suite.interrupt import Interruption
 from suite.training import checkpoint, feasible, fused_norm, kernels, memory
+from suite.training.grouped import obstacle
+from suite.training.pack import Outcome, Request, Run, in_turns, synchronize
+from suite.training.stacked import Seed, Stack, State, below
 from suite.training.step import AUTOMATIC, Engine, Step, try_compile
 from suite.training.testing import Forward, measured_convolutions, quick_forward
 from suite.training.tf32 import without_tf32
@@ -89,7 +91,8 @@ def train(
         `compiled`;
         `kernels`: of convolutions and BatchNorm, "triton" (our own, where they fit) or "library"; `processes` and the
         `batch_per_process`; `timing`: `training_seconds`, without tests, `images_per_second`, `packed` (networks
-        trained at the same time, at most), `blocks_twice` (blocks computed twice to save memory), and what was measured
+        trained at the same time, at most), `stacked` (those of them that were trained as one network with this one, at
+        most; 1 for none but itself), `blocks_twice` (blocks computed twice to save memory), and what was measured
         to decide on torch.compile.
     """
     (outcome,) = train_packed([job], engine, interruption, warn)
@@ -107,62 +110,27 @@ def train_packed(
     """Train several networks at the same time, each as `train` would alone.
 
     They take turns step by step, and on a GPU each has a stream of its own, so that the small kernels of one fill the
-    gaps of the others. One that ends makes room at once for the job that its `on_end` returns.
+    gaps of the others. Seeds of one network that are equally far are trained as one network where the engine wants it
+    (see `stacked`); their losses are then those of each alone within rounding. One that ends makes room at once
+    for the job that its `on_end` returns.
 
     Returns:
         For each job, in the order of their beginnings, what `train` returns, or the exception that ended it; it does
         not end the others.
     """
+
+    def begin(job: Job, others: bool) -> _Fit:
+        if others:
+            synchronize(job.batches.device)  # what is measured of it is not to wait for the others
+        return _Fit(job, engine, len(jobs), warn)
+
+    def end(job: Job, outcome: Outcome) -> Job | None:
+        if isinstance(outcome, Exception) and job.batches.group.size > 1:
+            raise outcome  # the other processes wait for this one, and only its end tells them
+        return job.on_end(outcome)
+
     with without_tf32():
-        return _in_turns(jobs, engine, interruption or Interruption(), warn)
-
-
-def _in_turns(
-    jobs: Sequence[Job], engine: Engine, interruption: Interruption, warn: Callable[[str], None]
-) -> list[dict[str, Any] | Exception]:
-    outcomes: dict[int, dict[str, Any] | Exception] = {}
-    waiting = dict(enumerate(jobs))
-    fits: dict[int, _Fit] = {}
-    turns: dict[int, Generator[None, None, dict[str, Any]]] = {}
-
-    def end(index: int, job: Job, outcome: dict[str, Any] | Exception) -> None:
-        if isinstance(outcome, Exception):
-            if job.batches.group.size > 1:
-                raise outcome  # the other processes wait for this one, and only its end tells them
-            traceback.clear_frames(outcome.__traceback__)  # which hold its memory
-        fits.pop(index, None)
-        turns.pop(index, None)
-        outcomes[index] = outcome
-        following = job.on_end(outcome)
-        if following:
-            waiting[len(outcomes) + len(turns) + len(waiting)] = following
-
-    while waiting or turns:
-        while waiting:
-            index = next(iter(waiting))
-            job = waiting.pop(index)
-            try:
-                if turns and job.batches.device.type == "cuda":
-                    torch.cuda.synchronize(job.batches.device)  # what is measured of it is not to wait for the others
-                fits[index] = _Fit(job, engine, len(jobs), warn)
-                turns[index] = fits[index].run()
-            except Exception as error:
-                end(index, job, error)
-        for index, steps in list(turns.items()):
-            job = fits[index].job
-            try:
-                with fits[index].stream():
-                    next(steps)
-                fits[index].checkpoint_if_due(interruption)
-            except StopIteration as last:
-                end(index, job, last.value)
-            except Exception as error:
-                end(index, job, error)
-        if any(fit.must_stop for fit in fits.values()):
-            for fit in fits.values():
-                fit.checkpoint()
-            interruption.deliver()
-    return [outcomes[index] for index in sorted(outcomes)]
+        return in_turns(jobs, begin, end, interruption or Interruption())
 
 
 @torch.inference_mode()
@@ -212,6 +180,7 @@ class _Position:
     steps: int = 0  # steps done in the present try
     images: int = 0  # images seen in all tries, and the seconds that it took
     seconds: float = 0.0
+    stacked: int = 1  # seeds that were trained as one network with this one, itself included; the most there were
 
 
 class _Fit:
@@ -226,6 +195,11 @@ class _Fit:
         if self.own_kernels and (fault := kernels.fault(self.device) or fused_norm.fault(self.device)):
             self.own_kernels = False
             warn(f"{job.model_name}: goes on with the library's layers, since our kernels failed: {fault}")
+        self.warn = warn
+        self.stacks = engine.stacks(self.own_kernels) and self.group.size == 1
+        # Asked of the network as it is made: our kernels are layers of their own classes.
+        if self.stacks and obstacle(timm.create_model(job.model_name, device="meta", **self.model_args)):
+            self.stacks = False
         self.total = self.recipe.epochs * self.batches.steps_per_epoch
         if self.recipe.max_steps is not None:
             self.total = min(self.total, self.recipe.max_steps)
@@ -267,10 +241,21 @@ class _Fit:
             model: nn.Module = timm.create_model(self.job.model_name, **self.model_args)
             return model
 
+    def _step_of(self, model: nn.Module, seeds: int = 1) -> Step:
+        """The step of a network, or of so many side by side."""
+        how = self.bfloat16, self.at.compile["compiled"], self.group, self.own_kernels, seeds
+        step = Step(model, self.recipe, self.device, *how)
+        step.set_learning_rate(self._learning_rate())
+        return step
+
+    def _learning_rate(self) -> float:
+        """That of the present epoch."""
+        tried = replace(self.recipe, learning_rate=self.at.learning_rate)
+        return tried.learning_rate_at(len(self.at.epochs) + 1)
+
     def _begin(self) -> None:
         """Initial weights and a fresh optimiser."""
-        how = self.bfloat16, self.at.compile["compiled"], self.group, self.own_kernels
-        self.step = Step(self._start(), self.recipe, self.device, *how)
+        self.step: Step | Seed = self._step_of(self._start())
         self.model = self.step.model
         self._quick = quick_forward(self.model, self.device, self.bfloat16)
         self.watch = feasible.LossWatch(self.device)
@@ -281,8 +266,43 @@ class _Fit:
         self.at = replace(self.at, learning_rate=learning_rate, epochs=[], step=0, seen=0, steps=0)
         self._begin()
 
-    def run(self) -> Generator[None, None, dict[str, Any]]:
-        """Do all that is left, yielding after each step; returns the result."""
+    def kind(self) -> Hashable | None:
+        """What trainings must have in common to be stacked now: the network, how it is trained and how far it is; None
+        for one that is not to be stacked."""
+        if not self.stacks:
+            return None
+        at, arguments = self.at, repr(sorted(self.model_args.items()))
+        network = self.job.model_name, arguments, self.bfloat16, self.own_kernels
+        return *network, self.batches.dataset, self.recipe, self.device, at.learning_rate, len(at.epochs), at.step
+
+    def stack(self, others: Sequence["_Fit"]) -> None:
+        """Have the steps of this training and of others of its kind done together from now on."""
+        fits = [self, *others]
+        synchronize(self.device)
+        streams = [fit._stream for fit in fits if fit._stream]
+        stack = Stack(self._start(), self._step_of, [fit._tensors() for fit in fits], streams)
+        for number, fit in enumerate(fits):
+            fit.step = stack.seed(number, fit.model)
+            fit.at.stacked = max(fit.at.stacked, len(fits))
+            # Measured for each alone, where two may differ by noise.
+            fit.at.compile = fit.at.compile | {"compiled": self.at.compile["compiled"]}
+        synchronize(self.device)
+
+    def leave_stack(self) -> None:
+        """Go on alone."""
+        synchronize(self.device)
+        with self.stream():
+            self._load(self._tensors())
+        synchronize(self.device)  # before the memory of the stack is given to others
+
+    def stay_alone(self, others: Sequence["_Fit"], reason: str) -> None:
+        """Never be stacked, nor these others; the reason is told."""
+        for fit in (self, *others):
+            fit.stacks = False
+        self.warn(f"{self.job.model_name}: its seeds go on one by one, since they could not be stacked: {reason}")
+
+    def run(self) -> Run:
+        """Do all that is left, asking for each step; returns the result."""
         least = feasible.LEAST_LEARNING_RATE
         while (yield from self._one_try()) != feasible.TRAINED and self.at.learning_rate / 2 >= least:
             self._start_over(self.at.learning_rate / 2)
@@ -317,12 +337,13 @@ class _Fit:
                 "training_seconds": at.seconds,
                 "images_per_second": at.images / at.seconds,
                 "packed": self.packed,
+                "stacked": at.stacked,
                 "blocks_twice": self.step.blocks_twice,
                 **{name: value for name, value in at.compile.items() if name != "compiled"},
             },
         }
 
-    def _one_try(self) -> Generator[None, None, str]:
+    def _one_try(self) -> Generator[Request | None, Tensor | None, str]:
         """Train at the present learning rate to the end, or until it turns out to be infeasible; says which."""
         outcome = feasible.TRAINED
         while outcome == feasible.TRAINED and (self.at.steps < self.total or self.at.step):
@@ -354,10 +375,10 @@ class _Fit:
         self._mark = perf_counter()
         return share
 
-    def _epoch(self) -> Generator[None, None, str]:
+    def _epoch(self) -> Generator[Request | None, Tensor | None, str]:
         """Do what is left of an epoch, and test; says what came of it."""
         at, number = self.at, len(self.at.epochs) + 1
-        rate = replace(self.recipe, learning_rate=at.learning_rate).learning_rate_at(number)
+        rate = self._learning_rate()
         self.step.set_learning_rate(rate)
         images, seconds = at.images, at.seconds
         yield from self._steps(number)
@@ -393,7 +414,7 @@ class _Fit:
         with measured_convolutions():
             return evaluate(self.model, self.batches.test(ten_crop), self.group, self._quick if quick else None)
 
-    def _steps(self, epoch: int) -> Generator[None]:
+    def _steps(self, epoch: int) -> Generator[Request | None, Tensor | None]:
         """Do what is left of an epoch's steps; a loss that is not finite ends them early."""
         at = self.at
         self.model.train()
@@ -407,8 +428,10 @@ class _Fit:
             if batch is None:
                 break
             count = self.batches.batch_size_of(at.step)
+            loss = yield *batch, count
+            assert loss is not None
             # A copy, since a captured graph writes each step's loss to the same place.
-            self.last_losses.append(self.step(*batch, count).clone())
+            self.last_losses.append(loss.clone())
             at.step += 1
             at.steps += 1
             at.seen += count
@@ -421,7 +444,7 @@ class _Fit:
             self.job.on_step(at.steps, self.total, f"epoch {epoch}/{self.recipe.epochs}, {speed}")
             if not self._finite():
                 break
-            yield
+            yield None
 
     def _finite(self) -> bool:
         """Whether the losses are finite as far as is known; several processes find the same."""
@@ -436,17 +459,17 @@ class _Fit:
         self.at.seconds += now - self._mark
         self._mark = now
 
-    def checkpoint_if_due(self, interruption: Interruption) -> None:
-        """Save after enough time; note in `must_stop` that an interruption is pending, here or in another process."""
+    def due(self, interruption: Interruption) -> bool:
+        """Whether it is time for a checkpoint; notes in `must_stop` that an interruption is pending, here or in another
+        process, before which there will be one anyway."""
         due = monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS
         stop = interruption.pending
         if self.group.size > 1:
             if self.at.steps % AGREE_EVERY:
-                return
+                return False
             due, stop = (value > 0 for value in self.group.sums(float(due), float(stop)))
         self.must_stop = stop
-        if due and not stop:
-            self.checkpoint()
+        return due and not stop
 
     def checkpoint(self) -> None:
         """Save everything that the rest of the training depends on; all processes of a group must call this."""
@@ -455,29 +478,31 @@ class _Fit:
         self._last_checkpoint = monotonic()
 
     def _checkpoint(self) -> None:
-        step = self.step
-        loss_sum, hits = self.group.sums(float(step.loss_sum), float(step.hits))
+        tensors = self._tensors()
         if self.job.checkpoints is not None and self.group.rank == 0:
-            tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-            for name, parameter in self.model.named_parameters():
-                if (momentum := step.optimizer.state[parameter].get("momentum_buffer")) is not None:
-                    tensors[f"momentum.{name}"] = momentum
-            tensors |= {"loss_sum": torch.tensor(loss_sum), "hits": torch.tensor(hits)}
-            if self.last_losses:
-                tensors["last_losses"] = torch.stack(list(self.last_losses))
             # Counted over all tries, so that a later checkpoint has the higher number.
             checkpoint.write(self.job.checkpoints, self.at.images, tensors, asdict(self.at))
 
-    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors that the rest of the training depends on; all processes of a group must call this."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"momentum.{name}": value for name, value in self.step.momenta().items()}
+        loss_sum, hits = self.group.sums(float(self.step.loss_sum), float(self.step.hits))
+        tensors |= {"loss_sum": torch.tensor(loss_sum), "hits": torch.tensor(hits)}
+        if self.last_losses:
+            tensors["last_losses"] = torch.stack(list(self.last_losses))
+        return tensors
+
+    def _restore(self, tensors: State, state: dict[str, Any]) -> None:
         self.at = _Position(**state)
+        self._load(tensors)
+
+    def _load(self, tensors: State) -> None:
+        """Go on from these, alone."""
         self._begin()
+        assert isinstance(self.step, Step)
         self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
-        for name, parameter in self.model.named_parameters():
-            if f"momentum.{name}" not in tensors:
-                continue  # a momentum of 0 leaves none
-            # In the layout of its parameter, as the optimiser makes it: sums over it depend on the order.
-            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-            self.step.optimizer.state[parameter]["momentum_buffer"] = buffer
+        self.step.set_momenta(below("momentum.", tensors))
         if self.group.rank == 0:  # which then stands for all
             self.step.loss_sum.copy_(tensors["loss_sum"])
             self.step.hits.copy_(tensors["hits"])

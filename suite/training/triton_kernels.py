@@ -4,6 +4,9 @@ All tensors are channels_last, so that the channels of one pixel lie together. A
 images of the batch, their rows and their columns. The pixel one row below has a number that is higher by the width.
 Each program works on a tile of pixels. Masks leave out pixels behind the last one and channels that are not there.
 Products are summed in float32, and always in the same order.
+
+Equal networks side by side (see `grouped`) are groups of a pixel's channels. A program works for one group, and
+the channel counts of a kernel are those of one.
 """
 
 import triton
@@ -12,36 +15,60 @@ import triton.language as tl
 
 @triton.jit
 def convolve(
-    x,  # (pixels, c_in)
-    weight,  # (c_out, 9, c_in), or (c_in, 9, c_out) if `transposed`
-    bias,  # (c_out,) or None
-    y,  # (pixels, c_out)
+    x,  # (pixels of x, groups, c_in)
+    weight,  # (groups, c_out, 9, c_in), or (groups, c_in, 9, c_out) if `transposed`
+    bias,  # (groups, c_out) or None
+    y,  # (pixels, groups, c_out)
     pixels,
     height: tl.constexpr,
     width: tl.constexpr,
     c_in: tl.constexpr,
     c_out: tl.constexpr,
+    groups: tl.constexpr,
+    stride: tl.constexpr,
+    x_height: tl.constexpr,
+    x_width: tl.constexpr,
     transposed: tl.constexpr,
     tile: tl.constexpr,
     tile_in: tl.constexpr,
     tile_out: tl.constexpr,
 ):
-    """A convolution, or with `transposed` the one that takes an output's gradient to the input's gradient."""
-    pixel = tl.program_id(0) * tile + tl.arange(0, tile)
-    column, row = pixel % width, pixel // width % height
+    """A convolution, or with `transposed` the one that takes an output's gradient to the input's gradient.
+
+    The stride is that of the convolution: `transposed` goes from the smaller image to the larger one.
+    """
+    step: tl.constexpr = 1 if transposed else stride
+    # Programs of one tile and all groups run at about the same time, since their channels share lines of the cache.
+    group = tl.program_id(0) % groups
+    x += group * c_in
+    y += group * c_out
+    weight += group * 9 * c_in * c_out
+    if bias is not None:
+        bias += group * c_out
+    pixel = tl.program_id(0) // groups * tile + tl.arange(0, tile)
+    column, row, image = pixel % width, pixel // width % height, pixel // (width * height)
     out = tl.program_id(1) * tile_out + tl.arange(0, tile_out)
     total = tl.zeros((tile, tile_out), tl.float32)
     for tap in tl.static_range(9):
         down = tap // 3 - 1
         right = tap % 3 - 1
-        inside = (pixel < pixels) & (row + down >= 0) & (row + down < height)
-        inside = inside & (column + right >= 0) & (column + right < width)
-        source = pixel + down * width + right
+        source_row, source_column = row * step + down, column * step + right
+        inside = (pixel < pixels) & (source_row >= 0) & (source_column >= 0)
+        if transposed and stride > 1:  # most outputs have no share in this pixel
+            inside = inside & (source_row % stride == 0) & (source_column % stride == 0)
+            source_row, source_column = source_row // stride, source_column // stride
+        inside = inside & (source_row < x_height) & (source_column < x_width)
+        if stride == 1:
+            source = pixel + down * width + right
+        else:
+            source = (image * x_height + source_row) * x_width + source_column
         for start in range(0, c_in, tile_in):
             channel = start + tl.arange(0, tile_in)
             there = channel < c_in
             values = tl.load(
-                x + source[:, None] * c_in + channel[None, :], mask=inside[:, None] & there[None, :], other=0.0
+                x + source[:, None] * (groups * c_in) + channel[None, :],
+                mask=inside[:, None] & there[None, :],
+                other=0.0,
             )
             if transposed:  # with the filter turned by half a turn
                 at = (channel[:, None] * 9 + (8 - tap)) * c_out + out[None, :]
@@ -52,19 +79,23 @@ def convolve(
     if bias is not None:
         total += tl.load(bias + out, mask=out < c_out, other=0.0).to(tl.float32)[None, :]
     known = (pixel < pixels)[:, None] & (out < c_out)[None, :]
-    tl.store(y + pixel[:, None] * c_out + out[None, :], total.to(y.dtype.element_ty), mask=known)
+    tl.store(y + pixel[:, None] * (groups * c_out) + out[None, :], total.to(y.dtype.element_ty), mask=known)
 
 
 @triton.jit
 def weight_gradient(
-    x,  # (pixels, c_in)
-    gradient,  # of the output, (pixels, c_out)
-    sums,  # (parts, c_out, 9, c_in), float32
+    x,  # (pixels of x, groups, c_in)
+    gradient,  # of the output, (pixels, groups, c_out)
+    sums,  # (parts, groups, c_out, 9, c_in), float32
     pixels,
     height: tl.constexpr,
     width: tl.constexpr,
     c_in: tl.constexpr,
     c_out: tl.constexpr,
+    groups: tl.constexpr,
+    stride: tl.constexpr,
+    x_height: tl.constexpr,
+    x_width: tl.constexpr,
     tiles: tl.constexpr,
     tile: tl.constexpr,
     tile_in: tl.constexpr,
@@ -74,7 +105,10 @@ def weight_gradient(
 
     A program sums one row of the filter for a block of its channels, whose three taps share the output's gradient.
     """
-    part, tap_row, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    group, part = tl.program_id(0) % groups, tl.program_id(0) // groups
+    tap_row, block = tl.program_id(1), tl.program_id(2)
+    x += group * c_in
+    gradient += group * c_out
     blocks_in: tl.constexpr = (c_in + tile_in - 1) // tile_in
     channel = block % blocks_in * tile_in + tl.arange(0, tile_in)
     out = block // blocks_in * tile_out + tl.arange(0, tile_out)
@@ -84,18 +118,23 @@ def weight_gradient(
     right = tl.zeros((tile_out, tile_in), tl.float32)
     for number in range(tiles):
         pixel = (part * tiles + number) * tile + tl.arange(0, tile)
-        column, row = pixel % width, pixel // width % height + tap_row - 1
-        inside = (pixel < pixels) & (row >= 0) & (row < height)
+        image, column = pixel // (width * height), pixel % width * stride
+        row = pixel // width % height * stride + tap_row - 1
+        inside = (pixel < pixels) & (row >= 0) & (row < x_height)
         known = (pixel < pixels)[None, :] & (out < c_out)[:, None]
-        of_output = tl.load(gradient + pixel[None, :] * c_out + out[:, None], mask=known, other=0.0)
-        at = x + (pixel + (tap_row - 1) * width)[:, None] * c_in + channel[None, :]
-        before = tl.load(at - c_in, mask=(inside & (column > 0))[:, None] & there, other=0.0)
+        of_output = tl.load(gradient + pixel[None, :] * (groups * c_out) + out[:, None], mask=known, other=0.0)
+        if stride == 1:
+            source = pixel + (tap_row - 1) * width
+        else:
+            source = (image * x_height + row) * x_width + column
+        at = x + source[:, None] * (groups * c_in) + channel[None, :]
+        before = tl.load(at - groups * c_in, mask=(inside & (column > 0))[:, None] & there, other=0.0)
         same = tl.load(at, mask=inside[:, None] & there, other=0.0)
-        after = tl.load(at + c_in, mask=(inside & (column < width - 1))[:, None] & there, other=0.0)
+        after = tl.load(at + groups * c_in, mask=(inside & (column < x_width - 1))[:, None] & there, other=0.0)
         left = tl.dot(of_output, before, left)
         middle = tl.dot(of_output, same, middle)
         right = tl.dot(of_output, after, right)
-    place = sums + ((part * c_out + out[:, None]) * 9 + tap_row * 3) * c_in + channel[None, :]
+    place = sums + (((part * groups + group) * c_out + out[:, None]) * 9 + tap_row * 3) * c_in + channel[None, :]
     stored = (out < c_out)[:, None] & there
     tl.store(place, left, mask=stored)
     tl.store(place + c_in, middle, mask=stored)

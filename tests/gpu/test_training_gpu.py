@@ -98,6 +98,7 @@ def test_batchnorm_is_the_same_every_time() -> None:
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
 
 
+@NEEDS_TRITON
 def test_nothing_is_wrong_with_batchnorm_on_this_gpu() -> None:
     assert fused_norm.fault(GPU) is None
 

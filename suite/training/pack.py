@@ -1,0 +1,199 @@
+"""Several trainings at the same time: they take turns step by step, and seeds of one network do their steps together.
+
+On a GPU each training has a stream of its own, so that the small kernels of one fill the gaps of the others. Equal
+networks that are equally far need not even that: they are stacked (see `suite.training.stacked`).
+"""
+
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from suite.errors import in_words
+from suite.interrupt import Interruption
+from suite.training.stacked import Seed, Stack
+from suite.training.step import Step
+
+# Images, labels, and how many images the step has over all processes.
+Request = tuple[Tensor, Tensor, int]
+# A training asks for a step and is sent its loss. Between two steps, where it can be saved, it asks for nothing.
+Run = Generator[Request | None, Tensor | None, dict[str, Any]]
+Outcome = dict[str, Any] | Exception
+
+
+class Training(Protocol):
+    """What takes turns.
+
+    Attributes:
+        step: how its steps are done: by its own, or together with those of other seeds.
+        must_stop: whether an interruption is pending.
+    """
+
+    step: Step | Seed
+    must_stop: bool
+
+    def run(self) -> Run:
+        """Do all that is left."""
+
+    def stream(self) -> AbstractContextManager[Any]:
+        """Where its work is queued."""
+
+    def kind(self) -> Hashable | None:
+        """What trainings must have in common to be stacked now: the network, how it is trained and how far it is; None
+        for one that is not to be stacked."""
+
+    def stack(self, others: Sequence[Any]) -> None:
+        """Have the steps of this training and of others of its kind done together from now on."""
+
+    def leave_stack(self) -> None:
+        """Go on alone."""
+
+    def stay_alone(self, others: Sequence[Any], reason: str) -> None:
+        """Never be stacked, nor these others; the reason is told."""
+
+    def due(self, interruption: Interruption) -> bool:
+        """Whether it is time for a checkpoint; notes a pending interruption."""
+
+    def checkpoint(self) -> None:
+        """Save all that the rest of the training depends on."""
+
+
+J = TypeVar("J")
+
+
+@dataclass
+class _Turn(Generic[J]):
+    job: J
+    fit: Training
+    run: Run
+    request: Request | None = None
+
+
+def in_turns(
+    jobs: Sequence[J],
+    begin: Callable[[J, bool], Training],
+    end: Callable[[J, Outcome], J | None],
+    interruption: Interruption,
+) -> list[Outcome]:
+    """Do trainings at the same time.
+
+    Args:
+        jobs: what to begin with.
+        begin: begins a training; the second argument says whether others are under way.
+        end: told of a training's result, or of the exception that ended it, which does not end the others; returns
+            what to begin in its place.
+        interruption: a pending one is delivered once all trainings are saved.
+
+    Returns:
+        The outcomes in the order of the beginnings.
+    """
+    outcomes: dict[int, Outcome] = {}
+    waiting = dict(enumerate(jobs))
+    turns: dict[int, _Turn[J]] = {}
+
+    def ended(index: int, job: J, outcome: Outcome) -> None:
+        if isinstance(outcome, Exception):
+            traceback.clear_frames(outcome.__traceback__)  # which hold its memory
+        turns.pop(index, None)
+        outcomes[index] = outcome
+        following = end(job, outcome)
+        if following is not None:
+            waiting[len(outcomes) + len(turns) + len(waiting)] = following
+
+    def advance(index: int, loss: Tensor | None) -> None:
+        """Have a training go on until it asks for a step, or has done one."""
+        turn = turns[index]
+        try:
+            with turn.fit.stream():
+                turn.request = turn.run.send(loss)
+        except StopIteration as last:
+            ended(index, turn.job, last.value)
+        except Exception as error:
+            ended(index, turn.job, error)
+
+    while waiting or turns:
+        while waiting:
+            index = next(iter(waiting))
+            job = waiting.pop(index)
+            try:
+                fit = begin(job, bool(turns))
+                turns[index] = _Turn(job, fit, fit.run())
+            except Exception as error:
+                ended(index, job, error)
+        for index in list(turns):
+            if turns[index].request is None:
+                advance(index, None)
+        if waiting:
+            continue  # what takes the place of one that ended is to have its first step with the others' next
+        _arrange({index: turn.fit for index, turn in turns.items()})
+        for together in _together(turns):
+            try:
+                losses = _compute([turns[index] for index in together])
+            except Exception as error:
+                for index in together:
+                    ended(index, turns[index].job, error)
+                continue
+            for index, loss in zip(together, losses, strict=True):
+                advance(index, loss)
+            fits = [turns[index].fit for index in together if index in turns]
+            # Seeds that are saved at the same step are stacked again after a kill.
+            due = [fit.due(interruption) for fit in fits]
+            if any(due):
+                for fit in fits:
+                    fit.checkpoint()
+        if any(turn.fit.must_stop for turn in turns.values()):
+            for turn in turns.values():
+                turn.fit.checkpoint()
+            interruption.deliver()
+    return [outcomes[index] for index in sorted(outcomes)]
+
+
+def _arrange(fits: Mapping[int, Training]) -> None:
+    """Take stacks apart of which a training ended or began anew, and stack what is of one kind and alone."""
+    stacks: dict[Stack, list[Training]] = defaultdict(list)
+    for fit in fits.values():
+        if isinstance(fit.step, Seed):
+            stacks[fit.step.stack].append(fit)
+    for stack, members in stacks.items():
+        if len(members) < stack.size:
+            for fit in members:
+                fit.leave_stack()
+    kinds: dict[Hashable, list[Training]] = defaultdict(list)
+    for fit in fits.values():
+        if isinstance(fit.step, Step) and (kind := fit.kind()) is not None:
+            kinds[kind].append(fit)
+    for first, *others in kinds.values():
+        if others:
+            try:
+                first.stack(others)
+            except Exception as error:  # such as too little memory; each still has its own step
+                first.stay_alone(others, in_words(error))
+
+
+def _together(turns: Mapping[int, _Turn[Any]]) -> list[list[int]]:
+    """Whose steps are done together, in the order of the first of each."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for index, turn in turns.items():
+        step = turn.fit.step
+        found[id(step.stack if isinstance(step, Seed) else step)].append(index)
+    return list(found.values())
+
+
+def _compute(turns: Sequence[_Turn[Any]]) -> list[Tensor]:
+    """Do a step of each of these, which are one training or the seeds of one stack; returns the losses."""
+    fit, requests = turns[0].fit, [turn.request for turn in turns if turn.request]
+    if isinstance(fit.step, Seed):
+        return fit.step.stack([(images, labels) for images, labels, _ in requests])
+    with fit.stream():
+        return [fit.step(*requests[0])]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all streams of a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
