@@ -18,7 +18,7 @@ from suite.analysis.analyze import analyze
 from suite.data.channels import InChannels, adapted
 from suite.data.sets import Dataset, Split
 from suite.export import load_weights
-from suite.inference import deploy, latency
+from suite.inference import deploy, latency, networks
 from suite.tables.spec import load_table
 
 CPU = torch.device("cpu")
@@ -110,8 +110,8 @@ def test_a_network_of_any_count_of_channels_is_exported_checked_and_explained(
 
 def test_a_network_of_one_channel_is_analysed_and_timed(folder: Callable[..., Path], tmp_path: Path) -> None:
     file = tmp_path / "net.onnx"
-    with deploy.source(str(folder(1))) as of:
-        found = analyze(load_weights(of.weights), deploy.test_batches(of, {}, 20))
+    with networks.source(str(folder(1))) as of:
+        found = analyze(load_weights(of.weights), networks.test_batches(of, {}, 20))
         deploy.export(of, file, "fp32", "cpu", False, {})
         protocol = latency.Protocol(rounds=1, min_seconds=0, min_runs=2, max_runs=2, warmup=0)
         requests = [

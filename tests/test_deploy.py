@@ -20,7 +20,7 @@ import models  # noqa: F401 - registers the networks with timm
 from suite.data import augment
 from suite.data import sets as data
 from suite.errors import InputError
-from suite.inference import deploy, latency, parity
+from suite.inference import deploy, latency, networks, parity, reduced
 
 Suite = Callable[..., tuple[int, str, str]]
 
@@ -42,7 +42,7 @@ def test_eight_bits_have_the_form_and_type_that_ran_fastest_here(
         return [{"samples": [0.1, 0.1, 9.0] if each == fastest else [0.2, 0.2, 0.2]} for each in tried]
 
     monkeypatch.setattr(latency, "measure", measure)
-    with deploy.source("resnet20_crelu_bn") as of:
+    with networks.source("resnet20_crelu_bn") as of:
         result = deploy.export(of, path, "int8", "cpu", False, {})
     assert (result["form"], result["activations"]) == fastest
     model = onnx.load(path)
@@ -60,7 +60,7 @@ def test_a_form_that_does_not_run_leaves_the_choice_to_the_others(monkeypatch: p
         "d": latency.NotFiniteError({"samples": [0.01, 0.05, 0.09]}),
     }
     monkeypatch.setattr(latency, "measure", lambda requests: [answers[request.path] for request in requests])
-    of = deploy.Source(Path(), "resnet20_relu_np", 10, 32, trained=False)
+    of = networks.Source(Path(), "resnet20_relu_np", 10, 32, trained=False)
     assert deploy._fastest(of, [Path(name) for name in "abcd"], "cpu") == (Path("c"), 0.1, [])
     with pytest.raises(RuntimeError, match="no kernel"):
         deploy._fastest(of, [Path("a"), Path("a")], "cpu")
@@ -78,7 +78,7 @@ def test_cuda_is_given_the_exporters_own_graph_and_the_time_it_takes(
     answer = latency.NotFiniteError({"samples": [0.002, 0.003, 0.9]})
     monkeypatch.setattr(latency, "measure", lambda requests: [answer for _ in requests])
     monkeypatch.setattr(latency, "unavailable", lambda provider: None)
-    with deploy.source("resnet20_crelu_bn") as of:
+    with networks.source("resnet20_crelu_bn") as of:
         result = deploy.export(of, path, precision, "cuda", False, {})
     assert result["form"] == "plain"
     assert result["milliseconds"] == 3
@@ -87,7 +87,7 @@ def test_cuda_is_given_the_exporters_own_graph_and_the_time_it_takes(
 
 
 def test_eight_bits_for_cuda_are_one_line() -> None:
-    of = deploy.Source(Path(), "resnet20_relu_bn", 10, 32, trained=False)
+    of = networks.Source(Path(), "resnet20_relu_bn", 10, 32, trained=False)
     with pytest.raises(
         InputError, match=r"CUDA provider has no int8 convolution, .*; legal on this provider: fp32, fp16$"
     ):
@@ -105,14 +105,14 @@ def scaled(path: Path, factor: float) -> Path:
 
 
 def test_activations_that_float16_cannot_hold_are_refused_with_their_layer(path: Path, tmp_path: Path) -> None:
-    with deploy.source("resnet20_relu_bn") as of:
+    with networks.source("resnet20_relu_bn") as of:
         deploy.export(of, path, "fp32", "cpu", False, {})
-    images = deploy.Calibration([np.random.default_rng(0).standard_normal((4, 3, 32, 32), np.float32)], "4 images")
-    said = deploy.convert(path, tmp_path / "half.onnx", "fp16", images)
+    images = reduced.Calibration([np.random.default_rng(0).standard_normal((4, 3, 32, 32), np.float32)], "4 images")
+    said = reduced.convert(path, tmp_path / "half.onnx", "fp16", images)
     assert 0 < said["greatest_activation"] < 65504
     with pytest.raises(RuntimeError, match=r"^conv1 gives values to .* on 4 images, and float16 holds 65504 at most"):
-        deploy.convert(scaled(path, 60000), tmp_path / "half.onnx", "fp16", images)
-    said = deploy.convert(scaled(path, 60000), tmp_path / "half.onnx", "fp16", images, trained=False)
+        reduced.convert(scaled(path, 60000), tmp_path / "half.onnx", "fp16", images)
+    said = reduced.convert(scaled(path, 60000), tmp_path / "half.onnx", "fp16", images, trained=False)
     assert said["greatest_activation"] > 65504
     assert len(said["warnings"]) == 1
 
@@ -126,14 +126,14 @@ def test_eight_bits_for_a_gpu_are_symmetric(path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(latency, "measure", measure)
     monkeypatch.setattr(latency, "unavailable", lambda provider: None)
-    with deploy.source("resnet20_relu_bn") as of:
+    with networks.source("resnet20_relu_bn") as of:
         result = deploy.export(of, path, "int8", "tensorrt", False, {})
     assert sorted(tried) == ["plain.symmetric", "rewritten.symmetric"]
     assert result["activations"] == "symmetric"
 
 
 def test_what_is_exported_in_eight_bits_was_timed_and_runs(path: Path) -> None:
-    with deploy.source("resnet20_relu_bn") as of:
+    with networks.source("resnet20_relu_bn") as of:
         result = deploy.export(of, path, "int8", "cpu", True, {})
     assert result["form"] == "plain"
     assert result["activations"] in ("signed", "unsigned")
@@ -160,9 +160,9 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
 
 def test_a_runs_own_mean_and_std_are_used_wherever_it_is_tested_or_calibrated(saved: Callable[..., Path]) -> None:
     folder = saved(mean=MEAN, std=STD)
-    with deploy.source(str(folder)) as of:
-        made = deploy.test_batches(of, {}, 20)
-        held = deploy.calibration(made)
+    with networks.source(str(folder)) as of:
+        made = networks.test_batches(of, {}, 20)
+        held = reduced.calibration(made)
     of_digits = data.load("digits10")
     wanted = [torch.tensor(values) * 255 for values in (MEAN, STD)]
     chosen = torch.from_numpy(of_digits.test.images[::50])
@@ -179,8 +179,8 @@ def test_a_runs_own_mean_and_std_are_used_wherever_it_is_tested_or_calibrated(sa
 
 
 def test_ten_crops_have_the_stated_mean_and_std_too(saved: Callable[..., Path]) -> None:
-    with deploy.source(str(saved(mean=MEAN, std=STD))) as of:
-        made = deploy.test_batches(of, {}, 1)
+    with networks.source(str(saved(mean=MEAN, std=STD))) as of:
+        made = networks.test_batches(of, {}, 1)
     made.recipe = dataclasses.replace(made.recipe, augment="imagenet", test_size=28)
     ((ten, _),) = made.test(ten_crop=True)
     pixels = torch.from_numpy(made.dataset.test.images[0])
@@ -191,10 +191,11 @@ def test_ten_crops_have_the_stated_mean_and_std_too(saved: Callable[..., Path]) 
 def test_the_data_sets_own_mean_and_std_stay_where_a_folder_states_them_or_nothing(saved: Callable[..., Path]) -> None:
     own = data.load("digits10")
     stated = {name: [value / 255 for value in getattr(own, name)] for name in ("mean", "std")}
-    with deploy.source(str(saved(**stated))) as of:
-        assert deploy.test_batches(of, {}, 20).dataset is own
-    with deploy.source("resnet20_relu_bn") as of:  # timm's description has CIFAR-10's, but nothing was trained by them
-        assert deploy.test_batches(of, {}, 20).dataset is own
+    with networks.source(str(saved(**stated))) as of:
+        assert networks.test_batches(of, {}, 20).dataset is own
+    # timm's description has CIFAR-10's, but nothing was trained by them.
+    with networks.source("resnet20_relu_bn") as of:
+        assert networks.test_batches(of, {}, 20).dataset is own
 
 
 @pytest.mark.parametrize("stated", [{"mean": [0.5]}, {"std": [0.5, 0.5]}])
@@ -204,8 +205,11 @@ def test_a_mean_or_std_of_other_than_three_channels_is_named(
     folder = saved()
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pretrained_cfg": stated}))  # timm writes three
-    with deploy.source(str(folder)) as of, pytest.raises(InputError, match="legal: 3, one for each channel") as caught:
-        deploy.test_batches(of, {}, 20)
+    with (
+        networks.source(str(folder)) as of,
+        pytest.raises(InputError, match="legal: 3, one for each channel") as caught,
+    ):
+        networks.test_batches(of, {}, 20)
     assert str(path) in str(caught.value)
 
 
@@ -243,8 +247,8 @@ def test_images_of_other_classes_than_a_network_was_trained_on_are_told(saved: C
     digits = data.load("digits10")
 
     def said(given: bool, trained: bool = True, **stated: Any) -> str:
-        with deploy.source(str(saved(**stated))) as of:
-            return deploy.trained_elsewhere(dataclasses.replace(of, trained=trained), digits, given)
+        with networks.source(str(saved(**stated))) as of:
+            return networks.trained_elsewhere(dataclasses.replace(of, trained=trained), digits, given)
 
     assert said(False, label_names=list(digits.classes)) == ""
     others = said(True, label_names=[f"cat\x1b{number}" for number in range(10)])
@@ -268,8 +272,8 @@ def test_a_published_network_on_the_embedded_digits_is_told_apart_from_a_test_of
     (line,) = (line for line in out.splitlines() if line.startswith("top-1 error"))
     assert line.endswith(" points on digits10, but trained on cifar10; --data cifar10=PATH gives that")
     assert err.startswith(f"note: images are normalised as {folder}/config.json states: mean 0.4914 ")
-    with deploy.source(str(folder)) as of:
-        held = deploy.calibration(deploy.test_batches(of, {}, None), "trained on cifar10")
+    with networks.source(str(folder)) as of:
+        held = reduced.calibration(networks.test_batches(of, {}, None), "trained on cifar10")
     assert held.notes[-1] == "calibrated on 200 training images of digits10, but trained on cifar10"
     code, out, _ = suite(
         "figure", "2", "--depth", "20", "--results", str(PUBLISHED), "--images", "20", "--format", "csv"

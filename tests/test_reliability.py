@@ -22,7 +22,7 @@ import torch
 
 from suite.errors import InputError
 from suite.export import onnxfile
-from suite.inference import deploy
+from suite.inference import deploy, networks
 from suite.inference.latency import Protocol, Request, measure
 from suite.results import compact
 from suite.results.shape import checked
@@ -146,7 +146,7 @@ def test_kills_while_checkpoints_are_written_leave_a_sound_one(tmp_path: Path, k
 
 
 def export_once(out: Path) -> None:
-    with deploy.source("resnet20_relu_bn") as of:
+    with networks.source("resnet20_relu_bn") as of:
         deploy.export(of, out, "fp32", "cpu", False, {})
 
 

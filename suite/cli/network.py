@@ -27,11 +27,11 @@ def export(
     A model's name means its initial weights. int8 is calibrated on training images of --data, and fp16 is checked to
     hold the activations that they give.
     """
-    from suite.inference import deploy
+    from suite.inference import deploy, networks
 
     if data and precision == "fp32":
         raise InputError("--data: legal only with --precision int8, which is calibrated on it, and fp16, checked on it")
-    with deploy.in_one_line(source), deploy.source(source, size) as of:
+    with networks.in_one_line(source), networks.source(source, size) as of:
         result = deploy.export(of, out, precision, provider, plain, data)
     for warning in result.pop("warnings", ()):
         click.echo(printable(f"warning: {source}: {warning}"), err=True)
@@ -47,9 +47,9 @@ def export(
 @options.test_data
 def parity(source: str, weights: str | None, provider: str, images: int | None, data: dict[str, Path]) -> int:
     """Compare ONNX Runtime with torch on test images; exit code 1 if they differ by more than they may."""
-    from suite.inference import deploy, parity
+    from suite.inference import deploy, networks, parity
 
-    with deploy.in_one_line(source):
+    with networks.in_one_line(source):
         result = deploy.parity(source, weights, data, images, provider)
     for note in result["notes"]:
         click.echo(printable(f"note: {note}"), err=True)
@@ -65,9 +65,9 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
 @options.size
 def explain(source: str, provider: str, batch_size: int, size: int | None) -> int:
     """Say what ONNX Runtime makes of a file, or of the export of a run or model, and where its time goes."""
-    from suite.inference import deploy, explain
+    from suite.inference import deploy, explain, networks
 
-    with deploy.in_one_line(source), deploy.onnx_file(source, provider, size) as path:
+    with networks.in_one_line(source), deploy.onnx_file(source, provider, size) as path:
         found = explain.render(deploy.explain(path, provider, batch_size, size))
     click.echo(printable(found, keep="\n"), nl=False)  # a file's nodes have the names that its maker gave them
     return 0
@@ -87,7 +87,7 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
 
     normprop is NormProp's promise layer by layer, kept in a plain CNN and broken in a ResNet, with Propositions 1 to 3.
     """
-    from suite.inference import deploy
+    from suite.inference import networks
     from suite.report import figures
 
     if number == figures.PROMISE:
@@ -106,7 +106,7 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
     def say(text: str) -> None:
         click.echo(text, err=True)
 
-    with deploy.in_one_line(f"figure {number}"):
+    with networks.in_one_line(f"figure {number}"):
         found = figures.curves(int(number), results, int(depth) if depth else None, data, images, say)
     click.echo(figures.render(int(number), found, form), nl=False)
     return 0

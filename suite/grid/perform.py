@@ -19,7 +19,7 @@ from suite import distributed, env, progress
 from suite.distributed import Group
 from suite.errors import InputError, in_words
 from suite.grid.plan import Cell, Options, Stage
-from suite.inference import deploy
+from suite.inference import departure, networks, reduced
 from suite.interrupt import NEVER, Deadline, Interruption
 from suite.results import samples
 from suite.results.record import key_of
@@ -237,7 +237,7 @@ class Performer:
 
         (train,), cell, size = stage.needs, _cell(stage), stage.inputs["size"]
         weights = self._weights(train)
-        of = deploy.Source(weights, cell.row.model, len(cell.dataset.classes), size, trained=True)
+        of = networks.Source(weights, cell.row.model, len(cell.dataset.classes), size, trained=True)
         rewrite = not stage.inputs.get("plain", False)
         more = {
             "recipe": json.dumps(dataclasses.asdict(cell.recipe)),
@@ -245,7 +245,7 @@ class Performer:
             "run": train.key,
             "form": "rewritten" if rewrite else "plain",
         }
-        return export(weights, size, folder / "model.onnx", deploy.metadata(of, more), rewrite)
+        return export(weights, size, folder / "model.onnx", networks.metadata(of, more), rewrite)
 
     def _analyze(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
         """What the paper looks inside for: Table 1 and the curves of Figures 2 and 3."""
@@ -265,8 +265,8 @@ class Performer:
         weights = self._weights(train) if self.store.get("train", train.inputs) else None
         batches = self._batches(_cell(stage), "cpu", weights=weights)
         activations = stage.inputs.get("activations", "unsigned")
-        images = deploy.calibration(batches)
-        return deploy.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
+        images = reduced.calibration(batches)
+        return reduced.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
 
     def _parity(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
         train, file = stage.needs
@@ -274,7 +274,7 @@ class Performer:
         # The exporter's own graph is in float32 as well.
         form = "fp32" if stage.inputs["precision"] == "plain" else stage.inputs["precision"]
         batches = self._batches(_cell(stage), "cpu", weights=weights)
-        return deploy.check(weights, path, batches, form, stage.inputs["provider"], progress=step)
+        return departure.check(weights, path, batches, form, stage.inputs["provider"], progress=step)
 
     def _peak(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
         from suite.inference import latency
@@ -315,7 +315,7 @@ class Performer:
 
         workers = 0 if cell.dataset.train.in_memory else self.threads
         place = torch.device(device, group.local_rank) if device == "cuda" else torch.device(device)
-        dataset = cell.dataset if weights is None else deploy.as_trained(cell.dataset, weights)
+        dataset = cell.dataset if weights is None else networks.as_trained(cell.dataset, weights)
         for note in dataset.notes[len(cell.dataset.notes) :]:
             self.display.note(f"{cell.name}: {note}")
         return Batches(dataset, cell.recipe, place, workers, group)

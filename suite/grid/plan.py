@@ -292,7 +292,7 @@ def _files(cell: Cell, train: Stage, forms: tuple[str, ...], provider: str) -> d
     GPUs have the exporter's own graph, which is the CPU's form "plain", and in int8 a form of their own. What a
     provider cannot run is left out.
     """
-    from suite.inference.deploy import CALIBRATION_IMAGES
+    from suite.inference.reduced import CALIBRATION_IMAGES
 
     inputs = _inputs("export", cell, train=train.key, size=cell.recipe.test_size)
     plain = Stage("export", cell, inputs | {"plain": True}, (train,), " without rewrites")

@@ -1,10 +1,10 @@
-"""Where an exported file departs from its network: the first node whose values are not the network's."""
+"""Parity of an exported file, and where it departs: the first node whose values are not the network's."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -13,10 +13,15 @@ from numpy.typing import NDArray
 from onnxscript import ir
 from torch import Tensor, nn
 
+from suite import env
 from suite.export.exporter import last_convolution, to_graph
 from suite.export.nodes import name_after_layers
 from suite.export.rewrite import apply_rewrites
+from suite.export.weights import load_weights
 from suite.session import load_onnxruntime, open_session
+
+if TYPE_CHECKING:
+    from suite.data.batches import Batches
 
 # Difference from which on a value departs, as a share of the greatest value of its tensor. Rounding stays below: across
 # runtimes, and (far below) where one runtime computes one graph in one order.
@@ -190,3 +195,34 @@ def _layer(model: nn.Module, node: str) -> str:
     while layer not in modules and "." in layer:
         layer = layer.rpartition(".")[0]
     return layer if layer in modules else node
+
+
+def check(
+    weights: Path,
+    path: Path,
+    batches: "Batches",
+    precision: str,
+    provider: str = "cpu",
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> dict[str, Any]:
+    """What `parity.compare` says of a file and the weights that it was made from; and if a float32 file fails,
+    `departure`: the first node that departs, as `first_departure` finds it.
+
+    Raises:
+        RuntimeError: nothing can be compared; where that is a float32 file's fault, with the first node that departs.
+    """
+    from suite.inference.parity import LogitsError, compare
+
+    model = load_weights(weights)
+
+    def found_first() -> dict[str, Any] | None:
+        images, _ = next(iter(batches.test()))
+        return first_departure(model, path, images[:4].contiguous(), provider)
+
+    try:
+        found = compare(model, path, batches, env.available_cores(), progress, provider=provider, precision=precision)
+    except LogitsError as error:
+        if precision == "fp32" and error.of == "ONNX Runtime" and (first := found_first()):
+            raise RuntimeError(f"{error}; it departs first at {first['node']}") from None
+        raise
+    return found if found["passed"] or precision != "fp32" else found | {"departure": found_first()}

@@ -12,7 +12,7 @@ from typing import Any
 
 from suite.errors import InputError
 from suite.files import printable
-from suite.inference import deploy
+from suite.inference import networks
 from suite.report.plots import ZOOM
 from suite.report.render import escape_latex
 from suite.results.record import Record
@@ -96,18 +96,18 @@ def curves(
         record = _longest(store, name)
         weights = str(store.artifact(record, "model.safetensors").parent) if record else name
         say(f"{name}: {_origin(figure, record)}")
-        with deploy.source(weights) as of:
+        with networks.source(weights) as of:
             model = load_weights(of.weights)
             if figure == 3:
                 result = analyze.coherence(model)
                 names, values, measured, label = result.layers, result.mu, "", ""
             else:
-                batches = deploy.test_batches(of, data or {}, images)
+                batches = networks.test_batches(of, data or {}, images)
                 differences = analyze.block_differences(model, batches)
                 names, values = differences.blocks, differences.delta
                 dataset = batches.dataset
                 measured = f"; measured on {batches.test_images} test images of {dataset.name}"
-                elsewhere = deploy.trained_elsewhere(of, dataset, bool(data))
+                elsewhere = networks.trained_elsewhere(of, dataset, bool(data))
                 measured += f", but {elsewhere}" if elsewhere else ""
                 measured = "; ".join([measured, *map(printable, dataset.notes)])
                 label = f"on {dataset.name}, {elsewhere.partition(';')[0]}" if elsewhere else ""

@@ -15,7 +15,7 @@ import models  # noqa: F401 - registers the networks with timm
 from suite import env
 from suite.export.exporter import load_weights
 from suite.export.precision import Activations
-from suite.inference import deploy
+from suite.inference import deploy, networks, reduced
 from suite.registry import PROVIDERS
 from suite.results.samples import interval
 
@@ -96,13 +96,13 @@ class Files:
         graph = PROVIDERS[provider].graph
         file = self.weights(model) / f"{form}-{graph}-{size}.onnx"
         if not file.exists():
-            with deploy.source(str(self.weights(model)), size) as of:
+            with networks.source(str(self.weights(model)), size) as of:
                 if form == "fp32":
                     deploy.export(of, file, form, "cpu", graph == "plain", {})
                 else:
                     whole = self.exported(model, size, provider=provider)
-                    images = deploy.calibration(deploy.test_batches(of, {}, None))
-                    deploy.convert(whole, file, form, images, activations, trained=False)
+                    images = reduced.calibration(networks.test_batches(of, {}, None))
+                    reduced.convert(whole, file, form, images, activations, trained=False)
         return file
 
     def default(self, model: str, size: int) -> Path:

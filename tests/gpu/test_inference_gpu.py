@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite.inference import deploy, latency
+from suite.inference import departure, deploy, latency, networks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,10 +25,10 @@ def _provider() -> None:
 @pytest.mark.parametrize("model", ["resnet20_relu_bn", "resnet20_crelu_bn", "resnet20_crelu_np2"])
 def test_an_exported_file_computes_its_network_and_is_timed(model: str, precision: str, tmp_path: Path) -> None:
     file = tmp_path / "net.onnx"
-    with deploy.source(model) as of:
+    with networks.source(model) as of:
         made = deploy.export(of, file, precision, "cuda", plain=False, data={})
         assert made["form"] == "plain"
-        found = deploy.check(of.weights, file, deploy.test_batches(of, {}, 100), precision, "cuda")
+        found = departure.check(of.weights, file, networks.test_batches(of, {}, 100), precision, "cuda")
         assert found["passed"], found
     for batch_size in (1, 8):
         request = latency.Request("onnxruntime", str(file), "cuda", batch_size, 32, 1, PROTOCOL)
@@ -38,7 +38,7 @@ def test_an_exported_file_computes_its_network_and_is_timed(model: str, precisio
 
 
 def test_torch_is_timed_on_the_same_gpu(tmp_path: Path) -> None:
-    with deploy.source("resnet20_relu_bn") as of:
+    with networks.source("resnet20_relu_bn") as of:
         (answer,) = latency.measure([latency.Request("torch", str(of.weights), "cuda", 8, 32, 1, PROTOCOL)])
     assert not isinstance(answer, RuntimeError), answer
     assert all(0 < seconds < 1 for seconds in answer["samples"])

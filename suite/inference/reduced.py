@@ -1,0 +1,76 @@
+"""An exported file in float16 or int8, fixed by training images and checked on them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suite import env
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from suite.data.batches import Batches
+    from suite.export.precision import Activations
+
+# Training images that fix the ranges of int8 activations, and show whether float16 holds them.
+CALIBRATION_IMAGES = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Training images as in test, float32 (B, 3, size, size) each batch, in words what they are, and what else is to be
+    said of them."""
+
+    batches: Sequence["NDArray[np.float32]"]
+    words: str
+    notes: tuple[str, ...] = ()
+
+
+def calibration(batches: "Batches", elsewhere: str = "") -> Calibration:
+    """`CALIBRATION_IMAGES` training images, evenly spaced, for a network that was trained `elsewhere` (see
+    `trained_elsewhere`)."""
+    held = [batch.contiguous().numpy() for batch in batches.calibration(CALIBRATION_IMAGES)]
+    words = f"{sum(map(len, held))} training images of {batches.dataset.name}"
+    foreign = (f"calibrated on {words}, but {elsewhere}",) if elsewhere else ()
+    return Calibration(held, words, (*batches.dataset.notes, *foreign))
+
+
+def convert(
+    path: Path,
+    out: Path,
+    form: str,
+    images: Calibration,
+    activations: "Activations" = "unsigned",
+    trained: bool = True,
+) -> dict[str, Any]:
+    """Write an exported file in fewer bits: "fp16", or "int8" calibrated on images, with `activations` of a kind.
+
+    Returns:
+        What `exporter.check` says of the file, and `calibration` in words; for float16 `greatest_activation` (in
+        float32, on these images), and if float16 does not hold it, and the network is not `trained`, `warnings`.
+
+    Raises:
+        RuntimeError: float16 does not hold a weight, or an activation of a trained network on these images; or the file
+            is not what it is meant to be.
+    """
+    from suite.export.exporter import check
+    from suite.export.precision import FLOAT16, magnitudes, to_float16, to_int8
+
+    if form == "int8":
+        to_int8(path, out, images.batches, activations=activations)
+        return check(out) | {"calibration": images.words}
+    to_float16(path, out)
+    found = magnitudes(path, images.batches, env.available_cores())
+    said = {"calibration": images.words, "greatest_activation": max(found.values())}
+    most = float(FLOAT16.max)
+    for node, value in found.items():
+        if not value <= most:  # nor if it is not a number
+            said["greatest_activation"] = value
+            overflow = f"{node} gives values to {value:.3g} on {images.words}, and float16 holds {most:.0f} at most"
+            if trained:
+                raise RuntimeError(f"{overflow}; legal: fp32, int8")
+            said["warnings"] = [f"{overflow}: with these initial weights the file gives no numbers on a GPU"]
+            break
+    return check(out) | said
