@@ -17,7 +17,7 @@ import models  # noqa: F401 - registers the networks with timm
 from suite.analysis.analyze import analyze
 from suite.data.channels import InChannels, adapted
 from suite.data.sets import Dataset, Split
-from suite.export import load_weights
+from suite.export.exporter import load_weights
 from suite.inference import deploy, latency, networks
 from suite.tables.spec import load_table
 

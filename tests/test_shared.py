@@ -57,7 +57,7 @@ READ = """
 import sys, torch
 from pathlib import Path
 from suite.data.batches import Batches
-from suite.data import load
+from suite.data.sets import load
 from tests.test_shared import RECIPE
 if __name__ == "__main__":
     made = [Batches(load("imagenet", Path(sys.argv[1])), RECIPE, torch.device("cpu"), workers) for workers in (0, 2)]
