@@ -21,6 +21,7 @@ from suite.data import augment
 from suite.data import sets as data
 from suite.errors import InputError
 from suite.inference import deploy, latency, networks, parity, reduced
+from suite.registry import DATA_SETS
 
 Suite = Callable[..., tuple[int, str, str]]
 
@@ -232,9 +233,10 @@ def test_a_run_checks_and_calibrates_with_the_mean_and_std_that_its_weights_stat
     assert suite(*row, "--stages", "train")[0] == 0
     was = data.load("digits10").mean
     # As if it had been trained by an earlier version.
-    monkeypatch.setitem(data._STATISTICS, "digits10", ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)))
+    other = dataclasses.replace(DATA_SETS["digits10"], mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    monkeypatch.setitem(DATA_SETS, "digits10", other)
     monkeypatch.setattr(data, "_embedded", data._embedded.__wrapped__)
-    watched(deploy, "calibration", 0)
+    watched(reduced, "calibration", 0)
     watched(parity, "compare", 2)
     code, _, err = suite(*row, "--stages", "export,parity")
     assert code == 0
