@@ -109,7 +109,7 @@ class Bars(Lines):
         for name, (done, total, note) in work.items():
             if name not in self._others:
                 self._others[name] = self._progress.add_task(name, total=None)
-            description = f"{name}, {note}" if note else name
+            description = printable(f"{name}, {note}" if note else name)  # from a file that others may have written
             self._progress.update(self._others[name], completed=done, total=total or None, description=description)
 
     def skip(self, name: str) -> None:
@@ -127,8 +127,6 @@ class Silent(Lines):
         pass
 
 
-def display(total: int, speaks: bool = True) -> Lines:
-    """The display that suits standard error: bars on a terminal, else lines; none for a process that does not speak."""
-    if not speaks:
-        return Silent(total)
+def display(total: int) -> Lines:
+    """The display that suits standard error: bars on a terminal, else lines."""
     return Bars(total) if sys.stderr.isatty() else Lines(total)

@@ -386,7 +386,7 @@ def test_verify_ends_with_1_and_a_line_for_each_problem(store: Store, suite: Sui
 def test_nothing_but_the_restricted_reader_of_cifar_unpickles() -> None:
     forbidden = re.compile(r"\bpickle\b|\btorch\.load\b|\bmarshal\b|\bshelve\b|\bdill\b|allow_pickle|local-dir|hf-hub")
     for folder in ("suite", "models"):
-        for path in (TESTS.parent / folder).glob("*.py"):
+        for path in (TESTS.parent / folder).rglob("*.py"):
             found = [
                 node
                 for node in ast.walk(ast.parse(path.read_text("utf-8")))
@@ -397,7 +397,7 @@ def test_nothing_but_the_restricted_reader_of_cifar_unpickles() -> None:
 
 
 def test_durations_are_of_a_clock_that_nobody_sets() -> None:
-    for path in (TESTS.parent / "suite").glob("*.py"):
+    for path in (TESTS.parent / "suite").rglob("*.py"):
         assert not re.search(r"\btime\.time\(|from time import .*\btime\b", path.read_text("utf-8")), path
 
 

@@ -79,8 +79,11 @@ def list_(what: str) -> int:
         tables = map(spec.load_table, spec.NUMBERS)
         lines = [f"{table.number}  {len(table.rows):2} rows  {table.title}" for table in tables]
     else:
-        lines = [f"{name:9} given by --data {name}=PATH; stand-in: {stand_in}" for name, stand_in in STAND_INS.items()]
-        lines += [f"{name:9} embedded" for name in DATA_SETS if name not in STAND_INS]
+        width = max(map(len, DATA_SETS))
+        lines = [
+            f"{name:{width}} given by --data {name}=PATH; stand-in: {stand_in}" for name, stand_in in STAND_INS.items()
+        ]
+        lines += [f"{name:{width}} embedded" for name in DATA_SETS if name not in STAND_INS]
     click.echo("\n".join(lines))
     return 0
 

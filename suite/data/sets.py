@@ -192,14 +192,14 @@ def download(name: str, root: Path) -> Path:
 
     What is complete already is not fetched again. Raises InputError without a network.
     """
-    legal = [each for each, of in DATA_SETS.items() if of.reader == "cifar"]
-    if name not in legal:
-        raise InputError(f"{name!r} cannot be downloaded, must be one of {', '.join(legal)}")
     from torchvision import datasets
     from torchvision.datasets import utils
 
     # Not datasets.CIFAR10(download=True): its constructor unpickles the batches without restriction.
-    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    sources = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+    if name not in sources:
+        raise InputError(f"{name!r} cannot be downloaded, must be one of {', '.join(sources)}")
+    source = sources[name]
     folder: Path = root / source.base_folder
     if all(utils.check_integrity(folder / file, md5) for file, md5 in source.train_list + source.test_list):
         return folder

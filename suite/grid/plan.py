@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 # Stages that have the machine to themselves.
 TIMED = ("peak", "latency")
 
-# What may be asked for, in the order in which it is done; all of it by default.
-
 
 @dataclass(frozen=True)
 class Options:

@@ -13,6 +13,7 @@ import psutil
 
 from suite import env
 from suite.errors import InputError
+from suite.files import printable
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def _run(work: Callable[[Any], None], options: Any, index: int, count: int) -> N
     try:
         work(options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
 
 

@@ -12,7 +12,7 @@ from suite import env
 from suite.errors import InputError
 from suite.export import onnxfile
 from suite.inference import departure, networks, reduced
-from suite.registry import PROVIDERS, lacks
+from suite.registry import PROVIDERS, REDUCED, lacks
 
 if TYPE_CHECKING:
     from suite.export.precision import Activations
@@ -47,7 +47,8 @@ def export(
     if not os.access(out.parent, os.W_OK):
         raise InputError(f"{out}: cannot write there")
     if reason := lacks(provider, precision):
-        raise InputError(f"--precision {precision} --provider {provider}: {reason}; legal on this provider: fp32, fp16")
+        legal = ", ".join(form for form in ("fp32", *REDUCED) if not lacks(provider, form))
+        raise InputError(f"--precision {precision} --provider {provider}: {reason}; legal on this provider: {legal}")
     _require(provider)
     forms = ["plain"] if plain else [PROVIDERS[provider].graph]
     if not plain and (provider == "tensorrt" or precision == "int8"):

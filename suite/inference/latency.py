@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 from typing import Protocol as Interface
 
+import suite
 from suite import env
 from suite.inference import processes
 from suite.inference.timing import Protocol as Protocol
@@ -245,8 +246,8 @@ class _Torch:
 
 
 def _start(threads: int, errors: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
-    package_folder = str(Path(__file__).resolve().parent.parent)
-    search_path = os.pathsep.join(filter(None, (package_folder, os.environ.get("PYTHONPATH"))))
+    packages = str(Path(suite.__file__).resolve().parent.parent)
+    search_path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONPATH": search_path}
     return subprocess.Popen(
         [sys.executable, "-m", "suite.inference.timing"],

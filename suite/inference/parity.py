@@ -13,7 +13,7 @@ from suite.data.batches import Batches
 from suite.registry import REDUCED
 from suite.session import open_session, uses_tf32
 from suite.tables.spec import LOSS, TOLERANCE
-from suite.training.tf32 import without_tf32
+from suite.tf32 import without_tf32
 
 PRECISIONS = ("fp32", *REDUCED)
 

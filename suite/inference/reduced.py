@@ -70,7 +70,7 @@ def convert(
             said["greatest_activation"] = value
             overflow = f"{node} gives values to {value:.3g} on {images.words}, and float16 holds {most:.0f} at most"
             if trained:
-                raise RuntimeError(f"{overflow}; legal: fp32, int8")
+                raise RuntimeError(f"{overflow}; legal: fp32, and int8 on the CPU provider")
             said["warnings"] = [f"{overflow}: with these initial weights the file gives no numbers on a GPU"]
             break
     return check(out) | said

@@ -137,7 +137,7 @@ def _origin(figure: int, record: Record | None) -> str:
 def promise() -> tuple[list[Curve], list[str]]:
     """Mean and variance by layer with NormProp, in a plain CNN and in a ResNet, and the propositions in words.
 
-    The report's page shows the same from `suite/assets/normprop.json`, so that it need not load torch.
+    The report's page shows the same from `suite/report/assets/normprop.json`, so that it need not load torch.
     """
     from suite.analysis import theory
 

@@ -28,7 +28,7 @@ UNSTABLE = 0.1
 PLAIN = "plain"
 
 # Packages that run networks.
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "torch")
+RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch")
 
 # What is said of a row whose only runs are of an earlier version of its network.
 OUTDATED = "run before its initial weights or its BatchNorm were corrected, which does not count; run it anew"
@@ -349,7 +349,7 @@ def kind_of(record: Record) -> Kind:
 def setup_of(record: Record) -> str:
     """Machine and versions of the runtimes of a latency, as in "AMD EPYC (2 cores), torch 2.15.0"."""
     versions = record.inputs.get("versions", {})
-    runtimes = [f"{name} {versions[name]}" for name in RUNTIMES if name in versions]
+    runtimes = [f"{name} {versions[name]}" for name in RUNTIME_PACKAGES if name in versions]
     return printable(", ".join([record.inputs["machine"], *runtimes]))
 
 

@@ -34,7 +34,7 @@ CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 # Largest side in pixels of an image that a network is asked to see.
 LARGEST_SIDE = 4096
 
-# Parts of a run that may be asked for by themselves.
+# Parts of a run that may be asked for by themselves, in the order in which they are done; all of them by default.
 STAGES = ("train", "export", "parity", "latency", "analyze")
 
 # Versions of what each stage makes of the same inputs, with their history. A new one makes new records.

@@ -45,7 +45,7 @@ class Engine:
     Attributes:
         precision: of the activations; "auto" is bfloat16 where the device multiplies it faster than float32 (a CUDA
             GPU, a CPU with AVX512-BF16 or AMX), else float32. Weights, sums and the last test are float32 at all times,
-            on a CPU all tests. Float32 is never TF32 (see `suite.training.tf32`).
+            on a CPU all tests. Float32 is never TF32 (see `suite.tf32`).
         compile: whether torch.compile is used, of residual blocks; "auto" decides from steps that it measures, but for
             several processes, which on GPUs always use it and on CPUs never.
         kernels: of convolutions, and of BatchNorm with what follows it; "auto" is our own in Triton where they fit:

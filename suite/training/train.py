@@ -19,13 +19,13 @@ from suite.data.batches import Batch, Batches
 from suite.data.sets import Dataset
 from suite.distributed import ALONE, Group
 from suite.interrupt import Interruption
+from suite.tf32 import without_tf32
 from suite.training import checkpoint, feasible, fused_norm, kernels, memory
 from suite.training.grouped import obstacle
 from suite.training.pack import Outcome, Request, Run, in_turns, synchronize
 from suite.training.stacked import Seed, Stack, State, below
 from suite.training.step import AUTOMATIC, Engine, Step, try_compile
 from suite.training.testing import Forward, measured_convolutions, quick_forward
-from suite.training.tf32 import without_tf32
 
 # A kill costs at most the work of so long.
 CHECKPOINT_SECONDS = 30.0

@@ -18,10 +18,10 @@ from models.layers import CReLU
 from suite.data import sets as data
 from suite.data.batches import Batches
 from suite.tables import spec
+from suite.tf32 import without_tf32
 from suite.training import fused_norm, train
 from suite.training.step import Engine, Step
 from suite.training.testing import QuickForward, measured_convolutions
-from suite.training.tf32 import without_tf32
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")
