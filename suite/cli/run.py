@@ -77,7 +77,8 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "library"]),
     default="auto",
     show_default=True,
-    help="Of convolutions, CReLU and BatchNorm in training; auto is our own where they fit: CIFAR's networks in bfloat16 on a GPU.",
+    help="Of convolutions, CReLU and BatchNorm in training; auto is our own where they fit: CIFAR's networks in "
+    "bfloat16 on a GPU.",
 )
 @click.option("--pack", type=options.FEW, default=1, show_default=True, help="Train so many cells at the same time.")
 @click.option(
