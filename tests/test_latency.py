@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,15 @@ def test_runs_that_a_quota_has_stopped_are_counted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(latency.env, "throttled", lambda: next(stops))
     assert one(request(Path("any")))["throttled"] == 2
     assert "throttled" not in one(request(Path("any")))
+
+
+def test_a_timing_process_finds_this_project_first_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(latency.subprocess, "Popen", lambda command, **options: seen.update(options, command=command))
+    latency._start(1)
+    first, *_ = seen["env"]["PYTHONPATH"].split(os.pathsep)
+    module = seen["command"][-1]
+    assert Path(first, *module.split(".")).with_suffix(".py").is_file()

@@ -41,3 +41,14 @@ def test_a_terminal_gets_bars_and_the_same_lines(monkeypatch: pytest.MonkeyPatch
     assert "[2/3] second: failed" in text
     assert "stages" in text
     assert "3/3" in text
+
+
+def test_what_others_say_of_their_work_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    shown = progress.display(3)
+    assert isinstance(shown, progress.Bars)
+    shown.elsewhere({"a \x1b[2J": (1, 2, "\x1b]0;title\x07")})
+    description = shown._progress.tasks[-1].description
+    shown.close()
+    assert "title" in description
+    assert not {"\x1b", "\x07"} & set(description)
