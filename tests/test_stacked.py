@@ -249,6 +249,30 @@ def test_a_stack_that_cannot_be_made_leaves_each_seed_alone_and_says_why(
         assert_same(one, other)
 
 
+def test_a_seed_that_cannot_leave_its_stack_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Batches(digits(), dataclasses.replace(RECIPE, epochs=1), CPU)
+    expected = train.train_packed(jobs(tmp_path / "alone", batches), ALONE)
+
+    def broken(done: int, total: int, note: str) -> None:
+        if done == 2:
+            raise RuntimeError("broken")
+
+    begun = jobs(tmp_path / "stacked", batches)
+    leave = train._Fit.leave_stack
+
+    def fail_once(self: train._Fit) -> None:
+        if self.job.seed == 0:
+            raise MemoryError("no memory left")
+        leave(self)
+
+    monkeypatch.setattr(train._Fit, "leave_stack", fail_once)
+    outcomes = train.train_packed([begun[0], dataclasses.replace(begun[1], on_step=broken), begun[2]], STACKED)
+    assert [type(outcome) for outcome in outcomes] == [MemoryError, RuntimeError, dict]
+    assert_same(outcomes[2], expected[2])
+
+
 def test_seeds_are_stacked_where_our_own_kernels_compute() -> None:
     assert Engine().stacks(own_kernels=True)
     assert not Engine().stacks(own_kernels=False)

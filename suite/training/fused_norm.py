@@ -22,7 +22,7 @@ Activation = Literal["none", "relu", "crelu"]
 # A sum is divided between so many programs at most, and a program reads so many values at a time.
 PROGRAMS, VALUES = 528, 4096
 # Channels of one norm that a program holds.
-MOST_CHANNELS = 512
+MOST_CHANNELS = 1024
 # A product and its sum may be rounded once. Triton warns where it is not told.
 _OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
 

@@ -134,7 +134,7 @@ def share(model: nn.Module, together: Mapping[str, Tensor], number: int, groups:
     """
     for prefix, module in model.named_modules():
         for name, value in module.named_parameters(prefix, recurse=False):
-            value.data = part(together[name], number, groups)
+            value.data, value.grad = part(together[name], number, groups), None
         for name in module._buffers:
             full = f"{prefix}.{name}" if prefix else name
             module._buffers[name] = part(together[full], number, groups)

@@ -24,8 +24,8 @@ LEAST_GROUPED = 3
 # A weight's gradient is divided between so many programs at most, since a GPU of 132 cores holds several on each, and
 # its partial sums take so many bytes at most, which its cache holds.
 PROGRAMS, PARTIAL_SUMS = 400, 4 * 2**20
-# Kernels count values of a tensor in 32 bits.
-MOST_VALUES = 2**31
+# Kernels count values of a tensor in 32 bits, and what a layer gives has up to 16 values for each 3 of its input.
+MOST_VALUES = 2**31 // 6
 # How far the kernels may be from the library, in parts of the largest value: bfloat16 rounds to 1/256.
 TOLERANCE = 0.02
 # A product and its sum may be rounded once. Triton warns where it is not told.
@@ -233,7 +233,7 @@ crelu.register_autograd(_crelu_gradient, setup_context=_keep_output)
 def precision_for(x: Tensor) -> torch.dtype | None:
     """The type in which our kernels are to compute on this input; None if they are not to.
 
-    They are for training under bfloat16 autocast on a GPU. Tests run in float32, by the library.
+    They are for what runs under bfloat16 autocast on a GPU: training, and the quick tests between epochs.
     """
     if not x.is_cuda or x.numel() >= MOST_VALUES or not torch.is_autocast_enabled("cuda"):
         return None

@@ -130,7 +130,10 @@ def in_turns(
                 advance(index, None)
         if waiting:
             continue  # what takes the place of one that ended is to have its first step with the others' next
-        _arrange({index: turn.fit for index, turn in turns.items()})
+        for index, reason in _arrange({index: turn.fit for index, turn in turns.items()}).items():
+            ended(index, turns[index].job, reason)
+        if waiting or not turns:
+            continue
         for together in _together(turns):
             try:
                 losses = _compute([turns[index] for index in together])
@@ -153,19 +156,24 @@ def in_turns(
     return [outcomes[index] for index in sorted(outcomes)]
 
 
-def _arrange(fits: Mapping[int, Training]) -> None:
-    """Take stacks apart of which a training ended or began anew, and stack what is of one kind and alone."""
-    stacks: dict[Stack, list[Training]] = defaultdict(list)
-    for fit in fits.values():
+def _arrange(fits: Mapping[int, Training]) -> dict[int, Exception]:
+    """Take stacks apart of which a training ended or began anew, and stack what is of one kind and alone; returns what
+    ended those that could not leave their stack."""
+    stacks: dict[Stack, dict[int, Training]] = defaultdict(dict)
+    for index, fit in fits.items():
         if isinstance(fit.step, Seed):
-            stacks[fit.step.stack].append(fit)
+            stacks[fit.step.stack][index] = fit
+    failed: dict[int, Exception] = {}
     for stack, members in stacks.items():
         if len(members) < stack.size:
-            for fit in members:
-                fit.leave_stack()
+            for index, fit in members.items():
+                try:
+                    fit.leave_stack()
+                except Exception as error:  # such as too little memory for both
+                    failed[index] = error
     kinds: dict[Hashable, list[Training]] = defaultdict(list)
-    for fit in fits.values():
-        if isinstance(fit.step, Step) and (kind := fit.kind()) is not None:
+    for index, fit in fits.items():
+        if index not in failed and isinstance(fit.step, Step) and (kind := fit.kind()) is not None:
             kinds[kind].append(fit)
     for first, *others in kinds.values():
         if others:
@@ -173,6 +181,7 @@ def _arrange(fits: Mapping[int, Training]) -> None:
                 first.stack(others)
             except Exception as error:  # such as too little memory; each still has its own step
                 first.stay_alone(others, in_words(error))
+    return failed
 
 
 def _together(turns: Mapping[int, _Turn[Any]]) -> list[list[int]]:

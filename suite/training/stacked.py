@@ -42,7 +42,8 @@ class Stack:
         with self._queue():
             self.step = step_of(side_by_side(network, self.size), self.size)
             self.step.model.train()
-            joined = {name: join([state[name] for state in states]) for name in states[0] if name not in _SUMS}
+            names = [name for name in states[0] if name.startswith(("model.", "momentum."))]
+            joined = {name: join([state[name] for state in states]) for name in names}
             self.step.model.load_state_dict(below("model.", joined))
             self.step.set_momenta(below("momentum.", joined))
             for name in _SUMS:

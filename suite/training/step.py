@@ -244,9 +244,15 @@ class Graph:
     def __init__(self, compute: Callable[..., Tensor], *inputs: Tensor) -> None:
         self.inputs = [value.clone() for value in inputs]
         self.graph = torch.cuda.CUDAGraph()
+        # All graphs are captured in one stream of torch's, where products of matrices would share their scratch memory:
+        # with graphs that are replayed at the same time, and beyond the end of the one that it belongs to. Without
+        # what is there each takes memory of its own.
+        torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()
         # Other threads, such as a loader's that pins memory, may go on meanwhile.
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.output = compute(*self.inputs)
+        torch._C._cuda_clearCublasWorkspaces()
 
     def replay(self, *inputs: Tensor) -> Tensor:
         for place, value in zip(self.inputs, inputs, strict=True):
