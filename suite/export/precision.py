@@ -112,8 +112,8 @@ def to_int8(
     error was 2.5 % with halves and 2.1 % in the other forms. So there is no form for this precision alone.
 
     Without VNNI the CPU provider adds pairs of products in 16 bits, which saturates. With initial weights and
-    NormProp's constants everywhere, ResNet-20 ReLU NormProp was 8 to 28 % of its logits off there (three seeds, AVX2), and 2.0
-    to 2.8 % by the file's own arithmetic; with constants in the branches alone 0.7 to 5.2 %, and 0.5 to 0.7 %.
+    NormProp's constants everywhere, ResNet-20 ReLU NormProp was 8 to 28 % of its logits off there (three seeds, AVX2),
+    and 2.0 to 2.8 % by the file's own arithmetic; with constants in the branches alone 0.7 to 5.2 %, and 0.5 to 0.7 %.
 
     Args:
         path: a graph that `suite.export.exporter` wrote.
