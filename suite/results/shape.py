@@ -149,6 +149,8 @@ def _check(value: Any, shape: Any, where: str) -> None:
     elif isinstance(shape, list):
         if not isinstance(value, list) or len(value) < len(shape) - 1:
             raise ValueError(f"{where}: not a list{' with entries' if len(shape) > 1 else ''}")
+        if isinstance(shape[0], str) and _all_within(value, shape[0]):
+            return
         for index, each in enumerate(value):
             _check(each, shape[0], f"{where}[{index}]")
     elif shape in _RANGES:
@@ -159,3 +161,15 @@ def _check(value: Any, shape: Any, where: str) -> None:
         raise ValueError(f"{where}: {value!r:.40} is not of the right type")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where}: not finite")
+
+
+def _all_within(values: list[Any], shape: str) -> bool:
+    """Whether all values are in a range, which the least and the greatest of finite ones tell: many are asked without a
+    step of Python for each. Where it cannot be told so, no."""
+    kinds, sound = _RANGES[shape]
+    if not values or not {type(value) for value in values}.issubset(kinds):
+        return not values
+    try:
+        return all(map(math.isfinite, values)) and sound(min(values)) and sound(max(values))
+    except OverflowError:  # a whole number beyond any float
+        return False
