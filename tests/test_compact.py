@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from suite.errors import InputError
@@ -90,16 +90,18 @@ def test_each_earlier_form_is_read_and_written_anew(store: Store, result: dict[s
     assert compact.rewrite(store) == compact.Rewritten()
 
 
+@example([[35184.4056935105]])
 @given(st.lists(st.lists(st.floats(1e-8, 1e5), max_size=5), max_size=5).filter(lambda rounds: any(rounds)))
 def test_no_run_is_further_than_half_a_nanosecond_from_what_it_was(
     tmp_path_factory: pytest.TempPathFactory, rounds: list[list[float]]
 ) -> None:
+    """But for the rounding of floating point, which shows at hours."""
     store = Store(tmp_path_factory.mktemp("drawn"))
     path = put_old(store, {"rounds": rounds, "samples": [seconds for each in rounds for seconds in each]})
     before = as_read(store, path).result["rounds"]
     assert compact.rewrite(store).records == 1
     for old, new in zip(before, as_read(store, path).result["rounds"], strict=True):
-        assert new == pytest.approx(old, abs=0.5001e-9, rel=1e-15)
+        assert new == pytest.approx(old, abs=0.53e-9, rel=1e-15)
 
 
 def test_tables_and_comparisons_print_the_same_before_and_after(store: Store, add_run: Callable[..., Any]) -> None:
