@@ -60,6 +60,7 @@ from suite.data.batches import Batches
 from suite.data.sets import load
 from tests.test_shared import RECIPE
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # as in a worker: how work is divided between threads shows in the last bit
     made = [Batches(load("imagenet", Path(sys.argv[1])), RECIPE, torch.device("cpu"), workers) for workers in (0, 2)]
     for (images, labels), (others, other_labels) in zip(*(each.train(0, 1) for each in made), strict=True):
         assert torch.equal(images, others) and torch.equal(labels, other_labels)
