@@ -10,10 +10,11 @@ from suite.registry import PROVIDERS
 
 def load_onnxruntime() -> Any:
     """The module onnxruntime, its default logger as quiet as the sessions here: the CUDA provider writes to it, in
-    hundreds of lines, which of cuDNN's plans do not fit."""
+    hundreds of lines, which of cuDNN's plans do not fit. It is told to report nothing to its makers."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)
+    onnxruntime.disable_telemetry_events()
     return onnxruntime
 
 
