@@ -221,7 +221,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
         nn.BatchNorm2d(16, affine=False),
         nn.BatchNorm2d(16, track_running_stats=False),
         nn.BatchNorm2d(16, momentum=None),
-        nn.BatchNorm2d(1024),
+        nn.BatchNorm2d(fused_norm.MOST_CHANNELS + 1),
         nn.InstanceNorm2d(16, affine=True, track_running_stats=True),
         nn.Identity(),
     ],
