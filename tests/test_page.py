@@ -88,7 +88,7 @@ def test_without_records_the_page_lists_every_row_as_missing_with_a_command_that
     rows = 0
     for command in commands:
         table = int(re.findall(r"--table (\d)", command)[0])
-        glob = re.findall(r"--rows &#x27;(.*?)&#x27;", command)[0]
+        glob = re.findall(r"--rows &#39;(.*?)&#39;", command)[0]
         rows += len(spec.selected(table, glob.split(",")).rows)
     assert rows == sum(len(spec.load_table(number).rows) for number in spec.NUMBERS)
 

@@ -9,9 +9,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from suite.files import write as write_file
@@ -21,8 +19,9 @@ from suite.report import tables as report
 from suite.report.drawing import Figure
 from suite.report.findings import Claim, Finding
 from suite.report.provenance import Provenance
-from suite.report.render import Column, Line, Report, escape_html, printed, render
+from suite.report.render import Column, Line, Report, printed, render
 from suite.report.runs import Entry, Metric, Records
+from suite.report.template import asset, fill
 from suite.results.store import Store
 from suite.tables import spec
 from suite.tables.spec import CIFAR_DEPTHS, Row, Table
@@ -41,8 +40,6 @@ TAGS = {
     "parity failed": "failed",
     "latency failed": "failed",
 }
-# What every browser that can do what the page needs understands; nothing may be loaded from anywhere.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 @dataclass(frozen=True)
@@ -133,27 +130,20 @@ def _page(
             provenance.add(_short(section), entry)
     figures = [figure for group in drawings.values() for figure in group]
     numbers = iter(range(len(figures)))
-    drawn = {f"plots_{name}": "".join(_figure(next(numbers), f) for f in group) for name, group in drawings.items()}
-    empty = '<p class="quiet">Nothing to draw yet: there are no records for it.</p>'
-    return Template(_asset("report.html")).substitute(
-        {name: text or empty for name, text in drawn.items()},
-        policy=POLICY,
-        style=_asset("report.css"),
+    return fill(
+        "report.html",
+        style=asset("report.css"),
         summary=_summary(folders, provenance),
-        links="".join(f'<li><a href="#{s.name}">{escape_html(_short(s))}</a></li>' for s in sections),
-        choices="".join(_table(name, shown) for name, shown in chosen.items()) or empty,
-        findings="".join(_claim(claim, found) for claim, found in judged),
-        tables="".join(_table(section.name, section.report) for section in sections),
-        missing=_missing(folders, sections),
-        provenance=provenance.html(),
-        library=_asset("echarts.min.js"),
+        sections=[{"name": s.name, "short": _short(s), "shown": _shown(s.report)} for s in sections],
+        choices={name: _shown(shown) for name, shown in chosen.items()},
+        drawings={name: [(next(numbers), figure) for figure in group] for name, group in drawings.items()},
+        judged=judged,
+        missing=list(_missing(folders, sections)),
+        provenance=provenance.shown(),
+        library=asset("echarts.min.js"),
         data=_inline({"figures": [asdict(figure) for figure in figures], "palette": svg.PALETTE}),
-        script=_asset("report.js"),
+        script=asset("report.js"),
     )
-
-
-def _asset(name: str) -> str:
-    return (resources.files("suite.report") / "assets" / name).read_text("utf-8")
 
 
 def _inline(data: Any) -> str:
@@ -173,121 +163,53 @@ def _summary(folders: Sequence[Store], provenance: Provenance) -> str:
     words = f"{len(provenance.records)} records are shown, from {where}."
     if machines:
         words += f" Measured on {' and on '.join(machines)}."
-    return escape_html(f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
+    return f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
 
 
-def _claim(claim: Claim, found: Sequence[Finding]) -> str:
-    """A claim with its findings; where nothing is measured yet makes one line."""
-    items = []
-    for finding in found:
-        if finding.figures:
-            figures = "".join(f"<li>{escape_html(text)}</li>" for text in finding.figures)
-            caveats = f'<p class="quiet">{escape_html("; ".join(finding.caveats))}</p>' if finding.caveats else ""
-            items.append(f"<li>{_verdict(finding)} {escape_html(finding.where)}{caveats}<ul>{figures}</ul></li>")
-    if lacking := [finding for finding in found if not finding.figures]:
-        where = escape_html("; ".join(finding.where for finding in lacking))
-        items.append(f"<li>{_verdict(lacking[0])} {where}</li>")
-    return (
-        f"<article><h3>{escape_html(claim.title)}</h3>"
-        f'<p class="quiet">{escape_html(claim.words)} Here: {escape_html(claim.criterion)}.</p>'
-        f"<ul>{''.join(items)}</ul></article>"
-    )
-
-
-def _verdict(finding: Finding) -> str:
-    return f'<strong class="verdict" data-verdict="{finding.verdict}">{finding.verdict}</strong>'
-
-
-def _table(name: str, shown: Report) -> str:
-    cells, notes = printed(shown, "\0{}")
-    head = "".join(
-        f'<th scope="col" aria-sort="none"{_kind(column)}><button type="button">{_heading(column)}</button></th>'
-        for column in shown.columns
-    )
-    body = "".join(
-        f"<tr>{''.join(_cell(name, c, line, text) for c, text in zip(shown.columns, row, strict=True))}</tr>"
-        for line, row in zip(shown.lines, cells, strict=True)
-    )
-    foot = "".join(f'<li id="{name}-note-{number}">{escape_html(text)}</li>' for number, text in notes)
-    remarks = "".join(f"<li>{escape_html(text)}</li>" for text in shown.remarks)
-    files = " ".join(
-        f'<a href="{name}.{ending}">{word}</a>'
-        for word, ending in (("Markdown", "md"), ("CSV", "csv"), ("LaTeX", "tex"))
-    )
-    title = escape_html(shown.title)
-    opened = " open" if len(notes) <= 12 else ""
-    below = f"<summary>Notes</summary><ol>{foot}</ol><ul>{remarks}</ul>" if foot or remarks else ""
-    below = below and f'<details class="notes"{opened}>{below}</details>'
-    return f"""
-<section class="table" id="{name}" aria-labelledby="{name}-title">
-<h3 id="{name}-title">{title}</h3>
-<div class="tools"><label>Filter rows <input type="search" aria-controls="{name}-body"></label>
-<output aria-live="polite"></output><span class="files">{files}</span></div>
-<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table><thead><tr>{head}</tr></thead>
-<tbody id="{name}-body">{body}</tbody></table></div>
-{below}
-</section>"""
+def _shown(report: Report) -> dict[str, Any]:
+    """A table as the template takes it."""
+    cells, notes = printed(report, "\0{}")
+    lines = [
+        [_cell(column, line, text) for column, text in zip(report.columns, row, strict=True)]
+        for line, row in zip(report.lines, cells, strict=True)
+    ]
+    columns = [{"heading": _heading(column), "kind": _kind(column)} for column in report.columns]
+    return {"title": report.title, "columns": columns, "lines": lines, "notes": notes, "remarks": report.remarks}
 
 
 def _heading(column: Column) -> str:
-    return escape_html(column.heading.replace("top-", "top\u2011"))  # no line ends within "top-1"
+    return column.heading.replace("top-", "top\u2011")  # no line ends within "top-1"
 
 
 def _kind(column: Column) -> str:
     if column.key == "model":
-        return ' class="model"'
-    return "" if column.key.startswith("heading_") else ' class="number"'
+        return "model"
+    return "" if column.key.startswith("heading_") else "number"
 
 
-def _cell(name: str, column: Column, line: Line, text: str) -> str:
-    """A cell: its text, what its footnotes amount to, their numbers, and their words on hover."""
+def _cell(column: Column, line: Line, text: str) -> dict[str, Any]:
+    """A cell: its text, what its footnotes amount to, their numbers, and their words. Where it is empty the reason is
+    on hover and for screen readers; a number at each empty cell would be a thicket."""
     shown, *marks = text.split("\0")
     value, notes = line.values.get(column.key), line.notes.get(column.key, [])
-    tags = list(dict.fromkeys(TAGS[start] for note in notes for start in TAGS if note.startswith(start)))
-    links = ",".join(f'<a href="#{name}-note-{mark.strip()}">{mark.strip()}</a>' for mark in marks)
-    content = escape_html(shown.strip())
-    if value is None:  # the reason is on hover and for screen readers; a number at each empty cell would be a thicket
-        why = escape_html("; ".join(notes) or "none")
-        content, links = f'<span class="empty" role="img" aria-label="{why}">&ndash;</span>', ""
-    content += "".join(f' <span class="tag {tag}">{tag}</span>' for tag in tags)
-    content += f"<sup>{links}</sup>" if links else ""
-    title = f' title="{escape_html("; ".join(notes))}"' if notes else ""
-    order = "" if value is None else f' data-value="{escape_html(str(value))}"'
-    if column.key == "model":
-        return f'<th scope="row" class="model"{order}>{content}</th>'
-    return f"<td{_kind(column)}{order}{title}>{content}</td>"
+    return {
+        "column": {"kind": _kind(column)},
+        "order": value,
+        "text": shown.strip(),
+        "tags": list(dict.fromkeys(TAGS[start] for note in notes for start in TAGS if note.startswith(start))),
+        "marks": [mark.strip() for mark in marks],
+        "notes": "; ".join(notes),
+    }
 
 
-def _figure(number: int, figure: Figure) -> str:
-    """A figure's frame, which the script draws into; without scripts its plots are pictures."""
-    options = "".join(f'<option value="{i}">{escape_html(p.title)}</option>' for i, p in enumerate(figure.plots))
-    choice = f"<label>Show <select>{options}</select></label>" if len(figure.plots) > 1 else ""
-    paper = "".join(f'<p class="paper">{escape_html(line)}</p>' for line in figure.paper.splitlines())
-    first = figure.plots[0]
-    pictures = "".join(f'<img src="plots/{p.name}.svg" alt="{escape_html(p.title)}">' for p in figure.plots)
-    return f"""
-<figure data-figure="{number}">
-<figcaption><h3>{escape_html(figure.title)}</h3><p>{escape_html(figure.caption)}</p>{paper}</figcaption>
-<div class="tools">{choice}<span class="files"><a href="plots/{first.name}.svg">SVG</a></span></div>
-<div class="plot" tabindex="0" role="img" aria-label="{escape_html(f"{figure.title}, {first.title}")}"></div>
-<details class="values"><summary>Values</summary><div class="scroll"></div></details>
-<noscript>{pictures}</noscript>
-</figure>"""
-
-
-def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> str:
+def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> Iterator[dict[str, Any]]:
     """What the tables lack, with the commands that measure it."""
-    items = []
     for section in sections:
         for data in dict.fromkeys(row.data for row in section.table.rows):
             for words, rows in _gaps(section, data).items():
-                command = escape_html(_command(folders, section.table, data, rows))
-                where = f"{escape_html(_short(section))}, {DATA_SETS[data].label}"
-                items.append(
-                    f"<li><p>{where}: {len(rows)} row{'s' if len(rows) > 1 else ''} {words}</p>"
-                    f"<pre><code>{command}</code></pre></li>"
-                )
-    return f"<ul>{''.join(items)}</ul>" if items else "<p>Nothing: every cell is measured by the paper's recipe.</p>"
+                where = f"{_short(section)}, {DATA_SETS[data].label}"
+                command = _command(folders, section.table, data, rows)
+                yield {"where": where, "rows": len(rows), "words": words, "command": command}
 
 
 def _gaps(section: _Section, data: str) -> dict[str, list[Row]]:

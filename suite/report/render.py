@@ -1,7 +1,6 @@
 """A table as text: Markdown, CSV, LaTeX or JSON, with what is to be said of single cells as footnotes."""
 
 import csv
-import html
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -118,11 +117,6 @@ def _tabulate(rows: Sequence[Sequence[str]], report: Report, form: str) -> str:
     headings = [column.heading for column in report.columns]
     text: str = tabulate(rows, headings, tablefmt=form, disable_numparse=True)
     return text
-
-
-def escape_html(text: str) -> str:
-    """The text as HTML that shows it, whatever characters a record has."""
-    return html.escape(printable(text))
 
 
 def escape_latex(text: str) -> str:
