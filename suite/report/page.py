@@ -5,7 +5,6 @@ escaped where it stands in HTML and in the data that the script reads.
 """
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -14,32 +13,21 @@ from typing import Any
 
 from suite.files import write as write_file
 from suite.registry import DATA_SETS
-from suite.report import choices, findings, plots, svg
+from suite.report import batches, choices, findings, look, plots, svg
 from suite.report import tables as report
+from suite.report.answer import answers
 from suite.report.drawing import Figure
-from suite.report.findings import Claim, Finding
+from suite.report.missing import lacking
 from suite.report.provenance import Provenance
-from suite.report.render import Column, Line, Report, printed, render
+from suite.report.render import Report, render
 from suite.report.runs import Entry, Metric, Records
+from suite.report.sheet import sheet
 from suite.report.template import asset, fill
 from suite.results.store import Store
 from suite.tables import spec
-from suite.tables.spec import CIFAR_DEPTHS, Row, Table
+from suite.tables.spec import CIFAR_DEPTHS, Table
 
 ENDINGS = {"github": "md", "csv": "csv", "latex": "tex"}
-# What a footnote that begins so is called in the cell itself.
-TAGS = {
-    "quick run": "quick",
-    "shortened run": "shortened",
-    "unstable": "unstable",
-    "throttled": "throttled",
-    "impossible": "impossible",
-    "PARITY FAILED": "failed",
-    "train failed": "failed",
-    "export failed": "failed",
-    "parity failed": "failed",
-    "latency failed": "failed",
-}
 
 
 @dataclass(frozen=True)
@@ -50,6 +38,30 @@ class _Section:
     table: Table
     entries: list[Entry]
     report: Report
+
+    @property
+    def short(self) -> str:
+        """Such as "Table 2, ResNet-20"."""
+        return f"Table {self.table.number}" + (f", ResNet-{self.table.depth}" if "-" in self.name else "")
+
+    @property
+    def state(self) -> str:
+        """Why it is folded, in words; empty if some of its errors mean something."""
+        count = sum(bool(entry.runs.train) for entry in self.entries)
+        if not count:
+            return "not run"
+        quick = f"quick runs only, {count} of {len(self.entries)} rows: parity, size and latency"
+        return "" if any(entry.counts for entry in self.entries) else quick
+
+    @property
+    def unrun(self) -> list[int]:
+        """Numbers of the rows of which there is nothing to be said, unless that is so of all."""
+        silent = [number for number, entry in enumerate(self.entries) if self._silent(number, entry)]
+        return silent if len(silent) < len(self.entries) else []
+
+    def _silent(self, number: int, entry: Entry) -> bool:
+        notes = self.report.lines[number].notes.values()
+        return not entry.runs.train and not any("failed" in note for some in notes for note in some)
 
 
 def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -> Path:
@@ -76,26 +88,34 @@ def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -
     entries = [entry for section in sections for entry in section.entries]
     judged = findings.judge(entries, metric)
     chosen = choices.tables(entries, metric)
+    larger = batches.table(entries)
     drawings = {
         "question": plots.error_against_latency(entries),
         "curves": plots.learning_curves(entries),
-        "speed": [
-            *plots.latency_distributions(entries),
-            *plots.batch_scaling(entries),
-            *plots.rewrite_gains(entries),
-        ],
+        "speed": [*plots.latency_distributions(entries), *plots.rewrite_gains(entries)],
         "inside": [*plots.inside(entries), *plots.promise()],
     }
+    shown = chosen | {section.name: section.report for section in sections} | ({"batches": larger} if larger else {})
     # All of it is made before any of it is written, so that what a record spoils leaves the report from before.
-    texts = {
-        f"{name}.{ending}": render(shown, form)
-        for name, shown in (chosen | {section.name: section.report for section in sections}).items()
-        for form, ending in ENDINGS.items()
-    }
+    texts = {f"{name}.{ending}": render(each, form) for name, each in shown.items() for form, ending in ENDINGS.items()}
     texts["findings.md"] = findings.markdown(judged)
     for figure in (figure for group in drawings.values() for figure in group):
-        texts |= {f"plots/{plot.name}.svg": svg.render(plot) for plot in figure.plots}
-    texts["index.html"] = _page(folders, sections, drawings, chosen, judged)
+        texts |= {f"plots/{plot.name}.svg": svg.render(plot, figure.title) for plot in figure.plots}
+    texts["index.html"] = fill(
+        "report.html",
+        style=asset("report.css"),
+        colors=[look.PALETTE, look.DARK],
+        key=[look.NORMALIZATIONS[name] for name in look.NORMALIZATIONS],
+        answers=answers(entries, metric),
+        undrawn=_undrawn(entries),
+        choices=[(name, _fold(name, entries), sheet(each, everything=True)) for name, each in chosen.items()],
+        judged=judged,
+        batches=sheet(larger, everything=True) if larger else None,
+        library=asset("echarts.min.js"),
+        script=asset("report.js"),
+        **_tables(folders, sections),
+        **_drawn(drawings),
+    )
     for name, text in texts.items():
         write_file(out / name, text.encode())
     return out / "index.html"
@@ -117,33 +137,31 @@ def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
             yield _Section(name, shown, entries, report.build(shown, records, metric, detail=True))
 
 
-def _page(
-    folders: Sequence[Store],
-    sections: Sequence[_Section],
-    drawings: Mapping[str, list[Figure]],
-    chosen: Mapping[str, Report],
-    judged: Sequence[tuple[Claim, Sequence[Finding]]],
-) -> str:
+def _tables(folders: Sequence[Store], sections: Sequence[_Section]) -> dict[str, Any]:
+    """The paper's tables as the template takes them, those whose errors mean something first, and their provenance."""
     provenance = Provenance()
     for section in sections:
         for entry in section.entries:
-            provenance.add(_short(section), entry)
+            provenance.add(section.short, entry)
+    ordered = sorted(sections, key=lambda section: bool(section.state))
+    return {
+        "sections": [
+            (section, sheet(section.report, unrun=section.unrun), lacking(folders, section.table, section.entries))
+            for section in ordered
+        ],
+        "summary": _summary(folders, provenance),
+        "provenance": provenance.shown(),
+    }
+
+
+def _drawn(drawings: Mapping[str, list[Figure]]) -> dict[str, Any]:
+    """The figures as the template takes them, each with its number, and their data as the script takes them."""
     figures = [figure for group in drawings.values() for figure in group]
     numbers = iter(range(len(figures)))
-    return fill(
-        "report.html",
-        style=asset("report.css"),
-        summary=_summary(folders, provenance),
-        sections=[{"name": s.name, "short": _short(s), "shown": _shown(s.report)} for s in sections],
-        choices={name: _shown(shown) for name, shown in chosen.items()},
-        drawings={name: [(next(numbers), figure) for figure in group] for name, group in drawings.items()},
-        judged=judged,
-        missing=list(_missing(folders, sections)),
-        provenance=provenance.shown(),
-        library=asset("echarts.min.js"),
-        data=_inline({"figures": [asdict(figure) for figure in figures], "palette": svg.PALETTE}),
-        script=asset("report.js"),
-    )
+    return {
+        "drawings": {name: [(next(numbers), figure) for figure in group] for name, group in drawings.items()},
+        "data": _inline({"figures": [asdict(figure) for figure in figures], "palettes": [look.PALETTE, look.DARK]}),
+    }
 
 
 def _inline(data: Any) -> str:
@@ -152,9 +170,17 @@ def _inline(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _short(section: _Section) -> str:
-    depth = "" if section.name == f"table{section.table.number}" else f", ResNet-{section.table.depth}"
-    return f"Table {section.table.number}{depth}"
+def _fold(name: str, entries: Sequence[Entry]) -> str:
+    """Why a table of choices is folded, in words; empty if some of its errors mean something."""
+    nets = [entry for entry in entries if name == f"choices-{entry.row.data}-{entry.row.model.partition('_')[0]}"]
+    return "" if any(net.counts for net in nets) else "quick runs only: size and latency"
+
+
+def _undrawn(entries: Sequence[Entry]) -> str:
+    """The data sets of which there are only quick runs."""
+    run = {entry.row.data for entry in entries if entry.runs.train}
+    counts = {entry.row.data for entry in entries if entry.counts}
+    return ", ".join(DATA_SETS[data].label for data in DATA_SETS if data in run - counts)
 
 
 def _summary(folders: Sequence[Store], provenance: Provenance) -> str:
@@ -164,80 +190,3 @@ def _summary(folders: Sequence[Store], provenance: Provenance) -> str:
     if machines:
         words += f" Measured on {' and on '.join(machines)}."
     return f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
-
-
-def _shown(report: Report) -> dict[str, Any]:
-    """A table as the template takes it."""
-    cells, notes = printed(report, "\0{}")
-    lines = [
-        [_cell(column, line, text) for column, text in zip(report.columns, row, strict=True)]
-        for line, row in zip(report.lines, cells, strict=True)
-    ]
-    columns = [{"heading": _heading(column), "kind": _kind(column)} for column in report.columns]
-    return {"title": report.title, "columns": columns, "lines": lines, "notes": notes, "remarks": report.remarks}
-
-
-def _heading(column: Column) -> str:
-    return column.heading.replace("top-", "top\u2011")  # no line ends within "top-1"
-
-
-def _kind(column: Column) -> str:
-    if column.key == "model":
-        return "model"
-    return "" if column.key.startswith("heading_") else "number"
-
-
-def _cell(column: Column, line: Line, text: str) -> dict[str, Any]:
-    """A cell: its text, what its footnotes amount to, their numbers, and their words. Where it is empty the reason is
-    on hover and for screen readers; a number at each empty cell would be a thicket."""
-    shown, *marks = text.split("\0")
-    value, notes = line.values.get(column.key), line.notes.get(column.key, [])
-    return {
-        "column": {"kind": _kind(column)},
-        "order": value,
-        "text": shown.strip(),
-        "tags": list(dict.fromkeys(TAGS[start] for note in notes for start in TAGS if note.startswith(start))),
-        "marks": [mark.strip() for mark in marks],
-        "notes": "; ".join(notes),
-    }
-
-
-def _missing(folders: Sequence[Store], sections: Sequence[_Section]) -> Iterator[dict[str, Any]]:
-    """What the tables lack, with the commands that measure it."""
-    for section in sections:
-        for data in dict.fromkeys(row.data for row in section.table.rows):
-            for words, rows in _gaps(section, data).items():
-                where = f"{_short(section)}, {DATA_SETS[data].label}"
-                command = _command(folders, section.table, data, rows)
-                yield {"where": where, "rows": len(rows), "words": words, "command": command}
-
-
-def _gaps(section: _Section, data: str) -> dict[str, list[Row]]:
-    """The rows on one data set that are not complete, by what they lack."""
-    gaps: dict[str, list[Row]] = {}
-    inside = section.table.number == report.ANALYSED
-    for entry in section.entries:
-        runs = entry.runs
-        if entry.row.data != data:
-            continue
-        if not runs.train:
-            gaps.setdefault("not run", []).append(entry.row)
-        elif not entry.comparable:
-            gaps.setdefault("run, but quick or shortened, so without an error to compare", []).append(entry.row)
-        elif len(runs.train) < section.table.seeds:
-            gaps.setdefault(f"with fewer than {section.table.seeds} seeds", []).append(entry.row)
-        elif inside and not runs.analyze:
-            gaps.setdefault("trained, but not looked into", []).append(entry.row)
-        elif not inside and not (runs.export and runs.parity and runs.latency):
-            gaps.setdefault("without export, parity or latency", []).append(entry.row)
-    return gaps
-
-
-def _command(folders: Sequence[Store], table: Table, data: str, rows: Sequence[Row]) -> str:
-    paper = spec.load_table(table.number)
-    everything = len(rows) == sum(row.data == data for row in paper.rows)
-    names = [f"*@{data}"] if everything else [f"{row.model}@{data}" for row in rows]
-    words = ["python", "-m", "suite", "run", "--table", str(table.number), "--rows", ",".join(names)]
-    words += ["--depth", str(table.depth)] if table.depth != paper.depth else []
-    words += ["--profile", "paper", "--seeds", str(table.seeds), "--data", f"{data}=PATH"]
-    return shlex.join([*words, "--results", str(folders[0].root)] if folders else words)

@@ -299,6 +299,24 @@ class Entry:
         """Whether its errors may be compared with the paper's."""
         return comparable(self.table, self.row, self.runs)
 
+    @property
+    def quick(self) -> bool:
+        """Whether it was run, but cut off after some steps or on embedded images, so that its errors mean nothing."""
+        first = self.runs.train[:1]
+        return any(
+            r.inputs["recipe"]["max_steps"] is not None or r.inputs["data"]["name"] != self.row.data for r in first
+        )
+
+    @property
+    def counts(self) -> bool:
+        """Whether it was run over whole epochs on the paper's data, so that its errors mean something."""
+        return bool(self.runs.train) and not self.quick
+
+    @property
+    def epochs(self) -> int:
+        """Of its runs; there must be some."""
+        return int(self.runs.train[0].inputs["recipe"]["epochs"])
+
 
 def shortfalls(table: Table, row: Row, train: list[Record]) -> list[str]:
     """How the runs fall short of the paper's, so that nobody compares what cannot be compared."""
@@ -337,6 +355,11 @@ def unstable(record: Record) -> list[str]:
     if (p75 - p25) / p50 > UNSTABLE:
         notes.append(f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart")
     return notes
+
+
+def median(record: Record) -> float:
+    """Of the samples of a latency, in seconds."""
+    return quantiles(record.result["samples"], (0.5,))[0]
 
 
 def kind_of(record: Record) -> Kind:
