@@ -51,7 +51,7 @@ def test_an_error_is_drawn_against_the_median_latency_in_milliseconds(store: Sto
     points = plot.series[0]
     assert (points.points, points.labels) == ([[20.0, 6.5]], ("resnet110_relu_bn",))
     assert (points.name, points.shape, points.hollow) == ("ReLU + BatchNorm", "circle", False)
-    assert plot.note == "2 of 5 seeds"
+    assert plot.note == "Errors: 2 of 5 seeds"
 
 
 def test_short_runs_are_hollow_and_no_part_of_the_front(store: Store, add_run: AddRun) -> None:
@@ -60,7 +60,7 @@ def test_short_runs_are_hollow_and_no_part_of_the_front(store: Store, add_run: A
     (plot,) = only(plots.error_against_latency(entries(store))).plots
     points = [("ReLU + Plain, shortened", True), ("ReLU + BatchNorm", False)]
     assert [(s.name, s.hollow) for s in plot.series[:-1]] == points
-    assert plot.note == "3 of 164 epochs, 1 of 5 seeds"
+    assert plot.note == "Errors: 3 of 164 epochs, 1 of 5 seeds"
     assert plot.series[-1].points == [[10.0, 6.0]]
 
 

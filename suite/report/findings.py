@@ -87,6 +87,12 @@ class Finding:
         """Each comparison in words."""
         return tuple(part.figures for part in self.parts)
 
+    @property
+    def how_sure(self) -> str:
+        """What chance makes of the difference, if there is but one, and the caveats; empty if there is neither."""
+        margins = [part.margin for part in self.parts if part.margin]
+        return "; ".join([*(margins if len(margins) == 1 else ()), *self.caveats])
+
 
 def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim, list[Finding]]]:
     """Each of `CLAIMS` with a finding for every data set and depth that has the nets for it, and at least one."""

@@ -27,7 +27,7 @@ ZOOM = 36
 def error_against_latency(entries: Sequence[Entry]) -> list[Figure]:
     """A figure for each data set, a plot for each kind of latency: which nets no other beats in both."""
     figures = []
-    for data, group in _by_data(entry for entry in entries if entry.counts):
+    for data, group in _by_data(entry for entry in entries if entry.counts and "top1" in entry.table.metrics):
         plots = []
         for number, kind in enumerate(_kinds(group), start=1):
             found = [
@@ -62,7 +62,8 @@ def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) 
     series.append(Series("Pareto front", "steps", [list(point) for point in front], look.REFERENCE))
     x = axis("latency, median (ms)", [x for x, _, _ in found], log=True)
     y = axis("test error (%)", [y for _, y, _ in found], most=100)
-    return Plot(name, _title(kind), x, y, tuple(series), how_sure([entry for _, _, entry in found]))
+    sure = how_sure([entry for _, _, entry in found])
+    return Plot(name, _title(kind), x, y, tuple(series), f"Errors: {sure}" if sure else "")
 
 
 def how_sure(nets: Sequence[Entry]) -> str:

@@ -24,7 +24,7 @@ def render(plot: Plot, heading: str = "") -> str:
     left = LEFT + LETTER * max((len(name) for name in plot.y.categories), default=0)
     inner = max(300, 22 * len(plot.y.categories))
     named = plot.series if len(plot.series) > 1 else ()
-    titles = textwrap.wrap(f"{plot.title}. {plot.note}" if plot.note else plot.title, LETTERS)
+    titles = [*textwrap.wrap(plot.title, LETTERS), *textwrap.wrap(plot.note, LETTERS)]
     top = TOP + LINE * (len(titles) - 1)
     height = top + inner + BOTTOM + LINE * math.ceil(len(named) / LEGEND_COLUMNS)
 
@@ -135,14 +135,14 @@ def _labels(points: Sequence[tuple[Place, str]], marks: Sequence[Place]) -> list
     parts = []
     for (x, y), label in sorted(points):
         width = LETTER * len(label)
-        turned = x + 10 + width > WIDTH - RIGHT
-        left = x - 10 - width if turned else x + 10
-        # The nearest free line; the last resort is the point's own.
+        right, left = x + 10, x - 10 - width
+        starts = [start for start in (right, left) if start >= 0 and start + width <= WIDTH - RIGHT] or [left]
+        # The nearest free line on either side; the last resort is the point's own.
         shifts = [shift for step in range(8) for shift in (-step * LINE / 1.5, step * LINE / 1.5)]
-        free = (y - 4 + shift for shift in shifts if not _covers(taken, left, y - 4 + shift, width))
-        line = next(free, y - 4)
-        taken.append((left, line, width))
-        place = f'x="{x - 10:.1f}" text-anchor="end"' if turned else f'x="{left:.1f}"'
+        places = [(start, y - 4 + shift) for shift in shifts for start in starts]
+        start, line = next((place for place in places if not _covers(taken, *place, width)), places[0])
+        taken.append((start, line, width))
+        place = f'x="{right:.1f}"' if start == right else f'x="{x - 10:.1f}" text-anchor="end"'
         parts.append(f'<text {place} y="{line:.1f}" font-size="11.5" fill="#333" {HALO}>{escape(label)}</text>')
     return parts
 

@@ -123,15 +123,28 @@ function boxes(plot, shades) {
 
 const boxed = (plot) => plot.series.some((each) => each.form === "boxes");
 
-// Each point's name beside it, on the side where there is room.
-function named(from, plot, shades, width) {
-  const { x } = plot;
-  const share = (value) => x.log ? Math.log(value / x.low) / Math.log(x.high / x.low) : (value - x.low) / (x.high - x.low);
-  return from.data.map((item) => {
-    const room = width * (1 - share(item.value[0]));
-    return { ...item, label: { show: true, formatter: () => item.name, color: shades.ink, fontSize: 11,
-      textBorderColor: shades.ground, textBorderWidth: 3, position: room > 7 * item.name.length + 40 ? "right" : "left" } };
-  });
+// Each point's name above and beside it, on a side where there is room, and moved where another one or a point is.
+function name(plot, scatters, shades, width, height) {
+  const share = (axis, value) => axis.log ? Math.log(value / axis.low) / Math.log(axis.high / axis.low)
+    : (value - axis.low) / (axis.high - axis.low);
+  const items = scatters.flatMap((each) => each.data);
+  const places = items.map(({ value: [x, y] }) => [width * share(plot.x, x), height * (1 - share(plot.y, y))]);
+  const taken = places.map(([x, y]) => [x - 7, x + 7, y]);
+  for (const index of [...items.keys()].sort((a, b) => places[a][0] - places[b][0])) {
+    const [[x, y], item] = [places[index], items[index]];
+    const long = 6.4 * item.name.length;
+    const room = [x + 10 + long < width + 20 && "right", x - 10 - long > -40 && "left"].filter(Boolean);
+    const sides = room.length ? room : ["left"];
+    const spot = (side, shift) => side === "right" ? [x + 10, x + 10 + long, y + shift] : [x - 10 - long, x - 10, y + shift];
+    const free = ([from, to, line]) => line > 0 && line < height
+      && !taken.some(([start, end, other]) => Math.abs(line - other) < 11 && from < end && start < to);
+    const shifts = [...Array(8).keys()].flatMap((step) => [-9 - 11 * step, -9 + 11 * step]);
+    const tries = shifts.flatMap((shift) => sides.map((side) => [side, shift]));
+    const [side, shift] = tries.find((each) => free(spot(...each))) ?? [sides[0], -9];
+    taken.push(spot(side, shift));
+    item.label = { show: true, formatter: () => item.name, color: shades.ink, fontSize: 11, offset: [0, shift],
+      textBorderColor: shades.ground, textBorderWidth: 3, position: side };
+  }
 }
 
 function tip(plot, item) {
@@ -146,15 +159,10 @@ function tip(plot, item) {
   return lines.map(text).join("<br>");
 }
 
-function option(plot, shades, width) {
+function option(plot, shades, width, height) {
   const rows = plot.y.categories.length > 0;
   const drawn = boxed(plot) ? boxes(plot, shades) : plot.series.map((each) => series(each, shades));
-  if (!rows) {
-    for (const each of drawn.filter((one) => one.type === "scatter")) {
-      each.data = named(each, plot, shades, width - 84);
-      each.labelLayout = { dy: -9, moveOverlap: "shiftY" }; // beside the front, not on it
-    }
-  }
+  if (!rows) name(plot, drawn.filter((each) => each.type === "scatter"), shades, width - 80, height - 60);
   return {
     animation: false,
     textStyle: { color: shades.ink, fontFamily: "system-ui, sans-serif" },
@@ -246,9 +254,10 @@ function show(frame) {
   if (plot.y.categories.length) place.style.height = `${Math.max(160, 70 + 22 * plot.y.categories.length)}px`;
   const chart = echarts.getInstanceByDom(place) ?? echarts.init(place, null, { renderer: "svg" });
   chart.resize();
-  chart.setOption(option(plot, colors(), place.clientWidth), true);
+  chart.setOption(option(plot, colors(), place.clientWidth, place.clientHeight), true);
   frame.querySelector(".legend").replaceChildren(...legend(plot, chart));
   frame.querySelector(".note").textContent = plot.note;
+  frame.querySelector(".note").dataset.title = plot.title;
   place.setAttribute("aria-label", `${figure.title}, ${plot.title}`);
   frame.querySelector(".files a").href = `plots/${plot.name}.svg`;
   const details = frame.querySelector("details.values");
@@ -302,7 +311,7 @@ function parts(table) {
 
 addEventListener("beforeprint", () => {
   document.querySelectorAll("section.table table").forEach((table) => table.after(...parts(table)));
-  document.querySelectorAll("details:not(.values, .fold)").forEach((each) => (each.open = true));
+  document.querySelectorAll("details:not(.values, .fold, .claims details)").forEach((each) => (each.open = true));
   frames.forEach(show);
 });
 addEventListener("afterprint", () => document.querySelectorAll("table.part").forEach((part) => part.remove()));
