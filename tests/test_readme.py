@@ -238,7 +238,7 @@ def test_a_quick_table_4_takes_the_room_that_the_readme_says() -> None:
     rows = [f"{row.model.rpartition('_')[0]}_bn" for row in load_table(4).rows]
     records = [r for stage in ("train", "export") for r in Store(ROOT / RESULTS).each(stage, set(rows))]
     size = sum(
-        file["bytes"] * rows.count(r.inputs["model"])
+        file.bytes * rows.count(r.inputs["model"])
         for r in records
         if not r.inputs.get("plain")
         for file in r.artifacts.values()
@@ -276,5 +276,5 @@ def test_published_results_are_whole(folder: Path) -> None:
     assert found.records > 0
     assert all("samples" not in record.result for record in Store(folder).each("latency")), "each run is kept once"
     for record in Store(folder).each("train"):
-        whole = all((folder / file["path"]).is_file() for file in record.artifacts.values())
+        whole = all((folder / file.path).is_file() for file in record.artifacts.values())
         assert whole == (record.inputs["recipe"]["max_steps"] is None)

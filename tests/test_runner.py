@@ -90,7 +90,7 @@ def test_four_workers_that_are_killed_at_random_complete_a_grid_with_each_result
             assert record["key"] == key_of(stage, record["inputs"])
             for artifact in record["artifacts"].values():
                 assert (tmp_path / artifact["path"]).read_text() == record["key"]
-    assert [note["reason"] for note in store.Store(tmp_path).failures()] == ["MemoryError: no room"]
+    assert [note.reason for note in store.Store(tmp_path).failures()] == ["MemoryError: no room"]
     assert not list((tmp_path / "claims").glob("*.json"))
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from suite.errors import InputError
-from suite.results.store import Store
 
 
 def must_be_there(results: Path) -> None:
@@ -24,6 +23,7 @@ def must_be_there_if_given(results: Path) -> None:
 
 def write_page(results: Sequence[Path], out: Path, metric: Any) -> Path:
     from suite.report import page
+    from suite.results.store import Store
 
     try:
         return page.write([Store(folder) for folder in results], out, metric)

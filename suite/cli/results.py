@@ -8,9 +8,7 @@ import click
 from suite.cli import folders, options
 from suite.files import printable
 from suite.registry import DATA_SETS, STAND_INS
-from suite.report import tables as report
 from suite.report.render import render
-from suite.results.store import Store
 from suite.tables import spec
 
 
@@ -23,6 +21,9 @@ from suite.tables import spec
 @options.form
 def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, metric: Any, form: str) -> int:
     """Print a table from the records that there are, of each row those that say most."""
+    from suite.report import tables as report
+    from suite.results.store import Store
+
     folders.must_be_there_if_given(results)
     chosen = spec.selected(table, rows, int(depth) if depth else None)
     click.echo(render(report.build(chosen, Store(results), metric), form), nl=False)
@@ -34,6 +35,7 @@ def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, me
 def status_(results: Path) -> int:
     """Say how far the runs on a folder are: done, under way and by whom, failed and why, and about how long is left."""
     from suite.grid import status
+    from suite.results.store import Store
 
     folders.must_be_there(results)
     click.echo(printable(status.render(status.read(Store(results))), keep="\n"), nl=False)
@@ -104,6 +106,7 @@ def verify(results: Path, without_files: bool, rewrite: bool) -> int:
     try:
         if rewrite:
             from suite.results import compact
+            from suite.results.store import Store
 
             with display.stage(f"rewrite {results}") as step:
                 click.echo(compact.rewrite(Store(results), step))

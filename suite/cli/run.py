@@ -11,9 +11,7 @@ import click
 from suite.cli import folders, options
 from suite.errors import InputError
 from suite.registry import FORMS, PROVIDERS, RUNTIMES, STAND_INS
-from suite.report import tables as report
 from suite.report.render import render
-from suite.results.store import Store
 from suite.tables import spec
 
 if TYPE_CHECKING:
@@ -195,6 +193,9 @@ def run(
     outcome = execute(chosen)
     if not outcome.speaks:
         return 0
+    from suite.report import tables as report
+    from suite.results.store import Store
+
     asked = {kind for kind in spec.VERSIONS if grid.asked_as(kind) in chosen.stages}
     click.echo(
         render(

@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 
+import msgspec
+
 from suite import env
 from suite.errors import InputError
 from suite.grid import duration
@@ -51,7 +53,7 @@ def probe(cell: Cell, options: Options, store: Store, prober: Prober) -> Probe:
         except RuntimeError as error:
             raise InputError(f"{cell.row.model}: the probe failed: {error}") from None
         found = store.put("probe", inputs, result, env.environment(), {"seconds": perf_counter() - start})
-    return Probe(**found.result)
+    return msgspec.convert(found.result, Probe)
 
 
 def costs(

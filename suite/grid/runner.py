@@ -298,7 +298,7 @@ class Worker:
             self._lost.add(stage.key)
         elif record := self.store.get(stage.kind, stage.inputs):
             self.done.add(stage.key)
-            self.display.ended(stage.name, "done by another process", record.timing.get("seconds", 0.0))
+            self.display.ended(stage.name, "done by another process", record.timing.seconds)
         elif self.store.failed_at(stage.kind, stage.inputs) != self._failed_before[stage.key]:
             self._lose(stage)
             self.display.ended(stage.name, "failed in another process", 0.0)
