@@ -13,7 +13,10 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct, ValidationError, convert
 
 from suite import distributed, env, progress
 from suite.distributed import Group
@@ -21,6 +24,15 @@ from suite.errors import InputError, in_words
 from suite.grid.plan import Cell, Options, Stage
 from suite.inference import departure, networks, reduced
 from suite.interrupt import NEVER, Deadline, Interruption
+from suite.outcomes import (
+    AnalyzeResult,
+    ConvertResult,
+    ExportResult,
+    LatencyResult,
+    ParityResult,
+    PeakResult,
+    TrainResult,
+)
 from suite.results import samples
 from suite.results.record import key_of
 from suite.results.store import Store
@@ -29,7 +41,9 @@ if TYPE_CHECKING:
     from suite.data.batches import Batches
     from suite.inference.latency import Request
 
-Work = Callable[[Stage, Path, progress.Steps], dict[str, Any]]
+# What came of a stage: its result, of the type that `suite.outcomes` has for it, or what ended it.
+Outcome = Struct | Exception
+Work = Callable[[Stage, Path, progress.Steps], Struct]
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,15 @@ class UnderWay:
     step: progress.Steps
     start: float
     ends: ExitStack
+
+
+class End(Protocol):
+    """Told of a stage that ends, with what it says of its own speed beside the seconds; gives a training to begin in
+    its place, or None."""
+
+    def __call__(
+        self, each: UnderWay, outcome: Outcome, timing: Mapping[str, object] = MappingProxyType({})
+    ) -> UnderWay | None: ...
 
 
 class Performer:
@@ -99,14 +122,16 @@ class Performer:
         with ExitStack() as stack:
             begun = [self._begin(stage, stack) for stage in stages]
 
-            def end(each: UnderWay, outcome: dict[str, Any] | Exception) -> UnderWay | None:
-                following = ended(each.stage, self._settle(each, outcome))
+            def end(
+                each: UnderWay, outcome: Outcome, timing: Mapping[str, object] = MappingProxyType({})
+            ) -> UnderWay | None:
+                following = ended(each.stage, self._settle(each, outcome, timing))
                 return self._begin(following, stack) if following else None
 
             if stages[0].kind == "train":
                 self._train(begun, end)
                 return
-            outcomes: Sequence[dict[str, Any] | Exception]
+            outcomes: Sequence[Outcome]
             if stages[0].kind == "latency":
                 outcomes = self._latency(stages, [each.step for each in begun])
             else:
@@ -132,7 +157,7 @@ class Performer:
 
             yield both
 
-    def _settle(self, each: UnderWay, outcome: dict[str, Any] | Exception) -> bool:
+    def _settle(self, each: UnderWay, outcome: Outcome, timing: Mapping[str, object]) -> bool:
         """Keep what came of a stage, and end its display; returns whether it is done."""
         if isinstance(outcome, InputError):
             raise outcome
@@ -140,9 +165,9 @@ class Performer:
             return not isinstance(outcome, Exception)
         stage = each.stage
         if not isinstance(outcome, Exception):
-            timing = {"seconds": perf_counter() - each.start} | outcome.pop("timing", {})
+            took = {"seconds": perf_counter() - each.start, **timing}
             files = each.folder if any(each.folder.iterdir()) else None
-            self.store.put(stage.kind, stage.inputs, outcome, env.environment(), timing, files)
+            self.store.put(stage.kind, stage.inputs, outcome, env.environment(), took, files)
             each.ends.close()
             return True
         reason = in_words(outcome)
@@ -151,7 +176,7 @@ class Performer:
         self.display.note(f"{stage.name}: {reason}")
         return False
 
-    def _one(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any] | Exception:
+    def _one(self, stage: Stage, folder: Path, step: progress.Steps) -> Outcome:
         try:
             return self._single[stage.kind](stage, folder, step)
         except Exception as error:
@@ -168,9 +193,7 @@ class Performer:
     def _weights(self, train: Stage) -> Path:
         return self._file(train, "model.safetensors").parent
 
-    def _train(
-        self, begun: Sequence[UnderWay], end: Callable[[UnderWay, dict[str, Any] | Exception], UnderWay | None]
-    ) -> None:
+    def _train(self, begun: Sequence[UnderWay], end: End) -> None:
         """Train networks at the same time; `end` is told of each that ends, and gives the next."""
         import torch
 
@@ -184,7 +207,10 @@ class Performer:
 
         def job(each: UnderWay) -> Job:
             def on_end(outcome: dict[str, Any] | Exception) -> Job | None:
-                following = end(each, outcome)
+                if isinstance(outcome, Exception):
+                    following = end(each, outcome)
+                else:
+                    following = end(each, _trained(outcome), outcome["timing"])
                 return job(following) if following else None
 
             cell = _cell(each.stage)
@@ -232,7 +258,7 @@ class Performer:
 
         return log
 
-    def _export(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+    def _export(self, stage: Stage, folder: Path, step: progress.Steps) -> ExportResult:
         from suite.export.exporter import export
 
         (train,), cell, size = stage.needs, _cell(stage), stage.inputs["size"]
@@ -245,9 +271,9 @@ class Performer:
             "run": train.key,
             "form": "rewritten" if rewrite else "plain",
         }
-        return export(weights, size, folder / "model.onnx", networks.metadata(of, more), rewrite)
+        return convert(export(weights, size, folder / "model.onnx", networks.metadata(of, more), rewrite), ExportResult)
 
-    def _analyze(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+    def _analyze(self, stage: Stage, folder: Path, step: progress.Steps) -> AnalyzeResult:
         """What the paper looks inside for: Table 1 and the curves of Figures 2 and 3."""
         from suite.analysis.analyze import analyze, coherence
         from suite.export.exporter import load_weights
@@ -255,9 +281,9 @@ class Performer:
         weights = self._weights(stage.needs[0])
         model = load_weights(weights)
         found = analyze(model, self._batches(_cell(stage), "cpu", weights=weights), step).to_dict()
-        return found | {"coherence": coherence(model).to_dict()}
+        return convert(found | {"coherence": coherence(model).to_dict()}, AnalyzeResult)
 
-    def _convert(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+    def _convert(self, stage: Stage, folder: Path, step: progress.Steps) -> ConvertResult:
         """The exported file in fewer bits, with images to calibrate int8 on and to see whether float16 holds them."""
         (export,) = stage.needs
         path, train = self._file(export, "model.onnx"), export.needs[0]
@@ -266,25 +292,26 @@ class Performer:
         batches = self._batches(_cell(stage), "cpu", weights=weights)
         activations = stage.inputs.get("activations", "unsigned")
         images = reduced.calibration(batches)
-        return reduced.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
+        found = reduced.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
+        return convert(found, ConvertResult)
 
-    def _parity(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+    def _parity(self, stage: Stage, folder: Path, step: progress.Steps) -> ParityResult:
         train, file = stage.needs
         weights, path = self._weights(train), self._file(file, "model.onnx")
         # The exporter's own graph is in float32 as well.
         form = "fp32" if stage.inputs["precision"] == "plain" else stage.inputs["precision"]
         batches = self._batches(_cell(stage), "cpu", weights=weights)
-        return departure.check(weights, path, batches, form, stage.inputs["provider"], progress=step)
+        found = departure.check(weights, path, batches, form, stage.inputs["provider"], progress=step)
+        return convert(found, ParityResult)
 
-    def _peak(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+    def _peak(self, stage: Stage, folder: Path, step: progress.Steps) -> PeakResult:
         from suite.inference import latency
 
         inputs = stage.inputs
-        return latency.peak(inputs["provider"], inputs["threads"], inputs.get("precision", "fp32"))
+        found = latency.peak(inputs["provider"], inputs["threads"], inputs.get("precision", "fp32"))
+        return convert(found, PeakResult)
 
-    def _latency(
-        self, stages: Sequence[Stage], steps: Sequence[progress.Steps]
-    ) -> Sequence[dict[str, Any] | Exception]:
+    def _latency(self, stages: Sequence[Stage], steps: Sequence[progress.Steps]) -> Sequence[LatencyResult | Exception]:
         """Measure these against each other."""
         from suite.inference import latency
 
@@ -293,7 +320,9 @@ class Performer:
                 each(done, total, note)
 
         answers = latency.measure([self._request(stage) for stage in stages], step)
-        return [each if isinstance(each, RuntimeError) else samples.packed(each) for each in answers]
+        return [
+            each if isinstance(each, RuntimeError) else convert(samples.packed(each), LatencyResult) for each in answers
+        ]
 
     def _request(self, stage: Stage) -> "Request":
         from suite.inference import latency
@@ -364,6 +393,14 @@ def device_of(wanted: str) -> str:
     if wanted == "cuda":
         raise InputError("--device cuda: torch finds no CUDA GPU here; legal: auto, cpu")
     return "cpu"
+
+
+def _trained(outcome: Mapping[str, Any]) -> Outcome:
+    """What a training found, without what it says of its speed."""
+    try:
+        return convert(outcome, TrainResult)
+    except ValidationError as error:  # which must not end the trainings beside this one
+        return error
 
 
 def _cell(stage: Stage) -> Cell:
