@@ -29,6 +29,7 @@ def run(folder: Path, row: str, processes: int) -> tuple[dict[str, Any], subproc
     return json.loads(path.read_text()), done
 
 
+@pytest.mark.full
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     one, _ = run(tmp_path / "one", "resnet20_crelu_np2@cifar10", 1)
     two, done = run(tmp_path / "two", "resnet20_crelu_np2@cifar10", 2)
@@ -57,6 +58,7 @@ group.leave()
 """
 
 
+@pytest.mark.full
 def test_tensors_of_the_first_process_are_spread_in_place(tmp_path: Path) -> None:
     script = tmp_path / "spread.py"
     script.write_text(SPREAD)
@@ -65,6 +67,7 @@ def test_tensors_of_the_first_process_are_spread_in_place(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_without_batch_norm_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     records = [run(tmp_path / str(n), "resnet20_relu_plain@cifar10", n)[0]["result"] for n in (1, 2)]
     assert records[1]["epochs"][-1]["train_loss"] == pytest.approx(records[0]["epochs"][-1]["train_loss"], rel=1e-6)

@@ -234,11 +234,23 @@ def compiled_for_a_gpu() -> None:
 
 
 @NEEDS_TRITON
-@pytest.mark.parametrize("what", ["shapes", "counts", "seeds", "crelu", "statistics", "networks", "operators"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("shapes", marks=pytest.mark.full),
+        "counts",
+        "seeds",
+        "crelu",
+        "statistics",
+        pytest.param("networks", marks=pytest.mark.full),
+        "operators",
+    ],
+)
 def test_the_kernels_compute_what_the_library_does(what: str) -> None:
     in_process(f"interpreted_{what}", TRITON_INTERPRET="1")
 
 
+@pytest.mark.full
 @NEEDS_TRITON
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     in_process("compiled_for_a_gpu", TRITON_CACHE_DIR=str(tmp_path))

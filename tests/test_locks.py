@@ -88,6 +88,7 @@ def elsewhere(*arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.full
 def test_without_what_windows_lacks_help_lists_and_published_tables_are_the_same(
     suite: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +101,7 @@ def test_without_what_windows_lacks_help_lists_and_published_tables_are_the_same
         assert (code, out.split("[OPTIONS]")[-1], err) == (usual[0], usual[1].split("[OPTIONS]")[-1], usual[2])
 
 
+@pytest.mark.full
 def test_without_what_windows_lacks_a_row_is_trained_exported_and_checked(tmp_path: Path) -> None:
     row = ["--table", "2", "--depth", "20", "--rows", "resnet20_relu_bn@cifar10", "--steps", "2"]
     # Not timed: the standard library's own start of a process on Linux takes what Windows lacks.

@@ -119,6 +119,7 @@ def test_compiling_is_not_tried_where_little_training_is_left() -> None:
     assert found["compiled"] is False
 
 
+@pytest.mark.full
 def test_compiling_is_decided_by_measured_steps_and_leaves_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(step.WORTH_A_TRIAL, "cpu", 0.0)
     model = tiny()
@@ -140,6 +141,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
     torch._dynamo.reset()
 
 
+@pytest.mark.full
 def test_every_network_of_a_long_table_is_compiled(counter: CompileCounter) -> None:
     names = [f"resnet20_{act}_{norm}" for act in ("relu", "crelu") for norm in ("bn", "np2")]
     for count, name in enumerate(names, start=1):
@@ -148,6 +150,7 @@ def test_every_network_of_a_long_table_is_compiled(counter: CompileCounter) -> N
         assert counter.frame_count == 5 * count, name
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["resnet20_relu_bn", "resnet20_crelu_np"])
 def test_a_kind_of_block_is_compiled_once_for_all_seeds_depths_and_batch_sizes(
     name: str, counter: CompileCounter
@@ -167,6 +170,7 @@ def test_tests_of_a_compiled_network_compile_nothing(counter: CompileCounter) ->
     assert counter.frame_count == 0
 
 
+@pytest.mark.full
 def test_compiled_blocks_have_the_same_gradients() -> None:
     plain, compiled = net("resnet20_relu_bn").double(), net("resnet20_relu_bn").double()
     step._compile(compiled)
