@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from suite.files import read_if_file
 from suite.results.store import Store
 
 Run = Callable[..., tuple[int, str, str]]
@@ -136,7 +138,7 @@ def test_packed_rows_are_as_if_run_alone_and_one_that_fails_does_not_end_the_oth
         "m.main()\n"
     )
     rows = "resnet20_relu_bn@cifar10,resnet20_relu_np2@cifar10,resnet20_crelu_bn@cifar10"
-    row = ["--table", "2", "--depth", "20", "--steps", "2", "--batch-sizes", "1"]
+    row = ["--table", "2", "--depth", "20", "--steps", "2", "--stages", "train"]
     command = [sys.executable, "-c", code, "run", *row, "--rows", rows]
     done = [
         subprocess.run(
@@ -226,12 +228,12 @@ def test_workers_end_with_the_time_of_the_run(tmp_path: Path) -> None:
 @pytest.mark.full
 def test_a_run_killed_outright_three_times_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     code = "import suite.training.train as t, suite.__main__ as m\nt.CHECKPOINT_SECONDS = 0.0\nm.main()\n"
-    command = [sys.executable, "-c", code, "run", *ROW, "--steps", "24", "--batch-sizes", "1"]
+    command = [sys.executable, "-c", code, "run", *ROW, "--steps", "12", "--stages", "train"]
     subprocess.run([*command, "--results", str(tmp_path / "whole")], capture_output=True, check=True)
     killed = [*command, "--results", str(tmp_path / "killed")]
-    for wanted in (2, 9, 17):
+    for wanted in (2, 5, 8):
         process = subprocess.Popen(killed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and process.poll() is None:
             # A checkpoint's number is that of the images seen; a step has 32.
             numbers = [int(path.stem) // 32 for path in (tmp_path / "killed").glob("checkpoints/*/*.safetensors")]
@@ -346,12 +348,14 @@ def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Pat
     command = [sys.executable, "-m", "suite", "run", *ROW, "--epochs", "50", "--compile", "never"]
     command += ["--results", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("work/*")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    # Until some steps are done, as its claim says, which is replaced every two seconds.
+    while time.monotonic() < deadline and not any(
+        re.search(rb'"done": ?[1-9]', read_if_file(path) or b"") for path in tmp_path.glob("claims/*.json")
+    ):
         time.sleep(0.2)
-    time.sleep(20)  # torch is imported and some steps are done
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 143
     assert "Traceback" not in err
     assert list((tmp_path / "work").iterdir()) == []
