@@ -32,7 +32,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "fastest", [("rewritten", "unsigned"), ("rewritten", "signed"), ("plain", "unsigned")], ids=" ".join
+    "fastest",
+    [
+        ("rewritten", "unsigned"),
+        pytest.param(("rewritten", "signed"), marks=pytest.mark.full),
+        pytest.param(("plain", "unsigned"), marks=pytest.mark.full),
+    ],
+    ids=" ".join,
 )
 def test_eight_bits_have_the_form_and_type_that_ran_fastest_here(
     path: Path, fastest: tuple[str, str], monkeypatch: pytest.MonkeyPatch

@@ -239,8 +239,8 @@ def compiled_for_a_gpu() -> None:
     "what",
     [
         pytest.param("shapes", marks=pytest.mark.full),
-        "counts",
-        "seeds",
+        pytest.param("counts", marks=pytest.mark.full),
+        pytest.param("seeds", marks=pytest.mark.full),
         "crelu",
         "statistics",
         pytest.param("networks", marks=pytest.mark.full),

@@ -185,6 +185,7 @@ def test_trainings_alone_and_then_the_rest_are_what_one_command_does(
     assert parts == whole
 
 
+@pytest.mark.full
 def test_at_the_end_of_its_time_a_run_keeps_a_checkpoint_and_says_what_is_left(
     tmp_path: Path, suite: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
