@@ -2,6 +2,7 @@
 command line, and how thorough the tests of faults are."""
 
 import itertools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,10 @@ import suite.__main__ as command_line
 from suite.results.record import AnyRecord
 from suite.results.store import Store
 from suite.tables.spec import version_of
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A core for each of these processes. Torch, which is imported later, and what tests start read this.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _ALWAYS: dict[str, Any] = dict(
     deadline=None,  # of a busy machine nothing is to be expected

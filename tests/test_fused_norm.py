@@ -212,6 +212,7 @@ def test_the_kernels_compute_what_the_library_does() -> None:
     in_process("interpreted", TRITON_INTERPRET="1")
 
 
+@pytest.mark.full
 @NEEDS_TRITON
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     in_process("compiled_for_a_gpu", TRITON_CACHE_DIR=str(tmp_path))

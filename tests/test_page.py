@@ -214,6 +214,7 @@ def test_folders_of_two_machines_make_one_report_with_a_column_each(
     assert 'data-value="2"' in seeds, "the same runs in both folders count once"
 
 
+@pytest.mark.full
 def test_a_report_over_ten_thousand_records_is_quick_and_small(many: Store, add_run: AddRun, tmp_path: Path) -> None:
     templates = {
         stage: json.loads(next((many.root / "records" / stage).iterdir()).read_text())
@@ -343,6 +344,7 @@ def models(view: Any) -> list[str]:
     return list(view.locator("#table2 tbody tr:visible th").all_inner_texts())
 
 
+@pytest.mark.full
 def test_every_plot_draws(opened: Any, html: str) -> None:
     figures = data_of(html)["figures"]
     assert {figure["title"].partition(":")[0] for figure in figures} == {
@@ -363,6 +365,7 @@ def test_every_plot_draws(opened: Any, html: str) -> None:
             assert len(frame.locator(".plot svg text").all_inner_texts()) > 3
 
 
+@pytest.mark.full
 def test_a_heading_sorts_up_then_down_with_what_is_empty_last(opened: Any) -> None:
     heading = opened.locator("#table2 th", has_text="ours top‑1").first  # noqa: RUF001
     heading.get_by_role("button").click()
@@ -379,6 +382,7 @@ def test_a_heading_sorts_up_then_down_with_what_is_empty_last(opened: Any) -> No
     assert heading.get_attribute("aria-sort") == "none"
 
 
+@pytest.mark.full
 def test_the_filter_leaves_rows_with_all_its_words_and_counts_them(opened: Any) -> None:
     field = opened.locator("#table2").get_by_label("Filter rows")
     field.fill("crelu_bn CIFAR-100")
@@ -403,6 +407,7 @@ def hover(view: Any, place: Any) -> str:
     return pytest.fail("no point has a tooltip")
 
 
+@pytest.mark.full
 def test_a_point_says_on_hover_what_it_is(opened: Any) -> None:
     name, *figures = hover(opened, opened.locator("#question .plot").first).splitlines()
     assert name.startswith("resnet110_")
@@ -410,6 +415,7 @@ def test_a_point_says_on_hover_what_it_is(opened: Any) -> None:
     assert re.fullmatch(r"test error, top-1 \(%\): [\d.]+", figures[1])
 
 
+@pytest.mark.full
 def test_markup_in_names_is_shown_as_text(opened: Any) -> None:
     assert SHOWN in opened.locator("header p").inner_text()
     choices = opened.locator("#question select").first.locator("option").all_inner_texts()
@@ -420,6 +426,7 @@ def test_markup_in_names_is_shown_as_text(opened: Any) -> None:
     assert opened.evaluate("window.hacked") is None
 
 
+@pytest.mark.full
 def test_markup_in_a_point_s_name_is_shown_as_text(opened: Any) -> None:
     """Names of models come from tables today; the page does not rely on that."""
     opened.evaluate("name => { figures[0].plots[0].series.forEach(each => each.labels.fill(name)) }", EVIL)
@@ -430,6 +437,7 @@ def test_markup_in_a_point_s_name_is_shown_as_text(opened: Any) -> None:
     assert opened.evaluate("window.hacked") is None
 
 
+@pytest.mark.full
 def test_the_values_of_a_plot_can_be_read_as_a_table(opened: Any) -> None:
     opened.locator("#question details.values summary").first.click()
     rows = opened.locator("#question details.values tr")
@@ -438,6 +446,7 @@ def test_the_values_of_a_plot_can_be_read_as_a_table(opened: Any) -> None:
     assert rows.count() == 3  # the heading, the one net on the first machine, and the front
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("width", [390, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_its_window_and_follows_the_colour_scheme(
@@ -452,6 +461,7 @@ def test_the_page_fits_its_window_and_follows_the_colour_scheme(
     view.close()
 
 
+@pytest.mark.full
 def test_on_paper_a_wide_table_is_several_of_which_each_names_its_rows(opened: Any) -> None:
     opened.emulate_media(media="print")
     opened.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -467,6 +477,7 @@ def test_on_paper_a_wide_table_is_several_of_which_each_names_its_rows(opened: A
     assert opened.locator("table.part").count() == 0
 
 
+@pytest.mark.full
 def test_without_scripts_tables_and_plots_are_there(browser: Any, html: str, tmp_path: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     view = context.new_page()

@@ -137,6 +137,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"cifar10": str(cifar), "imagenet": str(root / "imagenet")}
 
 
+@pytest.mark.full
 def test_the_commands_of_the_readme_run_one_after_the_other(
     data: dict[str, str], suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +153,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
         assert out, command
 
 
+@pytest.mark.full
 def test_the_example_of_a_new_variant_gets_its_line_of_the_table(tmp_path: Path) -> None:
     """The lines are put where the README says, in a copy."""
     model, row, command = (

@@ -57,6 +57,7 @@ print(len(worker.done), worker.failures)
 """
 
 
+@pytest.mark.full
 def test_four_workers_that_are_killed_at_random_complete_a_grid_with_each_result_once(
     tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
@@ -94,9 +95,11 @@ def test_four_workers_that_are_killed_at_random_complete_a_grid_with_each_result
     assert not list((tmp_path / "claims").glob("*.json"))
 
 
+@pytest.mark.full
 def test_two_local_workers_leave_what_one_process_does(tmp_path: Path) -> None:
     rows = "resnet20_relu_bn@cifar10,resnet20_crelu_bn@cifar10"
     row = ["--table", "2", "--depth", "20", "--steps", "2", "--batch-sizes", "1", "--rows", rows]
+    row += ["--runtimes", "onnxruntime"]
     found = []
     for count in ("1", "2"):
         folder = tmp_path / count
