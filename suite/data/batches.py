@@ -61,7 +61,7 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Training steps an epoch, the last and smaller batch among them."""
-        return -(-len(self.dataset.train) // self.recipe.batch_size)
+        return self.recipe.steps_an_epoch(len(self.dataset.train))
 
     @property
     def test_images(self) -> int:

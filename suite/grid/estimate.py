@@ -83,9 +83,8 @@ def _seconds(stage: Stage, cell: Cell, found: Probe) -> float:
     recipe, images = cell.recipe, len(cell.dataset.train)
     tests = min(len(cell.dataset.test), recipe.max_test_images or len(cell.dataset.test))
     if stage.kind == "train":
-        per_epoch = -(-images // recipe.batch_size)
-        steps = min(recipe.epochs * per_epoch, recipe.max_steps or recipe.epochs * per_epoch)
-        epochs = -(-steps // per_epoch)
+        steps = recipe.steps(images)
+        epochs = -(-steps // recipe.steps_an_epoch(images))
         seen = min(steps * recipe.batch_size, epochs * images)
         crops = tests * (epochs + (10 if recipe.ten_crop else 0))
         return steps * found.step_fixed + seen * found.step_per_image + crops * found.test_per_image

@@ -214,7 +214,8 @@ def _recipes(table: Table, row: Row, epochs: int) -> list[dict[str, Any]]:
     """The recipes by which a row may be run over so many epochs, as records hold them; without what limits them."""
     found = []
     whole = [recipe_for(table, row, "paper", epochs)] if epochs >= 1 else []
-    for recipe in (*whole, recipe_for(table, row, "quick")):
+    quick = [recipe_for(replace(table, quick=each), row, "quick") for each in (table.quick, *table.earlier_quick)]
+    for recipe in (*whole, *quick):
         content = asdict(recipe) | {"milestones": list(recipe.milestones)}
         found.append({name: value for name, value in content.items() if name not in ("max_steps", "max_test_images")})
     return found

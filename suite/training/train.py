@@ -200,9 +200,7 @@ class _Fit:
         # Asked of the network as it is made: our kernels are layers of their own classes.
         if self.stacks and obstacle(timm.create_model(job.model_name, device="meta", **self.model_args)):
             self.stacks = False
-        self.total = self.recipe.epochs * self.batches.steps_per_epoch
-        if self.recipe.max_steps is not None:
-            self.total = min(self.total, self.recipe.max_steps)
+        self.total = self.recipe.steps(len(self.batches.dataset.train))
         # Networks that are trained at the same time on one GPU overlap only in streams of their own.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.must_stop = False
@@ -441,7 +439,8 @@ class _Fit:
             speed = (
                 f"{(at.images - images_before) / seconds:,.0f} images/s, {100 * self._waited / seconds:.0f} % data wait"
             )
-            self.job.on_step(at.steps, self.total, f"epoch {epoch}/{self.recipe.epochs}, {speed}")
+            epochs = -(-self.total // self.batches.steps_per_epoch)
+            self.job.on_step(at.steps, self.total, f"epoch {epoch}/{epochs}, {speed}" if epochs > 1 else speed)
             if not self._finite():
                 break
             yield None
