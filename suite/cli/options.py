@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from suite.errors import InputError
 from suite.grid import duration
@@ -141,6 +142,36 @@ class Percent(click.ParamType[float]):
         return share
 
 
+def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The models of the tables at every depth, for the shell, and files."""
+    names = [*dict.fromkeys(row.model for table in _tables() for row in table.rows)]
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+def complete_rows(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The rows of the table and depth that the command line has so far, for the shell."""
+    before, comma, last = incomplete.rpartition(",")
+    asked = ctx.params.get("table"), ctx.params.get("depth")
+    tables = [table for table in _tables() if asked[0] in (None, table.number)]
+    if asked[1]:
+        tables = [table for table in tables if table.depth == int(asked[1])]
+    elif asked[0]:
+        tables = [spec.load_table(int(asked[0]))]
+    names = [name for table in tables for row in table.rows for name in (row.model, f"{row.model}@{row.data}")]
+    return [CompletionItem(before + comma + name) for name in dict.fromkeys(names) if name.startswith(last)]
+
+
+def _tables() -> list[spec.Table]:
+    """The paper's tables, those of one depth at each."""
+    tables = [spec.load_table(number) for number in spec.NUMBERS]
+    return [
+        each
+        for table in tables
+        for each in ([spec.at_depth(table, depth) for depth in spec.CIFAR_DEPTHS] if table.depth else [table])
+    ]
+
+
 results = click.option("--results", type=Location(), default=RESULTS, show_default=True, help="Folder of the records.")
 metric = click.option(
     "--metric",
@@ -156,11 +187,20 @@ depth = click.option(
     type=click.Choice(list(map(str, spec.CIFAR_DEPTHS))),
     help="Another depth than 110 for Tables 1, 2 and 3, and for Figure 2.",
 )
+columns = click.option(
+    "--columns",
+    type=Choices("NAME,...", str),
+    default=(),
+    metavar="NAME,...|all",
+    help="Columns to show: model, paper, ours, parity, size, latency, speed, peak, single ones as CSV names them, or "
+    "all; by default the main ones, which fit a terminal.",
+)
 rows = click.option(
     "--rows",
     type=Choices("GLOB,...", glob),
     default=(),
-    help="Only rows whose model, or model@data, matches.",
+    shell_complete=complete_rows,
+    help="Only rows whose model, or model@data, matches, as in 'resnet50_*_bn'.",
 )
 test_data = click.option(
     "--data",

@@ -132,12 +132,16 @@ class Store:
             return sorted(os.listdir(self.root / "records"))
         return []
 
-    def keys(self, stage: str) -> set[str]:
-        """The keys of a stage's records."""
+    def names(self, stage: str) -> list[str]:
+        """Of each record of a stage its file's name without the ending, MODEL-KEY."""
         with contextlib.suppress(FileNotFoundError):
             names = os.listdir(self.root / "records" / stage)
-            return {name.removesuffix(".json").rpartition("-")[2] for name in names if name.endswith(".json")}
-        return set()
+            return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+        return []
+
+    def keys(self, stage: str) -> set[str]:
+        """The keys of a stage's records."""
+        return {name.rpartition("-")[2] for name in self.names(stage)}
 
     def failures(self) -> list[dict[str, Any]]:
         """What failed and has not succeeded since: `stage`, `key`, `inputs` and `reason`.

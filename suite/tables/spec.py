@@ -22,10 +22,10 @@ DEPLOYED = (2, 3, 4)
 
 # What a record may hold under `result` and a table may show; errors are in percent.
 METRICS = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "top1_10crop": "10-crop top-1",
-    "top5_10crop": "10-crop top-5",
+    "top1": "error",
+    "top5": "top-5 error",
+    "top1_10crop": "10-crop error",
+    "top5_10crop": "10-crop top-5 error",
     "mean": "mean",
     "std": "deviation",
     "nonzero": "non-zero ratio",
@@ -245,9 +245,19 @@ def matching(table: Table, globs: Sequence[str]) -> Table:
     for glob in globs:
         if not any(fnmatchcase(name, glob) for _, aliases in names for name in aliases):
             models = ", ".join(dict.fromkeys(row.model for row in table.rows))
-            raise InputError(f"--rows: {glob!r} matches no row of table {table.number}; its models are {models}")
+            where = f"table {table.number}{_at_another_depth(table, glob)}"
+            raise InputError(f"--rows: {glob!r} matches no row of {where}; its models are {models}")
     rows = tuple(row for row, aliases in names if any(fnmatchcase(name, glob) for name in aliases for glob in globs))
     return dataclasses.replace(table, rows=rows)
+
+
+def _at_another_depth(table: Table, glob: str) -> str:
+    """What to say of a glob that matches rows of the table with other nets."""
+    for depth in CIFAR_DEPTHS if table.depth else ():
+        rows = at_depth(table, depth).rows
+        if any(fnmatchcase(name, glob) for row in rows for name in (row.model, f"{row.model}@{row.data}")):
+            return f" with ResNet-{table.depth}, but some with ResNet-{depth}: add --depth {depth}"
+    return ""
 
 
 def recipe_for(

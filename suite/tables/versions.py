@@ -13,7 +13,7 @@ VERSIONS = {
     "latency": 3,  # 1: first; 2: in turns with what it is compared with; 3: while the threads of all others are asleep
     "peak": 2,  # 1: first, of one product of matrices; 2: the fastest of several products and convolutions
     "analyze": 1,  # 1: first
-    "probe": 2,  # 1: first; 2: with starts of processes
+    "probe": 3,  # 1: first; 2: with starts of processes; 3: export and forward passes at the paper's size
 }
 
 # Version of training from which on a result of a network without BatchNorm counts.
