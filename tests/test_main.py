@@ -23,7 +23,7 @@ ROW = ("--table", "2", "--depth", "20", "--rows", "resnet20_crelu_bn@cifar10")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A results folder after one quick row, and how the command ended."""
     folder = tmp_path_factory.mktemp("results")
-    command = [sys.executable, "-m", "suite", "run", *ROW, "--steps", "2", "--results", str(folder)]
+    command = [sys.executable, "-m", "suite", "run", *ROW, "--steps", "2", "--keep", "--results", str(folder)]
     return folder, subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -35,14 +35,15 @@ def test_a_run_trains_exports_checks_times_and_prints_the_table(
     assert "ResNet-20" in done.stdout.splitlines()[0]
     (row,) = [line for line in done.stdout.splitlines() if "resnet20_crelu_bn" in line]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[4] == "5.72"
+    assert cells[3:5] == ["5.72", "quick [1]"]
     assert all(cells)
+    assert len(row) <= 100
     assert "quick run, not comparable with the paper" in done.stdout
     stages = {path.name: len(list(path.iterdir())) for path in (folder / "records").iterdir()}
     assert stages == {"train": 1, "export": 1, "parity": 1, "latency": 3, "peak": 1}
     for path in (folder / "records" / "latency").iterdir():
         timed = json.loads(path.read_text())["result"]
-        assert len(timed["rounds_ns"]) == 3
+        assert len(timed["rounds_ns"]) == 7
         assert not {"rounds", "samples"} & set(timed), "each run is kept once"
     parity = json.loads(next((folder / "records" / "parity").iterdir()).read_text())["result"]
     assert parity["passed"]
@@ -51,7 +52,12 @@ def test_a_run_trains_exports_checks_times_and_prints_the_table(
 
 
 def test_piped_progress_is_a_line_for_each_stage(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    lines = [line for line in finished[1].stderr.splitlines() if line.startswith("[")]
+    said = finished[1].stderr.splitlines()
+    lines = [line for line in said if line.startswith("[")]
+    told = [line for line in said if line.startswith("resnet20_crelu_bn on digits10: error quick (paper 5.72), ONNX w")]
+    assert len(told) == 2, "when it is checked, and when it is timed"
+    assert told[1].startswith(f"{told[0]}, cpu ")
+    assert told[1].endswith(" ms")
     assert len(lines) == 7
     assert lines[0].startswith("[1/7] resnet20_crelu_bn on digits10: train: done")
     assert lines[-1].startswith("[7/7] resnet20_crelu_bn on digits10: latency torch cpu batch 1: done")
@@ -65,7 +71,7 @@ def test_the_same_command_again_does_no_work_twice(
         left = work.with_name(f"{work.name}-of-a-run-that-was-killed")
     left.mkdir()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
-    code, out, err = suite("run", *ROW, "--steps", "2", "--results", str(folder))
+    code, out, err = suite("run", *ROW, "--steps", "2", "--keep", "--results", str(folder))
     assert (code, err) == (0, f"report: {folder / 'report' / 'index.html'}\n")
     assert out == done.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == before
@@ -94,8 +100,13 @@ def test_show_speaks_csv_and_json(finished: tuple[Path, subprocess.CompletedProc
     (row,) = csv.DictReader(io.StringIO(text))
     _, text, _ = suite("show", *ROW, "--results", str(finished[0]), "--format", "json")
     (same,) = json.loads(text)["rows"]
-    assert float(row["top1"]) == same["top1"]
-    assert float(row["onnxruntime_cpu_b8_p50_ms"]) == same["onnxruntime_cpu_b8_p50_ms"] > 0
+    assert row["top1"] == same["top1"] == "quick"
+    assert float(row["onnxruntime_cpu_b1_p50_ms"]) == same["onnxruntime_cpu_b1_p50_ms"] > 0
+    assert "onnxruntime_cpu_b8_p50_ms" not in row
+    _, text, _ = suite("show", *ROW, "--results", str(finished[0]), "--format", "csv", "--columns", "speed,macs")
+    (row,) = csv.DictReader(io.StringIO(text))
+    assert {"macs", "onnxruntime_cpu_b8_images_per_s"} < set(row)
+    assert not {"top1", "onnxruntime_cpu_b1_p50_ms"} & set(row)
 
 
 def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> None:
@@ -301,6 +312,7 @@ def test_a_file_of_a_run_says_what_it_was_made_from(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("export", "resnet20_relu_bn", "a.txt"), "a.txt: is to be an ONNX file, whose name ends in .onnx"),
         (("export", "resnet20", "a.onnx"), "resnet20: neither a folder with a run's weights nor a model"),
         (("export", "resnet20_relu_bn", "none/a.onnx"), "none/a.onnx: its folder does not exist"),
         (("export", "tests", "a.onnx"), "tests: no folder of a run's weights"),

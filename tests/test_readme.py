@@ -39,6 +39,11 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
     "python -m suite show --table 2": ({}, "--depth 20"),
     "python -m suite status": ({}, ""),
     "python -m suite verify": ({}, ""),
+    "python -m suite clean --dry-run": ({}, ""),
+    "python -m suite run --table 4 --rows 'resnet50_*_bn'": (
+        {"resnet50_*_bn": "resnet34_relu_plain"},
+        "--steps 1 --batch-sizes 1 --runtimes onnxruntime --stages train",
+    ),
     "python -m suite report": ({}, ""),
     "python -m suite list models": ({}, ""),
     "python -m suite export resnet50_crelu_bn net.onnx --precision fp32|fp16|int8 --provider cpu|cuda|tensorrt": (
@@ -52,7 +57,7 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
     "python -m suite figure normprop": ({}, ""),
 }
 # What runs or installs everything, which `.ci/run` does with the tests, and benchmarks, whose parts have tests.
-ELSEWHERE = ("uv run tox", "pip install", "torchrun ", "ray start")
+ELSEWHERE = ("uv run tox", "pip install", "torchrun ", "ray start", ". .venv")
 
 
 def commands() -> list[str]:
@@ -64,6 +69,22 @@ def commands() -> list[str]:
 def test_each_command_is_tried_below() -> None:
     assert set(commands()) <= set(COMMANDS)
     assert len(commands()) >= 8
+
+
+@pytest.mark.skipif(not Path(sys.prefix, "bin", "activate").is_file(), reason="no virtual environment of a POSIX shell")
+def test_in_a_plain_shell_commands_work_after_the_line_that_activates_what_uv_has_installed() -> None:
+    """As a reader types them, in the folder of the README; the environment of the tests stands for that of uv."""
+    activate = ". .venv/bin/activate"
+    assert f"\n{activate}\npython -m suite " in README
+    typed = [activate.replace(".venv", shlex.quote(sys.prefix)), "python -m suite list tables", "suite --version"]
+    plain = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["bash", "-ec", "\n".join(typed)], cwd=ROOT, env=plain, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count(" rows  Table ") == 4
+    spellings = {line.partition(" suite")[0] for line in commands()}
+    assert spellings == {"python -m"}
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +190,12 @@ def test_the_figures_of_the_readme_are_those_of_the_published_records(
     monkeypatch.chdir(ROOT)
 
     def shown(*arguments: str) -> dict[str, Any]:
-        out = suite("show", *arguments, "--results", RESULTS, "--format", "json")[1]
+        out = suite("show", *arguments, "--results", RESULTS, "--columns", "all", "--format", "json")[1]
         rows = [row for row in json.loads(out)["rows"] if row["top1"] is not None]
         return {row["model"]: row for row in reversed(rows)}  # of two data sets the first is meant
 
     trained, deployed = tables("Measured so far")
-    assert f"show --table 2 --depth 20 --results {RESULTS}`" in README
+    assert f"show --table 2 --depth 20 --columns all --results {RESULTS}`" in README
     of_trained = shown("--table", "2", "--depth", "20")
     of_deployed = {model: row for number in "432" for model, row in shown("--table", number).items()}
     assert (len(trained), len(deployed)) == (3, 9)
@@ -216,7 +237,7 @@ def test_the_ratios_of_the_readme_are_those_of_the_published_benchmarks() -> Non
 def test_published_tables_are_what_their_records_print(table: Path, suite: Run) -> None:
     number, _, depth = table.stem.removeprefix("table").partition("-resnet")
     more = ("--depth", depth) if depth else ()
-    code, out, _ = suite("show", "--table", number, *more, "--results", str(ROOT / RESULTS))
+    code, out, _ = suite("show", "--table", number, *more, "--results", str(ROOT / RESULTS), "--columns", "all")
     assert code == 0
     assert out == table.read_text("utf-8")
 

@@ -156,7 +156,7 @@ def test_eight_bits_on_the_cpu_keep_their_keys_and_float16_has_new_ones(tmp_path
     assert {form: inputs["version"] for form, inputs in converted.items()} == {"fp16": 3, "int8": 2}
 
 
-@pytest.mark.parametrize(("asked", "rounds"), [({}, 3), ({"timings": "thorough"}, 24), ({"timings": "quick"}, 3)])
+@pytest.mark.parametrize(("asked", "rounds"), [({}, 7), ({"timings": "thorough"}, 24), ({"timings": "quick"}, 7)])
 def test_a_quick_run_may_have_thorough_timings(tmp_path: Path, asked: dict[str, Any], rounds: int) -> None:
     planned = grid.plan(grid.Options(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",), **asked))
     timed = [stage for stage in planned.stages if stage.kind == "latency"]

