@@ -12,7 +12,9 @@ from pathlib import Path
 
 import onnx
 import pytest
+from click.shell_completion import ShellComplete
 
+import suite.__main__ as command_line
 from suite.results.store import Store
 
 Run = Callable[..., tuple[int, str, str]]
@@ -367,8 +369,8 @@ def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--table", "7"], "--table 7: legal: 1, 2, 3, 4"),
-        (["show", "--table", "5"], "--table 5: legal: 1, 2, 3, 4"),
+        (["run", "--table", "7"], "--table 7: is not one of 1, 2, 3 or 4"),
+        (["show", "--table", "5"], "--table 5: is not one of 1, 2, 3 or 4"),
         (["run"], "Missing option '--table'"),
         (["run", "--table", "2", "--rows", "resnet9*"], "'resnet9*' matches no row of table 2"),
         (["run", "--table", "2", "--rows", ""], "an empty pattern matches no row"),
@@ -381,12 +383,12 @@ def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Pat
         (["run", "--table", "2", "--data", "cifar10"], "must be NAME=PATH"),
         (["run", "--table", "2", "--data", "cifar10=a", "--data", "cifar10=b"], "given twice"),
         (["run", "--table", "2", "--data", "cifar10=no/such/folder"], "no/such/folder"),
-        (["run", "--table", "2", "--data", "imagenet=."], "no row to run uses imagenet; legal here: cifar10, cifar100"),
+        (["run", "--table", "2", "--data", "imagenet=."], "no row to run uses imagenet, but cifar10, cifar100"),
         (["run", "--table", "2", "--profile", "paper"], "--data cifar10=PATH --data cifar100=PATH"),
         (["run", "--table", "2", "--seeds", "0"], "0 is not in the range 1<=x<=10000"),
         (["run", "--table", "2", "--epochs", "9" * 400], "is not in the range 1<=x<=10000"),
         (["run", "--table", "2", "--steps", "9" * 400], "is not in the range 1<=x<=1000000000"),
-        (["run", "--table", "2", "--batch-sizes", "1,x"], "'x' is not a batch size; legal: whole numbers from 1 to"),
+        (["run", "--table", "2", "--batch-sizes", "1,x"], "'x' is not a batch size: a whole number from 1 to"),
         (["run", "--table", "2", "--batch-sizes", "9" * 400], "is not a batch size"),
         (["run", "--table", "2", "--budget", "9" * 400 + "d"], "is no time"),
         (["run", "--table", "2", "--data", "cifar10=~nobody-of-this-name/x"], "~nobody-of-this-name/x: Could not"),
@@ -397,18 +399,24 @@ def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Pat
         (["figure", "3", "--data", "cifar10=none"], "--data: legal only for figure 2; figure 3 is of weights"),
         (["export", "resnet20_relu_bn", "net.onnx", "--size", "5000"], "5000 is not in the range 1<=x<=4096"),
         (["export", "resnet20_relu_bn", "net.onnx", "--data", "cifar10=none"], "legal only with --precision int8"),
-        (["export", "resnet20_relu_bn", "."], ".: is a folder; legal: the name of a file, as in net.onnx"),
+        (["export", "resnet20_relu_bn", "."], ".: is a folder; give the name of a file, as in net.onnx"),
         (["parity", "resnet20_relu_bn", "--weights", "resnet32_relu_bn"], "legal only with a FILE.onnx"),
         (["list"], "Missing argument '{models|tables|data}'. Choose from: models, tables, data"),
-        (["run", "--table", "2", "--providers", "cpu,gpu"], "'gpu' is not legal; legal: cpu, cuda, tensorrt"),
+        (["run", "--table", "2", "--providers", "cpu,gpu"], "'gpu' is not one of cpu, cuda or tensorrt"),
         (["run", "--table", "2", "--profile", "slow"], "'slow' is not one of 'quick', 'paper'"),
         (["show", "--table", "2", "--format", "xml"], "'xml' is not one of"),
-        (["run", "--table", "2", "--stages", "train,fly"], "'fly' is not legal; legal: train, export, parity, latency"),
+        (
+            ["run", "--table", "2", "--stages", "train,fly"],
+            "'fly' is not one of train, export, parity, latency or analyze",
+        ),
         (
             ["run", "--table", "2", "--stages", "analyze"],
-            "table 2 has none; legal here: train, export, parity, latency",
+            "table 2 has none, but train, export, parity, latency",
         ),
-        (["run", "--table", "2", "--time-limit", "soon"], "'soon' is no time; legal: as in 90s, 30m, 1h30m, 2d"),
+        (
+            ["run", "--table", "2", "--time-limit", "soon"],
+            "'soon' is no time, which is written as 90s, 30m, 1h30m or 2d",
+        ),
         (["run", "--tabel", "2"], "No such option '--tabel'"),
         (["train"], "No such command 'train'"),
         (["list", "colours"], "'colours' is not one of 'models', 'tables', 'data'"),
@@ -424,6 +432,49 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_printed(suite: Run) -> None:
+    code, out, err = suite("--version")
+    assert (code, err) == (0, "")
+    assert out.startswith("crelu-norm-suite ")
+
+
+def test_a_usual_folder_that_is_not_there_is_an_empty_one(
+    suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert suite("status") == (0, "nothing was begun here\n", "")
+    assert suite("verify")[1] == "0 records and 0 files of 0 bytes: no problems\n"
+    assert suite("show", "--table", "2")[0] == suite("clean")[0] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_forgets_the_depth_is_told_which(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], suite: Run
+) -> None:
+    code, out, err = suite("show", "--table", "2", "--results", str(finished[0]))
+    assert code == 0
+    assert "resnet20" not in out
+    assert err == f"{finished[0]} has no run of these rows, but some of ResNet-20: give --depth 20 to see them\n"
+    assert suite("show", "--table", "2", "--depth", "20", "--results", str(finished[0]))[2] == ""
+    code, _, err = suite("show", "--table", "2", "--rows", "resnet20_*")
+    assert code == 2
+    assert "matches no row of table 2 with ResNet-110, but some with ResNet-20: add --depth 20" in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        (["run", "--table", "4", "--rows", "resnet50_crelu_b"], {"resnet50_crelu_bn", "resnet50_crelu_bn@imagenet"}),
+        (["show", "--table", "2", "--depth", "20", "--rows", "a*,resnet20_w"], {"a*,resnet20_w32_relu_bn"}),
+        (["export", "resnet44_w32"], {"resnet44_w32_relu_bn"}),
+    ],
+)
+def test_the_shell_completes_rows_and_models(typed: list[str], found: set[str]) -> None:
+    *before, incomplete = typed
+    completing = ShellComplete(command_line.suite, {}, "suite", "_SUITE_COMPLETE")
+    assert found <= {each.value for each in completing.get_completions(before, incomplete)}
 
 
 def test_without_a_command_the_help_is_printed_as_it_is(suite: Run) -> None:

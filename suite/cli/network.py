@@ -29,8 +29,8 @@ def export(
     """
     from suite.inference import deploy, networks
 
-    if out.suffix != ".onnx":
-        raise InputError(f"{out}: is to be an ONNX file, whose name ends in .onnx, as in {out.with_suffix('.onnx')}")
+    if out.suffix != ".onnx" and not out.is_dir():
+        raise InputError(f"{out}: is to be an ONNX file, whose name ends in .onnx, as in {out.stem}.onnx")
     if data and precision == "fp32":
         raise InputError("--data: legal only with --precision int8, which is calibrated on it, and fp16, checked on it")
     with networks.in_one_line(source), networks.source(source, size) as of:

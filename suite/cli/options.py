@@ -83,7 +83,7 @@ def some_of(legal: Iterable[str]) -> Choices:
 def one_of(text: str, legal: tuple[str, ...]) -> str:
     """The text if it is legal; else a `ValueError` that says what is."""
     if text not in legal:
-        raise ValueError(f"{text!r} is not legal; legal: {', '.join(legal)}")
+        raise ValueError(f"{text!r} is not one of {in_words(legal)}")
     return text
 
 
@@ -96,7 +96,7 @@ def in_words(names: Iterable[str]) -> str:
 def batch_size(text: str) -> int:
     """Images a run, from 1."""
     if not text.isdecimal() or not 1 <= float(text) <= LARGEST_BATCH:
-        raise ValueError(f"{text!r} is not a batch size; legal: whole numbers from 1 to {LARGEST_BATCH}, as in 1,8")
+        raise ValueError(f"{text!r} is not a batch size: a whole number from 1 to {LARGEST_BATCH}, as in 1,8")
     return int(text)
 
 
@@ -123,7 +123,7 @@ def data_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...
 def table_number(ctx: click.Context, param: click.Parameter, value: int) -> int:
     """The number of one of the paper's tables."""
     if value not in spec.NUMBERS:
-        raise InputError(f"--table {value}: legal: {', '.join(map(str, spec.NUMBERS))}")
+        raise InputError(f"--table {value}: is not one of {in_words(map(str, spec.NUMBERS))}")
     return value
 
 
@@ -138,7 +138,7 @@ class Percent(click.ParamType[float]):
         except ValueError:
             share = -1.0
         if not 0 <= share < 100:
-            self.fail(f"{value!r} is no percentage; legal: numbers from 0, as in 5%", param, ctx)
+            self.fail(f"{value!r} is no percentage: a number from 0, as in 5%", param, ctx)
         return share
 
 

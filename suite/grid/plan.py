@@ -191,7 +191,7 @@ def plan(options: Options, processes: int = 1) -> Grid:
     asked = tuple(stage for stage in stages if asked_as(stage.kind) in options.stages)
     if stages and not asked:
         legal = ", ".join(name for name in spec.STAGES if name in {asked_as(stage.kind) for stage in stages})
-        raise InputError(f"--stages {','.join(options.stages)}: table {table.number} has none; legal here: {legal}")
+        raise InputError(f"--stages {','.join(options.stages)}: table {table.number} has none, but {legal}")
     return Grid(table, cells, asked, tuple(stage for stage in stages if stage.kind == "train"))
 
 
@@ -287,7 +287,7 @@ def _datasets(table: Table, options: Options) -> dict[str, "Dataset"]:
     wanted = {row.data for row in table.rows}
     for name in options.data:
         if name not in wanted:
-            raise InputError(f"--data {name}=...: no row to run uses {name}; legal here: {', '.join(sorted(wanted))}")
+            raise InputError(f"--data {name}=...: no row to run uses {name}, but {', '.join(sorted(wanted))}")
     if options.profile == "paper" and not options.data:
         names = " ".join(f"--data {name}=PATH" for name in sorted(wanted))
         raise InputError(f"--profile paper trains on the paper's data: give {names} (one of them runs its rows)")
