@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -364,6 +365,41 @@ def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Pat
     assert list((tmp_path / "work").iterdir()) == []
     assert not (tmp_path / "records").exists()
     assert len(list(tmp_path.glob("checkpoints/*/*.safetensors"))) == 1
+
+
+def test_ctrl_c_is_answered_at_once_and_interrupts_the_stage(
+    tmp_path: Path, imagenet_folder: Callable[[Path], Path]
+) -> None:
+    """As in a terminal, where it reaches the processes that read images too."""
+    data, results = imagenet_folder(tmp_path / "data"), tmp_path / "results"
+    command = [
+        sys.executable,
+        "-m",
+        "suite",
+        "run",
+        "--table",
+        "4",
+        "--rows",
+        "resnet34_relu_plain",
+        "--stages",
+        "train",
+    ]
+    command += ["--data", f"imagenet={data}", "--steps", "1000", "--results", str(results)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        said = [json.loads(path.read_text())["done"] for path in results.glob("claims/*.1.json")]
+        if said and said[0] > 0:
+            break
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    lines = err.splitlines()
+    assert "interrupted: finishing the step, for a checkpoint; again to stop now" in lines
+    assert any("resnet34_relu_plain on imagenet: train: interrupted, " in line for line in lines)
+    assert not (results / "failures").exists()
+    assert list(results.glob("checkpoints/*/*.safetensors"))
 
 
 @pytest.mark.parametrize(
