@@ -372,19 +372,8 @@ def test_ctrl_c_is_answered_at_once_and_interrupts_the_stage(
 ) -> None:
     """As in a terminal, where it reaches the processes that read images too."""
     data, results = imagenet_folder(tmp_path / "data"), tmp_path / "results"
-    command = [
-        sys.executable,
-        "-m",
-        "suite",
-        "run",
-        "--table",
-        "4",
-        "--rows",
-        "resnet34_relu_plain",
-        "--stages",
-        "train",
-    ]
-    command += ["--data", f"imagenet={data}", "--steps", "1000", "--results", str(results)]
+    command = [sys.executable, "-m", "suite", "run", "--table", "4", "--rows", "resnet34_relu_plain"]
+    command += ["--stages", "train", "--data", f"imagenet={data}", "--steps", "1000", "--results", str(results)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:

@@ -76,7 +76,7 @@ def test_in_a_plain_shell_commands_work_after_the_line_that_activates_what_uv_ha
     """As a reader types them, in the folder of the README; the environment of the tests stands for that of uv."""
     activate = ". .venv/bin/activate"
     assert f"\n{activate}\npython -m suite " in README
-    typed = [activate.replace(".venv", shlex.quote(sys.prefix)), "python -m suite list tables", "suite --version"]
+    typed = [activate.replace(".venv", shlex.quote(sys.prefix)), "python -m suite list tables", "suite --help"]
     plain = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
     done = subprocess.run(
         ["bash", "-ec", "\n".join(typed)], cwd=ROOT, env=plain, capture_output=True, text=True, check=False

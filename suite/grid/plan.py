@@ -210,18 +210,20 @@ def within_reach(
     """
     has_files = has_files or is_stored
     reached: set[str] = set()
-    given: set[str] = set()
     beyond: dict[str, Stage] = {}
     lacking: set[str] = set()
+    # Of each stage what is lacking to have its files.
+    roots: dict[str, set[str]] = {}
     for stage in grid.stages:
-        missing = [need for need in stage.needs if need.key not in given and not has_files(need)]
-        if not missing or has_files(stage):
-            given.add(stage.key)
+        missing: set[str] = set()
+        for need in stage.needs:
+            missing |= roots.get(need.key, set() if has_files(need) else {asked_as(need.kind)})
+        roots[stage.key] = set() if has_files(stage) else missing
         if not missing or is_stored(stage):
             reached.add(stage.key)
         else:
             beyond[stage.key] = stage
-            lacking |= {asked_as(need.kind) for need in missing if need.key not in beyond}
+            lacking |= missing
     if not beyond:
         return grid, []
     kept = for_their_own_sake(stage for stage in grid.stages if stage.key in reached)

@@ -24,7 +24,7 @@ from suite.training import checkpoint, feasible, fused_norm, kernels, memory
 from suite.training.grouped import obstacle
 from suite.training.pack import Outcome, Request, Run, in_turns, synchronize
 from suite.training.stacked import Seed, Stack, State, below
-from suite.training.step import AUTOMATIC, Engine, Step, try_compile
+from suite.training.step import AUTOMATIC, TRIAL, Engine, Step, try_compile
 from suite.training.testing import Forward, measured_convolutions, quick_forward
 
 # A kill costs at most the work of so long.
@@ -225,6 +225,8 @@ class _Fit:
             return {"compiled": engine.compile == "always"}
         if self.group.size > 1:
             return {"compiled": self.device.type == "cuda"}
+        if self.total <= 10 * TRIAL:  # which would take longer to decide on
+            return {"compiled": False}
         images, labels = next(iter(self.batches.train(self.job.seed, 1)))
         batch = images, labels
         found = try_compile(self._start(), self.recipe, self.bfloat16, batch, self.total, self.own_kernels)
