@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 import suite.__main__ as command_line
-from suite.results.record import Record
+from suite.results.record import AnyRecord
 from suite.results.store import Store
 from suite.tables.spec import version_of
 
@@ -57,7 +57,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def add_run(store: Store) -> Callable[..., dict[str, Record]]:
+def add_run(store: Store) -> Callable[..., dict[str, AnyRecord]]:
     """Put the records of one complete cell into `store`; keyword arguments change what they say."""
 
     def add(
@@ -81,7 +81,7 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         versions: dict[str, str] | None = None,
         version: int | None = None,
         tries: list[dict[str, Any]] | None = None,
-    ) -> dict[str, Record]:
+    ) -> dict[str, AnyRecord]:
         environment = environment or {}
         recipe = {"epochs": epochs, "max_steps": max_steps, "learning_rate": learning_rate, "max_test_images": None}
         recipe["weight_decay"] = weight_decay

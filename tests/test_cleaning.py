@@ -13,6 +13,15 @@ from suite.grid.runner import Worker
 from suite.results.store import Store
 
 ROWS = ("resnet20_*relu_bn@cifar10",)
+RESULTS: dict[str, dict[str, object]] = {
+    "train": {
+        "trained": True,
+        "tries": [{"learning_rate": 0.1, "outcome": "trained"}],
+        "epochs": [],
+        "test_images": 10,
+    },
+    "export": {"parameters": 1, "macs": 1},
+}
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -31,7 +40,8 @@ def done(folder: Path, grid: Grid, steps: int, but: str = "") -> Store:
             name = {"train": "model.safetensors", "export": "model.onnx"}.get(stage.kind)
             if name:
                 (work / name).write_bytes(b"x" * 1000)
-            store.put(stage.kind, stage.inputs, {"steps": steps}, {}, {"seconds": 1.0}, work if name else None)
+            found = RESULTS.get(stage.kind, {}) | ({"steps": steps} if stage.kind == "train" else {})
+            store.put(stage.kind, stage.inputs, found, {}, {"seconds": 1.0}, work if name else None)
     return store
 
 

@@ -52,7 +52,7 @@ def test_seconds_follow_the_recipe(tmp_path: Path) -> None:
     assert by_kind["train"] == pytest.approx(steps * 0.5 + 10_000 * 0.01 + 2 * 1000 * 0.002)
     assert by_kind["export"] == 7.0
     assert by_kind["parity"] == pytest.approx(1000 * 0.003)
-    assert by_kind["latency onnxruntime cpu batch 8"] == pytest.approx(2.0 + 0.008 + 7 * 0.2)
+    assert by_kind["latency onnxruntime cpu batch 8"] == pytest.approx(2.0 + 0.008 + 5 * 0.25)
 
 
 def test_a_probe_is_measured_once_and_kept(tmp_path: Path) -> None:

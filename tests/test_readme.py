@@ -1,7 +1,9 @@
-"""The README keeps its promises: each of its commands runs, and its example of a new variant does what it says."""
+"""README and docs keep their promises: each command runs, the example of a new variant does what it says, and each
+figure is that of a record."""
 
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -21,70 +23,99 @@ from suite.tables.spec import load_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+DOCS = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = [README, *DOCS.values()]
 Run = Callable[..., tuple[int, str, str]]
 
 # One row and few steps of what a command does in hours.
 ROW = "--rows *_relu_bn@cifar10 --depth 20 --steps 1 --batch-sizes 1 --runtimes onnxruntime"
 # How each command is run here: with what is put in place of a word, and what is added.
 COMMANDS: dict[str, tuple[dict[str, str], str]] = {
-    "python -m suite run --table 2 --profile paper --data cifar10=PATH --data cifar100=PATH --seeds 5": (
+    "uv run -m suite run --table 2 --profile paper --data cifar10=PATH --data cifar100=PATH --seeds 5": (
         {"cifar10=PATH": "cifar10={cifar10}", "--data cifar100=PATH": "", "--seeds 5": "--seeds 2"},
         ROW,
     ),
-    "python -m suite run --table 4 --profile paper --data imagenet=PATH": (
+    "uv run -m suite run --table 4 --profile paper --data imagenet=PATH": (
         {"imagenet=PATH": "imagenet={imagenet}"},
         "--rows resnet34_relu_plain --steps 1 --batch-sizes 1 --dry-run",
     ),
-    "python -m suite run --table 1": ({}, "--rows *_relu_bn --depth 20 --steps 1"),
-    "python -m suite show --table 2": ({}, "--depth 20"),
-    "python -m suite status": ({}, ""),
-    "python -m suite verify": ({}, ""),
-    "python -m suite clean --dry-run": ({}, ""),
-    "python -m suite run --table 4 --rows 'resnet50_*_bn'": (
+    "uv run -m suite run --table 1": ({}, "--rows *_relu_bn --depth 20 --steps 1"),
+    "uv run -m suite show --table 2": ({}, "--depth 20"),
+    "uv run -m suite status": ({}, ""),
+    "uv run -m suite verify": ({}, ""),
+    "uv run -m suite clean --dry-run": ({}, ""),
+    "uv run -m suite run --table 4 --rows 'resnet50_*_bn'": (
         {"resnet50_*_bn": "resnet34_relu_plain"},
         "--steps 1 --batch-sizes 1 --runtimes onnxruntime --stages train",
     ),
-    "python -m suite report": ({}, ""),
-    "python -m suite list models": ({}, ""),
-    "python -m suite export resnet50_crelu_bn net.onnx --precision fp32|fp16|int8 --provider cpu|cuda|tensorrt": (
+    "uv run -m suite report": ({}, ""),
+    "uv run -m suite list models": ({}, ""),
+    "uv run -m suite export resnet50_crelu_bn net.onnx --precision fp32|fp16|int8 --provider cpu|cuda|tensorrt": (
         {"resnet50": "resnet20", "fp32|fp16|int8": "fp32", "cpu|cuda|tensorrt": "cpu"},
         "",
     ),
-    "python -m suite parity net.onnx": ({}, "--images 20"),
-    "python -m suite explain net.onnx": ({}, ""),
-    "python -m suite compare A B --fail-above 5%": ({"A B": "results/local results/local"}, ""),
-    "python -m suite figure 2": ({}, "--depth 20 --images 20"),
-    "python -m suite figure normprop": ({}, ""),
+    "uv run -m suite parity net.onnx": ({}, "--images 20"),
+    "uv run -m suite explain net.onnx": ({}, ""),
+    "uv run -m suite compare A B --fail-above 5%": ({"A B": "results/local results/local"}, ""),
+    "uv run -m suite figure 2": ({}, "--depth 20 --images 20"),
+    "uv run -m suite figure normprop": ({}, ""),
 }
-# What runs or installs everything, which `.ci/run` does with the tests, and benchmarks, whose parts have tests.
-ELSEWHERE = ("uv run tox", "pip install", "torchrun ", "ray start", ". .venv")
+# What runs or installs everything, which `.ci/run` does with the tests; benchmarks and clusters, whose parts have tests
+# of their own; and a reader's own network and machine.
+ELSEWHERE = ("uv run tox", "pip install", "RAY_worker_niceness=0 ray start")
+LEFT_OUT = ("--latency-resource bench", "'*_inner_*'", "--table N")
+# What a reader types before each command.
+TYPED = "uv run -m suite "
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", "\n".join(PAGES), re.DOTALL)
     lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith(ELSEWHERE) and "_inner_" not in line]
+    lines = [line for line in lines if line and not line.startswith(ELSEWHERE)]
+    return [line for line in lines if not any(part in line for part in LEFT_OUT)]
 
 
 def test_each_command_is_tried_below() -> None:
-    assert set(commands()) <= set(COMMANDS)
-    assert len(commands()) >= 8
+    assert set(commands()) == set(COMMANDS)
 
 
-@pytest.mark.skipif(not Path(sys.prefix, "bin", "activate").is_file(), reason="no virtual environment of a POSIX shell")
-def test_in_a_plain_shell_commands_work_after_the_line_that_activates_what_uv_has_installed() -> None:
-    """As a reader types them, in the folder of the README; the environment of the tests stands for that of uv."""
-    activate = ". .venv/bin/activate"
-    assert f"\n{activate}\npython -m suite " in README
-    typed = [activate.replace(".venv", shlex.quote(sys.prefix)), "python -m suite list tables", "suite --help"]
-    plain = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
-    done = subprocess.run(
-        ["bash", "-ec", "\n".join(typed)], cwd=ROOT, env=plain, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count(" rows  Table ") == 4
-    spellings = {line.partition(" suite")[0] for line in commands()}
-    assert spellings == {"python -m"}
+def test_every_command_is_typed_in_one_way() -> None:
+    assert all(command.startswith(TYPED) for command in commands())
+    for page in (*PAGES, (ROOT / "CONTRIBUTING.md").read_text("utf-8")):
+        others = page.replace("write `python -m suite` wherever", "").replace(
+            "torchrun --nproc-per-node=4 -m suite", ""
+        )
+        assert "python -m suite" not in others
+        assert others.count("-m suite ") == others.count(TYPED)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.skipif(shutil.which("uv") is None, reason="needs uv")
+def test_a_command_works_in_a_plain_shell_as_it_is_typed() -> None:
+    command = f"{TYPED}show --table 2"
+    assert command in commands()
+    plain = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    done = subprocess.run(command, shell=True, cwd=ROOT, env=plain, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "resnet110_crelu_bn" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name
+)
+def test_every_link_leads_to_a_file_or_heading(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
+        if not target.startswith("https://"):
+            name, _, heading = target.partition("#")
+            file = page.parent / name if name else page
+            assert file.exists(), target
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
+                slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+                assert heading in slugs, target
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +146,13 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
     data: dict[str, str], suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for command in (command for command in COMMANDS if command in README):
+    for command in COMMANDS:
         replaced, added = COMMANDS[command]
         given = command
         for word, other in replaced.items():
             assert word in given, command
             given = given.replace(word, other.format(**data))
-        code, out, err = suite(*shlex.split(f"{given} {added}")[3:])
+        code, out, err = suite(*shlex.split(f"{given} {added}")[len(TYPED.split()) :])
         assert code == 0, (command, out, err)
         assert out, command
 
@@ -129,7 +160,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
 def test_the_example_of_a_new_variant_gets_its_line_of_the_table(tmp_path: Path) -> None:
     """The lines are put where the README says, in a copy."""
     model, row, command = (
-        re.search(rf"```{language}\n((?:(?!```).)*inner.*?)```", README, re.DOTALL)
+        re.search(rf"```{language}\n((?:(?!```).)*inner.*?)```", DOCS["models"], re.DOTALL)
         for language in ("python", "toml", "bash")
     )
     assert model is not None
@@ -145,7 +176,7 @@ def test_the_example_of_a_new_variant_gets_its_line_of_the_table(tmp_path: Path)
     networks.write_text(text.replace(before, "} | {\n" + after + before))
     table = tmp_path / "suite" / "tables" / "table2.toml"
     table.write_text(table.read_text("utf-8") + "\n" + row.group(1))
-    words = shlex.split(command.group(1))[3:]
+    words = shlex.split(command.group(1))[len(TYPED.split()) :]
     given = [sys.executable, "-m", "suite", *words, *["--depth", "20", "--steps", "1", "--batch-sizes", "1"]]
     done = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -159,7 +190,7 @@ RESULTS = "results/published/amd-epyc-2-cores"
 # What the headings of the README's tables are in the JSON of `show`, and in which unit of it.
 FIGURES = {
     "test error %": ("top1", 1.0),
-    "paper: ResNet-110, 164 epochs": ("paper_top1", 1.0),
+    "paper, ResNet-110": ("paper_top1", 1.0),
     "int8: points lost": ("parity_int8_top1", 1.0),
     "MACs G": ("macs", 1e9),
     "ms": ("onnxruntime_cpu_b1_p50_ms", 1.0),
@@ -170,9 +201,9 @@ FIGURES = {
 }
 
 
-def tables(section: str) -> list[list[dict[str, str]]]:
-    """The Markdown tables of a section of the README, as rows by heading."""
-    text = README.partition(f"## {section}\n")[2].partition("\n## ")[0]
+def tables(page: str, section: str) -> list[list[dict[str, str]]]:
+    """The Markdown tables of a section of a page, as rows by heading."""
+    text = page.partition(f"## {section}\n")[2].partition("\n## ")[0]
     found = []
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         heads, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
@@ -194,8 +225,8 @@ def test_the_figures_of_the_readme_are_those_of_the_published_records(
         rows = [row for row in json.loads(out)["rows"] if row["top1"] is not None]
         return {row["model"]: row for row in reversed(rows)}  # of two data sets the first is meant
 
-    trained, deployed = tables("Measured so far")
-    assert f"show --table 2 --depth 20 --columns all --results {RESULTS}`" in README
+    (trained,) = tables(README, "Measured so far")
+    (deployed,) = tables(DOCS["latency"], "The paper's networks")
     of_trained = shown("--table", "2", "--depth", "20")
     of_deployed = {model: row for number in "432" for model, row in shown("--table", number).items()}
     assert (len(trained), len(deployed)) == (3, 9)
@@ -212,7 +243,7 @@ def test_a_quick_table_4_takes_the_room_that_the_readme_says() -> None:
     rows = [f"{row.model.rpartition('_')[0]}_bn" for row in load_table(4).rows]
     records = [r for stage in ("train", "export") for r in Store(ROOT / RESULTS).each(stage, set(rows))]
     size = sum(
-        file["bytes"] * rows.count(r.inputs["model"])
+        file.bytes * rows.count(r.inputs["model"])
         for r in records
         if not r.inputs.get("plain")
         for file in r.artifacts.values()
@@ -222,7 +253,7 @@ def test_a_quick_table_4_takes_the_room_that_the_readme_says() -> None:
 
 def test_the_ratios_of_the_readme_are_those_of_the_published_benchmarks() -> None:
     bars = json.loads((ROOT / RESULTS / "benchmarks.json").read_text("utf-8"))["bars"]
-    (rows,) = tables("Benchmarks")
+    (rows,) = tables(DOCS["latency"], "Benchmarks")
     assert {row["ratio"] for row in rows} == {each["name"] for each in bars}
     for row, each in itertools.product(rows, bars):
         if row["ratio"] == each["name"]:
@@ -250,5 +281,5 @@ def test_published_results_are_whole(folder: Path) -> None:
     assert found.records > 0
     assert all("samples" not in record.result for record in Store(folder).each("latency")), "each run is kept once"
     for record in Store(folder).each("train"):
-        whole = all((folder / file["path"]).is_file() for file in record.artifacts.values())
+        whole = all((folder / file.path).is_file() for file in record.artifacts.values())
         assert whole == (record.inputs["recipe"]["max_steps"] is None)

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from suite.errors import InputError
-from suite.results.store import Store
 from suite.tables import spec
 from suite.tables.spec import Table
+
+if TYPE_CHECKING:
+    from suite.results.store import Store
 
 
 def must_be_there(results: Path) -> None:
@@ -24,7 +26,7 @@ def must_be_there_if_given(results: Path) -> None:
         must_be_there(results)
 
 
-def elsewhere(table: Table, store: Store) -> Iterator[str]:
+def elsewhere(table: Table, store: "Store") -> Iterator[str]:
     """What to say where a table has no run, but the folder has runs of it with nets of another depth."""
     if table.depth is None or not store.root.is_dir():
         return
@@ -39,6 +41,7 @@ def elsewhere(table: Table, store: Store) -> Iterator[str]:
 
 def write_page(results: Sequence[Path], out: Path, metric: Any) -> Path:
     from suite.report import page
+    from suite.results.store import Store
 
     try:
         return page.write([Store(folder) for folder in results], out, metric)

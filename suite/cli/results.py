@@ -8,9 +8,7 @@ import click
 from suite.cli import folders, options
 from suite.files import printable
 from suite.registry import DATA_SETS, STAND_INS
-from suite.report import tables as report
 from suite.report.render import chosen, render
-from suite.results.store import Store
 from suite.tables import spec
 
 
@@ -32,6 +30,9 @@ def show(
     form: str,
 ) -> int:
     """Print a table from the records that there are, of each row those that say most."""
+    from suite.report import tables as report
+    from suite.results.store import Store
+
     folders.must_be_there_if_given(results)
     wanted, store = spec.selected(table, rows, int(depth) if depth else None), Store(results)
     click.echo(render(chosen(report.build(wanted, store, metric), columns), form), nl=False)
@@ -45,6 +46,7 @@ def show(
 def status_(results: Path) -> int:
     """Say how far the runs on a folder are: done, under way and by whom, failed and why, and about how long is left."""
     from suite.grid import status
+    from suite.results.store import Store
 
     folders.must_be_there_if_given(results)
     click.echo(printable(status.render(status.read(Store(results))), keep="\n"), nl=False)
@@ -115,6 +117,7 @@ def verify(results: Path, without_files: bool, rewrite: bool) -> int:
     try:
         if rewrite:
             from suite.results import compact
+            from suite.results.store import Store
 
             with display.stage(f"rewrite {results}") as step:
                 click.echo(compact.rewrite(Store(results), step))
@@ -146,6 +149,7 @@ def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:
     What a stage under way or an unfinished command has still to do with is left.
     """
     from suite.grid import cleaning
+    from suite.results.store import Store
 
     folders.must_be_there_if_given(results)
     store = Store(results)

@@ -11,10 +11,8 @@ import click
 from suite.cli import folders, options
 from suite.errors import InputError
 from suite.registry import FORMS, PROVIDERS, RUNTIMES, STAND_INS
-from suite.report import tables as report
 from suite.report.render import chosen as brief
 from suite.report.render import render
-from suite.results.store import Store
 from suite.tables import spec
 
 if TYPE_CHECKING:
@@ -147,7 +145,7 @@ DRY_RUN = 20.0
     type=click.Choice(["auto", "quick", "thorough"]),
     default="auto",
     show_default=True,
-    help="24 bursts of runs for each latency, or 7 short ones; auto follows the profile.",
+    help="24 bursts of runs for each latency, or 5 short ones; auto follows the profile.",
 )
 @click.option(
     "--stages",
@@ -211,6 +209,9 @@ def run(
     outcome = execute(chosen)
     if not outcome.speaks:
         return 0
+    from suite.report import tables as report
+    from suite.results.store import Store
+
     asked = {kind for kind in spec.VERSIONS if grid.asked_as(kind) in chosen.stages}
     store = Store(chosen.results)
     built = report.build(outcome.table, store, metric, outcome.trained, failed=asked, forms=chosen.forms)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
+import msgspec
 
 from suite.errors import InputError, first_line
 
@@ -60,14 +60,14 @@ def read_config(folder: Path) -> Config:
 
     path = folder / CONFIG
     try:
-        content = orjson.loads(path.read_bytes())
+        content = msgspec.json.decode(path.read_bytes())
         model, classes = content["architecture"], content["num_classes"]
         arguments, described = content.get("model_args", {}), content.get("pretrained_cfg", {})
         statistics = {name: described[name] for name in ("mean", "std", "label_names") if described.get(name)}
         arguments = dict(arguments)
         # As timm does, where nothing is said in the arguments.
         channels = arguments.get("in_chans", described.get("input_size", (3,))[0])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InputError(f"{folder}: no folder of a run's weights with a {CONFIG} ({error})") from None
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder}: holds no {WEIGHTS}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from suite.grid import status
 from suite.grid.claims import Claims
 from suite.grid.plan import Grid
-from suite.results.record import Record
+from suite.results.record import AnyRecord, ConvertRecord, ExportRecord, TrainRecord
 from suite.results.store import Store
 from suite.tables.spec import within_an_epoch
 
@@ -20,7 +20,6 @@ KINDS = {
 }
 # What is removed where nothing is asked for: what no figure and no work depends on.
 USUAL = ("quick",)
-_MADE_FROM = {"export": "train", "convert": "export"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Removable:
     kind: str
     path: Path
     bytes: int
-    record: Record | None
+    record: AnyRecord | None
 
 
 def found(store: Store, kinds: Sequence[str] = tuple(KINDS)) -> list[Removable]:
@@ -66,10 +65,10 @@ def after_quick_run(store: Store, grid: Grid) -> None:
 
 
 def _files(store: Store, busy: set[str]) -> Iterator[Removable]:
-    trains = {record.key: record for record in store.each("train", without="epochs")}
-    made = [record for kind in _MADE_FROM for record in store.each(kind)]
-    source = {record.key: record.inputs[_MADE_FROM[record.stage]] for record in made}
-    for record in [*trains.values(), *made]:
+    trains = {record.key: record for record in store.typed(TrainRecord)}
+    source = {record.key: record.inputs.train for record in store.typed(ExportRecord)}
+    source |= {record.key: record.inputs.export for record in store.typed(ConvertRecord)}
+    for record in (record for kind in ("train", "export", "convert") for record in store.each(kind)):
         folder = store.root / "artifacts" / record.key
         origin = record.key
         while origin in source:
@@ -81,9 +80,9 @@ def _files(store: Store, busy: set[str]) -> Iterator[Removable]:
             yield Removable(kind, folder, _size(folder), record)
 
 
-def _is_quick(train: Record) -> bool:
-    batch, images = train.inputs["recipe"].get("batch_size"), train.inputs["data"]["train"]
-    return batch is not None and within_an_epoch(train.result["steps"], batch, images)
+def _is_quick(train: TrainRecord) -> bool:
+    batch = train.inputs.recipe.get("batch_size")
+    return isinstance(batch, int) and within_an_epoch(train.result.steps, batch, train.inputs.data.train)
 
 
 def _checkpoints(store: Store) -> Iterator[Removable]:

@@ -8,6 +8,8 @@ from itertools import zip_longest
 from time import perf_counter
 from typing import Any
 
+import msgspec
+
 from suite import env
 from suite.errors import InputError
 from suite.grid import duration, remaining
@@ -47,7 +49,7 @@ def probe(cell: Cell, options: Options, store: Store, prober: Prober) -> Probe:
         except RuntimeError as error:
             raise InputError(f"{cell.row.model}: the probe failed: {error}") from None
         found = store.put("probe", inputs, result, env.environment(), {"seconds": perf_counter() - start})
-    return Probe(**found.result)
+    return msgspec.convert(found.result, Probe)
 
 
 def _asked(cell: Cell, options: Options) -> tuple[Request, dict[str, Any]]:

@@ -5,11 +5,13 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from msgspec import ValidationError, convert
+
 from suite.grid.plan import Cell, Stage
-from suite.results import samples
-from suite.results.record import Record
+from suite.outcomes import LatencyResult, ParityResult, TrainResult
+from suite.results.samples import timed
 from suite.results.store import Store
-from suite.tables.spec import METRICS, Table, within_an_epoch
+from suite.tables.spec import Table, within_an_epoch
 
 
 def line(table: Table, cell: Cell, stages: Iterable[Stage], store: Store) -> str:
@@ -21,48 +23,44 @@ def line(table: Table, cell: Cell, stages: Iterable[Stage], store: Store) -> str
         stages: of the cell, as far as they are asked for.
         store: of the results; what is not there has failed.
     """
-    parts, failed = [], []
+    parts: list[str] = []
+    failed: list[str] = []
     for stage in stages:
         record = store.standing(stage.kind, stage.inputs)
         if record is None:
             failed.append(stage.kind)
             continue
-        with contextlib.suppress(KeyError, TypeError):  # a record that somebody else has written otherwise
+        with contextlib.suppress(ValidationError):  # a record that somebody else has written otherwise
             if stage.kind == "train":
-                parts.append(_error(table, cell, record))
+                parts.append(_error(table, cell, convert(record.result, TrainResult)))
             elif stage.kind == "parity":
-                parts.append(_parity(stage.detail.strip(), record.result))
+                parts.append(_parity(stage.detail.strip(), convert(record.result, ParityResult)))
             elif stage.kind == "latency":
-                parts.append(_latency(record))
+                parts.append(_latency(stage.inputs, convert(record.result, LatencyResult)))
     parts += [f"failed: {', '.join(dict.fromkeys(failed))}"] if failed else []
     return f"{cell.name}: {', '.join(filter(None, parts))}"
 
 
-def _error(table: Table, cell: Cell, record: Record) -> str:
-    metric = next((name for name in table.metrics if name in record.result), None)
-    error = record.result[metric] if metric else None
-    recipe, images = cell.recipe, len(cell.dataset.train)
-    if within_an_epoch(record.result["steps"], recipe.batch_size, images):
+def _error(table: Table, cell: Cell, result: TrainResult) -> str:
+    metric = table.metrics[0]
+    error, stated = result.figure(metric), cell.row.paper.get(metric)
+    if within_an_epoch(result.steps, cell.recipe.batch_size, len(cell.dataset.train)):
         shown = "quick"
     elif error is None:
-        return "trained" if record.result["trained"] else "did not train"
+        return "trained" if result.trained else "did not train"
     else:
         shown = f"{error:.2f}"
-    stated = cell.row.paper.get(metric) if metric else None
-    return f"{METRICS.get(metric or '', 'error')} {shown}" + (f" (paper {stated:.2f})" if stated is not None else "")
+    return f"error {shown}" + (f" (paper {stated:.2f})" if stated is not None and metric == "top1" else "")
 
 
-def _parity(form: str, result: Mapping[str, Any]) -> str:
-    apart = result["max_logit_difference"] / result["scale"] if result["scale"] else 0.0
-    outcome = f"within {apart:.0e}" if result["passed"] else "PARITY FAILED"
+def _parity(form: str, result: ParityResult) -> str:
+    outcome = f"within {result.max_logit_difference / result.scale:.0e}" if result.passed else "PARITY FAILED"
     return " ".join(filter(None, ["ONNX", form, outcome]))
 
 
-def _latency(record: Record) -> str:
+def _latency(inputs: Mapping[str, Any], result: LatencyResult) -> str:
     """Of one image in ONNX Runtime; empty for others, which the table holds."""
-    inputs = record.inputs
     if inputs["runtime"] != "onnxruntime" or inputs["batch_size"] != 1:
         return ""
-    seconds = statistics.median(samples.unpacked(record.result)["samples"])
     form = "" if inputs["precision"] == "fp32" else f" {inputs['precision']}"
-    return f"{inputs['provider']}{form} {1e3 * seconds:.3g} ms"
+    return f"{inputs['provider']}{form} {1e3 * statistics.median(timed(result).samples):.3g} ms"

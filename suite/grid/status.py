@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from suite.grid import duration, remaining
 from suite.grid.claims import Claim, Claims
@@ -34,7 +33,7 @@ class Status:
     seconds_left: float | None
 
 
-def plan_of(grid: Grid, command: Sequence[str]) -> dict[str, Any]:
+def plan_of(grid: Grid, command: Sequence[str]) -> dict[str, object]:
     """What a run leaves in the folder of what it is to do, for `read`."""
     stages = [[stage.kind, stage.key, str(stage.inputs["model"]), stage.name] for stage in grid.stages]
     return {"command": " ".join(command), "stages": stages}
@@ -48,23 +47,23 @@ def read(store: Store) -> list[Status]:
     """
     done = {stage: store.keys(stage) for stage in store.stages()}
     claims = {claim.key: claim for claim in Claims(store.root).under_way()}
-    failed = {note["key"]: note["reason"] for note in store.failures()}
+    failed = {failure.key: failure.reason for failure in store.failures()}
     took = _seconds(store)
     found = []
-    for content in store.plans():
-        stages = [Planned(*stage) for stage in content["stages"]]
+    for plan in store.plans():
+        stages = [Planned(*stage) for stage in plan.stages]
         finished = frozenset(stage.key for stage in stages if stage.key in done.get(stage.kind, ()))
         left = [stage for stage in stages if stage.key not in finished]
         under_way = [claims[stage.key] for stage in left if stage.key in claims]
         reasons = {stage.key: failed[stage.key] for stage in left if stage.key in failed and stage.key not in claims}
         seconds = remaining.seconds(stages, finished | set(reasons), list(claims.values()), took)
-        found.append(Status(content["command"], stages, finished, under_way, reasons, seconds))
+        found.append(Status(plan.command, stages, finished, under_way, reasons, seconds))
     return found
 
 
 def _seconds(store: Store) -> dict[str, float]:
     """What the finished stages took, by key."""
-    return {record.key: record.timing.get("seconds", 0.0) for stage in store.stages() for record in store.each(stage)}
+    return {record.key: record.timing.seconds for stage in store.stages() for record in store.each(stage)}
 
 
 def render(found: Sequence[Status]) -> str:

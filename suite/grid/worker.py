@@ -43,7 +43,7 @@ def done_of(store: Store, grid: Grid) -> dict[str, float]:
         if record is None:
             wanted |= {need.key for need in stage.needs}
         else:
-            found[stage.key] = record.timing.get("seconds", 0.0)
+            found[stage.key] = record.timing.seconds
     return found
 
 
@@ -165,7 +165,7 @@ class Worker:
             self._lost.add(stage.key)
         elif record := self.store.get(stage.kind, stage.inputs):
             self._finish(stage)
-            self.display.ended(stage.name, "done by another process", record.timing.get("seconds", 0.0))
+            self.display.ended(stage.name, "done by another process", record.timing.seconds)
             self._tell(stage)
         elif self.store.failed_at(stage.kind, stage.inputs) != self._failed_before[stage.key]:
             self._lose(stage)
@@ -187,7 +187,7 @@ class Worker:
 
     def _finish(self, stage: Stage) -> None:
         record = self.store.get(stage.kind, stage.inputs)
-        self._took[stage.key] = record.timing.get("seconds", 0.0) if record else 0.0
+        self._took[stage.key] = record.timing.seconds if record else 0.0
         self.done.add(stage.key)
 
     def pending_cells(self) -> int:

@@ -35,7 +35,7 @@ from suite.results import samples
 ALIVE = 6
 
 # A quick run only has a median to show. Of a large batch a burst is one run, so that each row has time for many bursts.
-QUICK = Protocol(rounds=7, min_seconds=0.2, min_runs=1, max_runs=70, warmup=1)
+QUICK = Protocol(rounds=5, min_seconds=0.25, min_runs=1, max_runs=70, warmup=1)
 
 THOROUGH = Protocol(rounds=24, min_seconds=0.5, min_runs=3, max_runs=100, warmup=5)
 

@@ -63,15 +63,17 @@ def _errors(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line], m
 
 
 def _sizes(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]) -> list[Column]:
-    columns = [Column("parameters", "params ratio", _times), Column("macs", "MACs ratio", _times)]
+    parameters, macs = Column("parameters", "params ratio", _times), Column("macs", "MACs ratio", _times)
     base = usual.runs.export if usual else None
     for net, line in zip(nets, lines, strict=True):
-        for column in columns:
-            if net.runs.export and base:
-                line.put(column, net.runs.export.result[column.key] / base.result[column.key])
-            else:
-                line.put(column, None, "not exported")
-    return columns
+        if net.runs.export and base:
+            cost, usually = net.runs.export.result, base.result
+            line.put(parameters, cost.parameters / usually.parameters)
+            line.put(macs, cost.macs / usually.macs)
+        else:
+            line.put(parameters, None, "not exported")
+            line.put(macs, None, "not exported")
+    return [parameters, macs]
 
 
 def _latencies(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]) -> tuple[list[Column], list[str]]:
@@ -108,10 +110,10 @@ def _same(a: Entry, b: Entry) -> bool:
 
     def how(net: Entry) -> tuple[object, ...]:
         inputs = net.runs.train[0].inputs
-        return inputs["data"], inputs["recipe"]["epochs"]
+        return inputs.data, inputs.schedule.epochs
 
-    whole = all(net.runs.train[0].inputs["recipe"]["max_steps"] is None for net in (a, b))
-    return whole and how(a) == how(b) and a.runs.train[0].inputs["data"]["name"] == a.row.data
+    whole = all(net.runs.train[0].inputs.schedule.max_steps is None for net in (a, b))
+    return whole and how(a) == how(b) and a.runs.train[0].inputs.data.name == a.row.data
 
 
 def _kinds(nets: Sequence[Entry]) -> list[Kind]:
@@ -126,12 +128,12 @@ def _kinds(nets: Sequence[Entry]) -> list[Kind]:
 
 def _median(net: Entry, kind: Kind) -> float | None:
     record = net.runs.timed.get(kind)
-    return quantiles(record.result["samples"], (0.5,))[0] if record else None
+    return quantiles(record.result.samples, (0.5,))[0] if record else None
 
 
 def _doubts(net: Entry, kind: Kind) -> list[str]:
     """Why a latency is not there, or is to be taken with care."""
     if kind not in net.runs.timed:
         return ["not timed"]
-    failed = not all(record.result["passed"] for record in net.runs.parity)
+    failed = not all(record.result.passed for record in net.runs.parity)
     return unstable(net.runs.timed[kind]) + ["PARITY FAILED: the file is not the network"] * failed

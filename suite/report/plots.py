@@ -5,13 +5,14 @@ Curves are thinned and samples reduced to quantiles here, so that a report stays
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 
+from suite.outcomes import Epoch, known
 from suite.registry import DATA_SETS, STAND_INS
 from suite.report.drawing import SHARES, Axis, Figure, Plot, Points, Series, axis, named, thin
 from suite.report.runs import PLAIN, Entry, Kind, Runs, by_epoch, errors, words_of
-from suite.results.record import Record
+from suite.results.record import TimedRecord
 from suite.results.samples import quantiles
 
 # Latencies whose ratio is less are the same: so near the same file comes to itself when it is timed twice.
@@ -32,7 +33,7 @@ def error_against_latency(entries: Sequence[Entry]) -> list[Figure]:
                 if kind in (timed := entry.runs.timed) and (values := errors(entry.runs, "top1"))
             ]
             # Beside networks trained on the data in question, those of a few steps on embedded images say nothing.
-            real = [each for each in found if each[2].runs.train[0].inputs["data"]["name"] == data]
+            real = [each for each in found if each[2].runs.train[0].inputs.data.name == data]
             if found:
                 plots.append(_pareto(f"{data}-error-latency-{number}", kind, real or found))
         if plots:
@@ -70,7 +71,7 @@ def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) 
 def _length(entry: Entry) -> tuple[bool, bool, int]:
     """How much the runs of an entry say: in full, on the paper's data, and of how many steps if not in full."""
     train, full = entry.runs.train[0], entry.comparable
-    return full, train.inputs["data"]["name"] == entry.row.data, 0 if full else int(train.result["steps"])
+    return full, train.inputs.data.name == entry.row.data, 0 if full else train.result.steps
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -85,18 +86,21 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
+LEARNED: tuple[tuple[str, str, Callable[[Epoch], float | None]], ...] = (
+    ("test-error", "test error, top-1 (%)", lambda epoch: known(epoch.top1)),
+    ("train-error", "training error (%)", lambda epoch: known(epoch.train_error)),
+    ("train-loss", "training loss", lambda epoch: known(epoch.train_loss)),
+)
+
+
 def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
     """A figure for each data set: test error, training error and training loss by epoch, medians over seeds."""
     figures = []
     for data, group in _by_data(entries):
         plots = []
-        for key, label in (
-            ("top1", "test error, top-1 (%)"),
-            ("train_error", "training error (%)"),
-            ("train_loss", "training loss"),
-        ):
-            curves = [(entry.row.model, _curve(entry.runs, key)) for entry in group]
-            stem = f"{data}-{key.replace('_', '-').replace('top1', 'test-error')}"
+        for key, label, of in LEARNED:
+            curves = [(entry.row.model, _curve(entry.runs, of)) for entry in group]
+            stem = f"{data}-{key}"
             plots += _lines(stem, label, "epoch", label, curves)
         if plots:
             caption = f"Medians over seeds. Lines of nets with ReLU are broken.{_stand_in(data, group)}"
@@ -104,10 +108,10 @@ def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
     return figures
 
 
-def _curve(runs: Runs, key: str) -> Points:
+def _curve(runs: Runs, of: Callable[[Epoch], float | None]) -> Points:
     found: dict[int, list[float]] = {}
     for record in runs.train:
-        for epoch, value in by_epoch(record, key).items():
+        for epoch, value in by_epoch(record, of).items():
             found.setdefault(epoch, []).append(value)
     return thin([[epoch, statistics.median(values)] for epoch, values in sorted(found.items())])
 
@@ -120,8 +124,7 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
         for number, kind in enumerate(_kinds(group), start=1):
             found = [(entry.row.model, timed[kind]) for entry in group if kind in (timed := entry.runs.timed)]
             boxes = [
-                [i, *(1e3 * value for value in quantiles(r.result["samples"], SHARES))]
-                for i, (_, r) in enumerate(found)
+                [i, *(1e3 * value for value in quantiles(r.result.samples, SHARES))] for i, (_, r) in enumerate(found)
             ]
             models = tuple(model for model, _ in found)
             x = axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
@@ -182,8 +185,8 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
     return figures
 
 
-def _median(record: Record) -> float:
-    return quantiles(record.result["samples"], (0.5,))[0]
+def _median(record: TimedRecord) -> float:
+    return quantiles(record.result.samples, (0.5,))[0]
 
 
 def promise() -> list[Figure]:
@@ -207,9 +210,14 @@ def inside(entries: Sequence[Entry]) -> list[Figure]:
     for data, group in _by_data(entries):
         analysed = [(entry.row.model, entry.runs.analyze[0].result) for entry in group if entry.runs.analyze]
         plots: list[Plot] = []
-        for key, words in (("delta", "before the activation"), ("delta_after_relu", "after the activation")):
-            curves = [(model, _numbered(result["blocks"][key])) for model, result in analysed if "blocks" in result]
-            name = f"{data}-{key.replace('_', '-')}"
+        blocks = [(model, result.blocks) for model, result in analysed if result.blocks]
+        before = [(model, _numbered(each.delta)) for model, each in blocks]
+        after = [(model, _numbered(known(each.delta_after_relu) or ())) for model, each in blocks]
+        for key, words, curves in (
+            ("delta", "before the activation", before),
+            ("delta-after-relu", "after the activation", after),
+        ):
+            name = f"{data}-{key}"
             plots += _lines(name, words, "block", "Delta", curves, log_y=True)
             if any(len(points) > ZOOM for _, points in curves):
                 zoomed = [(model, points[:ZOOM]) for model, points in curves]
@@ -219,8 +227,8 @@ def inside(entries: Sequence[Entry]) -> list[Figure]:
             figures.append(
                 Figure(f"Figure 2, change by block: {DATA_SETS[data].label}", caption, tuple(plots), FIGURE_2)
             )
-        curves = [(model, _numbered(result["coherence"]["mu"])) for model, result in analysed if "coherence" in result]
-        plots = _lines(f"{data}-coherence", "coherence", "convolution", "coherence", curves)
+        mu = [(model, _numbered(result.coherence.mu)) for model, result in analysed if result.coherence]
+        plots = _lines(f"{data}-coherence", "coherence", "convolution", "coherence", mu)
         if plots:
             caption = f"Greatest cosine between two filters of a convolution.{_stand_in(data, group)}"
             title = f"Figure 3, coherence: {DATA_SETS[data].label}"
@@ -262,7 +270,7 @@ def _title(kind: Kind) -> str:
 
 def _stand_in(data: str, group: Sequence[Entry]) -> str:
     """A sentence for figures of which a part comes from the embedded images."""
-    count = sum(entry.runs.train[0].inputs["data"]["name"] != data for entry in group)
+    count = sum(entry.runs.train[0].inputs.data.name != data for entry in group)
     if not count:
         return ""
     return f" {count} of {len(group)} nets ran on the embedded {STAND_INS[data]}, not on {DATA_SETS[data].label}."

@@ -5,11 +5,12 @@ machines never share a column.
 """
 
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import floor, sqrt
-from typing import Any
+from operator import attrgetter
 
 from suite.files import printable
+from suite.outcomes import Activation, ParityResult, known
 from suite.registry import lacks
 from suite.report.render import Column, Line, Report
 from suite.report.runs import (
@@ -25,7 +26,7 @@ from suite.report.runs import (
     untrained,
     words_of,
 )
-from suite.results.record import Record
+from suite.results.record import TimedRecord
 from suite.results.samples import percentiles, quantiles
 from suite.results.store import Store
 from suite.tables.spec import LOSS, METRICS, TOLERANCE, VERSIONS, Table
@@ -67,8 +68,7 @@ def build(
         InputError: a record cannot be read.
     """
     if isinstance(source, Store):
-        models, curves = {row.model for row in table.rows}, table.metrics if metric == "best" else ()
-        index = Records([source], models, trained, curves, failed)
+        index = Records([source], {row.model for row in table.rows}, trained, failed)
     else:
         index = source
     found = [index.runs(table, row) for row in table.rows]
@@ -141,7 +141,7 @@ def _errors(
                 if detail:
                     line.put(difference, median - stated if stated is not None else None, *note)
                     line.put(spread, max(values) - min(values) if len(values) > 1 else None)
-            elif all(not record.result["trained"] for record in runs.train):
+            elif all(not record.result.trained for record in runs.train):
                 line.put(ours, None, untrained(runs.train[0]), *note)
             else:
                 line.put(ours, None, "not measured by this recipe")
@@ -177,19 +177,18 @@ def _activation(table: Table, found: list[Runs], lines: list[Line], index: Recor
                     why = index.reason(row, "analyze") or index.missing(row)
                     line.put(column, None, why)
                     continue
-                if not runs.train[0].result["trained"]:
+                if not runs.train[0].result.trained:
                     line.put(column, None, untrained(runs.train[0]), *shortfalls(table, row, runs.train))
                     continue
-                values = [_at(record.result["activation"], path) for record in runs.analyze]
-                known = [value for value in values if value is not None]
-                line.put(column, statistics.median(known) if known else None, *shortfalls(table, row, runs.train))
+                figures = [_at(record.result.activation, path) for record in runs.analyze]
+                values = [value for value in figures if value is not None]
+                line.put(column, statistics.median(values) if values else None, *shortfalls(table, row, runs.train))
     return columns
 
 
-def _at(value: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        value = value[key]
-    return value
+def _at(found: Activation, path: Sequence[str]) -> float | None:
+    figure: float | None = attrgetter(".".join(path))(found)
+    return figure
 
 
 def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[Column]:
@@ -204,7 +203,7 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
             continue
         results = [record.result for record in runs.parity]
         _put_parity(line, error, agreement, results)
-        line.put(logits, max(result["max_logit_difference"] / result["scale"] for result in results))
+        line.put(logits, max(result.max_logit_difference / result.scale for result in results))
     columns = [error, logits, agreement]
     for check in sorted({check for runs in found for check in runs.checks}):
         provider, precision = map(printable, check)
@@ -222,46 +221,46 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
     return columns
 
 
-def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[Mapping[str, Any]]) -> None:
+def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[ParityResult]) -> None:
     """The worst of these, and what is to be said of them."""
-    notes = [f"parity on {sum(result['images'] for result in results)} images"]
-    failed = [result for result in results if not result["passed"]]
+    notes = [f"parity on {sum(result.images for result in results)} images"]
+    failed = [result for result in results if not result.passed]
     if failed:
-        layers = [result["departure"]["layer"] for result in failed if result.get("departure")]
+        layers = [result.departure.layer for result in failed if result.departure]
         why = [*filter(None, map(_why, failed)), *(f"first at {layer}" for layer in layers)]
         notes.append("PARITY FAILED" + (f": {', '.join(dict.fromkeys(why))}" if why else ""))
     # In fewer bits nearly every disagreement is within the logit difference.
-    ties = sum(result["ties"] for result in results if result.get("precision", "fp32") == "fp32")
+    ties = sum(result.ties for result in results if result.precision == "fp32")
     if ties:
         notes.append(f"{ties} ties within the logit difference")
-    line.put(error, max((result["difference"] for result in results), key=abs), *notes)
-    line.put(agreement, min(result["agreement"] for result in results))
+    line.put(error, max((result.difference for result in results), key=abs), *notes)
+    line.put(agreement, min(result.agreement for result in results))
 
 
-def _why(result: Mapping[str, Any]) -> str:
+def _why(result: ParityResult) -> str:
     """Which limit a parity failed at, as `suite.inference.parity.judge` has them; empty if the record does not tell."""
-    if result.get("precision", "fp32") == "fp32" and not result.get("tf32"):
-        apart = result["max_logit_difference"] / result["scale"]
+    if result.precision == "fp32" and not result.tf32:
+        apart = result.max_logit_difference / result.scale
         if apart > TOLERANCE:
             return f"logits differ by {apart:.1e} of the greatest, {TOLERANCE:.0e} allowed"
         return "another first class than rounding explains"
-    if not {"lost", "won", "torch_top1"} <= result.keys():
+    lost, won, error = known(result.lost), known(result.won), known(result.torch_top1)
+    if lost is None or won is None or error is None:
         return ""
-    right = round(result["images"] * (1 - result["torch_top1"] / 100))
-    allowed = max(LOSS * right, 2 * sqrt(abs(result["lost"] + result["won"])))
-    lost = f"{result['lost'] - result['won']} of {right} right answers lost on balance"
-    return f"{lost}, {floor(allowed)} allowed ({LOSS:.0%}, or what chance explains)"
+    right = round(result.images * (1 - error / 100))
+    allowed = max(LOSS * right, 2 * sqrt(abs(lost + won)))
+    said = f"{lost - won} of {right} right answers lost on balance"
+    return f"{said}, {floor(allowed)} allowed ({LOSS:.0%}, or what chance explains)"
 
 
 def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
     parameters = Column("parameters", "params M", lambda value: f"{value / 1e6:.3f}", "size")
     macs = Column("macs", "MACs G", lambda value: f"{value / 1e9:.3f}", "size")
     for runs, line in zip(found, lines, strict=True):
-        for column in (parameters, macs):
-            if runs.export:
-                line.put(column, runs.export.result[column.key])
-            else:
-                line.put(column, None, "not exported")
+        cost = runs.export.result if runs.export else None
+        why = [] if cost else ["not exported"]
+        line.put(parameters, cost.parameters if cost else None, *why)
+        line.put(macs, cost.macs if cost else None, *why)
     return [parameters, macs]
 
 
@@ -293,7 +292,7 @@ def _latency(
         columns += [median, speed]
         # The exporter's own graph is in float32 too, and torch uses the same units.
         units = "fp32" if precision == PLAIN else precision
-        machine = next((records[kind].inputs["machine"] for records in timed if kind in records), "")
+        machine = next((records[kind].inputs.machine for records in timed if kind in records), "")
         has_peak = any((*place[:2], place[3]) == (machine, provider, units) for place in index.peak)
         if has_peak:
             columns.append(share)
@@ -303,20 +302,20 @@ def _latency(
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue
-            (p50,) = quantiles(records[kind].result["samples"], (0.5,))
+            (p50,) = quantiles(records[kind].result.samples, (0.5,))
             line.put(median, 1e3 * p50, *unstable(records[kind]))
             line.put(speed, batch / p50)
-            peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0), units))
+            peak = index.peak.get((machine, provider, records[kind].inputs.threads or 0, units))
             if has_peak and peak and runs.export:
-                percent = 100 * 2 * runs.export.result["macs"] * batch / p50 / peak.result["flops"]
-                beyond = BEYOND if "of" in peak.result else BEYOND_ONE
+                percent = 100 * 2 * runs.export.result.macs * batch / p50 / peak.result.flops
+                beyond = BEYOND if peak.result.of else BEYOND_ONE
                 line.put(share, percent, *([beyond] if percent > 100 else []))
         columns += _beside_the_median(key, name, [records.get(kind) for records in timed], lines, detail)
     return columns, remarks
 
 
 def _beside_the_median(
-    key: str, name: str, records: list[Record | None], lines: list[Line], detail: bool
+    key: str, name: str, records: list[TimedRecord | None], lines: list[Line], detail: bool
 ) -> list[Column]:
     """Milliseconds from host memory to host memory where that is another figure, and in detail the higher percentiles,
     the time to load and that of the first run; columns of which there is something to say."""
@@ -325,17 +324,17 @@ def _beside_the_median(
         if record is None:
             continue
         seconds: dict[str, float] = {}
-        if host := record.result.get("host_samples"):
+        if host := record.result.host_samples:
             seconds["host to host p50"] = statistics.median(host)
         if detail:
-            seconds |= {name: value for name, value in percentiles(record.result["samples"]).items() if name != "p50"}
-            known = {"load": "load_seconds", "first run": "first_run_seconds"}
-            seconds |= {what: record.result[field] for what, field in known.items() if field in record.result}
+            seconds |= {name: value for name, value in percentiles(record.result.samples).items() if name != "p50"}
+            others = {"load": record.result.load_seconds, "first run": record.result.first_run_seconds}
+            seconds |= {what: value for what, value in others.items() if value is not None}
         for what, value in seconds.items():
             column = Column(f"{key}_{what.replace(' ', '_')}_ms", f"{name} {what} ms", three_digits, "latency")
             line.put(columns.setdefault(what, column), 1e3 * value)
     for record, line in zip(records, lines, strict=True):
-        why = f"{len(record.result['samples'])} runs, too few for this percentile" if record else "not run"
+        why = f"{len(record.result.samples)} runs, too few for this percentile" if record else "not run"
         for column in columns.values():
             if column.key not in line.values:
                 line.put(column, None, why)

@@ -283,16 +283,17 @@ class _Fit:
         stack = Stack(self._start(), self._step_of, [fit._tensors() for fit in fits], streams)
         for number, fit in enumerate(fits):
             fit.step = stack.seed(number, fit.model)
-            fit.at.stacked = max(fit.at.stacked, len(fits))
             # Measured for each alone, where two may differ by noise.
             fit.at.compile = fit.at.compile | {"compiled": self.at.compile["compiled"]}
         synchronize(self.device)
 
     def leave_stack(self) -> None:
-        """Go on alone."""
+        """Go on alone, from before the stack's first step if that has not been done."""
+        assert isinstance(self.step, Seed)
         synchronize(self.device)
+        before = self.step.stack.begun_from
         with self.stream():
-            self._load(self._tensors())
+            self._load(self._tensors() if before is None else before[self.step.number])
         synchronize(self.device)  # before the memory of the stack is given to others
 
     def stay_alone(self, others: Sequence["_Fit"], reason: str) -> None:
@@ -434,6 +435,7 @@ class _Fit:
             self.last_losses.append(loss.clone())
             at.step += 1
             at.steps += 1
+            at.stacked = max(at.stacked, self.step.stack.size if isinstance(self.step, Seed) else 1)
             at.seen += count
             at.images += count
             self._count_time()
