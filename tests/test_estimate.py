@@ -108,3 +108,29 @@ def test_the_start_of_a_run_counts_once(tmp_path: Path, monkeypatch: pytest.Monk
     every = estimate.expect(options, None, lambda text: None)
     assert f"about {duration.written(10.0 * len(every.grid.cells) + 15.0)}" in every.render()
     assert len(estimate.expect(options, 36.0, lambda text: None).chosen) == 2
+
+
+@pytest.mark.parametrize(("stopped_at", "measured"), [(None, 1), (1, 1), (0, 0)])
+def test_a_dry_run_answers_in_time_with_what_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int | None, measured: int
+) -> None:
+    asked: list[Cell] = []
+
+    def probe(cell: Cell, *others: object) -> Probe:
+        asked.append(cell)
+        if len(asked) - 1 == stopped_at:
+            raise KeyboardInterrupt
+        return Probe(0.5, 0.01, 1e9, 1e7, 0.002, 0.001, 7.0, 11.0, 2.0)
+
+    monkeypatch.setattr(estimate, "probe", probe)
+    within = 0.0 if stopped_at is None else 1000.0
+    found = estimate.expect(Options(2, tmp_path, rows=ROWS), None, lambda text: None, within)
+    assert found.stopped == (stopped_at is not None)
+    assert sum(cost.measured and cost.seconds is not None for cost in found.costs.values()) == measured
+    text = found.render()
+    assert len(found.costs) == 5
+    assert text.count("~ ") == (2 * 4 + 1 if measured else 0), "time and memory of each, and what the sign means"
+    assert text.count("not measured") == (0 if measured else 5)
+    relu, crelu = (found.costs[cell].seconds for cell in found.grid.cells[1:3])
+    assert (relu is None) == (not measured)
+    assert not measured or (relu or 0) < (crelu or 0)

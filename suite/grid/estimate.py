@@ -97,7 +97,8 @@ class Probes:
         for cell in [cell for turn in zip_longest(*by_size.values()) for cell in turn if cell]:
             stored = self._store.get("probe", _asked(cell, self._options)[1]) is not None
             spent = perf_counter() - self._begun
-            if not stored and (self.stopped or (self._within and self._found and spent + longest > self._within)):
+            late = self._within is not None and bool(self._found) and spent + longest > self._within
+            if not stored and (self.stopped or late):
                 continue
             if not stored:
                 self._say(f"measuring a few steps of {cell.row.model} on {cell.dataset.name}")
