@@ -504,6 +504,7 @@ def test_bfloat16_trains_and_is_named(tmp_path: Path) -> None:
 
 def test_what_decided_on_compiling_is_kept_over_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(train, "TRIAL", 0)
     automatic = Engine(precision="float32", compile="auto")
     saved = tmp_path / "saved"
     with pytest.raises(CrashError):

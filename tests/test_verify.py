@@ -75,7 +75,29 @@ def test_one_bit_of_a_file_is_enough(store: Store, record: AnyRecord) -> None:
 
 def test_a_file_that_is_gone_is_named(store: Store, record: AnyRecord) -> None:
     store.artifact(record, "weights").unlink()
-    assert "weights: missing; delete" in problem(store)
+    assert "weights: missing; left out on purpose, verify --without-files; else delete" in problem(store)
+
+
+def test_many_files_that_are_gone_were_more_likely_left_out(store: Store, tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "weights").write_bytes(b"w")
+        inputs = {**INPUTS, "seed": number}
+        record = store.put("other", inputs, {}, {}, {}, tmp_path / str(number))
+        store.artifact(record, "weights").unlink()
+    said = problem(store)
+    assert "missing, like 4 others" in said
+    assert "verify --without-files" in said
+
+
+def test_files_that_were_removed_on_purpose_are_no_problem(store: Store, record: AnyRecord) -> None:
+    store.remove_files(record, "cleaned")
+    found = verify(store.root)
+    assert (found.problems, found.left_out) == ([], len(record.artifacts))
+    assert store.get("other", INPUTS) is None
+    assert store.standing("other", INPUTS) == record
+    (store.root / "removed" / "0123").write_text("of nothing")
+    assert "0123: unexpected, of no record" in problem(store)
 
 
 def test_a_file_that_became_a_link_is_named(store: Store, record: AnyRecord, tmp_path: Path) -> None:

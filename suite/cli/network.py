@@ -12,7 +12,7 @@ from suite.registry import REDUCED
 
 
 @click.command(short_help="Write a network as an ONNX file.")
-@click.argument("source", metavar="MODEL|RUN")
+@click.argument("source", metavar="MODEL|RUN", shell_complete=options.complete_models)
 @click.argument("out", type=options.Location(), metavar="OUT.onnx")
 @click.option("--precision", type=click.Choice(["fp32", *REDUCED]), default="fp32", show_default=True)
 @options.one_provider
@@ -29,6 +29,8 @@ def export(
     """
     from suite.inference import deploy, networks
 
+    if out.suffix != ".onnx" and not out.is_dir():
+        raise InputError(f"{out}: is to be an ONNX file, whose name ends in .onnx, as in {out.stem}.onnx")
     if data and precision == "fp32":
         raise InputError("--data: legal only with --precision int8, which is calibrated on it, and fp16, checked on it")
     with networks.in_one_line(source), networks.source(source, size) as of:
@@ -40,7 +42,7 @@ def export(
 
 
 @click.command(short_help="Compare ONNX Runtime with torch on images.")
-@click.argument("source", metavar="RUN|MODEL|FILE.onnx")
+@click.argument("source", metavar="RUN|MODEL|FILE.onnx", shell_complete=options.complete_models)
 @click.option("--weights", metavar="RUN|MODEL", help="What FILE was exported from, where it does not say so itself.")
 @options.one_provider
 @click.option("--images", type=options.MANY, help="So many test images, evenly spaced; by default all.")
@@ -59,7 +61,7 @@ def parity(source: str, weights: str | None, provider: str, images: int | None, 
 
 
 @click.command(short_help="Say where a file's time goes, and why.")
-@click.argument("source", metavar="FILE.onnx|RUN|MODEL")
+@click.argument("source", metavar="FILE.onnx|RUN|MODEL", shell_complete=options.complete_models)
 @options.one_provider
 @click.option("--batch-size", type=options.Count(options.LARGEST_BATCH), default=1, show_default=True)
 @options.size

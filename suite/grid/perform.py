@@ -22,7 +22,6 @@ from suite import distributed, env, progress
 from suite.distributed import Group
 from suite.errors import InputError, in_words
 from suite.grid.plan import Cell, Options, Stage
-from suite.inference import departure, networks, reduced
 from suite.interrupt import NEVER, Deadline, Interruption
 from suite.outcomes import (
     AnalyzeResult,
@@ -36,6 +35,7 @@ from suite.outcomes import (
 from suite.results import samples
 from suite.results.record import key_of
 from suite.results.store import Store
+from suite.tables.spec import Recipe
 
 if TYPE_CHECKING:
     from suite.data.batches import Batches
@@ -56,6 +56,7 @@ class UnderWay:
         step: told of steps done.
         start: when it was begun, by `perf_counter`.
         ends: what ends its display, and then its folder.
+        together: how many were begun with it that take their time from the same processors.
     """
 
     stage: Stage
@@ -63,6 +64,7 @@ class UnderWay:
     step: progress.Steps
     start: float
     ends: ExitStack
+    together: int
 
 
 class End(Protocol):
@@ -120,13 +122,13 @@ class Performer:
             TimeIsUp: trainings were stopped, of which there are checkpoints.
         """
         with ExitStack() as stack:
-            begun = [self._begin(stage, stack) for stage in stages]
+            begun = [self._begin(stage, stack, len(stages)) for stage in stages]
 
             def end(
                 each: UnderWay, outcome: Outcome, timing: Mapping[str, object] = MappingProxyType({})
             ) -> UnderWay | None:
                 following = ended(each.stage, self._settle(each, outcome, timing))
-                return self._begin(following, stack) if following else None
+                return self._begin(following, stack, len(stages)) if following else None
 
             if stages[0].kind == "train":
                 self._train(begun, end)
@@ -139,17 +141,17 @@ class Performer:
             for each, outcome in zip(begun, outcomes, strict=True):
                 end(each, outcome)
 
-    def _begin(self, stage: Stage, stack: ExitStack) -> UnderWay:
+    def _begin(self, stage: Stage, stack: ExitStack, together: int) -> UnderWay:
         """A folder and a display for a stage, which end with `stack` at the latest."""
         ends = stack.enter_context(ExitStack())
         folder = ends.enter_context(_scratch() if self.group.rank else self.store.workspace())
-        step = ends.enter_context(self._shown(stage))
-        return UnderWay(stage, folder, step, perf_counter(), ends)
+        step = ends.enter_context(self._shown(stage, together))
+        return UnderWay(stage, folder, step, perf_counter(), ends, together)
 
     @contextmanager
-    def _shown(self, stage: Stage) -> Iterator[progress.Steps]:
+    def _shown(self, stage: Stage, together: int) -> Iterator[progress.Steps]:
         """Show a stage in the display, and to whoever else looks at the folder."""
-        with self.display.stage(stage.name) as step:
+        with self.display.stage(stage.name, steps_of(stage, together)) as step:
 
             def both(done: int, total: int, note: str) -> None:
                 step(done, total, note)
@@ -165,7 +167,8 @@ class Performer:
             return not isinstance(outcome, Exception)
         stage = each.stage
         if not isinstance(outcome, Exception):
-            took = {"seconds": perf_counter() - each.start, **timing}
+            # The share of each, so that the seconds of several add up to those of a clock.
+            took = {"seconds": (perf_counter() - each.start) / each.together, **timing}
             files = each.folder if any(each.folder.iterdir()) else None
             self.store.put(stage.kind, stage.inputs, outcome, env.environment(), took, files)
             each.ends.close()
@@ -216,7 +219,7 @@ class Performer:
             cell = _cell(each.stage)
             return Job(
                 cell.row.model,
-                self._batches(cell, device, self.group),
+                self._batches(cell, cell.recipe, device, self.group),
                 cell.seed,
                 each.folder,
                 checkpoints=self.store.checkpoints("train", each.stage.inputs),
@@ -233,6 +236,8 @@ class Performer:
     def _epoch_log(self, stage: Stage) -> Callable[[dict[str, Any], float], None]:
         """What is said of each epoch: a line where there is no bar, and the curves of TensorBoard."""
         cell, writer = _cell(stage), None
+        images = len(cell.dataset.train)
+        epochs = -(-cell.recipe.steps(images) // cell.recipe.steps_an_epoch(images))
         if self.options.tensorboard and self.group.rank == 0:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -249,7 +254,7 @@ class Performer:
                 "images per second": images_per_second,
             }
             figures = ", ".join(f"{what} {value:.4g}" for what, value in shown.items() if value is not None)
-            self.display.log(f"{stage.name}: epoch {number}/{cell.recipe.epochs}, {figures}")
+            self.display.log(f"{stage.name}: epoch {number}/{epochs}, {figures}")
             if writer:
                 for what, value in shown.items():
                     if value is not None:
@@ -260,6 +265,7 @@ class Performer:
 
     def _export(self, stage: Stage, folder: Path, step: progress.Steps) -> ExportResult:
         from suite.export.exporter import export
+        from suite.inference import networks
 
         (train,), cell, size = stage.needs, _cell(stage), stage.inputs["size"]
         weights = self._weights(train)
@@ -280,27 +286,34 @@ class Performer:
 
         weights = self._weights(stage.needs[0])
         model = load_weights(weights)
-        found = analyze(model, self._batches(_cell(stage), "cpu", weights=weights), step).to_dict()
+        cell = _cell(stage)
+        found = analyze(model, self._batches(cell, cell.recipe, "cpu", weights=weights), step).to_dict()
         return convert(found | {"coherence": coherence(model).to_dict()}, AnalyzeResult)
 
     def _convert(self, stage: Stage, folder: Path, step: progress.Steps) -> ConvertResult:
         """The exported file in fewer bits, with images to calibrate int8 on and to see whether float16 holds them."""
+        from suite.inference import reduced
+
         (export,) = stage.needs
         path, train = self._file(export, "model.onnx"), export.needs[0]
         # The file alone would do, were it not for the mean and std that the weights state.
         weights = self._weights(train) if self.store.get("train", train.inputs) else None
-        batches = self._batches(_cell(stage), "cpu", weights=weights)
+        cell = _cell(stage)
+        batches = self._batches(cell, cell.deployed, "cpu", weights=weights)
         activations = stage.inputs.get("activations", "unsigned")
         images = reduced.calibration(batches)
         found = reduced.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
         return convert(found, ConvertResult)
 
     def _parity(self, stage: Stage, folder: Path, step: progress.Steps) -> ParityResult:
+        from suite.inference import departure
+
         train, file = stage.needs
         weights, path = self._weights(train), self._file(file, "model.onnx")
         # The exporter's own graph is in float32 as well.
         form = "fp32" if stage.inputs["precision"] == "plain" else stage.inputs["precision"]
-        batches = self._batches(_cell(stage), "cpu", weights=weights)
+        cell = _cell(stage)
+        batches = self._batches(cell, cell.deployed, "cpu", weights=weights)
         found = departure.check(weights, path, batches, form, stage.inputs["provider"], progress=step)
         return convert(found, ParityResult)
 
@@ -334,20 +347,38 @@ class Performer:
         return latency.Request(path=str(path), protocol=latency.Protocol(**stage.inputs["protocol"]), **settings)
 
     def _batches(
-        self, cell: Cell, device: str, group: Group = distributed.ALONE, weights: Path | None = None
+        self,
+        cell: Cell,
+        recipe: Recipe,
+        device: str,
+        group: Group = distributed.ALONE,
+        weights: Path | None = None,
     ) -> "Batches":
-        """A cell's images; for trained `weights` normalised as these were, of which an earlier version may have had
-        another mean and std."""
+        """A cell's images by a recipe; for trained `weights` normalised as these were, of which an earlier version may
+        have had another mean and std."""
         import torch
 
         from suite.data.batches import Batches
+        from suite.inference import networks
 
         workers = 0 if cell.dataset.train.in_memory else self.threads
         place = torch.device(device, group.local_rank) if device == "cuda" else torch.device(device)
         dataset = cell.dataset if weights is None else networks.as_trained(cell.dataset, weights)
         for note in dataset.notes[len(cell.dataset.notes) :]:
             self.display.note(f"{cell.name}: {note}")
-        return Batches(dataset, cell.recipe, place, workers, group)
+        return Batches(dataset, recipe, place, workers, group)
+
+
+def steps_of(stage: Stage, together: int = 1) -> int | None:
+    """How many steps a stage will tell of, if `together` are done at the same time; None of one that tells of none."""
+    if stage.kind == "latency":
+        return int(stage.inputs["protocol"]["rounds"]) * together
+    if stage.cell is None or stage.kind not in ("train", "parity"):
+        return None
+    recipe, dataset = stage.cell.recipe, stage.cell.dataset
+    if stage.kind == "train":
+        return recipe.steps(len(dataset.train))
+    return min(len(dataset.test), recipe.max_test_images or len(dataset.test))
 
 
 def longest_first(stages: Iterable[Stage]) -> list[Stage]:

@@ -43,12 +43,12 @@ def export(
     if not out.parent.is_dir():
         raise InputError(f"{out}: its folder does not exist")
     if out.is_dir():
-        raise InputError(f"{out}: is a folder; legal: the name of a file, as in net.onnx")
+        raise InputError(f"{out}: is a folder; give the name of a file, as in net.onnx")
     if not os.access(out.parent, os.W_OK):
         raise InputError(f"{out}: cannot write there")
     if reason := lacks(provider, precision):
         legal = ", ".join(form for form in ("fp32", *REDUCED) if not lacks(provider, form))
-        raise InputError(f"--precision {precision} --provider {provider}: {reason}; legal on this provider: {legal}")
+        raise InputError(f"--precision {precision} --provider {provider}: {reason}; this provider has {legal}")
     _require(provider)
     forms = ["plain"] if plain else [PROVIDERS[provider].graph]
     if not plain and (provider == "tensorrt" or precision == "int8"):

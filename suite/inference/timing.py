@@ -260,6 +260,9 @@ def serve_torch(pipe: Any, request: Request) -> None:
                 yield pipe.recv()
 
     try:
+        import torch  # noqa: F401 - where nothing was loaded before the fork
+
+        pipe.send({})
         for answer in _serve(lambda: _load_torch(request), request.protocol, actions()):
             pipe.send(answer)
     except Exception as error:  # whatever it is, the other process is to hear of it
@@ -327,6 +330,8 @@ def main() -> None:
         answer(_peak(raw["peak"], raw["threads"], raw["precision"]))
     else:
         request = Request(**raw | {"protocol": Protocol(**raw["protocol"])})
+        load_onnxruntime()
+        answer({})
         actions = (json.loads(line) for line in sys.stdin)
         for reply in _serve(lambda: _load_onnxruntime(request), request.protocol, actions):
             answer(reply)

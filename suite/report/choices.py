@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from suite.registry import DATA_SETS
 from suite.report.render import Column, Line, Report
-from suite.report.runs import Entry, Kind, Metric, errors, shortfalls, unstable, words_of
-from suite.report.tables import three_digits
+from suite.report.runs import Entry, Kind, Metric, errors, quick, shortfalls, unstable, words_of
+from suite.report.tables import QUICK, three_digits
 from suite.results.samples import quantiles
 
 # The choice beside which the others stand.
@@ -51,7 +51,10 @@ def _errors(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line], m
     base = _error(usual, metric) if usual else None
     for net, line in zip(nets, lines, strict=True):
         value, notes = _error(net, metric), shortfalls(net.table, net.row, net.runs.train)
-        line.put(error, value, *notes, *(["did not train, or not measured"] if value is None else []))
+        if quick(net.table, net.runs.train):
+            line.put(error, QUICK, *notes)
+        else:
+            line.put(error, value, *notes, *(["did not train, or not measured"] if value is None else []))
         if usual and value is not None and base is not None and _same(net, usual):
             line.put(points, value - base)
         else:

@@ -244,6 +244,7 @@ def _cell(name: str, column: Column, line: Line, text: str) -> str:
     shown, *marks = text.split("\0")
     value, notes = line.values.get(column.key), line.notes.get(column.key, [])
     tags = list(dict.fromkeys(TAGS[start] for note in notes for start in TAGS if note.startswith(start)))
+    tags = [tag for tag in tags if tag != value]  # which the cell says itself
     links = ",".join(f'<a href="#{name}-note-{mark.strip()}">{mark.strip()}</a>' for mark in marks)
     content = escape_html(shown.strip())
     if value is None:  # the reason is on hover and for screen readers; a number at each empty cell would be a thicket
@@ -252,7 +253,7 @@ def _cell(name: str, column: Column, line: Line, text: str) -> str:
     content += "".join(f' <span class="tag {tag}">{tag}</span>' for tag in tags)
     content += f"<sup>{links}</sup>" if links else ""
     title = f' title="{escape_html("; ".join(notes))}"' if notes else ""
-    order = "" if value is None else f' data-value="{escape_html(str(value))}"'
+    order = "" if value in (None, report.QUICK) else f' data-value="{escape_html(str(value))}"'
     if column.key == "model":
         return f'<th scope="row" class="model"{order}>{content}</th>'
     return f"<td{_kind(column)}{order}{title}>{content}</td>"

@@ -4,7 +4,7 @@ Statistics are computed as they are asked for, from the raw values in the record
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
@@ -29,7 +29,7 @@ from suite.results.record import (
 )
 from suite.results.samples import quantiles
 from suite.results.store import Store
-from suite.tables.spec import Row, Table, outdated, recipe_for
+from suite.tables.spec import Row, Table, outdated, recipe_for, within_an_epoch
 
 # Spread of the samples, (p75 - p25) / p50, from which on a latency is marked as unstable.
 UNSTABLE = 0.1
@@ -220,7 +220,8 @@ def _recipes(table: Table, row: Row, epochs: int) -> list[dict[str, object]]:
     """The recipes by which a row may be run over so many epochs, as records hold them; without what limits them."""
     found = []
     whole = [recipe_for(table, row, "paper", epochs)] if epochs >= 1 else []
-    for recipe in (*whole, recipe_for(table, row, "quick")):
+    short = [recipe_for(replace(table, quick=each), row, "quick") for each in (table.quick, *table.earlier_quick)]
+    for recipe in (*whole, *short):
         content = asdict(recipe) | {"milestones": list(recipe.milestones)}
         found.append({name: value for name, value in content.items() if name not in ("max_steps", "max_test_images")})
     return found
@@ -285,6 +286,13 @@ class Entry:
         return comparable(self.table, self.row, self.runs)
 
 
+def quick(table: Table, train: list[TrainRecord]) -> bool:
+    """Whether runs were shorter than an epoch, so that their errors say nothing."""
+    record = train[0]
+    batch = record.inputs.recipe.get("batch_size", table.recipe.batch_size)
+    return isinstance(batch, int) and within_an_epoch(record.result.steps, batch, record.inputs.data.train)
+
+
 def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
     """How the runs fall short of the paper's, so that nobody compares what cannot be compared."""
     data, recipe, result = train[0].inputs.data, train[0].inputs.schedule, train[0].result
@@ -302,10 +310,12 @@ def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
         parts.append(f"{data.name} of {data.train} training and {data.test} test images, not all of it")
     rates = {run.result.tries[-1].learning_rate for run in train}
     notes = []
-    quick = recipe.max_steps is not None or data.name != row.data
+    limited = recipe.max_steps is not None or data.name != row.data
     if parts:
-        notes.append(f"{'quick run' if quick else 'shortened run'}, not comparable with the paper: {', '.join(parts)}")
-    if not quick and len(train) < table.seeds:
+        notes.append(
+            f"{'quick run' if limited else 'shortened run'}, not comparable with the paper: {', '.join(parts)}"
+        )
+    if not limited and len(train) < table.seeds:
         notes.append(f"{len(train)} of the {table.seeds} runs whose median the paper gives")
     if rates != {recipe.learning_rate} and any(run.result.trained for run in train):
         notes.append(f"trained at a learning rate of {', '.join(f'{r:g}' for r in sorted(rates))} after halving")

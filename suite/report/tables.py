@@ -13,7 +13,19 @@ from suite.files import printable
 from suite.outcomes import Activation, ParityResult, known
 from suite.registry import lacks
 from suite.report.render import Column, Line, Report
-from suite.report.runs import PLAIN, Metric, Records, Runs, errors, reduced, shortfalls, unstable, untrained, words_of
+from suite.report.runs import (
+    PLAIN,
+    Metric,
+    Records,
+    Runs,
+    errors,
+    quick,
+    reduced,
+    shortfalls,
+    unstable,
+    untrained,
+    words_of,
+)
 from suite.results.record import TimedRecord
 from suite.results.samples import percentiles, quantiles
 from suite.results.store import Store
@@ -27,6 +39,8 @@ BEYOND = "impossible: more than the peak, which was measured too low"
 BEYOND_ONE = "impossible: more than the peak, which is of one matrix product and was measured too low"
 
 ORT = "onnxruntime"
+# What stands in the place of the error of a run shorter than an epoch, which is that of chance; the record holds it.
+QUICK = "quick"
 
 
 def build(
@@ -58,8 +72,8 @@ def build(
     else:
         index = source
     found = [index.runs(table, row) for row in table.rows]
-    headings = [Column(f"heading_{i}", name) for i, name in enumerate(table.headings)]
-    model = Column("model", "Model")
+    headings = [Column(f"heading_{i}", name, brief=name) for i, name in enumerate(table.headings)]
+    model = Column("model", "Model", part="model")
     lines = [Line() for _ in table.rows]
     for line, row in zip(lines, table.rows, strict=True):
         for column, text in zip([*headings, model], [*row.heading, row.model], strict=True):
@@ -99,12 +113,13 @@ def _errors(
     table: Table, found: list[Runs], lines: list[Line], index: Records, metric: Metric, detail: bool
 ) -> list[Column]:
     columns = []
-    seeds = Column("seeds", "seeds")
+    seeds = Column("seeds", "seeds", part="ours")
     for name in table.metrics:
-        paper = Column(f"paper_{name}", f"paper {METRICS[name]}", _decimals(2))
-        ours = Column(name, f"ours {METRICS[name]}", _decimals(2))
-        difference = Column(f"difference_{name}", f"ours - paper {METRICS[name]}", lambda value: f"{value:+.2f}")
-        spread = Column(f"spread_{name}", f"max - min {METRICS[name]}", _decimals(2))
+        words, first = METRICS[name], name == table.metrics[0]
+        paper = Column(f"paper_{name}", f"paper {words}", _decimals(2), "paper", f"paper {words}" if first else "")
+        ours = Column(name, f"ours {words}", _decimals(2), "ours", f"ours {words}" if first else "")
+        difference = Column(f"difference_{name}", f"ours - paper {words}", lambda value: f"{value:+.2f}", "ours")
+        spread = Column(f"spread_{name}", f"max - min {words}", _decimals(2), "ours")
         columns += [paper, ours, difference, spread] if detail else [paper, ours]
         for row, runs, line in zip(table.rows, found, lines, strict=True):
             stated = row.paper.get(name)
@@ -117,7 +132,10 @@ def _errors(
                 continue
             values = errors(runs, name, metric)
             note = shortfalls(table, row, runs.train)
-            if values:
+            if quick(table, runs.train):
+                for column in (ours, difference, spread) if detail else (ours,):
+                    line.put(column, QUICK, *note)
+            elif values:
                 median = statistics.median(values)
                 line.put(ours, median, *note)
                 if detail:
@@ -135,14 +153,21 @@ def _activation(table: Table, found: list[Runs], lines: list[Line], index: Recor
     readings = {"over_nonzero": "non-zero entries", "over_all": "all entries", "pooled": "pooled"}
     columns = []
     for name in table.metrics:
-        paper = Column(f"paper_{name}", f"paper {METRICS[name]}", _decimals(2))
+        words = METRICS[name]
+        paper = Column(f"paper_{name}", f"paper {words}", _decimals(2), "paper", f"paper {words}")
         ours: dict[tuple[str, ...], Column]
         if name == "nonzero":
-            ours = {(name,): Column(name, f"ours {METRICS[name]}", _decimals(2))}
+            ours = {(name,): Column(name, f"ours {words}", _decimals(2), "ours", f"ours {words}")}
         else:
             ours = {
-                (reading, name): Column(f"{name}_{reading}", f"ours {METRICS[name]}, {words}", _readable)
-                for reading, words in readings.items()
+                (reading, name): Column(
+                    f"{name}_{reading}",
+                    f"ours {words}, {of}",
+                    _readable,
+                    "ours",
+                    f"ours {words}" if reading == next(iter(readings)) else "",
+                )
+                for reading, of in readings.items()
             }
         columns += [paper, *ours.values()]
         for row, runs, line in zip(table.rows, found, lines, strict=True):
@@ -167,9 +192,9 @@ def _at(found: Activation, path: Sequence[str]) -> float | None:
 
 
 def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[Column]:
-    error = Column("parity_top1", "ONNX - torch top-1", lambda value: f"{value:+.2f}")
-    logits = Column("parity_logits", "max logit diff / scale", lambda value: f"{value:.1e}")
-    agreement = Column("parity_agreement", "top-1 agreement %", lambda value: f"{value:.4g}")
+    error = Column("parity_top1", "ONNX - torch error", lambda value: f"{value:+.2f}", "parity", "ONNX diff")
+    logits = Column("parity_logits", "max logit diff / scale", lambda value: f"{value:.1e}", "parity")
+    agreement = Column("parity_agreement", "top-1 agreement %", lambda value: f"{value:.4g}", "parity")
     for row, runs, line in zip(table.rows, found, lines, strict=True):
         if not runs.parity:
             why = index.reason(row, "parity") or index.reason(row, "export") or "not run"
@@ -184,8 +209,8 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
         provider, precision = map(printable, check)
         name = " ".join([provider] * (provider != "cpu") + reduced(precision))
         key = "_".join(name.split())
-        error = Column(f"parity_{key}_top1", f"{name} - torch top-1", error.show)
-        agreement = Column(f"parity_{key}_agreement", f"{name} top-1 agreement %", agreement.show)
+        error = Column(f"parity_{key}_top1", f"{name} - torch error", error.show, "parity")
+        agreement = Column(f"parity_{key}_agreement", f"{name} top-1 agreement %", agreement.show, "parity")
         columns += [error, agreement]
         for runs, line in zip(found, lines, strict=True):
             if check in runs.checks:
@@ -229,8 +254,8 @@ def _why(result: ParityResult) -> str:
 
 
 def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
-    parameters = Column("parameters", "params M", lambda value: f"{value / 1e6:.3f}")
-    macs = Column("macs", "MACs G", lambda value: f"{value / 1e9:.3f}")
+    parameters = Column("parameters", "params M", lambda value: f"{value / 1e6:.3f}", "size")
+    macs = Column("macs", "MACs G", lambda value: f"{value / 1e9:.3f}", "size")
     for runs, line in zip(found, lines, strict=True):
         cost = runs.export.result if runs.export else None
         why = [] if cost else ["not exported"]
@@ -251,6 +276,8 @@ def _latency(
     kinds = sorted(measured | lacking)
     setups = list(dict.fromkeys(kind[0] for kind in kinds))
     remarks = [f"{f'm{n}' if len(setups) > 1 else 'latency'}: {setup}" for n, setup in enumerate(setups, start=1)]
+    # Of each provider ONNX Runtime in float32 with the smallest batch, which its kinds begin with.
+    smallest = {kind[:3]: kind for kind in reversed(kinds) if kind[1] == ORT and kind[4] == "fp32"}
     columns = []
     for kind in kinds:
         setup, runtime, provider, batch, precision = kind
@@ -258,9 +285,10 @@ def _latency(
         name = f"{words_of(kind)}{where}"
         reduced = "" if precision == "fp32" else f" {precision}"
         key = "_".join(f"{runtime} {provider}{reduced} b{batch}{where}".split())
-        median = Column(f"{key}_p50_ms", f"{name} p50 ms", three_digits)
-        speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits)
-        share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}")
+        main = f"{provider} b{batch} ms{where}" if kind in smallest.values() else ""
+        median = Column(f"{key}_p50_ms", f"{name} p50 ms", three_digits, "latency", main)
+        speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits, "speed")
+        share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}", "peak")
         columns += [median, speed]
         # The exporter's own graph is in float32 too, and torch uses the same units.
         units = "fp32" if precision == PLAIN else precision
@@ -303,7 +331,7 @@ def _beside_the_median(
             others = {"load": record.result.load_seconds, "first run": record.result.first_run_seconds}
             seconds |= {what: value for what, value in others.items() if value is not None}
         for what, value in seconds.items():
-            column = Column(f"{key}_{what.replace(' ', '_')}_ms", f"{name} {what} ms", three_digits)
+            column = Column(f"{key}_{what.replace(' ', '_')}_ms", f"{name} {what} ms", three_digits, "latency")
             line.put(columns.setdefault(what, column), 1e3 * value)
     for record, line in zip(records, lines, strict=True):
         why = f"{len(record.result.samples)} runs, too few for this percentile" if record else "not run"

@@ -6,6 +6,7 @@
     checkpoints/KEY/               state of a training that was stopped; gone once it succeeds
     claims/                        who is at which stage (see `suite.grid.claims`)
     plans/KEY.json                 what each command is to do, for those who ask how far it is
+    removed/KEY                    why a record's files were removed on purpose; gone once they are made again
     work                           stages under way, each folder locked by its process; the next run removes the others
 
 KEY is the hash of the stage's inputs, its upstream's key among them, so nothing is done twice and a run that was
@@ -54,6 +55,37 @@ class Store:
             return None
         record = read_record(path, AnyRecord)
         return record if all(self._is_whole(record, name) for name in record.artifacts) else None
+
+    def standing(self, stage: str, inputs: Mapping[str, object]) -> AnyRecord | None:
+        """The same as `get`, or a record whose files were removed on purpose: its figures stand without them.
+
+        Raises:
+            InputError: it is damaged, or not a record.
+        """
+        path = self._path("records", stage, inputs)
+        if self.was_removed(key_of(stage, inputs)) and os.path.lexists(path):
+            return read_record(path, AnyRecord)
+        return self.get(stage, inputs)
+
+    def was_removed(self, key: str) -> bool:
+        """Whether the files of a record were removed on purpose."""
+        return (self._inside("removed") / key).is_file()
+
+    def remove_files(self, record: Record[object, object], why: str) -> None:
+        """Remove a record's files for good; the record stays and stands.
+
+        Raises:
+            InputError: the folder cannot be written to.
+        """
+        folder = self._inside("artifacts", record.key)
+        try:
+            with self._alone():
+                # The mark comes first: files that are partly gone without it would be made again.
+                write(self._inside("removed") / record.key, f"{why}\n".encode())
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+        except OSError as error:
+            raise self._cannot_write(error) from None
 
     def artifact(self, record: Record[object, object], name: str) -> Path:
         """Where a record's file lies.
@@ -108,12 +140,16 @@ class Store:
             return sorted(os.listdir(self.root / "records"))
         return []
 
-    def keys(self, stage: str) -> set[str]:
-        """The keys of a stage's records."""
+    def names(self, stage: str) -> list[str]:
+        """Of each record of a stage its file's name without the ending, MODEL-KEY."""
         with contextlib.suppress(FileNotFoundError):
             names = os.listdir(self.root / "records" / stage)
-            return {name.removesuffix(".json").rpartition("-")[2] for name in names if name.endswith(".json")}
-        return set()
+            return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+        return []
+
+    def keys(self, stage: str) -> set[str]:
+        """The keys of a stage's records."""
+        return {name.rpartition("-")[2] for name in self.names(stage)}
 
     def failures(self) -> list[Failure]:
         """What failed and has not succeeded since.
@@ -182,7 +218,7 @@ class Store:
             return  # it is made, or cannot be, by the first who writes
         kinds = [self._inside(name) for name in ("records", "failures")]
         inside = [folder for kind in kinds if kind.is_dir() for folder in kind.iterdir()]
-        others = [self._inside(name) for name in ("artifacts", "checkpoints", "plans", "claims", "work")]
+        others = [self._inside(name) for name in ("artifacts", "checkpoints", "plans", "claims", "removed", "work")]
         for folder in (self.root, *kinds, *inside, *others):
             if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
                 found = folder.stat()
@@ -237,6 +273,7 @@ class Store:
                     if files is not None:
                         _move(files, self._inside("artifacts") / key)
                     write(path, text_of(content))
+                    (self._inside("removed") / key).unlink(missing_ok=True)
             self._path("failures", stage, inputs).unlink(missing_ok=True)
         except OSError as error:
             raise self._cannot_write(error) from None

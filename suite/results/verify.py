@@ -15,6 +15,10 @@ from suite.results.store import sha256
 UPSTREAM = {"train": ("train",), "export": ("export",), "file": ("export", "convert")}
 
 
+# Records without their files up to which each is named.
+FEW = 3
+
+
 @dataclass(frozen=True)
 class Found:
     """What was looked at, in numbers, how many files are `left_out`, and a line for each thing that is wrong: file,
@@ -42,7 +46,7 @@ def verify(
     Args:
         root: a results folder that is there. Nothing in it is changed.
         progress: called with bytes read, bytes in all, and a note.
-        without_files: a file that is not there is left out, and no problem.
+        without_files: a file that is not there is left out, and no problem, as one is that was removed on purpose.
 
     Raises:
         InputError: a folder in it cannot be read.
@@ -51,23 +55,30 @@ def verify(
     problems += _without_upstream(root, records)
     total = sum(artifact.bytes for record in records for artifact in record.artifacts.values())
     files = done = left_out = 0
+    missing: list[tuple[Path, Path]] = []
     for record in records:
         for artifact in record.artifacts.values():
             progress(done, total, "bytes")
             path = root / artifact.path
-            if without_files and not os.path.lexists(path):
+            removed = (root / "removed" / record.key).is_file()
+            if (without_files or removed) and not os.path.lexists(path):
                 left_out += 1
                 total -= artifact.bytes
                 continue
-            if problem := _artifact(path, artifact.bytes, artifact.sha256):
+            if not os.path.lexists(path):
+                missing.append((path, _place(root, record)))
+            elif problem := _artifact(path, artifact.bytes, artifact.sha256):
                 problems.append(f"{path}: {problem}; delete {_place(root, record)} to make it again")
             files += 1
             done += artifact.bytes
     progress(done, total, "bytes")
+    problems += _missing(missing)
     problems += _unlisted(root, records)
     problems += _notes(root / "failures", read_failure)
     problems += _notes(root / "plans", read_plan)
     problems += _checkpoints(root, {record.key for record in records})
+    keys = {record.key for record in records}
+    problems += [f"{p}: unexpected, of no record; delete it" for p in _files(root / "removed") if p.name not in keys]
     return Found(len(records), files, done, [printable(problem) for problem in problems], left_out)
 
 
@@ -126,6 +137,19 @@ def _without_upstream(root: Path, records: list[AnyRecord]) -> Iterator[str]:
             if isinstance(key, str) and not any((stage, key) in there for stage in stages):
                 what = f"made from {' or '.join(stages)} {key}, of which there is no sound record"
                 yield f"{_place(root, record)}: {what}; delete it to measure again"
+
+
+def _missing(files: list[tuple[Path, Path]]) -> Iterator[str]:
+    """What to say of files that are not there, by their records; many at once were more likely left out."""
+    records = list(dict.fromkeys(record for _, record in files))
+    if len(records) > FEW:
+        yield (
+            f"{files[0][0]}: missing, like {len(files) - 1} others; where weights and ONNX files were left out on "
+            "purpose, as of published records, verify --without-files; else delete the records of those to make again"
+        )
+        return
+    for path, record in files:
+        yield f"{path}: missing; left out on purpose, verify --without-files; else delete {record} to make it again"
 
 
 def _artifact(path: Path, size: int, sha: str) -> str | None:
