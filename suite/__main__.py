@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from suite.cli import network, results
+from suite.cli import instruments, network, results
 from suite.cli.run import run
 from suite.errors import InputError
 from suite.files import printable
@@ -29,6 +29,7 @@ for command in (
     results.list_,
     results.verify,
     results.compare,
+    instruments.time,
     network.export,
     network.parity,
     network.explain,
