@@ -31,7 +31,7 @@ for command in (
     results.compare,
     instruments.time,
     network.export,
-    network.parity,
+    instruments.parity,
     network.explain,
     network.figure,
 ):

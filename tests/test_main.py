@@ -301,11 +301,11 @@ def test_a_file_of_a_run_says_what_it_was_made_from(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("export", "resnet20", "a.onnx"), "resnet20: neither a folder with a run's weights nor a model"),
+        (("export", "resnet20", "a.onnx"), "resnet20: neither a file or folder that is there nor a model"),
         (("export", "resnet20_relu_bn", "none/a.onnx"), "none/a.onnx: its folder does not exist"),
-        (("export", "tests", "a.onnx"), "tests: no folder of a run's weights"),
+        (("export", "tests", "a.onnx"), "tests: no folder of weights"),
         (("parity", "none.onnx"), "none.onnx: no such file"),
-        (("parity", "README.md"), "README.md: neither a folder"),
+        (("parity", "README.md"), "README.md: not an ONNX file"),
         (("figure", "3", "--depth", "20"), "--depth: Figure 3 is of 34-layer networks"),
         (("figure", "normprop", "--depth", "20"), "--depth, --data: legal only for figure 2"),
         (("figure", "4"), "Invalid value for '2|3|normprop': '4' is not one of '2', '3', 'normprop'"),

@@ -39,25 +39,6 @@ def export(
     return 0
 
 
-@click.command(short_help="Compare ONNX Runtime with torch on images.")
-@click.argument("source", metavar="RUN|MODEL|FILE.onnx")
-@click.option("--weights", metavar="RUN|MODEL", help="What FILE was exported from, where it does not say so itself.")
-@options.one_provider
-@click.option("--images", type=options.MANY, help="So many test images, evenly spaced; by default all.")
-@options.test_data
-def parity(source: str, weights: str | None, provider: str, images: int | None, data: dict[str, Path]) -> int:
-    """Compare ONNX Runtime with torch on test images; exit code 1 if they differ by more than they may."""
-    from suite.inference import deploy, networks, parity
-
-    with networks.in_one_line(source):
-        result = deploy.parity(source, weights, data, images, provider)
-    for note in result["notes"]:
-        click.echo(printable(f"note: {note}"), err=True)
-    whose = "a run's weights" if result["trained"] else "initial weights"
-    click.echo(f"{result['model']} with {whose}, on {result['data']}\n{parity.render(result)}", nl=False)
-    return 0 if result["passed"] else 1
-
-
 @click.command(short_help="Say where a file's time goes, and why.")
 @click.argument("source", metavar="FILE.onnx|RUN|MODEL")
 @options.one_provider

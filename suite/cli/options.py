@@ -108,6 +108,11 @@ def glob(text: str) -> str:
 
 def data_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
     """NAME=PATH, repeated."""
+    return data_sets_of(values)
+
+
+def data_sets_of(values: Iterable[str]) -> dict[str, Path]:
+    """The paths of data sets by name, from texts NAME=PATH."""
     found: dict[str, Path] = {}
     for value in values:
         name, separator, path = value.partition("=")

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,7 @@ def export(
     if reason := lacks(provider, precision):
         legal = ", ".join(form for form in ("fp32", *REDUCED) if not lacks(provider, form))
         raise InputError(f"--precision {precision} --provider {provider}: {reason}; legal on this provider: {legal}")
-    _require(provider)
+    require(provider)
     forms = ["plain"] if plain else [PROVIDERS[provider].graph]
     if not plain and (provider == "tensorrt" or precision == "int8"):
         forms = ["rewritten", "plain"]  # to be measured
@@ -101,8 +101,12 @@ def _activations(provider: str, first: bool) -> tuple["Activations", ...]:
     return ("unsigned", "signed") if first else ("unsigned",)
 
 
-def _require(provider: str) -> None:
-    """Try a provider in another process, since ONNX Runtime prints a page about libraries that it misses."""
+def require(provider: str) -> None:
+    """Try a provider in another process, since ONNX Runtime prints a page about libraries that it misses.
+
+    Raises:
+        InputError: it is not here.
+    """
     from suite.inference import latency
 
     if reason := latency.unavailable(provider):
@@ -148,7 +152,7 @@ def onnx_file(name: str, provider: str, size: int | None) -> Iterator[Path]:
     Raises:
         InputError: there is no such thing, or the provider is not here.
     """
-    _require(provider)
+    require(provider)
     if name.endswith(".onnx"):
         path = Path(name)
         if not path.is_file():
@@ -172,7 +176,12 @@ def explain(path: Path, provider: str, batch_size: int, size: int | None) -> dic
 
 
 def parity(
-    name: str, weights: str | None, data: Mapping[str, Path], images: int | None, provider: str
+    name: str,
+    weights: str | None,
+    data: Mapping[str, Path],
+    images: int | None,
+    provider: str,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> dict[str, Any]:
     """Check an ONNX file, or the export of a run or model, against torch on test images.
 
@@ -180,8 +189,9 @@ def parity(
         name: an ONNX file, a run's folder of weights, or a model.
         weights: for a file, the run's folder or the model that it was exported from; None for what the file names.
         data: the data set to test on; empty for the embedded one.
-        images: how many of it, evenly spaced; None for all.
+        images: how many of it, evenly spaced; None for as many as take a minute.
         provider: of ONNX Runtime.
+        progress: told what is done, and of how many images.
 
     Returns:
         What `check` does, `model`, `trained`, `data`, `elsewhere` (see `trained_elsewhere`), and `notes` on the data.
@@ -195,12 +205,14 @@ def parity(
         raise InputError(f"{name}: no such file")
     if weights and not is_file:
         raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {name} is none")
-    _require(provider)
+    require(provider)
     file = onnxfile.read(path) if is_file else None
     made_from = weights or (onnxfile.stated_model(path, file) if file else name)
     size = onnxfile.image_size(file) if file else None
+    progress(0, 0, f"load {made_from}")
     with networks.source(made_from, size) as of, tempfile.TemporaryDirectory() as scratch:
         if file is None:
+            progress(0, 0, "export")
             path = Path(scratch) / "model.onnx"
             export(of, path, "fp32", provider, False, data)
         elif (classes := onnxfile.classes(file)) != of.classes:
@@ -208,7 +220,38 @@ def parity(
         elif (channels := onnxfile.channels(file)) != of.channels:
             raise InputError(f"{name}: takes {channels} channels, {of.model} {of.channels}: another network's file")
         batches = networks.test_batches(of, data, images)
-        found = departure.check(of.weights, path, batches, onnxfile.precision(path), provider)
+        precision = onnxfile.precision(path)
+        notes = batches.dataset.notes
+        if images is None and (fewer := _in_a_minute(of, data, path, precision, provider, batches.test_images)):
+            notes = (*notes, f"{fewer} of {batches.test_images} images, as many as take a minute; --images N takes N")
+            batches = networks.test_batches(of, data, fewer)
+        found = departure.check(of.weights, path, batches, precision, provider, progress)
         dataset = batches.dataset
-        said = {"elsewhere": networks.trained_elsewhere(of, dataset, bool(data)), "notes": dataset.notes}
+        said = {"elsewhere": networks.trained_elsewhere(of, dataset, bool(data)), "notes": notes}
         return {"model": of.model, "trained": of.trained, "data": dataset.name, **said, **found}
+
+
+# How long images are compared where nobody says how many, and on how many it is found out how long one takes.
+MINUTE, PROBED = 60.0, 16
+
+
+def _in_a_minute(
+    of: networks.Source, data: Mapping[str, Path], path: Path, precision: str, provider: str, images: int
+) -> int | None:
+    """How many images can be compared in a minute; None if that is all of them."""
+    from time import perf_counter
+
+    from suite.export.weights import load_weights
+    from suite.inference.parity import LogitsError, compare
+
+    if images <= PROBED:
+        return None
+    model, few = load_weights(of.weights), networks.test_batches(of, data, PROBED)
+    try:
+        for _ in range(2):  # the first one loads and warms up
+            start = perf_counter()
+            compare(model, path, few, env.available_cores(), provider=provider, precision=precision)
+    except LogitsError:
+        return PROBED  # on which the file's fault is found as well
+    possible = int(MINUTE * PROBED / (perf_counter() - start))
+    return max(PROBED, possible) if possible < images else None

@@ -226,11 +226,11 @@ def in_torch(request: Request) -> Loaded:
     @torch.inference_mode()
     def run_from_host(index: int) -> None:
         result = model(*placed(hosted[index % DISTINCT_INPUTS]))
-        for each in _tensors(result):
+        for each in tensors(result):
             each.cpu()
 
     def finite() -> bool:
-        found = [each for output in outputs.values() for each in _tensors(output)]
+        found = [each for output in outputs.values() for each in tensors(output)]
         return all(bool(each.isfinite().all()) for each in found if each.is_floating_point())
 
     mode = "compiled" if request.runtime == "torch.compile" else "eager"
@@ -239,9 +239,9 @@ def in_torch(request: Request) -> Loaded:
     return Loaded(run, None if device.type == "cpu" else run_from_host, finite, load_seconds, description)
 
 
-def _tensors(output: Any) -> list[Any]:
+def tensors(output: Any) -> list[Any]:
     """The tensors of a network's output: one, several, or by name."""
     if hasattr(output, "isfinite"):
         return [output]
     parts = output.values() if hasattr(output, "values") else output if isinstance(output, list | tuple) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
+    return [tensor for part in parts for tensor in tensors(part)]

@@ -127,7 +127,7 @@ class Maker:
         from suite.inference import pictures
 
         if self._calibration is None:
-            self._calibration = list(pictures.embedded(self.network, pictures.CALIBRATION))
+            self._calibration = list(pictures.embedded(self.network, pictures.CALIBRATION, self.shape))
             words = f"{pictures.CALIBRATION} embedded images of digits"
         else:
             words = f"{sum(map(len, self._calibration))} images given"

@@ -1,6 +1,6 @@
 """Images for networks of timm, each brought to the form that the network's own configuration asks for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,8 @@ def listed(folder: Path) -> list[Path]:
     return [found[index] for index in np.random.default_rng(0).permutation(len(found))]
 
 
-def of_files(network: Network, files: list[Path]) -> Iterator[Batch]:
-    """These images in batches (B, channels, height, width), as the network sees them in test.
+def of_files(network: Network, files: list[Path], shape: Sequence[int]) -> Iterator[Batch]:
+    """These images in batches of this shape (B, channels, height, width), as the network sees them in test.
 
     Raises:
         InputError: one cannot be read.
@@ -50,33 +50,34 @@ def of_files(network: Network, files: list[Path]) -> Iterator[Batch]:
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise InputError(f"{file}: cannot be read as an image: {first_line(error)}") from None
 
-    return _batches(network, opened())
+    return _batches(network, opened(), shape)
 
 
-def embedded(network: Network, count: int) -> Iterator[Batch]:
-    """So many of the embedded images of digits, as `of_files` gives others."""
+def embedded(network: Network, count: int, shape: Sequence[int] = ()) -> Iterator[Batch]:
+    """So many of the embedded images of digits, as `of_files` gives others; `shape` is that of one image, by default
+    the network's own."""
     from PIL import Image
 
     from suite.data.sets import load
 
     images: Any = load("digits10").train.images
     chosen = np.linspace(0, len(images) - 1, count).astype(int)
-    return _batches(network, (Image.fromarray(np.asarray(images[index])) for index in chosen))
+    shape = (AT_A_TIME, *(shape or network.input_size))
+    return _batches(network, (Image.fromarray(np.asarray(images[index])) for index in chosen), shape)
 
 
-def _batches(network: Network, images: "Iterator[Image.Image]") -> Iterator[Batch]:
+def _batches(network: Network, images: "Iterator[Image.Image]", shape: Sequence[int]) -> Iterator[Batch]:
     from timm import data
 
-    channels = network.input_size[0]
-    if channels != 3:
-        raise InputError(f"{network.model} takes {channels} channels; legal for it: --data FILE.npz")
-    described: Mapping[str, Any] = network.described
+    if shape[1] != 3:
+        raise InputError(f"{network.model} takes {shape[1]} channels; legal for it: --data FILE.npz")
+    described: Mapping[str, Any] = dict(network.described) | {"input_size": tuple(shape[1:])}
     config: Any = data.resolve_data_config(pretrained_cfg=dict(described))  # type: ignore[attr-defined,no-untyped-call]
     transform: Any = data.create_transform(**config, is_training=False)  # type: ignore[attr-defined]
     waiting: list[Batch] = []
     for image in images:
         waiting.append(transform(image).numpy())
-        if len(waiting) == AT_A_TIME:
+        if len(waiting) == shape[0]:
             yield np.stack(waiting)
             waiting = []
     if waiting:
