@@ -59,6 +59,40 @@ def test_files_of_others_are_timed_and_compared_with_the_first(net: Callable[...
     assert "[2/3] time: done" in err
 
 
+def test_a_transformer_is_timed_with_its_token_ids_and_mask(tmp_path: Path, suite: Suite) -> None:
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["words"]),
+        helper.make_node("Cast", ["attention_mask"], ["kept"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["kept"], ["column"], axes=[2]),
+        helper.make_node("Mul", ["words", "column"], ["masked"]),
+        helper.make_node("MatMul", ["masked", "weight"], ["hidden"]),
+    ]
+    taken = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    given = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["batch", "sequence", 6])
+    held = [
+        numpy_helper.from_array(np.ones(size, np.float32), n) for n, size in (("table", (50, 8)), ("weight", (8, 6)))
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "words", taken, [given], held),
+        opset_imports=[helper.make_opsetid("", 11)],
+        ir_version=6,
+    )
+    onnx.save(model, tmp_path / "words.onnx")
+    path = str(tmp_path / "words.onnx")
+    code, out, err = suite("time", path, "--quick", "--format", "json", "--input", "input_ids=2x9")
+    assert code == 0, err
+    (row,) = json.loads(out)["rows"]
+    assert (row["batch_size"], row["nodes"]) == (2, "5 of 5")
+    assert row["runs_per_s"] == pytest.approx(1e3 / row["median_ms"])
+    assert row["peak_percent"] == pytest.approx(100 * 2 * (2 * 9 * 8 * 6) / (1e-3 * row["median_ms"]) / 1e12)
+    code, _, err = suite("time", path)
+    assert code == 2
+    assert "'sequence' of input 'input_ids' is free; say its shape, as in --input input_ids=1x128" in err
+
+
 def test_a_slower_one_is_an_error_if_it_is_asked_for(
     net: Callable[..., Path], suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +177,7 @@ def test_what_cannot_be_timed_is_said_in_one_line(
 
 
 def test_a_name_that_nothing_has_is_answered_with_the_nearest_ones(suite: Suite) -> None:
-    for command, more in (("time", []),):
+    for command, more in (("time", []), ("explain", []), ("export", ["out.onnx"]), ("parity", [])):
         code, _, err = suite(command, "resnet5_crelu_bn", *more)
         assert code == 2
         assert "resnet50_crelu_bn" in err, command
@@ -156,4 +190,5 @@ def test_names_are_known_from_text_as_timm_knows_them() -> None:
     import models  # noqa: F401 - registers the networks with timm
 
     assert names.ours() == set(timm.list_models(module="crelu_resnet"))
-    assert set(timm.list_models()) - names.ours() <= names.of_timm()
+    modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
+    assert {name for name, module in modules.items() if module.startswith("timm.")} == names.of_timm()

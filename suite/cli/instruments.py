@@ -14,21 +14,6 @@ if TYPE_CHECKING:
     from suite.inference.subjects import Subject
     from suite.progress import Lines, Steps
 
-inputs = click.option(
-    "--input",
-    "given",
-    multiple=True,
-    metavar="NAME=SHAPE|FILE.npz",
-    help="Shape of an input with free dimensions, as ids=1x128, or a file with an array a name; repeat.",
-)
-modules = click.option(
-    "--import",
-    "modules",
-    multiple=True,
-    metavar="MODULE",
-    help="Import it first: it registers models with timm; repeat.",
-)
-
 
 @click.command("time", short_help="Time any networks against each other.")
 @click.argument("names", nargs=-1, required=True, metavar="FILE.onnx|MODEL|RUN ...")
@@ -49,8 +34,8 @@ modules = click.option(
     help="Of models, by default fp32; a file is timed as it is.",
 )
 @click.option("--threads", type=options.FEW, help="Of a runtime; by default as many as there are cores.")
-@inputs
-@modules
+@options.inputs
+@options.modules
 @click.option("--quick", is_flag=True, help="Fewer and shorter rounds, for a first look.")
 @options.form
 @click.option(
@@ -123,15 +108,9 @@ def time(
 @click.option("--weights", metavar="RUN|MODEL", help="What FILE was exported from, where it does not say so itself.")
 @options.one_provider
 @click.option("--images", type=options.MANY, help="So many inputs; by default as many as take a minute.")
-@click.option(
-    "--data",
-    "texts",
-    multiple=True,
-    metavar="NAME=PATH|FOLDER|FILE.npz",
-    help="Test images of a data set, images of a folder, or arrays; by default embedded images, or random inputs.",
-)
-@inputs
-@modules
+@options.any_data
+@options.inputs
+@options.modules
 @click.option(
     "--tolerance", type=float, help="Greatest difference as a share of scale, by default 1e-4; with --against."
 )
@@ -166,15 +145,14 @@ def parity(
         raise InputError("--weights: legal without --against, of a file of this project's networks")
     if tolerance is not None and not tolerance >= 0:
         raise InputError(f"--tolerance {tolerance}: legal: 0 or more, as in 1e-4")
-    if len(texts) > 1 or any("=" in text for text in texts):
-        raise InputError("--data: legal with --against: one folder of images, or one file .npz")
+    data = options.folder_of(texts)
     from suite.inference import inputs as taking
     from suite.inference import latency
 
     said = taking.given(given)
     if reason := latency.unavailable(provider):
         raise InputError(f"--provider {provider}: not available here: {reason}")
-    data, most = Path(texts[0]) if texts else None, TOLERANCE if tolerance is None else tolerance
+    most = TOLERANCE if tolerance is None else tolerance
     first, second = foreign
     if second is not None:
         versus.check(first, second, said, data)

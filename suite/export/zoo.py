@@ -189,8 +189,14 @@ def _classes(of: Network, tensors: "Mapping[str, Tensor]") -> int | None:
     return None
 
 
-def save(model: "nn.Module", folder: Path) -> None:
-    """Write a network that timm made in timm's local layout, whose weights are not shared between its layers."""
-    from timm.models import save_for_hf
+def save(of: Network, model: "nn.Module", folder: Path) -> None:
+    """Write a network with its weights in timm's local layout, as `load` reads it."""
+    from safetensors.torch import save_file
 
-    save_for_hf(model, str(folder), safe_serialization=True)
+    arguments = dict(of.arguments)
+    classes = getattr(model, "num_classes", None)
+    content: dict[str, Any] = {"architecture": of.model, "model_args": arguments, "pretrained_cfg": of.described}
+    if type(classes) is int:
+        content["num_classes"] = classes
+    save_file({name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_bytes(orjson.dumps(content, default=str))

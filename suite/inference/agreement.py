@@ -134,7 +134,11 @@ def inputs_of(both: Sequence[Subject], given: Given, count: int | None = None) -
         if subject.graph:
             found.append(subjects.resolve(subject.graph, given, batch))
             continue
-        assert subject.network is not None  # for the type checker
+        if subject.network is None:
+            if other.graph is None:
+                raise InputError(f"{subject.name}: a module is compared with an ONNX file, which says what it takes")
+            found.append(subjects.resolve(other.graph, given, batch))
+            continue
         taken = subjects.of_images(subject.network, batch or 1)
         if other.graph and len(other.graph.inputs) == 1:
             # A file may be for another size of images than the model's usual one.
@@ -291,7 +295,11 @@ def render(found: Found, a: str, b: str, tolerance: float) -> str:
     why = f", as many as take {SECONDS:.0f} s" if found.by_time else ""
     lines = [f"{b} against {a}: {found.count}{of} {found.words}{why}"]
     for name, scale, greatest in zip(found.outputs, found.scale, found.greatest, strict=True):
-        share = f"{greatest / scale:.1e} of scale ({scale:.3g})" if scale else "all values are zero"
+        share = (
+            f"{greatest / scale:.1e} of scale ({scale:.3g})"
+            if scale
+            else "all values are zero, so that this shows nothing"
+        )
         lines.append(f"{name:14} greatest difference {greatest:.3g}, {share}")
     lines.append(f"mean           {found.mean:.1e} of scale, of {found.values} values")
     if found.rows:

@@ -3,15 +3,15 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from suite import env
 from suite.errors import InputError
-from suite.export import onnxfile
-from suite.inference import departure, networks, reduced
+from suite.export import onnxfile, zoo
+from suite.inference import making, networks, reduced, subjects
 from suite.registry import PROVIDERS, REDUCED, lacks
 
 if TYPE_CHECKING:
@@ -40,16 +40,7 @@ def export(
     """
     from suite.export import exporter as exporting
 
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: its folder does not exist")
-    if out.is_dir():
-        raise InputError(f"{out}: is a folder; legal: the name of a file, as in net.onnx")
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"{out}: cannot write there")
-    if reason := lacks(provider, precision):
-        legal = ", ".join(form for form in ("fp32", *REDUCED) if not lacks(provider, form))
-        raise InputError(f"--precision {precision} --provider {provider}: {reason}; legal on this provider: {legal}")
-    require(provider)
+    check(out, precision, provider)
     forms = ["plain"] if plain else [PROVIDERS[provider].graph]
     if not plain and (provider == "tensorrt" or precision == "int8"):
         forms = ["rewritten", "plain"]  # to be measured
@@ -92,6 +83,24 @@ def export(
             answer["difference_from_fp32"] = apart
         os.replace(chosen, out)
     return answer
+
+
+def check(out: Path, precision: str, provider: str) -> None:
+    """See, before anything is made, whether a file in a precision can be written, and be run on a provider.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: its folder does not exist")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; legal: the name of a file, as in net.onnx")
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"{out}: cannot write there")
+    if reason := lacks(provider, precision):
+        legal = ", ".join(form for form in ("fp32", *REDUCED) if not lacks(provider, form))
+        raise InputError(f"--precision {precision} --provider {provider}: {reason}; legal on this provider: {legal}")
+    require(provider)
 
 
 def _activations(provider: str, first: bool) -> tuple["Activations", ...]:
@@ -146,33 +155,29 @@ def _fastest(of: networks.Source, files: list[Path], provider: str) -> tuple[Pat
 
 
 @contextlib.contextmanager
-def onnx_file(name: str, provider: str, size: int | None) -> Iterator[Path]:
+def onnx_file(name: str, provider: str, size: int | None, modules: Sequence[str] = ()) -> Iterator[Path]:
     """An ONNX file that a user names, or the export of the run or model that is named.
 
     Raises:
         InputError: there is no such thing, or the provider is not here.
     """
+    subject = subjects.find(name, modules)
     require(provider)
-    if name.endswith(".onnx"):
-        path = Path(name)
-        if not path.is_file():
-            raise InputError(f"{name}: no such file")
-        side = onnxfile.image_size(onnxfile.read(path))
-        if size not in (None, side):
-            raise InputError(f"--size {size}: {name} is for images of {side}x{side}; legal: {side}, or none")
-        yield path
+    if subject.graph is not None:
+        sides = {slot.dimensions[-1] for slot in subject.graph.inputs if len(slot.dimensions) == 4}
+        if size is not None and sides != {size}:
+            raise InputError(f"--size {size}: {name} is a file; legal with it: --input NAME=SHAPE where a size is free")
+        yield subject.graph.path
         return
-    with networks.source(name, size) as of, tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / f"{of.model}.onnx"
-        export(of, path, "fp32", provider, False, {})
+    assert subject.network is not None  # for the type checker
+    with tempfile.TemporaryDirectory() as scratch:
+        if subject.network.ours:
+            with networks.source(name.removeprefix(zoo.LOCAL), size) as of:
+                path = Path(scratch) / f"{of.model}.onnx"
+                export(of, path, "fp32", provider, False, {})
+        else:
+            path = making.Maker(name, subject.network, Path(scratch), size=size).file("fp32", provider)
         yield path
-
-
-def explain(path: Path, provider: str, batch_size: int, size: int | None) -> dict[str, Any]:
-    """What `suite.inference.explain` says of a file with as many threads as there are cores."""
-    from suite.inference import explain
-
-    return explain.explain(path, provider, env.available_cores(), batch_size, size)
 
 
 def parity(
@@ -209,6 +214,8 @@ def parity(
     file = onnxfile.read(path) if is_file else None
     made_from = weights or (onnxfile.stated_model(path, file) if file else name)
     size = onnxfile.image_size(file) if file else None
+    from suite.inference import departure
+
     progress(0, 0, f"load {made_from}")
     with networks.source(made_from, size) as of, tempfile.TemporaryDirectory() as scratch:
         if file is None:

@@ -95,6 +95,8 @@ def prepare(
     for runtime in wanted.runtimes:
         if runtime != ORT and any(subject.graph for subject in found):
             remarks.append(f"files are timed in {RUNTIMES[ORT]}, not in {RUNTIMES[runtime]}")
+    if "cuda" in wanted.providers and any(entrant.request.runtime == ORT for entrant in entrants):
+        remarks.append("on cuda without CUDA graphs, which the suite's own tables use")
     return entrants, list(dict.fromkeys(remarks))
 
 

@@ -1,5 +1,7 @@
 """The files of a model that a user names: its weights for torch, and its export in each precision."""
 
+import os
+import tempfile
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +40,7 @@ class Maker:
         calibration: list[Any] | None = None,
     ) -> None:
         self.name, self.network, self._folder, self._say = name, network, folder, say
-        self._weights, self._plain, self._calibration = weights, plain, calibration
+        self._weights, self._plain, self.calibration = weights, plain, calibration
         channels, height, width = network.input_size
         self.shape = (channels, size or height, size or width)
         self.said: dict[Path, dict[str, Any]] = {}
@@ -68,7 +70,7 @@ class Maker:
         folder = self._folder / "weights"
         if not folder.is_dir():
             folder.mkdir()
-            zoo.save(self.model, folder)
+            zoo.save(self.network, self.model, folder)
         return folder
 
     def file(self, precision: str, provider: str) -> Path:
@@ -126,12 +128,12 @@ class Maker:
         from suite.export import precision as converting
         from suite.inference import pictures
 
-        if self._calibration is None:
-            self._calibration = list(pictures.embedded(self.network, pictures.CALIBRATION, self.shape))
+        if self.calibration is None:
+            self.calibration = list(pictures.embedded(self.network, pictures.CALIBRATION, self.shape))
             words = f"{pictures.CALIBRATION} embedded images of digits"
         else:
-            words = f"{sum(map(len, self._calibration))} images given"
-        images, threads = self._calibration, env.available_cores()
+            words = f"{sum(map(len, self.calibration))} images given"
+        images, threads = self.calibration, env.available_cores()
         said: dict[str, Any] = {"calibration": words}
         warnings = list(self.said[whole].get("warnings", ()))
         if precision == "int8":
@@ -146,3 +148,55 @@ class Maker:
                     warnings.append(f"{node} gives values to {value:.3g}, and float16 holds {most:.0f} at most")
                     break
         return said | {"bytes": out.stat().st_size, "warnings": warnings}
+
+
+def export(
+    name: str,
+    network: zoo.Network,
+    out: Path,
+    precision: str,
+    provider: str,
+    plain: bool = False,
+    size: int | None = None,
+    weights: Path | None = None,
+    images: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Write any network of timm as an ONNX file, whole or not at all.
+
+    Args:
+        name: what the user calls it.
+        network: what it is.
+        out: the file.
+        precision: "fp32", "fp16" or "int8".
+        provider: which it is for.
+        plain: without rewrites.
+        size: side of an image in pixels; None for the network's own.
+        weights: a file of safetensors; None for those of its folder, or initial ones.
+        images: a folder of images that int8 is calibrated on and fp16 checked on; None for embedded ones.
+        say: told what is being done.
+
+    Returns:
+        What `suite.export.generic.export` does, with `precision` and `form`, and what `Maker` adds.
+
+    Raises:
+        InputError: it cannot be made as asked for, or not be written.
+        RuntimeError: there is no graph of it, or not in this precision.
+    """
+    from itertools import islice
+
+    from suite.inference import deploy, pictures
+
+    deploy.check(out, precision, provider)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
+        maker = Maker(name, network, Path(scratch), say, weights, plain, size)
+        if images is not None:
+            files = pictures.listed(images)[: pictures.MOST]
+            read = pictures.of_files(network, files, (pictures.AT_A_TIME, *maker.shape))
+            maker.calibration = list(islice(read, pictures.MOST))
+        path = maker.file(precision, provider)
+        os.replace(path, out)
+        form = "plain" if plain else PROVIDERS[provider].graph
+        return {"weights": "given" if maker.trained else "initial", "form": form, "precision": precision} | maker.said[
+            path
+        ]

@@ -19,6 +19,8 @@ NAMES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 AT_A_TIME = 8
 # Embedded images that fix the ranges of int8 activations where no others are given.
 CALIBRATION = 64
+# Images of a user's at most for the same.
+MOST = 200
 
 
 def listed(folder: Path) -> list[Path]:

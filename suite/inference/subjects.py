@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from suite.errors import InputError
 from suite.export import graphs, zoo
@@ -12,11 +13,13 @@ from suite.inference.inputs import NOTHING_GIVEN, TYPES, Given, Input
 
 @dataclass(frozen=True)
 class Subject:
-    """One of the two is set: the `graph` of a file, or the `network` that timm makes."""
+    """One of the three is set: the `graph` of a file, the `network` that timm makes, or a `module` of torch, which
+    takes what the file takes that it is compared with."""
 
     name: str
     graph: graphs.Graph | None = None
     network: zoo.Network | None = None
+    module: Any = None
 
 
 def find(name: str, modules: Sequence[str] = ()) -> Subject:
@@ -92,9 +95,9 @@ def resolve(graph: graphs.Graph, given: Given = NOTHING_GIVEN, batch_size: int |
     elif graph.inputs and not firsts:
         fixed = graph.inputs[0].dimensions[0] if graph.inputs[0].dimensions else 1
         if fixed != batch_size:
-            raise InputError(f"{path}: is for batches of {fixed}; legal: --batch-sizes {fixed}, or none")
+            raise InputError(f"{path}: is for batches of {fixed}; legal: that batch size, or none")
     elif any(name in given.values and given.values[name].shape[0] != batch_size for name in slots):
-        raise InputError(f"{given.path}: holds other batches than of {batch_size}; legal: no --batch-sizes with it")
+        raise InputError(f"{given.path}: holds other batches than of {batch_size}; legal: no batch size with it")
     return tuple(_resolved(path, slot, shapes, sizes, batch_size) for slot in graph.inputs)
 
 

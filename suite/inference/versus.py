@@ -8,7 +8,7 @@ from pathlib import Path
 from suite import env
 from suite.errors import InputError, first_line
 from suite.export import graphs, zoo
-from suite.inference import agreement, departure, inputs, making, names, pictures, subjects
+from suite.inference import agreement, inputs, making, names, nodewise, pictures, subjects
 from suite.inference.agreement import Found, Side
 from suite.inference.inputs import Given, Input, Values
 from suite.inference.subjects import Subject
@@ -95,6 +95,8 @@ def check(first: Subject, second: Subject, given: Given, data: Path | None) -> N
 def _side(subject: Subject, taken: tuple[Input, ...], provider: str) -> Side:
     if subject.graph is not None:
         return replace(agreement.of_file(subject.graph, taken, provider), name=subject.name)
+    if subject.module is not None:
+        return agreement.of_model(subject.name, subject.module, taken)
     assert subject.network is not None  # for the type checker
     return agreement.of_model(subject.name, zoo.build(subject.network), taken)
 
@@ -142,14 +144,15 @@ def _departure(
                 maker = making.Maker(subject.name, subject.network, scratch, plain=True, size=shape[-1])
                 files[place] = maker.file("fp32", "cpu")
         a, b = files
-        assert a is not None and b is not None  # noqa: PT018 - for the type checker
+        if a is None or b is None:  # of a module there is no graph
+            return None
         named = [{slot.name for slot in graphs.read(file).inputs} for file in (a, b)]
         if named[0] != named[1] and len(values) > 1:
             return None
         known = {next(iter(named[0])): next(iter(values.values()))} if len(values) == 1 else values
         if named[0] != named[1]:
             return None
-        return departure.first_between(a, b, known, tolerance, env.available_cores())
+        return nodewise.first_between(a, b, known, tolerance, env.available_cores())
     except Exception as error:  # whatever it is, the comparison itself stands
         found.notes.append(f"the first node that departs cannot be looked for: {first_line(error)}")
         return None
