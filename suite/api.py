@@ -24,7 +24,7 @@ from suite.grid.machine import Machine
 from suite.inference import contest, entrants, subjects
 from suite.inference.agreement import TOLERANCE, Found
 from suite.inference.contest import Outcome
-from suite.inference.inputs import Given
+from suite.inference.feeds import Given
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from suite.errors import InputError
-from suite.inference import agreement, deploy, inputs, networks, subjects
+from suite.inference import agreement, deploy, feeds, networks, subjects
 from suite.inference.agreement import Found, Side
-from suite.inference.inputs import Input
+from suite.inference.feeds import Input
 
 Suite = Callable[..., tuple[int, str, str]]
 
@@ -170,7 +170,7 @@ def test_random_values_are_given_by_seed() -> None:
     taken = (Input("x", "float32", (2, 3)),)
     first, second = (next(agreement.drawn(taken))["x"] for _ in range(2))
     assert np.array_equal(first, second)
-    assert inputs.draw(taken, 0)["x"].dtype == np.float32
+    assert feeds.draw(taken, 0)["x"].dtype == np.float32
 
 
 def test_a_file_that_says_nothing_of_its_model_asks_for_the_other_one(net: Callable[..., Path], suite: Suite) -> None:

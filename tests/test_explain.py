@@ -19,7 +19,7 @@ from suite.export.nodes import name_after_layers
 from suite.export.precision import to_int8
 from suite.export.rewrite import apply_rewrites
 from suite.inference.explain import explain, render
-from suite.inference.inputs import given
+from suite.inference.feeds import given
 
 BLOCKED = pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime's blocked layout needs x86")
 

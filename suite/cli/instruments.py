@@ -59,18 +59,17 @@ def time(
     """Time ONNX files of any maker, models of timm and folders of weights against each other, in turns.
 
     Each runs in processes of its own. Inputs are drawn, or read from a file; see the documentation of
-    `suite.inference.inputs`. Ratios are to the first of the same batch size. Exit code 1 if one could not be timed.
+    `suite.inference.feeds`. Ratios are to the first of the same batch size. Exit code 1 if one could not be timed.
     """
     import tempfile
 
     from suite import progress
     from suite.grid.machine import Machine
-    from suite.inference import contest, entrants, networks
-    from suite.inference import inputs as taking
+    from suite.inference import contest, entrants, feeds, networks
     from suite.report import timings
     from suite.report.render import render
 
-    wanted = entrants.Wanted(runtimes, providers, precisions, batch_sizes, threads, taking.given(given), modules)
+    wanted = entrants.Wanted(runtimes, providers, precisions, batch_sizes, threads, feeds.given(given), modules)
     if compare_fail is not None and len(names) < 2 and not (runtimes[1:] or precisions[1:] or providers[1:]):
         raise InputError("--compare-fail: there is nothing to compare; name a second network")
     found = entrants.find(names, wanted)
@@ -146,10 +145,9 @@ def parity(
     if tolerance is not None and not tolerance >= 0:
         raise InputError(f"--tolerance {tolerance}: legal: 0 or more, as in 1e-4")
     data = options.folder_of(texts)
-    from suite.inference import inputs as taking
-    from suite.inference import latency
+    from suite.inference import feeds, latency
 
-    said = taking.given(given)
+    said = feeds.given(given)
     if reason := latency.unavailable(provider):
         raise InputError(f"--provider {provider}: not available here: {reason}")
     most = TOLERANCE if tolerance is None else tolerance

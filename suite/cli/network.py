@@ -82,10 +82,9 @@ def explain(
 ) -> int:
     """Say what ONNX Runtime makes of any file, or of the export of a run or model, and where its time goes."""
     from suite import env
-    from suite.inference import deploy, explain, networks
-    from suite.inference import inputs as taking
+    from suite.inference import deploy, explain, feeds, networks
 
-    said = taking.given(given)
+    said = feeds.given(given)
     with networks.in_one_line(source), deploy.onnx_file(source, provider, size, modules) as path:
         found = explain.render(explain.explain(path, provider, env.available_cores(), batch_size, said))
     click.echo(printable(found, keep="\n"), nl=False)  # a file's nodes have the names that its maker gave them

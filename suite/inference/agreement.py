@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from suite import env
 from suite.errors import InputError
 from suite.export import graphs, zoo
-from suite.inference import inputs, pictures, subjects
-from suite.inference.inputs import Given, Input, Values
+from suite.inference import feeds, pictures, subjects
+from suite.inference.feeds import Given, Input, Values
 from suite.inference.subjects import Subject
 from suite.session import open_session
 from suite.tables.spec import TOLERANCE as TOLERANCE
@@ -168,13 +168,13 @@ def drawn(taken: Sequence[Input]) -> Iterator[Values]:
     """Seeded random values, batch after batch, without end."""
     seed = 0
     while True:
-        yield inputs.draw(taken, seed)
+        yield feeds.draw(taken, seed)
         seed += 1
 
 
 def from_npz(taken: Sequence[Input], given: Given) -> Iterator[Values]:
     """The arrays of a file, once."""
-    yield inputs.values_for(taken, given.path, 0)
+    yield feeds.values_for(taken, given.path, 0)
 
 
 def from_images(

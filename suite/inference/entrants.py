@@ -9,7 +9,7 @@ from suite.errors import InputError, first_line
 from suite.export import graphs, zoo
 from suite.inference import latency, subjects
 from suite.inference.contest import QUICK, Entrant
-from suite.inference.inputs import NOTHING_GIVEN, Given, Input
+from suite.inference.feeds import NOTHING_GIVEN, Given, Input
 from suite.inference.latency import Request
 from suite.inference.loaded import Runtime
 from suite.inference.subjects import Subject

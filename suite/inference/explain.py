@@ -13,7 +13,7 @@ from typing import Any
 
 from suite.export import graphs
 from suite.inference import subjects
-from suite.inference.inputs import NOTHING_GIVEN, Given, values_for
+from suite.inference.feeds import NOTHING_GIVEN, Given, values_for
 from suite.session import open_session
 
 # Operators that are parts of convolutions, or of their weights, in a graph that suits the runtime.

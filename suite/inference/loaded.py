@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from suite.inference.inputs import Input, values_for
+from suite.inference.feeds import Input, values_for
 from suite.registry import PROVIDERS
 from suite.session import load_onnxruntime, open_session, provider_options
 

@@ -8,7 +8,7 @@ from typing import Any
 from suite.errors import InputError
 from suite.export import graphs, zoo
 from suite.inference import names
-from suite.inference.inputs import NOTHING_GIVEN, TYPES, Given, Input
+from suite.inference.feeds import NOTHING_GIVEN, TYPES, Given, Input
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from suite import env
 from suite.errors import InputError, first_line
 from suite.export import graphs, zoo
-from suite.inference import agreement, inputs, making, names, nodewise, pictures, subjects
+from suite.inference import agreement, feeds, making, names, nodewise, pictures, subjects
 from suite.inference.agreement import Found, Side
-from suite.inference.inputs import Given, Input, Values
+from suite.inference.feeds import Given, Input, Values
 from suite.inference.subjects import Subject
 
 # ImageNet's, by which most networks of images were trained.
@@ -48,7 +48,7 @@ def between(
     if data is not None and data.suffix == ".npz":
         if given.path:
             raise InputError(f"--data {data}: a second .npz file beside --input {given.path}")
-        given, data = replace(inputs.given([str(data)]), shapes=given.shapes), None
+        given, data = replace(feeds.given([str(data)]), shapes=given.shapes), None
     both = (first, second)
     taken = agreement.inputs_of(both, given, count)
     found = Found("random inputs, of seed 0 on", of=None)
@@ -88,7 +88,7 @@ def check(first: Subject, second: Subject, given: Given, data: Path | None) -> N
     if data is not None and not data.exists():
         raise InputError(f"--data {data}: no such file or folder; legal: a folder of images, or a file .npz")
     if data is not None and data.suffix == ".npz":
-        given = replace(inputs.given([str(data)]), shapes=given.shapes)
+        given = replace(feeds.given([str(data)]), shapes=given.shapes)
     agreement.inputs_of((first, second), given)
 
 
