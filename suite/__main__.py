@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from suite.cli import network, results
+from suite.cli import instruments, network, results
 from suite.cli.run import run
 from suite.errors import InputError
 from suite.files import printable
@@ -47,8 +47,9 @@ for command in (
     results.verify,
     results.clean,
     results.compare,
+    instruments.time,
     network.export,
-    network.parity,
+    instruments.parity,
     network.explain,
     network.figure,
 ):

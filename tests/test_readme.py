@@ -55,6 +55,8 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
         "",
     ),
     "uv run -m suite parity net.onnx": ({}, "--images 20"),
+    "uv run -m suite time net.onnx resnet18": ({"resnet18": "net.onnx"}, "--quick"),
+    "uv run -m suite parity a.onnx --against b.onnx": ({"a.onnx": "net.onnx", "b.onnx": "net.onnx"}, "--images 8"),
     "uv run -m suite explain net.onnx": ({}, ""),
     "uv run -m suite compare A B --fail-above 5%": ({"A B": "results/local results/local"}, ""),
     "uv run -m suite figure 2": ({}, "--depth 20 --images 20"),

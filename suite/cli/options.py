@@ -1,6 +1,6 @@
 """What several commands take: types of values that are not click's own, and options."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,11 @@ def glob(text: str) -> str:
 
 def data_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
     """NAME=PATH, repeated."""
+    return data_sets_of(values)
+
+
+def data_sets_of(values: Iterable[str]) -> dict[str, Path]:
+    """The paths of data sets by name, from texts NAME=PATH."""
     found: dict[str, Path] = {}
     for value in values:
         name, separator, path = value.partition("=")
@@ -118,6 +123,13 @@ def data_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...
             raise InputError(f"--data {name} is given twice")
         found[name] = Path(path)
     return found
+
+
+def folder_of(values: Sequence[str]) -> Path | None:
+    """The one folder of images, or file of arrays, of a network that is not this project's; None if none is given."""
+    if len(values) > 1 or any("=" in value for value in values):
+        raise InputError("--data: legal for other networks than this project's: one folder of images, or one file .npz")
+    return Path(values[0]) if values else None
 
 
 def table_number(ctx: click.Context, param: click.Parameter, value: int) -> int:
@@ -208,6 +220,23 @@ test_data = click.option(
     metavar="NAME=PATH",
     callback=data_sets,
     help=f"{in_words(STAND_INS)} instead of the embedded images.",
+)
+any_data = click.option(
+    "--data",
+    "texts",
+    multiple=True,
+    metavar="NAME=PATH|FOLDER|FILE.npz",
+    help=f"Images of {in_words(STAND_INS)}, of a folder for other networks, or arrays; else embedded or random ones.",
+)
+inputs = click.option(
+    "--input",
+    "given",
+    multiple=True,
+    metavar="NAME=SHAPE|FILE.npz",
+    help="Shape of an input with free dimensions, as ids=1x128, or a file with an array a name; repeat.",
+)
+modules = click.option(
+    "--import", "modules", multiple=True, metavar="MODULE", help="Module that registers models with timm; repeat."
 )
 one_provider = click.option("--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True)
 size = click.option(

@@ -124,7 +124,8 @@ def load_weights(folder: Path) -> "nn.Module":
     for name in sorted(set(expected) | set(tensors)):
         wanted, found = (each[name].shape if name in each else None for each in (expected, tensors))
         if wanted != found:
-            raise InputError(f"{path}: not weights of {config.model}: {name} is {_shape(found)}, not {_shape(wanted)}")
+            shapes = ", not ".join(map(shape_in_words, (found, wanted)))
+            raise InputError(f"{path}: not weights of {config.model}: {name} is {shapes}")
         if tensors[name].dtype != expected[name].dtype:
             raise InputError(f"{path}: {name} is of {tensors[name].dtype}, not {expected[name].dtype}")
     with torch.no_grad():
@@ -132,5 +133,6 @@ def load_weights(folder: Path) -> "nn.Module":
     return model.eval()
 
 
-def _shape(shape: Any) -> str:
+def shape_in_words(shape: Any) -> str:
+    """As in 64x3x3x3; what is not there is missing."""
     return "missing" if shape is None else "x".join(map(str, shape)) or "one number"

@@ -342,7 +342,8 @@ class Performer:
 
         (source,) = stage.needs
         path = self._weights(source) if source.kind == "train" else self._file(source, "model.onnx")
-        names = {field.name for field in dataclasses.fields(latency.Request)} - {"path", "protocol"}
+        fields = dataclasses.fields(latency.Request)
+        names = {field.name for field in fields if field.default is dataclasses.MISSING} - {"path", "protocol"}
         settings = {name: stage.inputs[name] for name in names}
         return latency.Request(path=str(path), protocol=latency.Protocol(**stage.inputs["protocol"]), **settings)
 

@@ -25,8 +25,8 @@ from typing import Protocol as Interface
 import suite
 from suite import env
 from suite.inference import processes
-from suite.inference.timing import Protocol as Protocol
-from suite.inference.timing import Request as Request
+from suite.inference.loaded import Protocol as Protocol
+from suite.inference.loaded import Request as Request
 from suite.inference.timing import serve_torch
 from suite.registry import PROVIDERS
 from suite.results import samples
