@@ -4,21 +4,38 @@ import importlib.util
 import os
 import signal
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import click
 
-from suite.cli import network, results
+from suite.cli import instruments, network, results
 from suite.cli.run import run
 from suite.errors import InputError
 from suite.files import printable
 
 
+def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    if asked:
+        try:
+            version = metadata.version("crelu-norm-suite")
+        except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+            version = "of a checkout that is not installed"
+        click.echo(f"crelu-norm-suite {version}")
+        ctx.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
 def suite() -> None:
-    """Residual networks with ReLU or CReLU under six normalisations: train, export to ONNX, check, time, tabulate."""
+    """Residual networks with ReLU or CReLU under six normalisations: train, export to ONNX, check, time, tabulate.
+
+    A first try of two rows: suite run --table 4 --rows 'resnet50_*_bn'
+    """
 
 
 for command in (
@@ -28,9 +45,11 @@ for command in (
     results.report_,
     results.list_,
     results.verify,
+    results.clean,
     results.compare,
+    instruments.time,
     network.export,
-    network.parity,
+    instruments.parity,
     network.explain,
     network.figure,
 ):

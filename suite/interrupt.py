@@ -1,6 +1,8 @@
 """Ctrl-C, SIGTERM and the end of the time, which wait for a moment at which the work can be taken up again."""
 
+import contextlib
 import math
+import os
 import signal
 from datetime import UTC, datetime
 from time import monotonic
@@ -8,6 +10,8 @@ from types import FrameType, TracebackType
 from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What a first Ctrl-C is answered with at once.
+NOTED = b"\ninterrupted: finishing the step, for a checkpoint; again to stop now\n"
 
 
 class TimeIsUp(BaseException):
@@ -84,3 +88,7 @@ class Interruption:
         self._received = number
         if again:
             self.deliver()
+        if number == signal.SIGINT:
+            # Not by Python's streams, which the signal may have found in the midst of writing.
+            with contextlib.suppress(OSError):
+                os.write(2, NOTED)

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.progress import TaskID
-
 from suite.files import printable
+from suite.interrupt import TimeIsUp
+
+if TYPE_CHECKING:
+    from rich.progress import Task, TaskID
+    from rich.text import Text
 
 Steps = Callable[[int, int, str], None]
 
@@ -21,6 +23,9 @@ class Lines:
         self.total = total
         self.done = 0
 
+    def expect(self, left: Callable[[], str]) -> None:
+        """Show how long the rest will take, which `left` says whenever it is asked; where there is a bar."""
+
     def note(self, text: str) -> None:
         """Say something that belongs to no stage."""
         print(printable(text), file=sys.stderr, flush=True)
@@ -30,8 +35,9 @@ class Lines:
         self.note(text)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Steps]:
-        """Accompany one stage; yields what the stage calls with steps done, steps in all, and a note."""
+    def stage(self, name: str, total: int | None = None) -> Iterator[Steps]:
+        """Accompany one stage of `total` steps, None if it does not count them; yields what the stage calls with steps
+        done, steps in all, and a note."""
         start = perf_counter()
         outcome = "failed"
         try:
@@ -39,8 +45,11 @@ class Lines:
             outcome = "done"
         except Exception:
             raise
-        except BaseException:  # Ctrl-C, SIGTERM, or the time is up
+        except TimeIsUp:
             outcome = "stopped"
+            raise
+        except BaseException:  # Ctrl-C or SIGTERM
+            outcome = "interrupted"
             raise
         finally:
             self.ended(name, outcome, perf_counter() - start)
@@ -67,18 +76,38 @@ class Bars(Lines):
     def __init__(self, total: int) -> None:
         super().__init__(total)
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+        from rich.table import Column
+        from rich.text import Text
 
+        class Counted(ProgressColumn):
+            """Steps done and steps in all; nothing of a stage that does not count them."""
+
+            def render(self, task: "Task") -> "Text":
+                return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
+
+        class Left(ProgressColumn):
+            """How long the rest will take, beside the bar of all stages."""
+
+            def render(column, task: "Task") -> "Text":  # noqa: N805 - `self` is the display
+                return Text(self._left() if task.id == self._all else "")
+
+        self._left: Callable[[], str] = lambda: ""
+        one_line = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False, table_column=one_line),
+            BarColumn(bar_width=16),
+            Counted(table_column=Column(no_wrap=True)),
+            Left(table_column=Column(no_wrap=True)),
             console=Console(stderr=True),
+            expand=True,
         )
-        self._all = self._progress.add_task("stages", total=total)
         self._others: dict[str, TaskID] = {}
+        self._all = self._progress.add_task("stages", total=total)
         self._progress.start()
+
+    def expect(self, left: Callable[[], str]) -> None:
+        self._left = left
 
     def note(self, text: str) -> None:
         self._progress.console.print(printable(text), markup=False, highlight=False)
@@ -87,14 +116,14 @@ class Bars(Lines):
         pass
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Steps]:
-        task = self._progress.add_task(name, total=None)
+    def stage(self, name: str, total: int | None = None) -> Iterator[Steps]:
+        task = self._progress.add_task(name, total=total)
 
         def step(done: int, total: int, note: str) -> None:
             self._progress.update(task, completed=done, total=total, description=f"{name}, {note}")
 
         try:
-            with super().stage(name):
+            with super().stage(name, total):
                 yield step
         finally:
             self._progress.remove_task(task)

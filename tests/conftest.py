@@ -2,6 +2,7 @@
 command line, and how thorough the tests of faults are."""
 
 import itertools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,13 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 import suite.__main__ as command_line
-from suite.results.record import Record
+from suite.results.record import AnyRecord
 from suite.results.store import Store
 from suite.tables.spec import version_of
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A core for each of these processes. Torch, which is imported later, and what tests start read this.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _ALWAYS: dict[str, Any] = dict(
     deadline=None,  # of a busy machine nothing is to be expected
@@ -57,7 +62,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def add_run(store: Store) -> Callable[..., dict[str, Record]]:
+def add_run(store: Store) -> Callable[..., dict[str, AnyRecord]]:
     """Put the records of one complete cell into `store`; keyword arguments change what they say."""
 
     def add(
@@ -81,7 +86,7 @@ def add_run(store: Store) -> Callable[..., dict[str, Record]]:
         versions: dict[str, str] | None = None,
         version: int | None = None,
         tries: list[dict[str, Any]] | None = None,
-    ) -> dict[str, Record]:
+    ) -> dict[str, AnyRecord]:
         environment = environment or {}
         recipe = {"epochs": epochs, "max_steps": max_steps, "learning_rate": learning_rate, "max_test_images": None}
         recipe["weight_decay"] = weight_decay

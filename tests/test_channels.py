@@ -78,7 +78,10 @@ def test_all_batches_of_photographs_have_the_networks_channels() -> None:
     assert sum(map(len, batches.calibration(7))) == 7
 
 
-@pytest.mark.parametrize(("channels", "precision"), [(1, "fp32"), (1, "fp16"), (1, "int8"), (4, "fp32")])
+@pytest.mark.parametrize(
+    ("channels", "precision"),
+    [(1, "fp32"), (1, "fp16"), pytest.param(1, "int8", marks=pytest.mark.full), (4, "fp32")],
+)
 def test_a_network_of_any_count_of_channels_is_exported_checked_and_explained(
     channels: int,
     precision: str,

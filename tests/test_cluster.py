@@ -131,6 +131,7 @@ def start(nodes: Any, tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
+@pytest.mark.full
 def test_a_cluster_leaves_the_records_of_one_process(nodes: Any, tmp_path: Path) -> None:
     one, three = tmp_path / "one", tmp_path / "three"
     assert run(one).returncode == 0
@@ -148,6 +149,7 @@ def test_a_cluster_leaves_the_records_of_one_process(nodes: Any, tmp_path: Path)
     assert list((three / "claims").iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_killed_node_a_killed_process_and_a_failure_leave_the_rest_of_the_grid_complete(
     nodes: Any, start: Start, tmp_path: Path
 ) -> None:
@@ -175,6 +177,7 @@ def test_a_killed_node_a_killed_process_and_a_failure_leave_the_rest_of_the_grid
         add(nodes, {"bench": 1})
 
 
+@pytest.mark.full
 def test_a_cluster_and_a_worker_of_another_machine_divide_a_grid(start: Start, tmp_path: Path) -> None:
     driver, other = start(12, "ray"), start(12, "local")
     out, err = driver.communicate(timeout=300)
@@ -187,6 +190,7 @@ def test_a_cluster_and_a_worker_of_another_machine_divide_a_grid(start: Start, t
     assert list((tmp_path / "claims").glob("*.json")) == []
 
 
+@pytest.mark.full
 def test_a_gang_of_processes_trains_in_one_task(nodes: Any, tmp_path: Path) -> None:
     script = """
 import sys
@@ -212,6 +216,7 @@ print(outcome.failed, *outcome.trained)
     assert (record["result"]["processes"], record["result"]["batch_per_process"]) == (2, 16)
 
 
+@pytest.mark.full
 def test_what_the_cluster_or_a_node_cannot_do_is_one_line(nodes: Any, tmp_path: Path) -> None:
     script = """
 import sys

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -14,8 +15,7 @@ from suite.errors import InputError
 from suite.report import tables as report
 from suite.results import compact
 from suite.results.compare import compare, render
-from suite.results.record import Record, key_of, read_record
-from suite.results.shape import checked
+from suite.results.record import AnyRecord, LatencyRecord, TimedRecord, in_seconds, key_of, read_record
 from suite.results.store import Store
 from suite.results.verify import verify
 from suite.tables import spec
@@ -37,8 +37,8 @@ def put_old(store: Store, result: dict[str, Any]) -> Path:
     return path
 
 
-def as_read(store: Store, path: Path) -> Record:
-    return checked(read_record(path), store.root)
+def as_read(path: Path) -> TimedRecord:
+    return in_seconds(read_record(path, LatencyRecord))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def without_upstream(store: Store) -> list[str]:
 
 
 def test_a_record_written_anew_says_what_it_said_to_the_nanosecond(store: Store, rounds: Path) -> None:
-    before, text = as_read(store, rounds), rounds.read_bytes()
+    before, text = as_read(rounds), rounds.read_bytes()
     found = compact.rewrite(store)
     assert (found.records, found.runs, found.before, found.after) == (1, 5, len(text), len(rounds.read_bytes()))
     assert 0 < found.furthest < 1e-11
@@ -63,9 +63,9 @@ def test_a_record_written_anew_says_what_it_said_to_the_nanosecond(store: Store,
         "in_turns_with": 5,
     }
     assert (kept["format"], kept["key"], kept["finished"]) == (2, before.key, before.finished)
-    after = as_read(store, rounds)
-    assert after.result["samples"] == pytest.approx(FLAT, abs=0.5e-9)
-    assert [len(each) for each in after.result["rounds"]] == [2, 3]
+    after = as_read(rounds)
+    assert list(after.result.samples) == pytest.approx(FLAT, abs=0.5e-9)
+    assert after.result.rounds == (2, 3)
     assert without_upstream(store) == []
 
 
@@ -79,14 +79,16 @@ def test_a_record_written_anew_says_what_it_said_to_the_nanosecond(store: Store,
 )
 def test_each_earlier_form_is_read_and_written_anew(store: Store, result: dict[str, Any], kept: dict[str, Any]) -> None:
     path = put_old(store, result)
-    before = as_read(store, path)
-    assert before.result == result
+    before = as_read(path)
+    assert list(before.result.samples) == result["samples"]
+    assert list(before.result.host_samples) == result.get("host_samples", [])
+    assert before.result.rounds == tuple(map(len, result.get("rounds", [])))
     assert compact.rewrite(store).records == 1
     assert json.loads(path.read_text())["result"] == kept
-    after = as_read(store, path).result
-    assert after.keys() == result.keys()
-    assert after["samples"] == pytest.approx(result["samples"], abs=0.5e-9)
-    assert after.get("host_samples") == result.get("host_samples")
+    after = as_read(path).result
+    assert after.rounds == before.result.rounds
+    assert list(after.samples) == pytest.approx(result["samples"], abs=0.5e-9)
+    assert after.host_samples == before.result.host_samples
     assert compact.rewrite(store) == compact.Rewritten()
 
 
@@ -98,10 +100,10 @@ def test_no_run_is_further_than_half_a_nanosecond_from_what_it_was(
     """But for the rounding of floating point, which shows at hours."""
     store = Store(tmp_path_factory.mktemp("drawn"))
     path = put_old(store, {"rounds": rounds, "samples": [seconds for each in rounds for seconds in each]})
-    before = as_read(store, path).result["rounds"]
+    before = as_read(path).result.by_round()
     assert compact.rewrite(store).records == 1
-    for old, new in zip(before, as_read(store, path).result["rounds"], strict=True):
-        assert new == pytest.approx(old, abs=0.53e-9, rel=1e-15)
+    for old, new in zip(before, as_read(path).result.by_round(), strict=True):
+        assert list(new) == pytest.approx(list(old), abs=0.53e-9, rel=1e-15)
 
 
 def test_tables_and_comparisons_print_the_same_before_and_after(store: Store, add_run: Callable[..., Any]) -> None:
@@ -172,11 +174,11 @@ def test_a_record_that_another_process_has_changed_meanwhile_is_left_alone(store
 @pytest.mark.parametrize("change", ["a run", "a round", "another figure", "an input"])
 def test_what_differs_is_noticed(store: Store, rounds: Path, change: str) -> None:
     content = json.loads(rounds.read_text())
-    old = checked(Record(**content), store.root)
+    old = msgspec.convert(content, AnyRecord)
     new = json.loads(json.dumps(content))
     new["result"] = {"rounds_ns": [[12238264, 11801312], [11978726, 11900000, 250000000]]}
     new["result"] |= {"load_seconds": 0.1, "in_turns_with": 5}
-    assert compact.differences(old, checked(Record(**new), store.root)) is not None
+    assert compact.differences(old, msgspec.convert(new, AnyRecord)) is not None
     if change == "a run":
         new["result"]["rounds_ns"][1][2] += 1
     elif change == "a round":
@@ -185,7 +187,7 @@ def test_what_differs_is_noticed(store: Store, rounds: Path, change: str) -> Non
         new["result"]["load_seconds"] = 0.2
     else:
         new["inputs"]["batch_size"] = 1
-    assert compact.differences(old, checked(Record(**new), store.root)) is None
+    assert compact.differences(old, msgspec.convert(new, AnyRecord)) is None
 
 
 def test_text_that_a_terminal_would_obey_stays_what_it_is(store: Store) -> None:
@@ -201,7 +203,7 @@ def test_a_record_from_before_digests_has_one_afterwards(store: Store) -> None:
     assert compact.rewrite(store).records == 1
     path.write_bytes(path.read_bytes().replace(b"10000000", b"10000001"))
     with pytest.raises(InputError, match="changed since it was written"):
-        read_record(path)
+        read_record(path, AnyRecord)
 
 
 def test_a_folder_that_cannot_be_written_to_keeps_its_records(

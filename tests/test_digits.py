@@ -95,3 +95,10 @@ def test_a_simple_classifier_learns_the_digits():
 
     model = RidgeClassifier().fit(ink(dataset.train.images[:2000]), dataset.train.labels[:2000])
     assert model.score(ink(dataset.test.images), dataset.test.labels) > 0.8
+
+
+def test_the_handwritten_digits_are_those_that_scikit_learn_hands_out() -> None:
+    from sklearn.datasets import load_digits
+
+    for ours, theirs in zip(digits._handwritten(), load_digits(return_X_y=True), strict=True):
+        assert np.array_equal(ours, theirs)

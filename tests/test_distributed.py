@@ -17,20 +17,21 @@ from suite.grid.plan import Options
 ROW = ("--table", "2", "--depth", "20", "--steps", "3", "--batch-sizes", "1", "--precision", "float32")
 
 
-def run(folder: Path, row: str, processes: int) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
+def run(folder: Path, row: str, processes: int, *more: str) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
     """A quick row by so many processes: its training record, and how the command ended."""
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"]
-    command = [*launcher, "suite", "run", *ROW, "--rows", row, "--results", str(folder)]
+    command = [*launcher, "suite", "run", *ROW, "--rows", row, "--results", str(folder), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     (path,) = (folder / "records" / "train").iterdir()
     return json.loads(path.read_text()), done
 
 
+@pytest.mark.full
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    one, _ = run(tmp_path / "one", "resnet20_crelu_np2@cifar10", 1)
+    one, _ = run(tmp_path / "one", "resnet20_crelu_np2@cifar10", 1, "--stages", "train")
     two, done = run(tmp_path / "two", "resnet20_crelu_np2@cifar10", 2)
     assert (two["result"]["processes"], two["result"]["batch_per_process"]) == (2, 16)
     # The shortcuts that shrink have BatchNorm, but its statistics of half a batch change little in three steps.
@@ -57,6 +58,7 @@ group.leave()
 """
 
 
+@pytest.mark.full
 def test_tensors_of_the_first_process_are_spread_in_place(tmp_path: Path) -> None:
     script = tmp_path / "spread.py"
     script.write_text(SPREAD)
@@ -65,8 +67,10 @@ def test_tensors_of_the_first_process_are_spread_in_place(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_without_batch_norm_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
-    records = [run(tmp_path / str(n), "resnet20_relu_plain@cifar10", n)[0]["result"] for n in (1, 2)]
+    train = ("--stages", "train")
+    records = [run(tmp_path / str(n), "resnet20_relu_plain@cifar10", n, *train)[0]["result"] for n in (1, 2)]
     assert records[1]["epochs"][-1]["train_loss"] == pytest.approx(records[0]["epochs"][-1]["train_loss"], rel=1e-6)
     assert records[1]["epochs"][-1]["train_error"] == records[0]["epochs"][-1]["train_error"]
     assert records[1]["top1"] == pytest.approx(records[0]["top1"], abs=1.0)

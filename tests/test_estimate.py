@@ -37,7 +37,7 @@ def test_a_budget_is_never_exceeded_and_what_is_stored_costs_nothing(tmp_path: P
     found[dear] = Cost(1000, 1e9, 6, 0)
     found[stored] = Cost(0, 0, 6, 6)
     chosen = estimate.choose(grid, found, 150)
-    assert sum(found[cell].seconds for cell in chosen) <= 150
+    assert sum(found[cell].seconds or 0 for cell in chosen) <= 150
     assert stored in chosen
     assert dear not in chosen
     assert len(chosen) == 3
@@ -52,7 +52,7 @@ def test_seconds_follow_the_recipe(tmp_path: Path) -> None:
     assert by_kind["train"] == pytest.approx(steps * 0.5 + 10_000 * 0.01 + 2 * 1000 * 0.002)
     assert by_kind["export"] == 7.0
     assert by_kind["parity"] == pytest.approx(1000 * 0.003)
-    assert by_kind["latency onnxruntime cpu batch 8"] == pytest.approx(2.0 + 0.008 + 3 * 0.3)
+    assert by_kind["latency onnxruntime cpu batch 8"] == pytest.approx(2.0 + 0.008 + 5 * 0.25)
 
 
 def test_a_probe_is_measured_once_and_kept(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_probe_that_dies_is_one_line_and_the_start_is_measured_once() -> None:
     prober = Prober()
     with pytest.raises(RuntimeError, match=r"^its process ended with code 3$"):
         prober.probe(Fatal())  # type: ignore[arg-type]
-    request = Request("resnet20_relu_bn", 10, load_table(2).recipe, "cpu", "float32")
+    request = Request("resnet20_relu_bn", 10, load_table(2).recipe, "cpu", "float32", 32)
     first, second = prober.probe(request), prober.probe(request)
     assert first.start == second.start > 0
 
@@ -108,3 +108,29 @@ def test_the_start_of_a_run_counts_once(tmp_path: Path, monkeypatch: pytest.Monk
     every = estimate.expect(options, None, lambda text: None)
     assert f"about {duration.written(10.0 * len(every.grid.cells) + 15.0)}" in every.render()
     assert len(estimate.expect(options, 36.0, lambda text: None).chosen) == 2
+
+
+@pytest.mark.parametrize(("stopped_at", "measured"), [(None, 1), (1, 1), (0, 0)])
+def test_a_dry_run_answers_in_time_with_what_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int | None, measured: int
+) -> None:
+    asked: list[Cell] = []
+
+    def probe(cell: Cell, *others: object) -> Probe:
+        asked.append(cell)
+        if len(asked) - 1 == stopped_at:
+            raise KeyboardInterrupt
+        return Probe(0.5, 0.01, 1e9, 1e7, 0.002, 0.001, 7.0, 11.0, 2.0)
+
+    monkeypatch.setattr(estimate, "probe", probe)
+    within = 0.0 if stopped_at is None else 1000.0
+    found = estimate.expect(Options(2, tmp_path, rows=ROWS), None, lambda text: None, within)
+    assert found.stopped == (stopped_at is not None)
+    assert sum(cost.measured and cost.seconds is not None for cost in found.costs.values()) == measured
+    text = found.render()
+    assert len(found.costs) == 5
+    assert text.count("~ ") == (2 * 4 + 1 if measured else 0), "time and memory of each, and what the sign means"
+    assert text.count("not measured") == (0 if measured else 5)
+    relu, crelu = (found.costs[cell].seconds for cell in found.grid.cells[1:3])
+    assert (relu is None) == (not measured)
+    assert not measured or (relu or 0) < (crelu or 0)

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import timm
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from onnxscript import ir
 
 import models  # noqa: F401 - registers the networks with timm
+from suite.errors import InputError
 from suite.export.exporter import to_graph
 from suite.export.nodes import name_after_layers
 from suite.export.precision import to_int8
 from suite.export.rewrite import apply_rewrites
 from suite.inference.explain import explain, render
+from suite.inference.feeds import given
 
 BLOCKED = pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime's blocked layout needs x86")
 
@@ -61,7 +64,7 @@ def test_every_node_is_counted_with_its_provider(form: str, explained: dict[str,
     assert found["provider"] == "CPUExecutionProvider"
     assert found["nodes"] == {"CPUExecutionProvider": sum(found["operators"].values())}
     assert found["copies"] == {}
-    assert (found["batch_size"], found["size"]) == (2, 32)
+    assert found["inputs"] == {"input": [2, 3, 32, 32]}
 
 
 @pytest.mark.parametrize("form", ["plain", "rewritten", "int8"])
@@ -122,7 +125,7 @@ def test_it_is_json_and_text(form: str, explained: dict[str, dict[str, Any]]) ->
     found = explained[form]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     text = render(found)
-    assert text.startswith(f"{form}.onnx: batch 2, 32x32, threads 1")
+    assert text.startswith(f"{form}.onnx: input 2x3x32x32, threads 1")
     assert all(len(line) <= 200 for line in text.splitlines())
     for node in found["expensive"]:
         assert node["name"] in text
@@ -131,6 +134,33 @@ def test_it_is_json_and_text(form: str, explained: dict[str, dict[str, Any]]) ->
 
 def test_a_file_that_is_no_graph_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
-    with pytest.raises(RuntimeError, match=r"broken\.onnx") as caught:
+    with pytest.raises(InputError, match=r"broken\.onnx") as caught:
         explain(tmp_path / "broken.onnx")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_others_is_explained_with_all_its_inputs(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["words"], name="look up"),
+        helper.make_node("MatMul", ["words", "weight"], ["hidden"], name="product"),
+        helper.make_node("Where", ["mask", "hidden", "zero"], ["y"], name="choose"),
+    ]
+    random = np.random.default_rng(0)
+    constants = {"table": (50, 8), "weight": (8, 8), "zero": (1,)}
+    held = [
+        numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
+        for name, shape in constants.items()
+    ]
+    ends = [
+        helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", "length"]),
+        helper.make_tensor_value_info("mask", TensorProto.BOOL, ["n", "length", 1]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "length", 8]),
+    ]
+    graph = helper.make_graph(nodes, "words", ends[:2], ends[2:], held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    (tmp_path / "words.onnx").write_bytes(model.SerializeToString())
+    found = explain(tmp_path / "words.onnx", batch_size=3, given=given(["ids=1x5"]))
+    assert found["inputs"] == {"ids": [3, 5], "mask": [3, 5, 1]}
+    assert {node["name"] for node in found["expensive"]} == {"look up", "product", "choose"}
+    with pytest.raises(InputError, match="dimension 2 'length' of input 'ids' is free"):
+        explain(tmp_path / "words.onnx")

@@ -138,14 +138,16 @@ def interpreted_not_finite() -> None:
 
 
 def interpreted_stages() -> None:
-    """Three blocks of either kind, the first of which halves the image."""
+    """Three blocks of either kind, the first of which halves the image; with convolutions by the library, and by our
+    kernels, which find the statistics."""
     kernels.precision_for = lambda x: x.dtype
-    for name in ("resnet20_crelu_bn", "resnet20_relu_bn"):
+    for name, width in product(("resnet20_crelu_bn", "resnet20_relu_bn"), (4, 12)):
         torch.manual_seed(0)
-        plain = timm.create_model(name, width=4).layer2.train()
+        plain = timm.create_model(name, width=width).layer2.train()
         ours = copy.deepcopy(plain)
+        assert kernels.use_kernels(ours) == (0 if width == 4 else 5)
         assert fused_norm.use_norms(ours) == 6
-        images = draw(3, 4, 6, 6)
+        images = draw(3, width, 6, 6)
         for stage in (plain, ours):
             (stage(images) ** 2).sum().backward()
         for (parameter, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
@@ -210,6 +212,7 @@ def test_the_kernels_compute_what_the_library_does() -> None:
     in_process("interpreted", TRITON_INTERPRET="1")
 
 
+@pytest.mark.full
 @NEEDS_TRITON
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     in_process("compiled_for_a_gpu", TRITON_CACHE_DIR=str(tmp_path))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -22,7 +23,7 @@ import models  # noqa: F401 - registers the networks with timm
 from models.layers import CReLU, NormPropConv2d
 from suite import env
 from suite.tables import spec
-from suite.training import grouped, kernels
+from suite.training import grouped, kernels, operators
 from suite.training.step import Engine, Step
 
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def draw(*shape: int) -> Tensor:
 def compare(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> None:
     groups = x.shape[1] // weight.shape[1]
     inputs = [value.requires_grad_() for value in (x, weight, bias) if value is not None]
-    ours = kernels.conv3x3(x, weight, weight.detach(), bias, stride)
+    ours = operators.conv3x3(x, weight, weight.detach(), bias, stride)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     theirs = nn.functional.conv2d(x, weight, bias, stride, padding=1, groups=groups)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -66,15 +67,16 @@ def compare(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> 
     found, expected = (torch.autograd.grad(y, inputs, gradient) for y in (ours, theirs))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
-    again = kernels.conv3x3_weight_gradient(x.detach(), gradient, groups, stride)
+    again = operators.conv3x3_weight_gradient(x.detach(), gradient, groups, stride)
     assert torch.equal(again, found[1])
 
 
 def interpreted_shapes() -> None:
     torch.manual_seed(0)
     for c_in, c_out, size in SHAPES:
-        # A few rows, since the interpreter is slow. A part of a tile is left over in each.
-        images, height = {32: (1, 3), 16: (1, 5), 8: (2, 5)}[size]
+        # A few rows, since the interpreter is slow. A part of a tile is left over in each; where channels are many, it
+        # is the only one.
+        images, height = {32: (1, 3), 16: (1, 5), 8: (2, 2)}[size]
         compare(draw(images, c_in, height, size - 1), draw(c_out, c_in, 3, 3), draw(c_out) if c_in % 32 else None)
 
 
@@ -82,7 +84,7 @@ def interpreted_counts() -> None:
     torch.manual_seed(0)
     for images, height, width in ((80, 2, 2), (48, 2, 3), (1, 1, 1), (3, 5, 2), (3, 1, 40)):
         compare(draw(images, 16, height, width), draw(16, 16, 3, 3), None)
-    kernels.PARTIAL_SUMS = 0  # one part for all pixels
+    operators.PARTIAL_SUMS = 0  # one part for all pixels
     compare(draw(5, 16, 7, 8), draw(16, 16, 3, 3), None)
 
 
@@ -99,16 +101,16 @@ def interpreted_seeds() -> None:
         x, weight, bias = draw(2, groups * c_in, height, width), draw(groups * c_out, c_in, 3, 3), draw(groups * c_out)
         compare(x, weight, bias if c_in > 3 else None, stride)
         x, weight = x.detach(), weight.detach()
-        whole = kernels.conv3x3(x, weight, weight, None, stride).chunk(groups, 1)
+        whole = operators.conv3x3(x, weight, weight, None, stride).chunk(groups, 1)
         for number, (image, filters) in enumerate(zip(x.chunk(groups, 1), weight.chunk(groups), strict=True)):
             image = image.contiguous(memory_format=torch.channels_last)
-            assert torch.equal(kernels.conv3x3(image, filters, filters, None, stride), whole[number])
+            assert torch.equal(operators.conv3x3(image, filters, filters, None, stride), whole[number])
     x = draw(2, 3 * 12, 3, 5)
     x[:, 12:24] = torch.nan
     halves = [CReLU()(part) for part in x.chunk(3, 1)]
-    torch.testing.assert_close(kernels.crelu(x, 3), torch.cat(halves, 1), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(operators.crelu(x, 3), torch.cat(halves, 1), rtol=0, atol=0, equal_nan=True)
     gradient = draw(2, 3 * 24, 3, 5)
-    ours = kernels.crelu_gradient(kernels.crelu(x, 3), gradient, 3)
+    ours = operators.crelu_gradient(operators.crelu(x, 3), gradient, 3)
     parts = zip(x.chunk(3, 1), gradient.chunk(3, 1), strict=True)
     for number, (part, of_part) in enumerate(parts):
         leaf = part.clone().requires_grad_()
@@ -123,7 +125,7 @@ def interpreted_crelu() -> None:
         x[0, 0, 0, :4] = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan])
         x.requires_grad_()
         gradient = draw(3, 2 * channels, 5, 7)
-        ours, theirs = kernels.crelu(x), CReLU()(x)
+        ours, theirs = operators.crelu(x), CReLU()(x)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
         (a,), (b,) = (torch.autograd.grad(y, x, gradient) for y in (ours, theirs))
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
@@ -136,11 +138,42 @@ def interpreted_operators() -> None:
     gradient = draw(2, 12, 3, 4)
     asked = "test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"
     leaves = x.clone().requires_grad_(), weight.clone().requires_grad_(), weight, bias.clone().requires_grad_()
-    torch.library.opcheck(kernels.conv3x3, leaves, test_utils=asked)
-    torch.library.opcheck(kernels.conv3x3_input_gradient, (gradient, weight, x), test_utils=asked)
-    torch.library.opcheck(kernels.conv3x3_weight_gradient, (x, gradient), test_utils=asked)
-    torch.library.opcheck(kernels.crelu, (leaves[0],), test_utils=asked)
-    torch.library.opcheck(kernels.crelu_gradient, (kernels.crelu(gradient), kernels.crelu(gradient)), test_utils=asked)
+    torch.library.opcheck(operators.conv3x3, leaves, test_utils=asked)
+    torch.library.opcheck(operators.conv3x3_and_parts, (*leaves[:2], weight), test_utils=asked)
+    torch.library.opcheck(operators.conv3x3_input_gradient, (gradient, weight, x), test_utils=asked)
+    torch.library.opcheck(operators.conv3x3_weight_gradient, (x, gradient), test_utils=asked)
+    torch.library.opcheck(operators.crelu, (leaves[0],), test_utils=asked)
+    torch.library.opcheck(
+        operators.crelu_gradient, (operators.crelu(gradient), operators.crelu(gradient)), test_utils=asked
+    )
+
+
+def interpreted_statistics() -> None:
+    """Those of a convolution's output, which BatchNorm then need not read for them."""
+    torch.manual_seed(0)
+    for images, groups, c_in, c_out, stride, height, width in (
+        (3, 1, 16, 16, 1, 5, 9),  # parts of 64, 64 and 7 pixels
+        (2, 1, 12, 24, 1, 4, 8),  # one whole part
+        (1, 1, 16, 12, 1, 1, 1),
+        (2, 3, 16, 12, 1, 5, 7),
+        (2, 2, 16, 32, 2, 13, 14),
+    ):
+        x, weight = draw(images, groups * c_in, height, width), draw(groups * c_out, c_in, 3, 3)
+        x += 100  # a sum of squares would lose the deviations
+        x, weight = x.requires_grad_(), weight.requires_grad_()
+        y, (parts, pixels) = operators.conv3x3_with_statistics(x, weight, weight.detach(), stride)
+        alone = operators.conv3x3(x, weight, weight.detach(), None, stride)
+        assert torch.equal(y, alone)
+        assert not parts.requires_grad
+        values = y.detach().double().movedim(1, -1).flatten(0, -2)
+        each = values.split(pixels)
+        assert len(each) == len(parts)
+        for (mean, squares), part in zip(parts.double(), each, strict=True):
+            torch.testing.assert_close(mean, part.mean(0), rtol=1e-5, atol=1e-3)
+            torch.testing.assert_close(squares, ((part - part.mean(0)) ** 2).sum(0), rtol=1e-3, atol=1e-2)
+        gradient = torch.randn_like(y)
+        for a, b in zip(*(torch.autograd.grad(of, (x, weight), gradient) for of in (y, alone)), strict=True):
+            assert torch.equal(a, b)
 
 
 def interpreted_networks() -> None:
@@ -179,8 +212,13 @@ def compiled_for_a_gpu() -> None:
     blocks = dict(tile=64, tile_in=16, tile_out=32)
     rectify = dict(channels=12, tile=128, tile_channels=16)
     for name, constants, in_float32 in (
-        ("convolve", dict(transposed=False, **image, **alone, **blocks), {"bias"}),
-        ("convolve", dict(transposed=True, bias=None, **image, **seeds, x_height=16, x_width=16, **blocks), set[str]()),
+        ("convolve", dict(transposed=False, statistics=None, **image, **alone, **blocks), {"bias"}),
+        ("convolve", dict(transposed=False, bias=None, **image, **alone, **blocks), {"statistics"}),
+        (
+            "convolve",
+            dict(transposed=True, bias=None, statistics=None, **image, **seeds, x_height=16, x_width=16, **blocks),
+            set[str](),
+        ),
         ("weight_gradient", dict(tiles=3, **image, **seeds, x_height=64, x_width=64, **blocks), {"sums"}),
         ("add_parts", dict(rows=32, tile=64), {"sums", "total"}),
         ("rectify_both", rectify, set[str]()),
@@ -197,11 +235,23 @@ def compiled_for_a_gpu() -> None:
 
 
 @NEEDS_TRITON
-@pytest.mark.parametrize("what", ["shapes", "counts", "seeds", "crelu", "networks", "operators"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("shapes", marks=pytest.mark.full),
+        pytest.param("counts", marks=pytest.mark.full),
+        pytest.param("seeds", marks=pytest.mark.full),
+        "crelu",
+        "statistics",
+        pytest.param("networks", marks=pytest.mark.full),
+        "operators",
+    ],
+)
 def test_the_kernels_compute_what_the_library_does(what: str) -> None:
     in_process(f"interpreted_{what}", TRITON_INTERPRET="1")
 
 
+@pytest.mark.full
 @NEEDS_TRITON
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     in_process("compiled_for_a_gpu", TRITON_CACHE_DIR=str(tmp_path))
@@ -245,6 +295,42 @@ def test_on_the_cpu_a_network_with_kernels_computes_as_without(name: str) -> Non
     assert list(ours.state_dict()) == list(plain.state_dict())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(ours(images := draw(2, 3, 32, 32)), plain(images))
+
+
+def test_weights_are_cast_in_one_go_for_one_forward_pass_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as it would cast its own, and anew once they have changed."""
+    monkeypatch.setattr(kernels, "precision_for", lambda x: torch.bfloat16)
+    given: list[tuple[Tensor, Tensor]] = []
+
+    def convolve(x: Tensor, weight: Tensor, cast: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
+        given.append((weight.detach().clone(), cast))
+        return nn.functional.conv2d(x, cast, bias, stride, padding=1)
+
+    monkeypatch.setattr(kernels, "conv3x3", convolve)
+    network = timm.create_model("resnet20_relu_plain", num_classes=10).to(memory_format=torch.channels_last)
+    network.act1 = nn.Identity()
+    assert kernels.use_kernels(network) == 16
+    times: list[int] = []
+    real = torch._foreach_copy_
+
+    def copy_all(*lists: Any) -> None:
+        times.append(len(lists[0]))
+        real(*lists)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", copy_all)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            network(draw(2, 3, 8, 8))
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter += 1
+        assert times == [16, 16]
+        network.layer1(draw(2, 16, 8, 8))  # a part by itself casts its own
+    assert times == [16, 16]
+    assert len(given) == 2 * 16 + 6
+    for weight, cast in given:
+        assert cast.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(cast, weight.bfloat16())
 
 
 def test_kernels_are_wanted_on_a_gpu_in_bfloat16_for_cifar_unless_refused(monkeypatch: pytest.MonkeyPatch) -> None:

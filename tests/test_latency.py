@@ -190,6 +190,9 @@ def test_runs_that_a_quota_has_stopped_are_counted(monkeypatch: pytest.MonkeyPat
         def __init__(self, request: Request) -> None:
             pass
 
+        def wait(self) -> None:
+            pass
+
         def ask(self, action: str) -> dict[str, Any]:
             return {"samples": [0.01]} if action == "burst" else {"finite": True}
 

@@ -1,5 +1,6 @@
 """Locks by POSIX's calls and, with an imitation of its module, by Windows's; what other systems lack, hidden."""
 
+import json
 import os
 import subprocess
 import sys
@@ -72,39 +73,53 @@ for name in [name for name in vars(signal) if name.startswith("SIG") and name no
 for name in ("alarm", "pause", "pthread_kill", "pthread_sigmask", "setitimer", "siginterrupt", "sigwait"):
     delattr(signal, name)
 
-sys.argv[0] = "suite"
 from suite.results import holder
 holder._LINUX = False
+import contextlib, io, json
 from suite.__main__ import main
-main()
+found = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["suite", *arguments]
+    code, out, err = None, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    found.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(found))
 """
 
 
-def elsewhere(*arguments: str) -> tuple[int, str, str]:
-    """Call the command line without what Windows lacks; returns exit code, standard output and standard error."""
-    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, *arguments]
+def elsewhere(*commands: list[str]) -> list[tuple[int, str, str]]:
+    """Call the command line without what Windows lacks; returns exit code, standard output and standard error of each
+    command."""
+    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, json.dumps(commands)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    return done.returncode, done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    return [(code, out, err) for code, out, err in json.loads(done.stdout)]
 
 
+@pytest.mark.full
 def test_without_what_windows_lacks_help_lists_and_published_tables_are_the_same(
     suite: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = ROOT / "results" / "published" / "amd-epyc-2-cores"
-    for arguments in (["--help"], ["list", "tables"], ["show", "--table", "2", "--results", str(published)]):
-        code, out, err = elsewhere(*arguments)
+    commands = [["--help"], ["list", "tables"], ["show", "--table", "2", "--results", str(published)]]
+    for arguments, (code, out, err) in zip(commands, elsewhere(*commands), strict=True):
         assert code == 0, err
         usual = suite(*arguments)  # type: ignore[operator]
         # The first line of help names the program, as which pytest may have been started.
         assert (code, out.split("[OPTIONS]")[-1], err) == (usual[0], usual[1].split("[OPTIONS]")[-1], usual[2])
 
 
+@pytest.mark.full
 def test_without_what_windows_lacks_a_row_is_trained_exported_and_checked(tmp_path: Path) -> None:
     row = ["--table", "2", "--depth", "20", "--rows", "resnet20_relu_bn@cifar10", "--steps", "2"]
     # Not timed: the standard library's own start of a process on Linux takes what Windows lacks.
     options = ["--compile", "never", "--stages", "train,export,parity", "--results", str(tmp_path / "results")]
-    code, out, err = elsewhere("run", *row, *options)
+    ((code, out, err),) = elsewhere(["run", *row, *options])
     assert code == 0, err
     assert "resnet20_relu_bn" in out
     store = Store(tmp_path / "results")

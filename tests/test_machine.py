@@ -7,6 +7,8 @@ import re
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -124,6 +126,36 @@ def test_who_waits_for_the_machine_is_told_for_whom(lock: Path, timing: Callable
     assert str(os.getpid()) not in lock.read_text()  # nor are these any longer
 
 
+def test_who_has_the_machine_is_named_though_it_says_so_only_after_it_has_it(
+    lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Machine._noted
+    begun = threading.Event()
+
+    def late(self: Machine, *arguments: Any, **options: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            time.sleep(0.3)
+        return said(self, *arguments, **options)
+
+    monkeypatch.setattr(Machine, "_noted", late)
+    ended = threading.Event()
+
+    def hold() -> None:
+        with Machine(lambda text: None, lock).alone():
+            ended.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        assert begun.wait(10)
+        with pytest.raises(Waits, match=rf"; .*, process {os.getpid()} of user .*, since "):
+            Machine(say, lock).shared().__enter__()
+    finally:
+        ended.set()
+        holder.join()
+
+
 def test_a_lock_of_another_owner_is_used_without_writing_to_it(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock.write_text("")
     really = os.open
@@ -135,7 +167,7 @@ def test_a_lock_of_another_owner_is_used_without_writing_to_it(lock: Path, monke
 
     monkeypatch.setattr(os, "open", may_only_read)
     machine = Machine(say, lock)
-    with machine.alone(), pytest.raises(Waits, match=r"^waiting for a timing on this machine to end$"):
+    with machine.alone(), pytest.raises(Waits, match=r"^waiting for a timing on this machine to end; who has it does"):
         machine.shared().__enter__()
     assert lock.read_text() == ""
 

@@ -2,8 +2,10 @@ import io
 import sys
 
 import pytest
+from rich.console import Console
 
 from suite import progress
+from suite.interrupt import TimeIsUp
 
 
 class Terminal(io.StringIO):
@@ -52,3 +54,34 @@ def test_what_others_say_of_their_work_cannot_steer_a_terminal(monkeypatch: pyte
     shown.close()
     assert "title" in description
     assert not {"\x1b", "\x07"} & set(description)
+
+
+@pytest.mark.parametrize(("error", "outcome"), [(KeyboardInterrupt, "interrupted"), (TimeIsUp, "stopped")])
+def test_a_stage_that_was_interrupted_neither_failed_nor_is_done(
+    error: type[BaseException], outcome: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = progress.display(1)
+    with pytest.raises(error), shown.stage("first"):
+        raise error
+    assert capsys.readouterr().err.startswith(f"[1/1] first: {outcome}, ")
+
+
+def test_bars_know_their_steps_from_the_first_and_fit_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = progress.display(3)
+    assert isinstance(shown, progress.Bars)
+    shown.expect(lambda: "about 3 h 05 min left")
+    with shown.stage("resnet110_w32_relu_nobias on digits100 seed 4: train", 123456) as step:
+        assert shown._progress.tasks[-1].total == 123456
+        step(1, 123456, "1,234 images/s, 10 % data wait")
+        console = Console(width=80)
+        with console.capture() as captured:
+            console.print(shown._progress.get_renderable())
+    shown.close()
+    every, one = captured.get().splitlines()
+    assert every.rstrip().endswith("0/3 about 3 h 05 min left")
+    assert one.startswith("resnet110_w32_relu")
+    assert "1/123456" in one
+    assert max(map(len, (every, one))) <= 80

@@ -43,6 +43,11 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
     "uv run -m suite show --table 2": ({}, "--depth 20"),
     "uv run -m suite status": ({}, ""),
     "uv run -m suite verify": ({}, ""),
+    "uv run -m suite clean --dry-run": ({}, ""),
+    "uv run -m suite run --table 4 --rows 'resnet50_*_bn'": (
+        {"resnet50_*_bn": "resnet34_relu_plain"},
+        "--steps 1 --batch-sizes 1 --runtimes onnxruntime --stages train",
+    ),
     "uv run -m suite report": ({}, ""),
     "uv run -m suite list models": ({}, ""),
     "uv run -m suite export resnet50_crelu_bn net.onnx --precision fp32|fp16|int8 --provider cpu|cuda|tensorrt": (
@@ -50,6 +55,8 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
         "",
     ),
     "uv run -m suite parity net.onnx": ({}, "--images 20"),
+    "uv run -m suite time net.onnx resnet18": ({"resnet18": "net.onnx"}, "--quick"),
+    "uv run -m suite parity a.onnx --against b.onnx": ({"a.onnx": "net.onnx", "b.onnx": "net.onnx"}, "--images 8"),
     "uv run -m suite explain net.onnx": ({}, ""),
     "uv run -m suite compare A B --fail-above 5%": ({"A B": "results/local results/local"}, ""),
     "uv run -m suite figure 2": ({}, "--depth 20 --images 20"),
@@ -137,6 +144,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"cifar10": str(cifar), "imagenet": str(root / "imagenet")}
 
 
+@pytest.mark.full
 def test_the_commands_of_the_readme_run_one_after_the_other(
     data: dict[str, str], suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +160,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(
         assert out, command
 
 
+@pytest.mark.full
 def test_the_example_of_a_new_variant_gets_its_line_of_the_table(tmp_path: Path) -> None:
     """The lines are put where the README says, in a copy."""
     model, row, command = (
@@ -216,7 +225,7 @@ def test_the_figures_of_the_readme_are_those_of_the_published_records(
     monkeypatch.chdir(ROOT)
 
     def shown(*arguments: str) -> dict[str, Any]:
-        out = suite("show", *arguments, "--results", RESULTS, "--format", "json")[1]
+        out = suite("show", *arguments, "--results", RESULTS, "--columns", "all", "--format", "json")[1]
         rows = [row for row in json.loads(out)["rows"] if row["top1"] is not None]
         return {row["model"]: row for row in reversed(rows)}  # of two data sets the first is meant
 
@@ -238,7 +247,7 @@ def test_a_quick_table_4_takes_the_room_that_the_readme_says() -> None:
     rows = [f"{row.model.rpartition('_')[0]}_bn" for row in load_table(4).rows]
     records = [r for stage in ("train", "export") for r in Store(ROOT / RESULTS).each(stage, set(rows))]
     size = sum(
-        file["bytes"] * rows.count(r.inputs["model"])
+        file.bytes * rows.count(r.inputs["model"])
         for r in records
         if not r.inputs.get("plain")
         for file in r.artifacts.values()
@@ -263,7 +272,7 @@ def test_the_ratios_of_the_readme_are_those_of_the_published_benchmarks() -> Non
 def test_published_tables_are_what_their_records_print(table: Path, suite: Run) -> None:
     number, _, depth = table.stem.removeprefix("table").partition("-resnet")
     more = ("--depth", depth) if depth else ()
-    code, out, _ = suite("show", "--table", number, *more, "--results", str(ROOT / RESULTS))
+    code, out, _ = suite("show", "--table", number, *more, "--results", str(ROOT / RESULTS), "--columns", "all")
     assert code == 0
     assert out == table.read_text("utf-8")
 
@@ -276,5 +285,5 @@ def test_published_results_are_whole(folder: Path) -> None:
     assert found.records > 0
     assert all("samples" not in record.result for record in Store(folder).each("latency")), "each run is kept once"
     for record in Store(folder).each("train"):
-        whole = all((folder / file["path"]).is_file() for file in record.artifacts.values())
+        whole = all((folder / file.path).is_file() for file in record.artifacts.values())
         assert whole == (record.inputs["recipe"]["max_steps"] is None)

@@ -25,7 +25,6 @@ from suite.export import onnxfile
 from suite.inference import deploy, networks
 from suite.inference.latency import Protocol, Request, measure
 from suite.results import compact
-from suite.results.shape import checked
 from suite.results.store import Store
 from suite.results.verify import verify
 from suite.training import checkpoint
@@ -104,7 +103,7 @@ def test_kills_while_results_are_written_leave_each_of_them_whole_or_absent(stor
         for record in records:
             assert store.get("other", record.inputs) == record
             assert store.artifact(record, "config").read_text() == str(record.result["value"])
-        assert [failure["reason"] for failure in store.failures()] in ([], ["no reason"])
+        assert [failure.reason for failure in store.failures()] in ([], ["no reason"])
     assert kept > 0
 
 
@@ -126,7 +125,6 @@ def test_kills_while_records_are_written_anew_leave_each_of_them_in_one_of_two_f
     rewrite_all(store.root)
     for record in store.records("latency"):
         assert set(record.result) == {"rounds_ns"}
-        assert checked(record, store.root).result == whole
 
 
 def checkpoint_many(folder: Path) -> None:
@@ -150,6 +148,7 @@ def export_once(out: Path) -> None:
         deploy.export(of, out, "fp32", "cpu", False, {})
 
 
+@pytest.mark.full
 def test_kills_while_a_file_is_exported_leave_the_one_before_it_or_all_of_the_new_one(
     tmp_path: Path, kills: int
 ) -> None:
@@ -171,6 +170,7 @@ def time_once(path: Path) -> None:
     measure([Request("onnxruntime", str(path), "cpu", 1, 32, 1, protocol)])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("work", "within"), [(check_once, 4.0), (time_once, 3.0)])
 def test_kills_while_a_file_is_checked_or_timed_leave_it_alone_and_no_process_behind(
     tmp_path: Path, kills: int, work: Callable[[Path], None], within: float
@@ -201,6 +201,7 @@ def _processes(module: str) -> list[str]:
     return found
 
 
+@pytest.mark.full
 def test_kills_in_the_midst_of_whole_runs_lose_no_cell_and_leave_none_twice(tmp_path: Path, kills: int) -> None:
     root = tmp_path / "results"
     row = ["--table", "2", "--depth", "20", "--rows", "resnet20_relu_bn@cifar10", "--steps", "3", "--compile", "never"]
@@ -322,6 +323,7 @@ def test_an_export_that_does_not_fit_the_disk_is_one_line_and_leaves_nothing(dis
     assert out.read_text() == "before"
 
 
+@pytest.mark.full
 def test_a_run_whose_files_may_not_grow_says_so_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     limit = 500_000  # bytes: less than the weights
     code = (
@@ -401,6 +403,7 @@ def test_durations_are_of_a_clock_that_nobody_sets() -> None:
         assert not re.search(r"\btime\.time\(|from time import .*\btime\b", path.read_text("utf-8")), path
 
 
+@pytest.mark.full
 def test_a_process_without_a_network_misses_nothing(tmp_path: Path) -> None:
     log = tmp_path / "attempts"
     (tmp_path / "sitecustomize.py").write_text(

@@ -23,7 +23,7 @@ def build(store: Store, model: str = "resnet110_relu_bn", number: int = 2, **opt
 def test_markdown_numbers_its_footnotes_and_explains_each(store: Store, add_run: AddRun) -> None:
     add_run(epochs=3)
     text = render(build(store), "github")
-    assert "| 6.50 [1] [2]" in text
+    assert "| 6.50 [1,2]" in text
     assert "- [1] shortened run" in text
     assert "- latency: Test CPU (2 cores)" in text
 

@@ -1,7 +1,9 @@
+import msgspec
 import numpy as np
 import pytest
 
-from suite.results.samples import interval, packed, percentiles, quantiles, unpacked
+from suite.outcomes import LatencyResult
+from suite.results.samples import interval, packed, percentiles, quantiles, timed
 
 
 def test_quantiles_are_interpolated_between_samples() -> None:
@@ -28,10 +30,14 @@ def test_percentiles_are_told_where_there_are_samples_enough() -> None:
 
 
 def test_a_timing_is_kept_run_by_run_in_whole_nanoseconds() -> None:
-    timed = {"rounds": [[0.0121], [0.5, 1e-9]], "samples": [0.0121, 0.5, 1e-9], "host_samples": [2.0], "provider": "x"}
-    kept = {"rounds_ns": [[12100000], [500000000, 1]], "host_samples_ns": [2000000000], "provider": "x"}
-    assert packed(timed) == kept
-    assert unpacked(kept) == timed
-    assert unpacked(timed) == timed, "of the first format"
-    assert unpacked(packed({"samples": [0.0121]})) == {"samples": [0.0121]}
-    assert packed({"macs": 1}) == unpacked({"macs": 1}) == {"macs": 1}
+    measured = {"rounds": [[0.0121], [0.5, 1e-9]], "samples": [0.0121, 0.5, 1e-9], "host_samples": [2.0]}
+    kept = {"rounds_ns": [[12100000], [500000000, 1]], "host_samples_ns": [2000000000]}
+    assert packed(measured | {"provider": "x"}) == kept | {"provider": "x"}
+    for form in (kept, measured):  # that of the first format too
+        read = timed(msgspec.convert(form, LatencyResult))
+        assert list(read.samples) == measured["samples"]
+        assert read.rounds == (1, 2)
+        assert list(map(list, read.by_round())) == measured["rounds"]
+        assert list(read.host_samples) == measured["host_samples"]
+    alone = timed(msgspec.convert(packed({"samples": [0.0121]}), LatencyResult))
+    assert (list(alone.samples), alone.rounds, alone.by_round()) == ([0.0121], (), [])

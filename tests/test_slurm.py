@@ -63,18 +63,21 @@ def run(folder: Path, how: str) -> str:
     return done.stdout
 
 
+@pytest.mark.full
 def test_jobs_divide_a_grid(tmp_path: Path) -> None:
     assert run(tmp_path, "well") == "0\n"
     assert len(list(tmp_path.glob("records/*/*.json"))) == 24
     assert list((tmp_path / "claims").iterdir()) == []
 
 
+@pytest.mark.full
 def test_what_jobs_leave_undone_has_failed_for_this_run(tmp_path: Path) -> None:
     failed = int(run(tmp_path, "killed"))
     assert failed == 24 - len(list(tmp_path.glob("records/*/*.json"))) > 0
     assert list(tmp_path.glob("failures/*")) == []  # another machine may go on with it
 
 
+@pytest.mark.full
 def test_what_a_job_refuses_is_one_line(tmp_path: Path) -> None:
     assert run(tmp_path, "refused").endswith(": cannot\n")
 

@@ -78,12 +78,13 @@ def test_fewer_epochs_move_the_milestones_in_proportion(epochs: int, milestones:
     assert recipe.milestones == milestones
 
 
-def test_quick_profile_changes_steps_and_not_the_resolution() -> None:
+def test_quick_profile_changes_steps_and_trains_at_the_size_of_the_embedded_images() -> None:
     for number in spec.DEPLOYED:
         table = spec.load_table(number)
         quick = spec.recipe_for(table, table.rows[0], "quick")
         assert quick.max_steps is not None
-        assert quick.test_size == table.recipe.test_size
+        side = {"imagenet": 64}.get(table.rows[0].data, 32)  # of the embedded stand-in
+        assert (quick.train_size, quick.test_size) == (side, side)
 
 
 def test_asking_for_epochs_leaves_nothing_of_the_quick_profile() -> None:

@@ -231,15 +231,27 @@ def test_a_seed_that_diverges_leaves_the_others_alone(tmp_path: Path, monkeypatc
     assert [tried["outcome"] for tried in spoilt["tries"]] == [feasible.NOT_FINITE, feasible.TRAINED]
 
 
-def test_a_stack_that_cannot_be_made_leaves_each_seed_alone_and_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("when", ["made", "first step"])
+def test_a_stack_that_cannot_be_made_or_begun_leaves_each_seed_alone_and_says_why(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    compute = Step._compute
+
     def fail(*_: object) -> None:
         raise MemoryError("no memory\nleft")
 
+    def fail_if_stacked(step: Step, images: Tensor, labels: Tensor, batch_size: int | None = None) -> Tensor:
+        loss = compute(step, images, labels, batch_size)
+        if labels.dim() == 2:
+            fail()  # when everything has changed already
+        return loss
+
     batches = Batches(digits(), dataclasses.replace(RECIPE, epochs=1), CPU)
     expected = train.train_packed(jobs(tmp_path / "alone", batches), ALONE)
-    monkeypatch.setattr(Stack, "__init__", fail)
+    if when == "made":
+        monkeypatch.setattr(Stack, "__init__", fail)
+    else:
+        monkeypatch.setattr(Step, "_compute", fail_if_stacked)
     told: list[str] = []
     outcomes = train.train_packed(jobs(tmp_path / "stacked", batches), STACKED, warn=told.append)
     assert len(told) == 1
@@ -247,6 +259,7 @@ def test_a_stack_that_cannot_be_made_leaves_each_seed_alone_and_says_why(
     assert "no memory left" in told[0]
     for one, other in zip(outcomes, expected, strict=True):
         assert_same(one, other)
+        assert one["timing"]["stacked"] == 1
 
 
 def test_a_seed_that_cannot_leave_its_stack_does_not_end_the_others(

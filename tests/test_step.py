@@ -29,9 +29,9 @@ def batch(size: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(10, (size,), generator=draws)
 
 
-def net(name: str = "resnet20_crelu_bn") -> nn.Module:
+def net(name: str = "resnet20_crelu_bn", **model_args: Any) -> nn.Module:
     torch.manual_seed(0)
-    model: nn.Module = timm.create_model(name, num_classes=10)
+    model: nn.Module = timm.create_model(name, num_classes=10, **model_args)
     return model.train()
 
 
@@ -119,6 +119,7 @@ def test_compiling_is_not_tried_where_little_training_is_left() -> None:
     assert found["compiled"] is False
 
 
+@pytest.mark.full
 def test_compiling_is_decided_by_measured_steps_and_leaves_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(step.WORTH_A_TRIAL, "cpu", 0.0)
     model = tiny()
@@ -140,20 +141,22 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
     torch._dynamo.reset()
 
 
+@pytest.mark.full
 def test_every_network_of_a_long_table_is_compiled(counter: CompileCounter) -> None:
     names = [f"resnet20_{act}_{norm}" for act in ("relu", "crelu") for norm in ("bn", "np2")]
     for count, name in enumerate(names, start=1):
-        Step(net(name), RECIPE, CPU, bfloat16=False, compiled=True)(*batch(2))
+        Step(net(name, width=4), RECIPE, CPU, bfloat16=False, compiled=True)(*batch(2))
         # Of three stages, of which two begin with a block of another kind.
         assert counter.frame_count == 5 * count, name
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["resnet20_relu_bn", "resnet20_crelu_np"])
 def test_a_kind_of_block_is_compiled_once_for_all_seeds_depths_and_batch_sizes(
     name: str, counter: CompileCounter
 ) -> None:
     for other in (name, name, name.replace("20", "32")):
-        one = Step(net(other), RECIPE, CPU, bfloat16=False, compiled=True)
+        one = Step(net(other, width=4), RECIPE, CPU, bfloat16=False, compiled=True)
         for size in (6, 4, 5):
             one(*batch(size))
         assert counter.frame_count == 5
@@ -167,8 +170,11 @@ def test_tests_of_a_compiled_network_compile_nothing(counter: CompileCounter) ->
     assert counter.frame_count == 0
 
 
+@pytest.mark.full
 def test_compiled_blocks_have_the_same_gradients() -> None:
     plain, compiled = net("resnet20_relu_bn").double(), net("resnet20_relu_bn").double()
+    for model in (plain, compiled):  # of blocks that are compiled each by itself one of a kind, and one kind twice
+        del model.layer1[2:], model.layer2[1:], model.layer3[1:]
     step._compile(compiled)
     images = batch()[0].double()
     for model in (plain, compiled):

@@ -34,8 +34,8 @@ def test_a_record_comes_back_as_it_was_put(store: Store) -> None:
     assert store.records("train") == [record]
     assert record.result == {"value": 1}
     assert store.artifact(record, "weights").read_text() == "abc"
-    assert record.artifacts["weights"]["bytes"] == 3
-    assert record.artifacts["weights"]["sha256"].startswith("ba7816bf8f01cfea")
+    assert record.artifacts["weights"].bytes == 3
+    assert record.artifacts["weights"].sha256.startswith("ba7816bf8f01cfea")
 
 
 def test_other_users_of_a_shared_folder_may_read_results(store: Store) -> None:
@@ -196,7 +196,7 @@ def test_a_result_that_is_not_finite_is_refused_and_leaves_no_file(store: Store)
 def test_a_failure_is_kept_until_the_stage_succeeds(store: Store) -> None:
     store.fail("train", INPUTS, "out of memory")
     store.fail("train", INPUTS, "still out of memory")
-    assert [failure["reason"] for failure in store.failures()] == ["still out of memory"]
+    assert [failure.reason for failure in store.failures()] == ["still out of memory"]
     put(store)
     assert store.failures() == []
 
@@ -267,11 +267,11 @@ def test_a_record_from_before_digests_is_read(store: Store) -> None:
     ("old", "new", "reason"),
     [
         ('"value": 1', '"value": 1, "value": 2', "'value' is given twice"),
-        ('"value": 1', '"value": 1e400', "number is infinity"),
-        ('"value": 1', f'"value": {"1" + "0" * 5000}', "number is infinity"),
-        ('"value": 1', f'"value": {"[" * 100_000}', "depth limit exceeded"),
-        ('"value": 1', '"value": NaN', "unexpected character"),
-        ('"value": 1', r'"value": "\ud800"', "surrogate"),
+        ('"value": 1', '"value": 1e400', "number out of range"),
+        ('"value": 1', f'"value": {"1" + "0" * 5000}', "integer value out of range"),
+        ('"value": 1', f'"value": {"[" * 100_000}', "maximum recursion depth exceeded"),
+        ('"value": 1', '"value": NaN', "invalid character"),
+        ('"value": 1', r'"value": "\ud800"', "hex escape"),
     ],
 )
 def test_json_that_readers_take_differently_is_refused(store: Store, old: str, new: str, reason: str) -> None:
@@ -380,7 +380,7 @@ def test_what_is_read_of_a_record_cannot_steer_a_terminal(store: Store) -> None:
     record = put(store, result="\x1b]0;owned\x07 \x9b2J \u202e \x7f na\u00efve")
     assert record.result["value"] == r"\x1b]0;owned\x07 \x9b2J \u202e \x7f na\u00efve".replace(r"\u00ef", "\u00ef")
     store.fail("train", INPUTS, "\x1b[31m")
-    assert store.failures()[0]["reason"] == r"\x1b[31m"
+    assert store.failures()[0].reason == r"\x1b[31m"
 
 
 NOTE = '{"stage": "train", "reason": "", "inputs": {"model": "resnet20_relu_bn", %s}}'
@@ -438,26 +438,5 @@ def test_writers_of_one_cell_leave_a_record_and_files_of_one_piece(store: Store)
     assert len(records) == 20
     for record in records:
         for name, file in record.artifacts.items():
-            assert sha256(store.artifact(record, name)) == file["sha256"]
+            assert sha256(store.artifact(record, name)) == file.sha256
         assert store.artifact(record, "config").read_text() == str(record.result["value"])
-
-
-@pytest.mark.parametrize(
-    "epochs", [[], [{"top1": 1.0}, {"top1": 2.0}], [{"top1": [1.0, 2.0]}], ["]", '"epochs": [']], ids=str
-)
-def test_a_list_that_nobody_looks_at_comes_empty_and_the_rest_is_as_it_is(store: Store, epochs: list[Any]) -> None:
-    result = {"a": '"epochs": [1]', "epochs": epochs, "z": [1, 2]}
-    whole = store.put("train", INPUTS | {"recipe": {"epochs": 3}}, result, {}, {})
-    (record,) = store.each("train", without="epochs")
-    assert record.result == {"a": '"epochs": [1]', "epochs": [], "z": [1, 2]}
-    assert (record.inputs, record.key, record.finished) == (whole.inputs, whole.key, whole.finished)
-    assert store.records("train") == [whole]
-
-
-def test_a_record_cut_short_is_named_even_where_it_is_not_read_whole(store: Store) -> None:
-    store.put("train", INPUTS, {"epochs": [{"top1": 1.0}]}, {}, {})
-    path = next((store.root / "records" / "train").iterdir())
-    for length in (path.stat().st_size - 3, path.read_text().index("top1")):
-        path.write_text(path.read_text()[:length])
-        with pytest.raises(InputError, match="not a record"):
-            list(store.each("train", without="epochs"))

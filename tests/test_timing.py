@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from suite.inference import timing
-from suite.inference.timing import Protocol
+from suite.inference import loaded, timing
+from suite.inference.loaded import Protocol
 
 SHORT = Protocol(rounds=2, min_seconds=0.0, min_runs=5, max_runs=50, warmup=1)
 
@@ -74,19 +74,19 @@ def test_on_cuda_each_input_has_a_graph_and_buffers_that_stay_in_place(
 
     on_device = ort.OrtValue.ortvalue_from_numpy
     empty = ort.OrtValue.ortvalue_from_shape_and_type
-    monkeypatch.setattr(timing, "_open", opened)
+    monkeypatch.setattr(loaded, "open_deployed", opened)
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", lambda array, *device: on_device(array))
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", lambda shape, kind, *device: empty(shape, kind))
-    request = timing.Request("onnxruntime", str(tmp_path / "m.onnx"), "cuda", 2, 8, 1, SHORT)
+    request = loaded.Request("onnxruntime", str(tmp_path / "m.onnx"), "cuda", 2, 8, 1, SHORT)
     _, *bursts, last = timing._serve(
-        lambda: timing._load_onnxruntime(request), SHORT, iter(["load", "burst", "burst", "end"])
+        lambda: loaded.in_onnxruntime(request), SHORT, iter(["load", "burst", "burst", "end"])
     )
     assert asked == [True]
     # The first run, and then each graph before anything is counted.
     assert [number for number, *_ in ran[:5]] == ["1", "1", "2", "3", "4"]
     places = {(number, place) for number, place, batch in ran if batch == 2}
-    assert len(places) == timing.DISTINCT_INPUTS
-    assert len({place for _, place in places}) == timing.DISTINCT_INPUTS
+    assert len(places) == loaded.DISTINCT_INPUTS
+    assert len({place for _, place in places}) == loaded.DISTINCT_INPUTS
     assert [len(each["samples"]) for each in bursts] == [5, 5]
     assert last["finite"]
     assert len(last["host_samples"]) == 5
@@ -97,4 +97,4 @@ def test_on_cuda_each_input_has_a_graph_and_buffers_that_stay_in_place(
 def test_inputs_vary_from_run_to_run() -> None:
     calls: list[int] = []
     timing.burst(calls.append, SHORT)
-    assert len({index % timing.DISTINCT_INPUTS for index in calls}) == timing.DISTINCT_INPUTS
+    assert len({index % loaded.DISTINCT_INPUTS for index in calls}) == loaded.DISTINCT_INPUTS

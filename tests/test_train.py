@@ -74,6 +74,7 @@ def test_training_visits_every_step_and_records_every_epoch(tmp_path: Path) -> N
     assert result["test_images"] == 30
 
 
+@pytest.mark.full
 def test_a_few_epochs_on_real_digits_beat_chance(tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, batch_size=50, epochs=6, milestones=(6,))
     result = fit("resnet20_relu_bn", Batches(small(600, 200), recipe, CPU), 0, tmp_path)
@@ -503,6 +504,7 @@ def test_bfloat16_trains_and_is_named(tmp_path: Path) -> None:
 
 def test_what_decided_on_compiling_is_kept_over_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(train, "TRIAL", 0)
     automatic = Engine(precision="float32", compile="auto")
     saved = tmp_path / "saved"
     with pytest.raises(CrashError):

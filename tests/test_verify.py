@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from suite.results.record import Record
+from suite.results.record import AnyRecord
 from suite.results.store import Store
 from suite.results.verify import verify
 from suite.training import checkpoint
@@ -15,7 +15,7 @@ INPUTS: dict[str, Any] = {"model": "resnet20_relu_bn", "seed": 0}
 
 
 @pytest.fixture
-def record(store: Store) -> Record:
+def record(store: Store) -> AnyRecord:
     """A record of no particular stage with two files."""
     with store.workspace() as folder:
         (folder / "weights").write_bytes(bytes(1000))
@@ -24,7 +24,7 @@ def record(store: Store) -> Record:
 
 
 @pytest.fixture
-def path(store: Store, record: Record) -> Path:
+def path(store: Store, record: AnyRecord) -> Path:
     return store.root / "records" / "other" / f"resnet20_relu_bn-{record.key}.json"
 
 
@@ -36,7 +36,7 @@ def problem(store: Store) -> str:
 
 
 def test_what_the_suite_wrote_has_no_problem(
-    store: Store, record: Record, add_run: Callable[..., dict[str, Record]]
+    store: Store, record: AnyRecord, add_run: Callable[..., dict[str, AnyRecord]]
 ) -> None:
     add_run()
     store.fail("export", INPUTS, "out of memory")
@@ -48,7 +48,7 @@ def test_what_the_suite_wrote_has_no_problem(
     assert seen[-1] == (1002, 1002, "bytes")
 
 
-def test_files_may_be_left_out_but_those_there_are_whole(store: Store, record: Record) -> None:
+def test_files_may_be_left_out_but_those_there_are_whole(store: Store, record: AnyRecord) -> None:
     store.artifact(record, "config").unlink()
     assert len(verify(store.root).problems) == 1
     found = verify(store.root, without_files=True)
@@ -59,7 +59,7 @@ def test_files_may_be_left_out_but_those_there_are_whole(store: Store, record: R
 
 @pytest.mark.parametrize("size", [0, 999, 1001])
 def test_a_file_of_another_size_is_named_with_the_record_to_delete(
-    store: Store, record: Record, path: Path, size: int
+    store: Store, record: AnyRecord, path: Path, size: int
 ) -> None:
     store.artifact(record, "weights").write_bytes(bytes(size))
     assert problem(store) == (
@@ -68,17 +68,39 @@ def test_a_file_of_another_size_is_named_with_the_record_to_delete(
     assert store.get("other", INPUTS) is None, "a run makes it again by itself"
 
 
-def test_one_bit_of_a_file_is_enough(store: Store, record: Record) -> None:
+def test_one_bit_of_a_file_is_enough(store: Store, record: AnyRecord) -> None:
     store.artifact(record, "weights").write_bytes(bytes(999) + b"\1")
     assert "weights: its content is not what was written" in problem(store)
 
 
-def test_a_file_that_is_gone_is_named(store: Store, record: Record) -> None:
+def test_a_file_that_is_gone_is_named(store: Store, record: AnyRecord) -> None:
     store.artifact(record, "weights").unlink()
-    assert "weights: missing; delete" in problem(store)
+    assert "weights: missing; left out on purpose, verify --without-files; else delete" in problem(store)
 
 
-def test_a_file_that_became_a_link_is_named(store: Store, record: Record, tmp_path: Path) -> None:
+def test_many_files_that_are_gone_were_more_likely_left_out(store: Store, tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "weights").write_bytes(b"w")
+        inputs = {**INPUTS, "seed": number}
+        record = store.put("other", inputs, {}, {}, {}, tmp_path / str(number))
+        store.artifact(record, "weights").unlink()
+    said = problem(store)
+    assert "missing, like 4 others" in said
+    assert "verify --without-files" in said
+
+
+def test_files_that_were_removed_on_purpose_are_no_problem(store: Store, record: AnyRecord) -> None:
+    store.remove_files(record, "cleaned")
+    found = verify(store.root)
+    assert (found.problems, found.left_out) == ([], len(record.artifacts))
+    assert store.get("other", INPUTS) is None
+    assert store.standing("other", INPUTS) == record
+    (store.root / "removed" / "0123").write_text("of nothing")
+    assert "0123: unexpected, of no record" in problem(store)
+
+
+def test_a_file_that_became_a_link_is_named(store: Store, record: AnyRecord, tmp_path: Path) -> None:
     file = store.artifact(record, "weights")
     file.rename(tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")
@@ -89,7 +111,7 @@ def test_a_file_that_became_a_link_is_named(store: Store, record: Record, tmp_pa
     "place",
     ["records/other/a.tmp", "records/a.json", "artifacts/0/a", "failures/train/a", "checkpoints/0/a.tmp"],
 )
-def test_what_belongs_to_nothing_is_named(store: Store, record: Record, place: str) -> None:
+def test_what_belongs_to_nothing_is_named(store: Store, record: AnyRecord, place: str) -> None:
     file = store.root / place
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("{}")
@@ -97,7 +119,7 @@ def test_what_belongs_to_nothing_is_named(store: Store, record: Record, place: s
 
 
 def test_a_link_in_the_place_of_a_folder_and_a_folder_in_that_of_a_record_are_named(
-    store: Store, record: Record, tmp_path: Path
+    store: Store, record: AnyRecord, tmp_path: Path
 ) -> None:
     folder = store.root / "records" / "train" / "resnet20_relu_bn-0.json"
     folder.mkdir(parents=True)
@@ -139,7 +161,7 @@ def test_a_record_under_another_name_is_named(store: Store, path: Path) -> None:
     assert "resnet110_relu_bn-0.json: not a record (it belongs at" in of_a_record(store)
 
 
-def test_a_record_whose_upstream_is_gone_is_named(store: Store, add_run: Callable[..., dict[str, Record]]) -> None:
+def test_a_record_whose_upstream_is_gone_is_named(store: Store, add_run: Callable[..., dict[str, AnyRecord]]) -> None:
     records = add_run()
     (store.root / "records" / "export" / f"resnet110_relu_bn-{records['export'].key}.json").unlink()
     problems = verify(store.root).problems
@@ -147,7 +169,7 @@ def test_a_record_whose_upstream_is_gone_is_named(store: Store, add_run: Callabl
     assert all(f"made from export {records['export'].key}, of which there is no sound record" in p for p in problems)
 
 
-def test_a_damaged_checkpoint_and_one_of_a_finished_training_are_named(store: Store, record: Record) -> None:
+def test_a_damaged_checkpoint_and_one_of_a_finished_training_are_named(store: Store, record: AnyRecord) -> None:
     folder = store.checkpoints("train", INPUTS)
     checkpoint.write(folder, 1, {"weight": torch.ones(2)}, {})
     (file,) = folder.iterdir()

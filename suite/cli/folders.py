@@ -1,13 +1,17 @@
 """Results folders that a user names, and the page that is written of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from suite.errors import InputError
-from suite.results.store import Store
+from suite.tables import spec
+from suite.tables.spec import Table
+
+if TYPE_CHECKING:
+    from suite.results.store import Store
 
 
 def must_be_there(results: Path) -> None:
@@ -22,8 +26,22 @@ def must_be_there_if_given(results: Path) -> None:
         must_be_there(results)
 
 
+def elsewhere(table: Table, store: "Store") -> Iterator[str]:
+    """What to say where a table has no run, but the folder has runs of it with nets of another depth."""
+    if table.depth is None or not store.root.is_dir():
+        return
+    there = {name.rpartition("-")[0] for name in store.names("train")}
+    if there & {row.model for row in table.rows}:
+        return
+    for other in spec.CIFAR_DEPTHS:
+        if there & {row.model for row in spec.at_depth(table, other).rows}:
+            how = f"--depth {other}" if other != spec.load_table(table.number).depth else "no --depth"
+            yield f"{store.root} has no run of these rows, but some of ResNet-{other}: give {how} to see them"
+
+
 def write_page(results: Sequence[Path], out: Path, metric: Any) -> Path:
     from suite.report import page
+    from suite.results.store import Store
 
     try:
         return page.write([Store(folder) for folder in results], out, metric)

@@ -12,63 +12,83 @@ from suite.registry import REDUCED
 
 
 @click.command(short_help="Write a network as an ONNX file.")
-@click.argument("source", metavar="MODEL|RUN")
+@click.argument("source", metavar="MODEL|RUN", shell_complete=options.complete_models)
 @click.argument("out", type=options.Location(), metavar="OUT.onnx")
 @click.option("--precision", type=click.Choice(["fp32", *REDUCED]), default="fp32", show_default=True)
 @options.one_provider
 @click.option("--plain", is_flag=True, help="The exporter's own graph, without rewrites.")
 @options.size
-@options.test_data
+@click.option("--weights", type=options.Location(), metavar="FILE.safetensors", help="Of the model.")
+@options.modules
+@options.any_data
 def export(
-    source: str, out: Path, precision: str, provider: str, plain: bool, size: int | None, data: dict[str, Path]
+    source: str,
+    out: Path,
+    precision: str,
+    provider: str,
+    plain: bool,
+    size: int | None,
+    weights: Path | None,
+    modules: tuple[str, ...],
+    texts: tuple[str, ...],
 ) -> int:
-    """Write a model, or the weights in a run's folder, as the ONNX file that a provider runs fastest.
+    """Write a model, this project's or timm's, or the weights in a folder, as the ONNX file that a provider runs
+    fastest.
 
     A model's name means its initial weights. int8 is calibrated on training images of --data, and fp16 is checked to
     hold the activations that they give.
     """
-    from suite.inference import deploy, networks
+    from suite.inference import deploy, making, networks, subjects
 
-    if data and precision == "fp32":
+    if out.suffix != ".onnx" and not out.is_dir():
+        raise InputError(f"{out}: is to be an ONNX file, whose name ends in .onnx, as in {out.stem}.onnx")
+    if texts and precision == "fp32":
         raise InputError("--data: legal only with --precision int8, which is calibrated on it, and fp16, checked on it")
-    with networks.in_one_line(source), networks.source(source, size) as of:
-        result = deploy.export(of, out, precision, provider, plain, data)
+    network = subjects.find(source, modules).network
+    if network is None:
+        raise InputError(f"{source}: is no model and no folder with its weights; an ONNX file is exported already")
+    ours = network.ours and weights is None
+    data = options.data_sets_of(texts) if ours else {}
+    with networks.in_one_line(source):
+        if ours:
+            with networks.source(source.removeprefix("local-dir:"), size) as of:
+                result = deploy.export(of, out, precision, provider, plain, data)
+            result = {"weights": "of a run" if of.trained else "initial weights", **result}
+        else:
+            folder = options.folder_of(texts)
+            result = making.export(source, network, out, precision, provider, plain, size, weights, folder, _say)
     for warning in result.pop("warnings", ()):
         click.echo(printable(f"warning: {source}: {warning}"), err=True)
-    click.echo(_listed({"file": out, "weights": "of a run" if of.trained else "initial weights", **result}))
+    click.echo(_listed({"file": out, **result}))
     return 0
 
 
-@click.command(short_help="Compare ONNX Runtime with torch on images.")
-@click.argument("source", metavar="RUN|MODEL|FILE.onnx")
-@click.option("--weights", metavar="RUN|MODEL", help="What FILE was exported from, where it does not say so itself.")
-@options.one_provider
-@click.option("--images", type=options.MANY, help="So many test images, evenly spaced; by default all.")
-@options.test_data
-def parity(source: str, weights: str | None, provider: str, images: int | None, data: dict[str, Path]) -> int:
-    """Compare ONNX Runtime with torch on test images; exit code 1 if they differ by more than they may."""
-    from suite.inference import deploy, networks, parity
-
-    with networks.in_one_line(source):
-        result = deploy.parity(source, weights, data, images, provider)
-    for note in result["notes"]:
-        click.echo(printable(f"note: {note}"), err=True)
-    whose = "a run's weights" if result["trained"] else "initial weights"
-    click.echo(f"{result['model']} with {whose}, on {result['data']}\n{parity.render(result)}", nl=False)
-    return 0 if result["passed"] else 1
+def _say(text: str) -> None:
+    click.echo(printable(f"{text} ..."), err=True)
 
 
 @click.command(short_help="Say where a file's time goes, and why.")
-@click.argument("source", metavar="FILE.onnx|RUN|MODEL")
+@click.argument("source", metavar="FILE.onnx|RUN|MODEL", shell_complete=options.complete_models)
 @options.one_provider
-@click.option("--batch-size", type=options.Count(options.LARGEST_BATCH), default=1, show_default=True)
+@click.option("--batch-size", type=options.Count(options.LARGEST_BATCH), help="By default 1, or what a file has.")
 @options.size
-def explain(source: str, provider: str, batch_size: int, size: int | None) -> int:
-    """Say what ONNX Runtime makes of a file, or of the export of a run or model, and where its time goes."""
-    from suite.inference import deploy, explain, networks
+@options.inputs
+@options.modules
+def explain(
+    source: str,
+    provider: str,
+    batch_size: int | None,
+    size: int | None,
+    given: tuple[str, ...],
+    modules: tuple[str, ...],
+) -> int:
+    """Say what ONNX Runtime makes of any file, or of the export of a run or model, and where its time goes."""
+    from suite import env
+    from suite.inference import deploy, explain, feeds, networks
 
-    with networks.in_one_line(source), deploy.onnx_file(source, provider, size) as path:
-        found = explain.render(deploy.explain(path, provider, batch_size, size))
+    said = feeds.given(given)
+    with networks.in_one_line(source), deploy.onnx_file(source, provider, size, modules) as path:
+        found = explain.render(explain.explain(path, provider, env.available_cores(), batch_size, said))
     click.echo(printable(found, keep="\n"), nl=False)  # a file's nodes have the names that its maker gave them
     return 0
 

@@ -1,10 +1,11 @@
 """What several commands take: types of values that are not click's own, and options."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from suite.errors import InputError
 from suite.grid import duration
@@ -82,7 +83,7 @@ def some_of(legal: Iterable[str]) -> Choices:
 def one_of(text: str, legal: tuple[str, ...]) -> str:
     """The text if it is legal; else a `ValueError` that says what is."""
     if text not in legal:
-        raise ValueError(f"{text!r} is not legal; legal: {', '.join(legal)}")
+        raise ValueError(f"{text!r} is not one of {in_words(legal)}")
     return text
 
 
@@ -95,7 +96,7 @@ def in_words(names: Iterable[str]) -> str:
 def batch_size(text: str) -> int:
     """Images a run, from 1."""
     if not text.isdecimal() or not 1 <= float(text) <= LARGEST_BATCH:
-        raise ValueError(f"{text!r} is not a batch size; legal: whole numbers from 1 to {LARGEST_BATCH}, as in 1,8")
+        raise ValueError(f"{text!r} is not a batch size: a whole number from 1 to {LARGEST_BATCH}, as in 1,8")
     return int(text)
 
 
@@ -108,6 +109,11 @@ def glob(text: str) -> str:
 
 def data_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
     """NAME=PATH, repeated."""
+    return data_sets_of(values)
+
+
+def data_sets_of(values: Iterable[str]) -> dict[str, Path]:
+    """The paths of data sets by name, from texts NAME=PATH."""
     found: dict[str, Path] = {}
     for value in values:
         name, separator, path = value.partition("=")
@@ -119,10 +125,17 @@ def data_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...
     return found
 
 
+def folder_of(values: Sequence[str]) -> Path | None:
+    """The one folder of images, or file of arrays, of a network that is not this project's; None if none is given."""
+    if len(values) > 1 or any("=" in value for value in values):
+        raise InputError("--data: legal for other networks than this project's: one folder of images, or one file .npz")
+    return Path(values[0]) if values else None
+
+
 def table_number(ctx: click.Context, param: click.Parameter, value: int) -> int:
     """The number of one of the paper's tables."""
     if value not in spec.NUMBERS:
-        raise InputError(f"--table {value}: legal: {', '.join(map(str, spec.NUMBERS))}")
+        raise InputError(f"--table {value}: is not one of {in_words(map(str, spec.NUMBERS))}")
     return value
 
 
@@ -137,8 +150,38 @@ class Percent(click.ParamType[float]):
         except ValueError:
             share = -1.0
         if not 0 <= share < 100:
-            self.fail(f"{value!r} is no percentage; legal: numbers from 0, as in 5%", param, ctx)
+            self.fail(f"{value!r} is no percentage: a number from 0, as in 5%", param, ctx)
         return share
+
+
+def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The models of the tables at every depth, for the shell, and files."""
+    names = [*dict.fromkeys(row.model for table in _tables() for row in table.rows)]
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+def complete_rows(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The rows of the table and depth that the command line has so far, for the shell."""
+    before, comma, last = incomplete.rpartition(",")
+    asked = ctx.params.get("table"), ctx.params.get("depth")
+    tables = [table for table in _tables() if asked[0] in (None, table.number)]
+    if asked[1]:
+        tables = [table for table in tables if table.depth == int(asked[1])]
+    elif asked[0]:
+        tables = [spec.load_table(int(asked[0]))]
+    names = [name for table in tables for row in table.rows for name in (row.model, f"{row.model}@{row.data}")]
+    return [CompletionItem(before + comma + name) for name in dict.fromkeys(names) if name.startswith(last)]
+
+
+def _tables() -> list[spec.Table]:
+    """The paper's tables, those of one depth at each."""
+    tables = [spec.load_table(number) for number in spec.NUMBERS]
+    return [
+        each
+        for table in tables
+        for each in ([spec.at_depth(table, depth) for depth in spec.CIFAR_DEPTHS] if table.depth else [table])
+    ]
 
 
 results = click.option("--results", type=Location(), default=RESULTS, show_default=True, help="Folder of the records.")
@@ -156,11 +199,20 @@ depth = click.option(
     type=click.Choice(list(map(str, spec.CIFAR_DEPTHS))),
     help="Another depth than 110 for Tables 1, 2 and 3, and for Figure 2.",
 )
+columns = click.option(
+    "--columns",
+    type=Choices("NAME,...", str),
+    default=(),
+    metavar="NAME,...|all",
+    help="Columns to show: model, paper, ours, parity, size, latency, speed, peak, single ones as CSV names them, or "
+    "all; by default the main ones, which fit a terminal.",
+)
 rows = click.option(
     "--rows",
     type=Choices("GLOB,...", glob),
     default=(),
-    help="Only rows whose model, or model@data, matches.",
+    shell_complete=complete_rows,
+    help="Only rows whose model, or model@data, matches, as in 'resnet50_*_bn'.",
 )
 test_data = click.option(
     "--data",
@@ -168,6 +220,23 @@ test_data = click.option(
     metavar="NAME=PATH",
     callback=data_sets,
     help=f"{in_words(STAND_INS)} instead of the embedded images.",
+)
+any_data = click.option(
+    "--data",
+    "texts",
+    multiple=True,
+    metavar="NAME=PATH|FOLDER|FILE.npz",
+    help=f"Images of {in_words(STAND_INS)}, of a folder for other networks, or arrays; else embedded or random ones.",
+)
+inputs = click.option(
+    "--input",
+    "given",
+    multiple=True,
+    metavar="NAME=SHAPE|FILE.npz",
+    help="Shape of an input with free dimensions, as ids=1x128, or a file with an array a name; repeat.",
+)
+modules = click.option(
+    "--import", "modules", multiple=True, metavar="MODULE", help="Module that registers models with timm; repeat."
 )
 one_provider = click.option("--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True)
 size = click.option(

@@ -8,9 +8,7 @@ import click
 from suite.cli import folders, options
 from suite.files import printable
 from suite.registry import DATA_SETS, STAND_INS
-from suite.report import tables as report
-from suite.report.render import render
-from suite.results.store import Store
+from suite.report.render import chosen, render
 from suite.tables import spec
 
 
@@ -20,12 +18,26 @@ from suite.tables import spec
 @options.results
 @options.depth
 @options.metric
+@options.columns
 @options.form
-def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, metric: Any, form: str) -> int:
+def show(
+    table: int,
+    rows: tuple[str, ...],
+    results: Path,
+    depth: str | None,
+    metric: Any,
+    columns: tuple[str, ...],
+    form: str,
+) -> int:
     """Print a table from the records that there are, of each row those that say most."""
+    from suite.report import tables as report
+    from suite.results.store import Store
+
     folders.must_be_there_if_given(results)
-    chosen = spec.selected(table, rows, int(depth) if depth else None)
-    click.echo(render(report.build(chosen, Store(results), metric), form), nl=False)
+    wanted, store = spec.selected(table, rows, int(depth) if depth else None), Store(results)
+    click.echo(render(chosen(report.build(wanted, store, metric), columns), form), nl=False)
+    for line in folders.elsewhere(wanted, store):
+        click.echo(line, err=True)
     return 0
 
 
@@ -34,8 +46,9 @@ def show(table: int, rows: tuple[str, ...], results: Path, depth: str | None, me
 def status_(results: Path) -> int:
     """Say how far the runs on a folder are: done, under way and by whom, failed and why, and about how long is left."""
     from suite.grid import status
+    from suite.results.store import Store
 
-    folders.must_be_there(results)
+    folders.must_be_there_if_given(results)
     click.echo(printable(status.render(status.read(Store(results))), keep="\n"), nl=False)
     return 0
 
@@ -99,11 +112,12 @@ def verify(results: Path, without_files: bool, rewrite: bool) -> int:
     from suite import progress
     from suite.results import verify as verifying
 
-    folders.must_be_there(results)
+    folders.must_be_there_if_given(results)
     display = progress.display(1 + rewrite)
     try:
         if rewrite:
             from suite.results import compact
+            from suite.results.store import Store
 
             with display.stage(f"rewrite {results}") as step:
                 click.echo(compact.rewrite(Store(results), step))
@@ -118,6 +132,39 @@ def verify(results: Path, without_files: bool, rewrite: bool) -> int:
         looked_at += f", {found.left_out} files left out"
     click.echo(f"{looked_at}: {len(found.problems) or 'no'} problem{'s' if len(found.problems) != 1 else ''}")
     return 1 if found.problems else 0
+
+
+@click.command(short_help="Remove what a results folder need not keep.")
+@click.argument("what", nargs=-1, type=click.Choice(["quick", "onnx", "checkpoints"]))
+@options.results
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:
+    """Remove files by what they are for; records stay, and with them every figure.
+
+    \b
+    quick        weights and ONNX files of runs shorter than an epoch; this is what is meant where nothing is named
+    onnx         ONNX files of other runs, which are exported again from their weights when something needs them
+    checkpoints  of trainings that were stopped, which then begin anew
+
+    What a stage under way or an unfinished command has still to do with is left.
+    """
+    from suite.grid import cleaning
+    from suite.results.store import Store
+
+    folders.must_be_there_if_given(results)
+    store = Store(results)
+    store.check()
+    found = cleaning.found(store)
+    these = [each for each in found if each.kind in (what or cleaning.USUAL)]
+    if not dry_run:
+        store.sweep()
+        cleaning.remove(store, these)
+    for kind, words in cleaning.KINDS.items():
+        of_kind = [each for each in found if each.kind == kind]
+        done = "kept" if of_kind and of_kind[0] not in these else "to be removed" if dry_run else "removed"
+        size = sum(each.bytes for each in of_kind)
+        click.echo(f"{kind:11}  {len(of_kind):5} folders  {size / 1e6:9,.1f} MB  {done if of_kind else '':13}  {words}")
+    return 0
 
 
 @click.command(short_help="Ratios of latencies, before and after.")

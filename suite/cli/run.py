@@ -11,14 +11,16 @@ import click
 from suite.cli import folders, options
 from suite.errors import InputError
 from suite.registry import FORMS, PROVIDERS, RUNTIMES, STAND_INS
-from suite.report import tables as report
+from suite.report.render import chosen as brief
 from suite.report.render import render
-from suite.results.store import Store
 from suite.tables import spec
 
 if TYPE_CHECKING:
     from suite.grid.plan import Options
     from suite.grid.runner import Outcome
+
+# Seconds after which a dry run begins to measure no other network.
+DRY_RUN = 20.0
 
 
 @click.command(short_help="Do what a table lacks, and print it.")
@@ -84,9 +86,8 @@ if TYPE_CHECKING:
 @click.option(
     "--workers",
     type=options.FEW,
-    default=1,
-    show_default=True,
     help="Processes that share the work, each on its cores or GPU; timings are left to one, alone on the machine. "
+    "By default 1, and in a quick run of several rows one for each core. "
     "With ray so many share the cores of each node; with slurm it is the number of jobs.",
 )
 @click.option(
@@ -144,7 +145,7 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "quick", "thorough"]),
     default="auto",
     show_default=True,
-    help="24 bursts of runs for each latency, or 3; auto follows the profile.",
+    help="24 bursts of runs for each latency, or 5 short ones; auto follows the profile.",
 )
 @click.option(
     "--stages",
@@ -157,11 +158,17 @@ if TYPE_CHECKING:
     type=options.Duration(),
     help="End in good order after so much time, as in 8m or 2h; the same command goes on.",
 )
+@click.option(
+    "--keep",
+    is_flag=True,
+    help="Keep weights and ONNX files of a quick run, which it else removes when all is done; other runs keep theirs.",
+)
 @click.option("--dry-run", is_flag=True, help="Print cells, what is stored, and time and memory by a short probe.")
 @click.option(
     "--budget", type=options.Duration(), help="Run only the cells that say most for so much time, as in 30m or 8h."
 )
 @options.metric
+@options.columns
 @options.form
 def run(
     table: int,
@@ -171,14 +178,20 @@ def run(
     budget: float | None,
     time_limit: float | None,
     metric: Any,
+    columns: tuple[str, ...],
     form: str,
+    workers: int | None,
     **options: Any,
 ) -> int:
-    """Train, export, check and time the rows of a table, as far as that is not stored yet, and print the table."""
+    """Train, export, check and time the rows of a table, as far as that is not stored yet, and print the table.
+
+    A first try, of two rows: suite run --table 4 --rows 'resnet50_*_bn'
+    """
     from suite.grid import plan as grid
 
     until = datetime.now(UTC) + timedelta(seconds=time_limit) if time_limit else None
-    chosen = grid.Options(table=table, depth=int(depth) if depth else None, until=until, **options)
+    workers = workers or (0 if options["executor"] == "local" else 1)
+    chosen = grid.Options(table=table, depth=int(depth) if depth else None, until=until, workers=workers, **options)
     if data_download:
         chosen = grid.with_downloads(chosen, data_download)
     execute = _executor(chosen)
@@ -187,24 +200,22 @@ def run(
 
         if chosen.latency_resource is None:
             runner.check_timing(chosen)
-        expected = estimate.expect(chosen, budget, lambda text: click.echo(text, err=True))
+        within = DRY_RUN if dry_run and not budget else None
+        expected = estimate.expect(chosen, budget, lambda text: click.echo(text, err=True), within)
         click.echo(expected.render(), err=not dry_run, nl=False)
         if dry_run:
-            return 0
+            return 130 if expected.stopped else 0
         chosen = expected.options()
     outcome = execute(chosen)
     if not outcome.speaks:
         return 0
+    from suite.report import tables as report
+    from suite.results.store import Store
+
     asked = {kind for kind in spec.VERSIONS if grid.asked_as(kind) in chosen.stages}
-    click.echo(
-        render(
-            report.build(
-                outcome.table, Store(chosen.results), metric, outcome.trained, failed=asked, forms=chosen.forms
-            ),
-            form,
-        ),
-        nl=False,
-    )
+    store = Store(chosen.results)
+    built = report.build(outcome.table, store, metric, outcome.trained, failed=asked, forms=chosen.forms)
+    click.echo(render(brief(built, columns), form), nl=False)
     page = folders.write_page([chosen.results], chosen.results / "report", metric)
     click.echo(f"report: {page}", err=True)
     if outcome.failed:

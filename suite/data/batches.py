@@ -4,6 +4,7 @@ A batch depends on (seed, epoch, position) alone, never on which batches came be
 number of worker processes. So a run can be taken up at any batch, and two runs of a seed see the same images.
 """
 
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -61,7 +62,7 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Training steps an epoch, the last and smaller batch among them."""
-        return -(-len(self.dataset.train) // self.recipe.batch_size)
+        return self.recipe.steps_an_epoch(len(self.dataset.train))
 
     @property
     def test_images(self) -> int:
@@ -153,6 +154,7 @@ class Batches:
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda" and not decodes_here,
             collate_fn=_sent_files if decodes_here else _sent_batch,
+            worker_init_fn=_leave_ctrl_c_to_the_parent,
         )
         for loaded in as_raised(loader):
             if stream:
@@ -166,6 +168,12 @@ class Batches:
             else:
                 images, labels = map(received, loaded)
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+def _leave_ctrl_c_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; a reader that ended by it would have the training fail before it has
+    its checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _batch(loaded: Sequence[tuple[Tensor, int]]) -> Batch:

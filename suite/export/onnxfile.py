@@ -1,6 +1,5 @@
 """ONNX files that a user names, whoever made them: they are read if this project could have written them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ def read(path: Path) -> Any:
     import onnx
 
     from suite.export.exporter import OPSET
+    from suite.export.graphs import tensors
 
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf has its own kinds of errors
         raise InputError(f"{path}: not an ONNX file ({first_line(error)})") from None
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
             where = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
             raise InputError(f"{path}: {tensor.name!r} lies outside the file, in {where!r}, which is not read")
@@ -43,17 +43,6 @@ def read(path: Path) -> Any:
     if not (len(logits) == 1 and logits[0] > 0):
         raise InputError(f"{path}: its logits are {logits}; legal: [classes]")
     return model
-
-
-def _tensors(message: Any) -> Iterator[Any]:
-    """All tensors in a message, wherever they are."""
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for part in [value] if hasattr(value, "ListFields") else value:
-                if field.message_type.name == "TensorProto":
-                    yield part
-                else:
-                    yield from _tensors(part)
 
 
 def _sides(value: Any) -> list[int]:

@@ -98,6 +98,7 @@ def to_int8(
     calibration: Iterable[NDArray[np.float32]],
     keep_float: Sequence[str] = (),
     activations: Activations = "unsigned",
+    normprop: bool = True,
 ) -> None:
     """Write `path` quantised to eight bits as `out`: static, in QDQ form, `input` and `logits` float32.
 
@@ -121,6 +122,7 @@ def to_int8(
         calibration: batches of images (B, channels, size, size), normalised as in training.
         keep_float: names of nodes that stay in float32, as `conv1` or `fc`.
         activations: their kind.
+        normprop: whether the graph is one of this project's, which NormProp's constants are looked for in.
 
     Raises:
         ValueError: there are no calibration images, or the graph has no node of a name in `keep_float`.
@@ -153,7 +155,7 @@ def to_int8(
     logging.disable(logging.WARNING)  # it recommends what the export has done already
     try:
         quantise({})
-        if steps := _steps(out, _off_values(path), symmetric):
+        if normprop and (steps := _steps(out, _off_values(path), symmetric)):
             quantise(steps)
     finally:
         logging.disable(logging.NOTSET)

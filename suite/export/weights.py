@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
+import msgspec
 
 from suite.errors import InputError, first_line
 
@@ -60,14 +60,14 @@ def read_config(folder: Path) -> Config:
 
     path = folder / CONFIG
     try:
-        content = orjson.loads(path.read_bytes())
+        content = msgspec.json.decode(path.read_bytes())
         model, classes = content["architecture"], content["num_classes"]
         arguments, described = content.get("model_args", {}), content.get("pretrained_cfg", {})
         statistics = {name: described[name] for name in ("mean", "std", "label_names") if described.get(name)}
         arguments = dict(arguments)
         # As timm does, where nothing is said in the arguments.
         channels = arguments.get("in_chans", described.get("input_size", (3,))[0])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InputError(f"{folder}: no folder of a run's weights with a {CONFIG} ({error})") from None
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder}: holds no {WEIGHTS}")
@@ -124,7 +124,8 @@ def load_weights(folder: Path) -> "nn.Module":
     for name in sorted(set(expected) | set(tensors)):
         wanted, found = (each[name].shape if name in each else None for each in (expected, tensors))
         if wanted != found:
-            raise InputError(f"{path}: not weights of {config.model}: {name} is {_shape(found)}, not {_shape(wanted)}")
+            shapes = ", not ".join(map(shape_in_words, (found, wanted)))
+            raise InputError(f"{path}: not weights of {config.model}: {name} is {shapes}")
         if tensors[name].dtype != expected[name].dtype:
             raise InputError(f"{path}: {name} is of {tensors[name].dtype}, not {expected[name].dtype}")
     with torch.no_grad():
@@ -132,5 +133,6 @@ def load_weights(folder: Path) -> "nn.Module":
     return model.eval()
 
 
-def _shape(shape: Any) -> str:
+def shape_in_words(shape: Any) -> str:
+    """As in 64x3x3x3; what is not there is missing."""
     return "missing" if shape is None else "x".join(map(str, shape)) or "one number"

@@ -1,13 +1,18 @@
 """What a grid will take, from a short probe of each network, and which of its cells say most for a given time."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from time import perf_counter
+from typing import Any
+
+import msgspec
 
 from suite import env
 from suite.errors import InputError
-from suite.grid import duration
+from suite.grid import duration, remaining
 from suite.grid.plan import Cell, Grid, Options, Stage, plan, within_reach
 from suite.grid.probe import Probe, Prober, Request
 from suite.results.store import Store
@@ -19,13 +24,15 @@ from suite.tables.spec import Row
 class Cost:
     """Of one cell: `seconds` of the stages that are not stored, `memory` in bytes while it trains, how many stages
     there are, how many of them are stored, and `start`: seconds until the process that does them can begin, once for
-    all cells that it does."""
+    all cells that it does. `measured` is off where it is continued from another network's, by their sizes, and
+    `seconds` None where nothing was measured."""
 
-    seconds: float
+    seconds: float | None
     memory: float
     stages: int
     stored: int
     start: float = 0.0
+    measured: bool = True
 
 
 def probe(cell: Cell, options: Options, store: Store, prober: Prober) -> Probe:
@@ -34,47 +41,116 @@ def probe(cell: Cell, options: Options, store: Store, prober: Prober) -> Probe:
     Raises:
         InputError: its process failed.
     """
-    from suite.grid.perform import device_of
-
-    classes = len(cell.dataset.classes)
-    request = Request(cell.row.model, classes, cell.recipe, device_of(options.device), options.precision)
-    inputs = asdict(request) | {
-        "version": spec.VERSIONS["probe"],
-        "machine": env.machine()["id"],
-        "versions": env.versions(),
-    }
-    found = store.get("probe", inputs)
-    if found is None:
+    request, inputs = _asked(cell, options)
+    if (found := store.get("probe", inputs)) is None:
         start = perf_counter()
         try:
             result = asdict(prober.probe(request))
         except RuntimeError as error:
             raise InputError(f"{cell.row.model}: the probe failed: {error}") from None
         found = store.put("probe", inputs, result, env.environment(), {"seconds": perf_counter() - start})
-    return Probe(**found.result)
+    return msgspec.convert(found.result, Probe)
 
 
-def costs(
-    grid: Grid, options: Options, store: Store, say: Callable[[str], None] = lambda text: None
-) -> dict[Cell, Cost]:
-    """The cost of each cell of a grid on this machine; `say` is told what is being measured."""
-    prober, probes = Prober(), dict[str, Probe]()
+def _asked(cell: Cell, options: Options) -> tuple[Request, dict[str, Any]]:
+    """What is to be measured of a cell's network, and the inputs of its record."""
+    from suite.grid.perform import device_of
+
+    classes = len(cell.dataset.classes)
+    request = Request(cell.row.model, classes, cell.recipe, device_of(options.device), options.precision, cell.size)
+    more = {"version": spec.VERSIONS["probe"], "machine": env.machine()["id"], "versions": env.versions()}
+    return request, asdict(request) | more
+
+
+class Probes:
+    """What is known of the networks of a grid: measured, or continued from another by their sizes.
+
+    Args:
+        options: of the run.
+        store: where measurements are kept.
+        say: told what is being measured.
+        within: seconds after which nothing more is measured; None for no such limit. With one, Ctrl-C ends measuring
+            too, and `stopped` tells so.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        store: Store,
+        say: Callable[[str], None] = lambda text: None,
+        within: float | None = None,
+    ) -> None:
+        self._options, self._store, self._say, self._within = options, store, say, within
+        self._begun = perf_counter()
+        self._prober = Prober()
+        self._found: dict[str, tuple[float, Probe]] = {}
+        self.stopped = False
+
+    def measure(self, cells: Iterable[Cell]) -> None:
+        """Measure the networks of these cells: networks of different sizes first, from which others are continued."""
+        by_size: dict[tuple[int, float], list[Cell]] = {}
+        for cell in {_name(cell): cell for cell in cells}.values():
+            size = remaining.size(cell.row.model)
+            group = by_size.setdefault((cell.size, size), [])
+            group.append(cell)
+        longest = 0.0
+        for cell in [cell for turn in zip_longest(*by_size.values()) for cell in turn if cell]:
+            stored = self._store.get("probe", _asked(cell, self._options)[1]) is not None
+            spent = perf_counter() - self._begun
+            late = self._within is not None and bool(self._found) and spent + longest > self._within
+            if not stored and (self.stopped or late):
+                continue
+            if not stored:
+                self._say(f"measuring a few steps of {cell.row.model} on {cell.dataset.name}")
+            begin = perf_counter()
+            try:
+                found = probe(cell, self._options, self._store, self._prober)
+            except KeyboardInterrupt:
+                if self._within is None:
+                    raise
+                self.stopped = True
+                continue
+            longest = max(longest, perf_counter() - begin) if not stored else longest
+            self._found[_name(cell)] = remaining.size(cell.row.model), found
+
+    def of(self, cell: Cell) -> tuple[Probe, bool] | None:
+        """What is known of a cell's network, and whether it was measured; None if nothing is."""
+        if _name(cell) in self._found:
+            return self._found[_name(cell)][1], True
+        if not self._found:
+            return None
+        wanted = remaining.size(cell.row.model)
+        size, nearest = min(self._found.values(), key=lambda each: abs(math.log(each[0] / wanted)))
+        grows = ("step_fixed", "step_per_image", "memory_per_image", "test_per_image", "run_per_image", "export")
+        return replace(nearest, **{name: getattr(nearest, name) * wanted / size for name in grows}), False
+
+
+def _name(cell: Cell) -> str:
+    """What cells have in common whose measurement is the same."""
+    return json.dumps([cell.row.model, asdict(cell.recipe), len(cell.dataset.classes)])
+
+
+def costs(grid: Grid, store: Store, probes: Probes) -> dict[Cell, Cost]:
+    """The cost of each cell of a grid on this machine."""
+    stages = {cell: [stage for stage in grid.stages if stage.cell is cell] for cell in grid.cells}
+    missing = {
+        cell: [stage for stage in each if store.standing(stage.kind, stage.inputs) is None]
+        for cell, each in stages.items()
+    }
+    probes.measure(cell for cell in grid.cells if missing[cell])
     found = {}
     for cell in grid.cells:
-        stages = [stage for stage in grid.stages if stage.cell is cell]
-        missing = [stage for stage in stages if store.get(stage.kind, stage.inputs) is None]
-        seconds = memory = begin = 0.0
-        if missing:
-            name = json.dumps([cell.row.model, asdict(cell.recipe), len(cell.dataset.classes)])
-            if name not in probes:
-                say(f"measuring a few steps of {cell.row.model} on {cell.dataset.name}")
-                probes[name] = probe(cell, options, store, prober)
-            seconds = sum(_seconds(stage, cell, probes[name]) for stage in missing)
-            begin = probes[name].start
-            trains = any(stage.kind == "train" for stage in missing)
-            batch = min(cell.recipe.batch_size, len(cell.dataset.train))
-            memory = probes[name].memory_fixed + (probes[name].memory_per_image * batch if trains else 0.0)
-        found[cell] = Cost(seconds, memory, len(stages), len(stages) - len(missing), begin)
+        left, count = missing[cell], len(stages[cell])
+        known = probes.of(cell) if left else None
+        if known is None:
+            found[cell] = Cost(None if left else 0.0, 0.0, count, count - len(left))
+            continue
+        probed, measured = known
+        trains = any(stage.kind == "train" for stage in left)
+        batch = min(cell.recipe.batch_size, len(cell.dataset.train))
+        memory = probed.memory_fixed + (probed.memory_per_image * batch if trains else 0.0)
+        seconds = sum(_seconds(stage, cell, probed) for stage in left)
+        found[cell] = Cost(seconds, memory, count, count - len(left), probed.start, measured)
     return found
 
 
@@ -83,11 +159,10 @@ def _seconds(stage: Stage, cell: Cell, found: Probe) -> float:
     recipe, images = cell.recipe, len(cell.dataset.train)
     tests = min(len(cell.dataset.test), recipe.max_test_images or len(cell.dataset.test))
     if stage.kind == "train":
-        per_epoch = -(-images // recipe.batch_size)
-        steps = min(recipe.epochs * per_epoch, recipe.max_steps or recipe.epochs * per_epoch)
-        epochs = -(-steps // per_epoch)
+        steps = recipe.steps(images)
+        epochs = -(-steps // recipe.steps_an_epoch(images))
         seen = min(steps * recipe.batch_size, epochs * images)
-        crops = tests * (epochs + (10 if recipe.ten_crop else 0))
+        crops = tests * (epochs + (10 if recipe.ten_crop else 0)) * (recipe.test_size / cell.size) ** 2
         return steps * found.step_fixed + seen * found.step_per_image + crops * found.test_per_image
     if stage.kind == "export":
         return found.export
@@ -115,11 +190,12 @@ def choose(grid: Grid, found: Mapping[Cell, Cost], seconds: float) -> list[Cell]
     cells = [cell for cell in grid.cells if found[cell].stages]
     chosen = [cell for cell in cells if found[cell].stored == found[cell].stages]
     left = [cell for cell in cells if cell not in chosen]
-    while fitting := [cell for cell in left if found[cell].seconds <= seconds]:
-        best = max(fitting, key=lambda cell: _worth(cell, chosen) / max(found[cell].seconds, 1e-9))
+    takes = {cell: math.inf if (known := found[cell].seconds) is None else known for cell in left}
+    while fitting := [cell for cell in left if takes[cell] <= seconds]:
+        best = max(fitting, key=lambda cell: _worth(cell, chosen) / max(takes[cell], 1e-9))
         chosen.append(best)
         left.remove(best)
-        seconds -= found[best].seconds
+        seconds -= takes[best]
     return chosen
 
 
@@ -143,6 +219,7 @@ class Expected:
     grid: Grid
     costs: Mapping[Cell, Cost]
     chosen: Sequence[Cell]
+    stopped: bool = False
 
     @property
     def start(self) -> float:
@@ -163,31 +240,44 @@ class Expected:
             state = "left out"
             if cell in self.chosen:
                 state = "stored" if cost.stored == cost.stages else "to do"
-            time = duration.written(cost.seconds) if cost.seconds else ""
-            memory = f"{cost.memory / 1e9:.1f}" if cost.seconds else ""
+            about = "" if cost.measured else "~ "
+            time = f"{about}{duration.written(cost.seconds)}" if cost.seconds else ""
+            memory = f"{about}{cost.memory / 1e9:.1f}" if cost.seconds else ""
+            time = "not measured" if cost.seconds is None else time
             rows.append((cell.name, state, f"{cost.stored}/{cost.stages}", time, memory))
         text = tabulate(rows, ("cell", "", "stages stored", "time", "memory GB"), disable_numparse=True)
-        total = self.start + sum(self.costs[cell].seconds for cell in self.chosen)
-        count = self.asked.workers
+        known = [self.costs[cell].seconds for cell in self.chosen]
+        total = self.start + sum(seconds for seconds in known if seconds is not None)
+        count = self.asked.workers or 1
         shared = f" of work, shared by {count} workers" if count > 1 else ""
-        return f"{text}\ntotal on {env.machine()['id']}: about {duration.written(total)}{shared}\n"
+        lines = [f"total on {env.machine()['id']}: about {duration.written(total)}{shared}"]
+        if missing := known.count(None):
+            lines[0] += f", without {missing} cells that were not measured"
+        if not all(self.costs[cell].measured for cell in self.chosen):
+            lines.append("~ by the size of the network, from others that were measured; --budget measures each")
+        return "\n".join([text, *lines]) + "\n"
 
 
-def expect(options: Options, budget: float | None, say: Callable[[str], None]) -> Expected:
+def expect(options: Options, budget: float | None, say: Callable[[str], None], within: float | None = None) -> Expected:
     """What these options will take on this machine, and what to run of it within `budget` seconds (None: all of it).
 
-    The probes themselves count.
+    The probes themselves count; after `within` seconds (None: never) no more of them are begun.
 
     Raises:
         InputError: the options are not usable, or a network cannot be probed.
     """
     start = perf_counter()
     grid, store = plan(options), Store(options.results)
-    grid, beyond = within_reach(grid, lambda stage: store.get(stage.kind, stage.inputs) is not None)
+    grid, beyond = within_reach(
+        grid,
+        lambda stage: store.standing(stage.kind, stage.inputs) is not None,
+        lambda stage: store.get(stage.kind, stage.inputs) is not None,
+    )
     for line in beyond:
         say(line)
-    found = costs(grid, options, store, say)
-    all_of_it = Expected(options, grid, found, [cell for cell in grid.cells if found[cell].stages])
+    probes = Probes(options, store, say, within)
+    found = costs(grid, store, probes)
+    all_of_it = Expected(options, grid, found, [cell for cell in grid.cells if found[cell].stages], probes.stopped)
     if budget is None:
         return all_of_it
     left = budget - (perf_counter() - start) - all_of_it.start

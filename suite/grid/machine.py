@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 
 from suite import env
 from suite.files import printable, read_if_file
@@ -25,6 +25,9 @@ _LONG = 1 << 16
 
 # Seconds between two tries to have the machine, of a run whose time is limited.
 TRY = 0.5
+# Seconds for which a run waits to hear who has the machine, and what it says if it does not.
+NAMED = 1.0
+UNNAMED = "who has it does not say so, as another user may be kept from writing"
 
 
 class Machine:
@@ -62,10 +65,8 @@ class Machine:
             yield
             return
         try:
-            try:
-                locks.lock(descriptor, shared, wait=False)
-            except BlockingIOError:
-                self._say("; ".join([reason, *self._holders()]))
+            if not _taken(descriptor, shared) and not self._taken_before_named(descriptor, shared):
+                self._say("; ".join([reason, *(self._holders() or [UNNAMED])]))
                 self._wait(descriptor, shared)
             with self._noted(descriptor, alone=not shared):
                 yield
@@ -83,9 +84,18 @@ class Machine:
             if self._deadline.passed:
                 raise TimeIsUp
             sleep(TRY)
-            with contextlib.suppress(BlockingIOError):
-                locks.lock(descriptor, shared, wait=False)
+            if _taken(descriptor, shared):
                 return
+
+    def _taken_before_named(self, descriptor: int, shared: bool) -> bool:
+        """Wait until whoever has the machine says so, which it does a moment after it has it and no longer a moment
+        before it gives it up; True if this process has the machine by then."""
+        end = monotonic() + NAMED
+        while not self._holders() and monotonic() < end:
+            sleep(NAMED / 20)
+            if _taken(descriptor, shared):
+                return True
+        return False
 
     @contextlib.contextmanager
     def _noted(self, locked: int, alone: bool) -> Iterator[None]:
@@ -126,6 +136,14 @@ class Machine:
                 continue
             found.append(printable(text))
         return found
+
+
+def _taken(descriptor: int, shared: bool) -> bool:
+    """Lock the file unless another has it; whether that was done."""
+    with contextlib.suppress(BlockingIOError):
+        locks.lock(descriptor, shared, wait=False)
+        return True
+    return False
 
 
 def _blank(descriptor: int, place: int, length: int) -> None:

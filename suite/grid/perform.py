@@ -13,23 +13,37 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct, ValidationError, convert
 
 from suite import distributed, env, progress
 from suite.distributed import Group
 from suite.errors import InputError, in_words
 from suite.grid.plan import Cell, Options, Stage
-from suite.inference import departure, networks, reduced
 from suite.interrupt import NEVER, Deadline, Interruption
+from suite.outcomes import (
+    AnalyzeResult,
+    ConvertResult,
+    ExportResult,
+    LatencyResult,
+    ParityResult,
+    PeakResult,
+    TrainResult,
+)
 from suite.results import samples
 from suite.results.record import key_of
 from suite.results.store import Store
+from suite.tables.spec import Recipe
 
 if TYPE_CHECKING:
     from suite.data.batches import Batches
     from suite.inference.latency import Request
 
-Work = Callable[[Stage, Path, progress.Steps], dict[str, Any]]
+# What came of a stage: its result, of the type that `suite.outcomes` has for it, or what ended it.
+Outcome = Struct | Exception
+Work = Callable[[Stage, Path, progress.Steps], Struct]
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class UnderWay:
         step: told of steps done.
         start: when it was begun, by `perf_counter`.
         ends: what ends its display, and then its folder.
+        together: how many were begun with it that take their time from the same processors.
     """
 
     stage: Stage
@@ -49,6 +64,16 @@ class UnderWay:
     step: progress.Steps
     start: float
     ends: ExitStack
+    together: int
+
+
+class End(Protocol):
+    """Told of a stage that ends, with what it says of its own speed beside the seconds; gives a training to begin in
+    its place, or None."""
+
+    def __call__(
+        self, each: UnderWay, outcome: Outcome, timing: Mapping[str, object] = MappingProxyType({})
+    ) -> UnderWay | None: ...
 
 
 class Performer:
@@ -97,16 +122,18 @@ class Performer:
             TimeIsUp: trainings were stopped, of which there are checkpoints.
         """
         with ExitStack() as stack:
-            begun = [self._begin(stage, stack) for stage in stages]
+            begun = [self._begin(stage, stack, len(stages)) for stage in stages]
 
-            def end(each: UnderWay, outcome: dict[str, Any] | Exception) -> UnderWay | None:
-                following = ended(each.stage, self._settle(each, outcome))
-                return self._begin(following, stack) if following else None
+            def end(
+                each: UnderWay, outcome: Outcome, timing: Mapping[str, object] = MappingProxyType({})
+            ) -> UnderWay | None:
+                following = ended(each.stage, self._settle(each, outcome, timing))
+                return self._begin(following, stack, len(stages)) if following else None
 
             if stages[0].kind == "train":
                 self._train(begun, end)
                 return
-            outcomes: Sequence[dict[str, Any] | Exception]
+            outcomes: Sequence[Outcome]
             if stages[0].kind == "latency":
                 outcomes = self._latency(stages, [each.step for each in begun])
             else:
@@ -114,17 +141,17 @@ class Performer:
             for each, outcome in zip(begun, outcomes, strict=True):
                 end(each, outcome)
 
-    def _begin(self, stage: Stage, stack: ExitStack) -> UnderWay:
+    def _begin(self, stage: Stage, stack: ExitStack, together: int) -> UnderWay:
         """A folder and a display for a stage, which end with `stack` at the latest."""
         ends = stack.enter_context(ExitStack())
         folder = ends.enter_context(_scratch() if self.group.rank else self.store.workspace())
-        step = ends.enter_context(self._shown(stage))
-        return UnderWay(stage, folder, step, perf_counter(), ends)
+        step = ends.enter_context(self._shown(stage, together))
+        return UnderWay(stage, folder, step, perf_counter(), ends, together)
 
     @contextmanager
-    def _shown(self, stage: Stage) -> Iterator[progress.Steps]:
+    def _shown(self, stage: Stage, together: int) -> Iterator[progress.Steps]:
         """Show a stage in the display, and to whoever else looks at the folder."""
-        with self.display.stage(stage.name) as step:
+        with self.display.stage(stage.name, steps_of(stage, together)) as step:
 
             def both(done: int, total: int, note: str) -> None:
                 step(done, total, note)
@@ -132,7 +159,7 @@ class Performer:
 
             yield both
 
-    def _settle(self, each: UnderWay, outcome: dict[str, Any] | Exception) -> bool:
+    def _settle(self, each: UnderWay, outcome: Outcome, timing: Mapping[str, object]) -> bool:
         """Keep what came of a stage, and end its display; returns whether it is done."""
         if isinstance(outcome, InputError):
             raise outcome
@@ -140,9 +167,10 @@ class Performer:
             return not isinstance(outcome, Exception)
         stage = each.stage
         if not isinstance(outcome, Exception):
-            timing = {"seconds": perf_counter() - each.start} | outcome.pop("timing", {})
+            # The share of each, so that the seconds of several add up to those of a clock.
+            took = {"seconds": (perf_counter() - each.start) / each.together, **timing}
             files = each.folder if any(each.folder.iterdir()) else None
-            self.store.put(stage.kind, stage.inputs, outcome, env.environment(), timing, files)
+            self.store.put(stage.kind, stage.inputs, outcome, env.environment(), took, files)
             each.ends.close()
             return True
         reason = in_words(outcome)
@@ -151,7 +179,7 @@ class Performer:
         self.display.note(f"{stage.name}: {reason}")
         return False
 
-    def _one(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any] | Exception:
+    def _one(self, stage: Stage, folder: Path, step: progress.Steps) -> Outcome:
         try:
             return self._single[stage.kind](stage, folder, step)
         except Exception as error:
@@ -168,9 +196,7 @@ class Performer:
     def _weights(self, train: Stage) -> Path:
         return self._file(train, "model.safetensors").parent
 
-    def _train(
-        self, begun: Sequence[UnderWay], end: Callable[[UnderWay, dict[str, Any] | Exception], UnderWay | None]
-    ) -> None:
+    def _train(self, begun: Sequence[UnderWay], end: End) -> None:
         """Train networks at the same time; `end` is told of each that ends, and gives the next."""
         import torch
 
@@ -184,13 +210,16 @@ class Performer:
 
         def job(each: UnderWay) -> Job:
             def on_end(outcome: dict[str, Any] | Exception) -> Job | None:
-                following = end(each, outcome)
+                if isinstance(outcome, Exception):
+                    following = end(each, outcome)
+                else:
+                    following = end(each, _trained(outcome), outcome["timing"])
                 return job(following) if following else None
 
             cell = _cell(each.stage)
             return Job(
                 cell.row.model,
-                self._batches(cell, device, self.group),
+                self._batches(cell, cell.recipe, device, self.group),
                 cell.seed,
                 each.folder,
                 checkpoints=self.store.checkpoints("train", each.stage.inputs),
@@ -207,6 +236,8 @@ class Performer:
     def _epoch_log(self, stage: Stage) -> Callable[[dict[str, Any], float], None]:
         """What is said of each epoch: a line where there is no bar, and the curves of TensorBoard."""
         cell, writer = _cell(stage), None
+        images = len(cell.dataset.train)
+        epochs = -(-cell.recipe.steps(images) // cell.recipe.steps_an_epoch(images))
         if self.options.tensorboard and self.group.rank == 0:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -223,7 +254,7 @@ class Performer:
                 "images per second": images_per_second,
             }
             figures = ", ".join(f"{what} {value:.4g}" for what, value in shown.items() if value is not None)
-            self.display.log(f"{stage.name}: epoch {number}/{cell.recipe.epochs}, {figures}")
+            self.display.log(f"{stage.name}: epoch {number}/{epochs}, {figures}")
             if writer:
                 for what, value in shown.items():
                     if value is not None:
@@ -232,8 +263,9 @@ class Performer:
 
         return log
 
-    def _export(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+    def _export(self, stage: Stage, folder: Path, step: progress.Steps) -> ExportResult:
         from suite.export.exporter import export
+        from suite.inference import networks
 
         (train,), cell, size = stage.needs, _cell(stage), stage.inputs["size"]
         weights = self._weights(train)
@@ -245,46 +277,54 @@ class Performer:
             "run": train.key,
             "form": "rewritten" if rewrite else "plain",
         }
-        return export(weights, size, folder / "model.onnx", networks.metadata(of, more), rewrite)
+        return convert(export(weights, size, folder / "model.onnx", networks.metadata(of, more), rewrite), ExportResult)
 
-    def _analyze(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+    def _analyze(self, stage: Stage, folder: Path, step: progress.Steps) -> AnalyzeResult:
         """What the paper looks inside for: Table 1 and the curves of Figures 2 and 3."""
         from suite.analysis.analyze import analyze, coherence
         from suite.export.exporter import load_weights
 
         weights = self._weights(stage.needs[0])
         model = load_weights(weights)
-        found = analyze(model, self._batches(_cell(stage), "cpu", weights=weights), step).to_dict()
-        return found | {"coherence": coherence(model).to_dict()}
+        cell = _cell(stage)
+        found = analyze(model, self._batches(cell, cell.recipe, "cpu", weights=weights), step).to_dict()
+        return convert(found | {"coherence": coherence(model).to_dict()}, AnalyzeResult)
 
-    def _convert(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+    def _convert(self, stage: Stage, folder: Path, step: progress.Steps) -> ConvertResult:
         """The exported file in fewer bits, with images to calibrate int8 on and to see whether float16 holds them."""
+        from suite.inference import reduced
+
         (export,) = stage.needs
         path, train = self._file(export, "model.onnx"), export.needs[0]
         # The file alone would do, were it not for the mean and std that the weights state.
         weights = self._weights(train) if self.store.get("train", train.inputs) else None
-        batches = self._batches(_cell(stage), "cpu", weights=weights)
+        cell = _cell(stage)
+        batches = self._batches(cell, cell.deployed, "cpu", weights=weights)
         activations = stage.inputs.get("activations", "unsigned")
         images = reduced.calibration(batches)
-        return reduced.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
+        found = reduced.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
+        return convert(found, ConvertResult)
 
-    def _parity(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+    def _parity(self, stage: Stage, folder: Path, step: progress.Steps) -> ParityResult:
+        from suite.inference import departure
+
         train, file = stage.needs
         weights, path = self._weights(train), self._file(file, "model.onnx")
         # The exporter's own graph is in float32 as well.
         form = "fp32" if stage.inputs["precision"] == "plain" else stage.inputs["precision"]
-        batches = self._batches(_cell(stage), "cpu", weights=weights)
-        return departure.check(weights, path, batches, form, stage.inputs["provider"], progress=step)
+        cell = _cell(stage)
+        batches = self._batches(cell, cell.deployed, "cpu", weights=weights)
+        found = departure.check(weights, path, batches, form, stage.inputs["provider"], progress=step)
+        return convert(found, ParityResult)
 
-    def _peak(self, stage: Stage, folder: Path, step: progress.Steps) -> dict[str, Any]:
+    def _peak(self, stage: Stage, folder: Path, step: progress.Steps) -> PeakResult:
         from suite.inference import latency
 
         inputs = stage.inputs
-        return latency.peak(inputs["provider"], inputs["threads"], inputs.get("precision", "fp32"))
+        found = latency.peak(inputs["provider"], inputs["threads"], inputs.get("precision", "fp32"))
+        return convert(found, PeakResult)
 
-    def _latency(
-        self, stages: Sequence[Stage], steps: Sequence[progress.Steps]
-    ) -> Sequence[dict[str, Any] | Exception]:
+    def _latency(self, stages: Sequence[Stage], steps: Sequence[progress.Steps]) -> Sequence[LatencyResult | Exception]:
         """Measure these against each other."""
         from suite.inference import latency
 
@@ -293,32 +333,53 @@ class Performer:
                 each(done, total, note)
 
         answers = latency.measure([self._request(stage) for stage in stages], step)
-        return [each if isinstance(each, RuntimeError) else samples.packed(each) for each in answers]
+        return [
+            each if isinstance(each, RuntimeError) else convert(samples.packed(each), LatencyResult) for each in answers
+        ]
 
     def _request(self, stage: Stage) -> "Request":
         from suite.inference import latency
 
         (source,) = stage.needs
         path = self._weights(source) if source.kind == "train" else self._file(source, "model.onnx")
-        names = {field.name for field in dataclasses.fields(latency.Request)} - {"path", "protocol"}
+        fields = dataclasses.fields(latency.Request)
+        names = {field.name for field in fields if field.default is dataclasses.MISSING} - {"path", "protocol"}
         settings = {name: stage.inputs[name] for name in names}
         return latency.Request(path=str(path), protocol=latency.Protocol(**stage.inputs["protocol"]), **settings)
 
     def _batches(
-        self, cell: Cell, device: str, group: Group = distributed.ALONE, weights: Path | None = None
+        self,
+        cell: Cell,
+        recipe: Recipe,
+        device: str,
+        group: Group = distributed.ALONE,
+        weights: Path | None = None,
     ) -> "Batches":
-        """A cell's images; for trained `weights` normalised as these were, of which an earlier version may have had
-        another mean and std."""
+        """A cell's images by a recipe; for trained `weights` normalised as these were, of which an earlier version may
+        have had another mean and std."""
         import torch
 
         from suite.data.batches import Batches
+        from suite.inference import networks
 
         workers = 0 if cell.dataset.train.in_memory else self.threads
         place = torch.device(device, group.local_rank) if device == "cuda" else torch.device(device)
         dataset = cell.dataset if weights is None else networks.as_trained(cell.dataset, weights)
         for note in dataset.notes[len(cell.dataset.notes) :]:
             self.display.note(f"{cell.name}: {note}")
-        return Batches(dataset, cell.recipe, place, workers, group)
+        return Batches(dataset, recipe, place, workers, group)
+
+
+def steps_of(stage: Stage, together: int = 1) -> int | None:
+    """How many steps a stage will tell of, if `together` are done at the same time; None of one that tells of none."""
+    if stage.kind == "latency":
+        return int(stage.inputs["protocol"]["rounds"]) * together
+    if stage.cell is None or stage.kind not in ("train", "parity"):
+        return None
+    recipe, dataset = stage.cell.recipe, stage.cell.dataset
+    if stage.kind == "train":
+        return recipe.steps(len(dataset.train))
+    return min(len(dataset.test), recipe.max_test_images or len(dataset.test))
 
 
 def longest_first(stages: Iterable[Stage]) -> list[Stage]:
@@ -364,6 +425,14 @@ def device_of(wanted: str) -> str:
     if wanted == "cuda":
         raise InputError("--device cuda: torch finds no CUDA GPU here; legal: auto, cpu")
     return "cpu"
+
+
+def _trained(outcome: Mapping[str, Any]) -> Outcome:
+    """What a training found, without what it says of its speed."""
+    try:
+        return convert(outcome, TrainResult)
+    except ValidationError as error:  # which must not end the trainings beside this one
+        return error
 
 
 def _cell(stage: Stage) -> Cell:

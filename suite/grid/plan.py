@@ -31,7 +31,8 @@ TIMED = ("peak", "latency")
 @dataclass(frozen=True)
 class Options:
     """What to run, as the command line takes it; `suite run --help` explains each. Of the cells `only` those of these
-    names are run, or all, and nothing is begun after the moment `until`."""
+    names are run, or all, and nothing is begun after the moment `until`. With 0 `workers` there are as many as suit the
+    work, and unless `keep` is set a finished quick run removes its weights and ONNX files."""
 
     table: int
     results: Path
@@ -61,16 +62,29 @@ class Options:
     stages: tuple[str, ...] = spec.STAGES
     until: datetime | None = None
     tensorboard: Path | None = None
+    keep: bool = True
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether networks are trained for a few steps, to try all else."""
+        return self.profile == "quick" and self.epochs is None
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One row with one seed: a network to train, export, check and time."""
+    """One row with one seed: a network to train by `recipe`, and to export, check and time for images of the paper's
+    size, which a quick run does not train at."""
 
     row: Row
     recipe: Recipe
     dataset: "Dataset"
     seed: int
+    size: int
+
+    @property
+    def deployed(self) -> Recipe:
+        """The recipe by which images are prepared for the exported network."""
+        return dataclasses.replace(self.recipe, test_size=self.size)
 
     @property
     def name(self) -> str:
@@ -138,7 +152,13 @@ def plan(options: Options, processes: int = 1) -> Grid:
     table = spec.selected(options.table, options.rows, options.depth)
     datasets = _datasets(table, options)
     cells = tuple(
-        Cell(row, spec.recipe_for(table, row, options.profile, options.epochs, options.steps), datasets[row.data], seed)
+        Cell(
+            row,
+            spec.recipe_for(table, row, options.profile, options.epochs, options.steps),
+            datasets[row.data],
+            seed,
+            spec.recipe_for(table, row).test_size,
+        )
         for row in table.rows
         if row.data in datasets
         for seed in range(options.seeds)
@@ -162,7 +182,7 @@ def plan(options: Options, processes: int = 1) -> Grid:
         if cell.seed == 0:
             timed += _timings(cell, train, files, options)
     # Figures that are measured in turns stand together.
-    timed.sort(key=turn_of)
+    timed.sort(key=lambda stage: (turn_of(stage), _beside(stage)))
     if timed:
         whole = [form for form in ("fp32", *REDUCED) if form == "fp32" or form in options.forms]
         pairs = [(provider, form) for provider in options.providers for form in whole]
@@ -171,7 +191,7 @@ def plan(options: Options, processes: int = 1) -> Grid:
     asked = tuple(stage for stage in stages if asked_as(stage.kind) in options.stages)
     if stages and not asked:
         legal = ", ".join(name for name in spec.STAGES if name in {asked_as(stage.kind) for stage in stages})
-        raise InputError(f"--stages {','.join(options.stages)}: table {table.number} has none; legal here: {legal}")
+        raise InputError(f"--stages {','.join(options.stages)}: table {table.number} has none, but {legal}")
     return Grid(table, cells, asked, tuple(stage for stage in stages if stage.kind == "train"))
 
 
@@ -180,18 +200,30 @@ def asked_as(kind: str) -> str:
     return {"convert": "export", "peak": "latency"}.get(kind, kind)
 
 
-def within_reach(grid: Grid, is_stored: Callable[[Stage], bool]) -> tuple[Grid, list[str]]:
-    """The grid without the stages that need what is neither in it nor stored, and what to say of these."""
+def within_reach(
+    grid: Grid, is_stored: Callable[[Stage], bool], has_files: Callable[[Stage], bool] | None = None
+) -> tuple[Grid, list[str]]:
+    """The grid without the stages that need what is neither in it nor stored, and what to say of these.
+
+    `has_files` tells whether a stage is stored with its files, which others need; one whose files were removed can give
+    them only if it can be done again.
+    """
+    has_files = has_files or is_stored
     reached: set[str] = set()
     beyond: dict[str, Stage] = {}
     lacking: set[str] = set()
+    # Of each stage what is lacking to have its files.
+    roots: dict[str, set[str]] = {}
     for stage in grid.stages:
-        missing = [need for need in stage.needs if need.key not in reached and not is_stored(need)]
+        missing: set[str] = set()
+        for need in stage.needs:
+            missing |= roots.get(need.key, set() if has_files(need) else {asked_as(need.kind)})
+        roots[stage.key] = set() if has_files(stage) else missing
         if not missing or is_stored(stage):
             reached.add(stage.key)
         else:
             beyond[stage.key] = stage
-            lacking |= {asked_as(need.kind) for need in missing if need.key not in beyond}
+            lacking |= missing
     if not beyond:
         return grid, []
     kept = for_their_own_sake(stage for stage in grid.stages if stage.key in reached)
@@ -230,6 +262,12 @@ def turn_of(stage: Stage) -> tuple[Any, ...]:
     return tuple(stage.inputs[name] for name in ("runtime", "provider", "batch_size", "precision"))
 
 
+def _beside(stage: Stage) -> str:
+    """What brings the timings together that a reader compares, of networks that differ in activation or width alone."""
+    depth, *parts = str(stage.inputs["model"]).split("_")
+    return f"{depth}_{parts[-1]}"
+
+
 def with_downloads(options: Options, folder: Path) -> Options:
     """The options with the CIFAR data of their rows, as far as not given, fetched into `folder`.
 
@@ -251,7 +289,7 @@ def _datasets(table: Table, options: Options) -> dict[str, "Dataset"]:
     wanted = {row.data for row in table.rows}
     for name in options.data:
         if name not in wanted:
-            raise InputError(f"--data {name}=...: no row to run uses {name}; legal here: {', '.join(sorted(wanted))}")
+            raise InputError(f"--data {name}=...: no row to run uses {name}, but {', '.join(sorted(wanted))}")
     if options.profile == "paper" and not options.data:
         names = " ".join(f"--data {name}=PATH" for name in sorted(wanted))
         raise InputError(f"--profile paper trains on the paper's data: give {names} (one of them runs its rows)")
@@ -292,7 +330,7 @@ def _files(cell: Cell, train: Stage, forms: tuple[str, ...], provider: str) -> d
     """
     from suite.inference.reduced import CALIBRATION_IMAGES
 
-    inputs = _inputs("export", cell, train=train.key, size=cell.recipe.test_size)
+    inputs = _inputs("export", cell, train=train.key, size=cell.size)
     plain = Stage("export", cell, inputs | {"plain": True}, (train,), " without rewrites")
     rewritten = PROVIDERS[provider].graph == "rewritten"
     export = Stage("export", cell, inputs, (train,)) if rewritten else plain
@@ -316,7 +354,7 @@ def _parity(cell: Cell, train: Stage, files: Mapping[str, Stage], form: str, pro
         cell,
         export=files["fp32"].key,
         data=cell.dataset.fingerprint,
-        recipe=dataclasses.asdict(cell.recipe),
+        recipe=dataclasses.asdict(cell.deployed),
         provider=provider,
         precision=form,
         file=files[form].key,
@@ -352,7 +390,7 @@ def _timings(cell: Cell, train: Stage, files: Mapping[str, Mapping[str, Stage]],
                     runtime=runtime,
                     provider=provider,
                     batch_size=batch,
-                    size=cell.recipe.test_size,
+                    size=cell.size,
                     threads=env.available_cores(),
                     protocol=dataclasses.asdict(protocol),
                 )

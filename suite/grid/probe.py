@@ -34,7 +34,8 @@ class Probe:
     Attributes:
         step_fixed, step_per_image: of a training step.
         memory_fixed, memory_per_image: of the process that trains (on a GPU: of the GPU's memory).
-        test_per_image: of a forward pass in torch, run_per_image: in ONNX Runtime on the CPU.
+        test_per_image: of a forward pass in torch at the size for which a network is deployed, run_per_image: in ONNX
+            Runtime on the CPU.
         export: of writing the ONNX file.
         start: until a process that trains or exports can begin, timing_start: one that times.
     """
@@ -52,13 +53,15 @@ class Probe:
 
 @dataclass(frozen=True)
 class Request:
-    """What to probe: a network for so many classes by a recipe, on "cpu" or "cuda", in the precision of `Options`."""
+    """What to probe: a network for so many classes, trained by a recipe on "cpu" or "cuda" in the precision of
+    `Options`, and deployed for images of `size` x `size` pixels."""
 
     model: str
     classes: int
     recipe: Recipe
     device: str
     precision: Literal["auto", "float32", "bfloat16"]
+    size: int
 
 
 class Prober:
@@ -148,16 +151,17 @@ def _measure(request: Request, start: float) -> Probe:
             step_seconds.append(min(later - earlier for earlier, later in pairwise(ends)))
             memory.append(_memory(device))
         model = load_weights(Path(scratch)).to(device)
-        test = [next(iter(Batches(source, recipe, device).test()))]
+        seen = replace(recipe, test_size=request.size, max_test_images=LEAST)
+        test = [next(iter(Batches(source, seen, device).test()))]
         begin = perf_counter()
         evaluate(model, test)
         test_per_image = (perf_counter() - begin) / len(test[0][1])
         begin = perf_counter()
-        export(Path(scratch), recipe.test_size, Path(scratch) / "model.onnx", {})
+        export(Path(scratch), request.size, Path(scratch) / "model.onnx", {})
         exported = perf_counter() - begin
         file = str(Path(scratch) / "model.onnx")
         once = latency.Protocol(rounds=1, min_seconds=0, min_runs=3, max_runs=3, warmup=0)
-        timing = latency.Request("onnxruntime", file, "cpu", LEAST, recipe.test_size, env.available_cores(), once)
+        timing = latency.Request("onnxruntime", file, "cpu", LEAST, request.size, env.available_cores(), once)
         begin = perf_counter()
         (answer,) = latency.measure([timing])
         elapsed = perf_counter() - begin

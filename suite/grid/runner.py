@@ -1,37 +1,30 @@
 """Have the stages of a grid done that the results folder lacks, together with whoever else works on the same folder."""
 
 import importlib.util
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from time import monotonic, sleep
+from functools import partial
+
+import psutil
 
 from suite import distributed, env, progress
 from suite.errors import InputError
-from suite.grid import status, workers
-from suite.grid.claims import BEAT, PATIENCE, Claims
-from suite.grid.machine import Machine
-from suite.grid.perform import Performer, device_of, longest_first
-from suite.grid.plan import (
-    TIMED,
-    Grid,
-    Options,
-    Stage,
-    for_their_own_sake,
-    lacking,
-    left_out,
-    plan,
-    turn_of,
-    within_reach,
-)
-from suite.inference.latency import ALIVE
+from suite.grid import cleaning, status, workers
+from suite.grid.claims import Claims
+from suite.grid.perform import Performer, device_of
+from suite.grid.plan import Grid, Options, Stage, lacking, left_out, plan, within_reach
+from suite.grid.worker import LOOK as LOOK
+from suite.grid.worker import Worker as Worker
+from suite.grid.worker import has_files, is_stored
 from suite.interrupt import Deadline, TimeIsUp
 from suite.results.store import Store
+from suite.tables import spec
 from suite.tables.spec import Table
 
-# Seconds between two looks at what others have done.
-LOOK = 0.5
+# Cells for each of the workers that a quick run starts by itself, since each loads torch; and the memory of one.
+CELLS_A_WORKER = 3
+MEMORY_OF_WORKER = 3_000_000_000
 
 
 @dataclass(frozen=True)
@@ -71,11 +64,11 @@ def run(options: Options) -> Outcome:
     return outcome
 
 
-def lead(options: Options, grid: Grid, group: distributed.Group, have_done: Callable[["Worker"], None]) -> Outcome:
+def lead(options: Options, grid: Grid, group: distributed.Group, have_done: Callable[[Worker], None]) -> Outcome:
     """Show the work on a grid, and that of others on it, while `have_done` has all of it done or given up, or until the
     time is up."""
     store = Store(options.results)
-    grid, beyond = within_reach(grid, lambda stage: is_stored(store, stage))
+    grid, beyond = _within_reach(grid, store)
     display = progress.display(len(grid.stages))
     try:
         for line in [*left_out(grid.table, grid.cells), *beyond] if options.only is None else ():
@@ -92,28 +85,36 @@ def lead(options: Options, grid: Grid, group: distributed.Group, have_done: Call
             claims.clear(worker.done)
             for line in worker.left() if worker.deadline.passed else ():
                 display.note(line)
+        if options.is_quick and not options.keep and options.stages == spec.STAGES and not worker.failures:
+            cleaning.after_quick_run(store, grid)
     finally:
         display.close()
     trained = frozenset(s.key for s in grid.trainings if s.key in worker.done or is_stored(store, s))
     return Outcome(grid.table, trained, worker.failures)
 
 
-def is_stored(store: Store, stage: Stage) -> bool:
-    """Whether a stage's result is there, with its files."""
-    return store.get(stage.kind, stage.inputs) is not None
-
-
-def _locally(worker: "Worker") -> None:
-    if worker.options.workers > 1:
-        with workers.started(worker.options.workers, work, worker.options) as any_alive:
+def _locally(worker: Worker) -> None:
+    count = worker.options.workers or _suitable(worker)
+    if count > 1 and worker.pending_cells():
+        with workers.started(count, work, worker.options) as any_alive:
             worker.watch(any_alive)
     worker.drain()
+
+
+def _suitable(worker: Worker) -> int:
+    """How many processes of this machine suit a grid where nobody has said: of a quick run, most of whose work is that
+    of one core, one for each core that has a few cells to do and memory for them."""
+    options = worker.options
+    if not options.is_quick or options.pack > 1 or worker.group.size > 1 or env.gpus():
+        return 1
+    room = psutil.virtual_memory().available // MEMORY_OF_WORKER
+    return int(max(1, min(env.available_cores(), worker.pending_cells() // CELLS_A_WORKER, room)))
 
 
 def work(options: Options) -> None:
     """Do what nobody else does of a grid, except timings, and say nothing of it: one of several local workers."""
     store = Store(options.results)
-    grid, _ = within_reach(plan(options), lambda stage: is_stored(store, stage))
+    grid, _ = _within_reach(plan(options), store)
     with Claims(options.results) as claims:
         Worker(options, grid, distributed.ALONE, progress.Silent(len(grid.stages)), claims).drain(timings=False)
 
@@ -144,6 +145,10 @@ def work_on(options: Options, keys: Collection[str]) -> None:
         group.share(None)
     finally:
         group.leave()
+
+
+def _within_reach(grid: Grid, store: Store) -> tuple[Grid, list[str]]:
+    return within_reach(grid, partial(is_stored, store), partial(has_files, store))
 
 
 def check_training(options: Options) -> None:
@@ -187,197 +192,3 @@ def _follow(options: Options, grid: Grid, group: distributed.Group) -> None:
     while keys := group.share(None):
         with suppress(TimeIsUp):  # as process 0 has found too, which then has no more
             performer.do([stages[key] for key in keys], next_of_pack)
-
-
-class Worker:
-    """One process at work on a grid.
-
-    Attributes:
-        done: keys of the stages that are done, by whomever.
-        failures: how many stages have failed, by whomever, while it worked.
-        deadline: after which nothing is begun, and trainings stop.
-    """
-
-    def __init__(
-        self, options: Options, grid: Grid, group: distributed.Group, display: progress.Lines, claims: Claims
-    ) -> None:
-        self.options, self.grid, self.group, self.display, self.claims = options, grid, group, display, claims
-        self.store = Store(options.results)
-        self.deadline = Deadline(options.until)
-        self.machine = Machine(display.note, deadline=self.deadline)
-        self.performer = Performer(options, self.store, group, display, claims.say, self.deadline)
-        self.failures = 0
-        needs = [need for stage in grid.stages for need in stage.needs]  # which may be stored and not of the grid
-        known = {stage.key: stage for stage in (*needs, *grid.stages)}
-        self.done = {key for key, stage in known.items() if is_stored(self.store, stage)}
-        for stage in grid.stages:
-            if stage.key in self.done:
-                display.skip(stage.name)
-        # Those that failed, and those that need one of them.
-        self._lost: set[str] = set()
-        # Another worker's failure is one that was not there before; one from before is tried again.
-        self._failed_before = {stage.key: self.store.failed_at(stage.kind, stage.inputs) for stage in grid.stages}
-
-    def drain(self, timings: bool = True) -> None:
-        """Do, or see done by others, all that there is, until the time is up; timings last, since figures compare the
-        better the closer in time they are."""
-        self._drain(stage for stage in self.grid.stages if stage.kind not in TIMED)
-        # The machine's peak is measured for the sake of those beside which it is shown.
-        if timings and not all(self._is_settled(stage) for stage in self.grid.stages if stage.kind == "latency"):
-            self._drain(stage for stage in self.grid.stages if stage.kind in TIMED)
-
-    def watch(self, any_alive: Callable[[], bool]) -> None:
-        """Show what others do, as long as any of them is there."""
-        pending = dict.fromkeys(stage for stage in self.grid.stages if stage.kind not in TIMED)
-        while any_alive():
-            self.look(pending)
-            sleep(LOOK)
-        self.display.elsewhere({})
-
-    def left(self) -> Iterator[str]:
-        """What to say of the stages that are neither done nor have failed."""
-        left = for_their_own_sake(stage for stage in self.grid.stages if not self._is_settled(stage))
-        if left:
-            begun = [
-                stage.cell.name
-                for stage in left
-                if stage.cell
-                and stage.kind == "train"
-                and any(self.store.checkpoints("train", stage.inputs).glob("*.safetensors"))
-            ]
-            midst = f", in the midst of which {'is' if len(begun) == 1 else 'are'} {', '.join(begun)}" if begun else ""
-            count = "1 stage is" if len(left) == 1 else f"{len(left)} stages are"
-            yield f"the time is up: {count} left{midst}; the same command goes on from there"
-
-    def attempt(self, stages: Iterable[Stage]) -> None:
-        """Do these stages, or see them done by others, except those that another process holds and is alive."""
-        self._drain(stages, patience=PATIENCE + BEAT)
-
-    def _drain(self, stages: Iterable[Stage], patience: float = math.inf) -> None:
-        """Do stages, or see them done by others, until for `patience` seconds there was nothing to do, or the time is
-        up."""
-        pending = dict.fromkeys(stages)
-        waited = False
-        since = monotonic()
-        while pending and monotonic() - since < patience and not self.deadline.passed:
-            before = len(pending)
-            for stage in list(pending):
-                if stage not in pending:
-                    continue
-                if self._is_settled(stage):
-                    del pending[stage]
-                elif self.is_ready(stage) and not self.deadline.passed:
-                    self._do(self._take(stage, pending), pending)
-            self.look(pending)
-            if len(pending) < before:
-                since = monotonic()
-            else:
-                if not waited:
-                    self.display.note(
-                        f"waiting for {len(pending)} stages that others are at, or that need one of those"
-                    )
-                waited = True
-                sleep(LOOK)
-        self.display.elsewhere({})
-
-    def look(self, pending: dict[Stage, None]) -> set[str]:
-        """Strike out what is settled, and show what others are at; returns the keys of that."""
-        for stage in list(pending):
-            if self._is_settled(stage):
-                del pending[stage]
-        names = {stage.key: stage.name for stage in pending}
-        under_way = [claim for claim in self.claims.under_way() if claim.key in names]
-        self.display.elsewhere({claim.name: (claim.done, claim.total, claim.note) for claim in under_way})
-        return {claim.key for claim in under_way}
-
-    def _is_settled(self, stage: Stage) -> bool:
-        """Whether nothing is left to do for a stage: it is done, has failed, or needs one that has."""
-        if stage.key in self.done or stage.key in self._lost:
-            return True
-        if any(need.key in self._lost for need in stage.needs):
-            self._lost.add(stage.key)
-        elif record := self.store.get(stage.kind, stage.inputs):
-            self.done.add(stage.key)
-            self.display.ended(stage.name, "done by another process", record.timing.get("seconds", 0.0))
-        elif self.store.failed_at(stage.kind, stage.inputs) != self._failed_before[stage.key]:
-            self._lose(stage)
-            self.display.ended(stage.name, "failed in another process", 0.0)
-        else:
-            return False
-        return True
-
-    def is_ready(self, stage: Stage) -> bool:
-        """Whether all that a stage needs is done."""
-        return all(need.key in self.done for need in stage.needs)
-
-    def give_up(self, stage: Stage, reason: str) -> None:
-        """Count a stage as failed for this run, since nobody will do it."""
-        self._lose(stage)
-        self.display.ended(stage.name, "failed", 0.0)
-        self.display.note(f"{stage.name}: {reason}")
-
-    def _lose(self, stage: Stage) -> None:
-        self._lost.add(stage.key)
-        self.failures += 1
-
-    def _take(self, stage: Stage, pending: Iterable[Stage]) -> list[Stage]:
-        """Claim a stage, and with it those that are best done at the same time; what others are at is left out."""
-        if stage.kind == "train":
-            return self._claim(self._trainings(pending), self.options.pack)
-        if stage.kind == "latency":
-            together = (other for other in pending if other.kind == "latency" and turn_of(other) == turn_of(stage))
-            return self._claim([stage, *together], ALIVE)
-        return self._claim([stage], 1)
-
-    def _trainings(self, pending: Iterable[Stage]) -> list[Stage]:
-        """In the order in which to begin them."""
-        trainings = [stage for stage in pending if stage.kind == "train"]
-        return longest_first(trainings) if self.options.pack > 1 else trainings
-
-    def _claim(self, candidates: Iterable[Stage], most: int) -> list[Stage]:
-        """Claim at most so many of these, which are ready and nobody else is at."""
-        taken: list[Stage] = []
-        for each in dict.fromkeys(candidates):
-            if len(taken) == most:
-                break
-            settled = each.key in self.done or each.key in self._lost
-            if settled or not self.is_ready(each) or not self.claims.take(each):
-                continue
-            if self._is_settled(each):  # since the last look, by the one who had the claim before
-                self.claims.release(each.key)
-            else:
-                taken.append(each)
-        return taken
-
-    def _do(self, stages: Sequence[Stage], pending: Iterable[Stage]) -> None:
-        """Do stages that are claimed, and give up the claims; a training that ends makes room for one that is pending,
-        where several share a device."""
-        if not stages:
-            return
-        held = list(stages)
-        packs = stages[0].kind == "train" and self.options.pack > 1
-
-        def ended(stage: Stage, succeeded: bool) -> Stage | None:
-            if succeeded:
-                self.done.add(stage.key)
-            else:
-                self._lose(stage)
-            self.claims.release(stage.key)
-            if not packs:
-                return None
-            following = [] if self.deadline.passed else self._claim(self._trainings(pending), 1)
-            held.extend(following)
-            self.group.share(following[0].key if following else None)
-            return following[0] if following else None
-
-        timed = stages[0].kind in TIMED
-        try:
-            with suppress(TimeIsUp), self.machine.alone() if timed else self.machine.shared():
-                if self.deadline.passed:  # while others had the machine
-                    return
-                if stages[0].kind == "train":
-                    self.group.share([stage.key for stage in stages])
-                self.performer.do(stages, ended)
-        finally:
-            for stage in held:
-                self.claims.release(stage.key)

@@ -1,24 +1,14 @@
 """How far the work in a results folder is, read while others do it."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from suite.grid import duration
+from suite.grid import duration, remaining
 from suite.grid.claims import Claim, Claims
 from suite.grid.plan import Grid
+from suite.grid.remaining import Planned
 from suite.results.store import Store
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One stage of a plan: its kind, key, model, and its name for people."""
-
-    kind: str
-    key: str
-    model: str
-    name: str
 
 
 @dataclass(frozen=True)
@@ -32,7 +22,7 @@ class Status:
         under_way: claims of stages that somebody is at.
         failed: reason of each stage that has failed and not succeeded since, by key.
         seconds_left: of work for the workers that are at it, from what stages of the same kind took; None if one of
-            some kind has yet to end.
+            some kind but timings has yet to end.
     """
 
     command: str
@@ -43,7 +33,7 @@ class Status:
     seconds_left: float | None
 
 
-def plan_of(grid: Grid, command: Sequence[str]) -> dict[str, Any]:
+def plan_of(grid: Grid, command: Sequence[str]) -> dict[str, object]:
     """What a run leaves in the folder of what it is to do, for `read`."""
     stages = [[stage.kind, stage.key, str(stage.inputs["model"]), stage.name] for stage in grid.stages]
     return {"command": " ".join(command), "stages": stages}
@@ -57,42 +47,23 @@ def read(store: Store) -> list[Status]:
     """
     done = {stage: store.keys(stage) for stage in store.stages()}
     claims = {claim.key: claim for claim in Claims(store.root).under_way()}
-    failed = {note["key"]: note["reason"] for note in store.failures()}
+    failed = {failure.key: failure.reason for failure in store.failures()}
     took = _seconds(store)
     found = []
-    for content in store.plans():
-        stages = [Planned(*stage) for stage in content["stages"]]
+    for plan in store.plans():
+        stages = [Planned(*stage) for stage in plan.stages]
         finished = frozenset(stage.key for stage in stages if stage.key in done.get(stage.kind, ()))
         left = [stage for stage in stages if stage.key not in finished]
         under_way = [claims[stage.key] for stage in left if stage.key in claims]
         reasons = {stage.key: failed[stage.key] for stage in left if stage.key in failed and stage.key not in claims}
-        waiting = [stage for stage in left if stage.key not in reasons]
-        found.append(Status(content["command"], stages, finished, under_way, reasons, _left(waiting, claims, took)))
+        seconds = remaining.seconds(stages, finished | set(reasons), list(claims.values()), took)
+        found.append(Status(plan.command, stages, finished, under_way, reasons, seconds))
     return found
 
 
-def _seconds(store: Store) -> dict[tuple[str, str], list[float]]:
-    """What the finished stages took, by kind and model, and by kind for all models."""
-    took: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for stage in store.stages():
-        for record in store.each(stage):
-            for model in (str(record.inputs["model"]), ""):
-                took[stage, model].append(record.timing.get("seconds", 0.0))
-    return took
-
-
-def _left(
-    waiting: Sequence[Planned], claims: Mapping[str, Claim], took: Mapping[tuple[str, str], list[float]]
-) -> float | None:
-    total = 0.0
-    for stage in waiting:
-        known = took.get((stage.kind, stage.model)) or took.get((stage.kind, ""))
-        if not known:
-            return None
-        claim = claims.get(stage.key)
-        share = claim.done / claim.total if claim and claim.total else 0.0
-        total += (1 - share) * sum(known) / len(known)
-    return total / max(1, len({(claim.holder.host, claim.holder.pid) for claim in claims.values()}))
+def _seconds(store: Store) -> dict[str, float]:
+    """What the finished stages took, by key."""
+    return {record.key: record.timing.seconds for stage in store.stages() for record in store.each(stage)}
 
 
 def render(found: Sequence[Status]) -> str:

@@ -32,6 +32,9 @@ def started(count: int, work: Callable[[Any], None], options: Any) -> Iterator[C
         process.start()
     try:
         yield lambda: any(process.is_alive() for process in processes)
+    except KeyboardInterrupt:
+        print("interrupted: the workers finish their steps, for checkpoints; again to stop now", file=sys.stderr)
+        raise
     finally:
         for process in processes:
             process.terminate()

@@ -1,12 +1,11 @@
 """Parity of an exported file, and where it departs: the first node whose values are not the network's."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from suite.export.exporter import last_convolution, to_graph
 from suite.export.nodes import name_after_layers
 from suite.export.rewrite import apply_rewrites
 from suite.export.weights import load_weights
-from suite.session import load_onnxruntime, open_session
+from suite.inference.nodewise import Source, first_apart, graph_values
 
 if TYPE_CHECKING:
     from suite.data.batches import Batches
@@ -27,13 +26,6 @@ if TYPE_CHECKING:
 # runtimes, and (far below) where one runtime computes one graph in one order.
 ACROSS_RUNTIMES = 1e-4
 SAME_RUNTIME = 1e-5
-
-# Nodes whose values are held at a time.
-AT_A_TIME = 50
-
-Values = Mapping[str, NDArray[Any]]
-# The values of so many nodes, given by name.
-Source = Callable[[Sequence[str]], Values]
 
 
 def first_departure(
@@ -85,8 +77,8 @@ def first_departure(
 
     pixels = images.contiguous().numpy()
     layers = _torch_values(model, images)
-    on_cpu = partial(_graph_values, images=pixels, threads=threads)
-    as_run = partial(_graph_values, file, images=pixels, threads=threads, provider=provider)
+    on_cpu = partial(graph_values, images=pixels, threads=threads)
+    as_run = partial(graph_values, file, images=pixels, threads=threads, provider=provider)
     as_written = partial(on_cpu, file)
     comparisons: list[tuple[str, Source, Source, Sequence[str], float]] = [
         ("export", lambda names: layers, partial(on_cpu, plain), list(layers), ACROSS_RUNTIMES),
@@ -95,39 +87,12 @@ def first_departure(
         ("runtime", as_written, as_run, [file.graph.node[-1].name], ACROSS_RUNTIMES),
     ]
     for comparison, expected, actual, nodes, tolerance in comparisons:
-        found = _first(expected, actual, nodes, tolerance)
+        found = first_apart(expected, actual, nodes, tolerance)
         if found:
             node = found["node"]
             layer = _layer(model, node)
             return {"comparison": comparison, "layer": layer, "operator": operators.get(node)} | found
     return None
-
-
-def _first(expected: Source, actual: Source, nodes: Sequence[str], tolerance: float) -> dict[str, Any] | None:
-    for start in range(0, len(nodes), AT_A_TIME):
-        names = nodes[start : start + AT_A_TIME]
-        wanted, got = expected(names), actual(names)
-        for name in names:
-            found = _difference(wanted[name], got[name], tolerance)
-            if found:
-                return {"node": name} | found
-    return None
-
-
-def _difference(expected: NDArray[Any], actual: NDArray[Any], tolerance: float) -> dict[str, Any] | None:
-    scale = float(np.abs(expected).max())
-    if expected.shape != actual.shape:
-        return {"difference": None, "scale": scale, "position": None, "expected": None, "actual": None}
-    apart = np.nan_to_num(np.abs(expected - actual), nan=np.inf, posinf=np.inf)
-    if apart.max() <= tolerance * scale:
-        return None
-    position = np.unravel_index(apart.argmax(), apart.shape)
-    difference, *values = (
-        float(value) if np.isfinite(value) else None
-        for value in (apart[position], expected[position], actual[position])
-    )
-    at = [int(index) for index in position]
-    return {"difference": difference, "scale": scale, "position": at, "expected": values[0], "actual": values[1]}
 
 
 def _torch_values(model: nn.Module, images: Tensor) -> dict[str, NDArray[Any]]:
@@ -158,29 +123,6 @@ def _torch_values(model: nn.Module, images: Tensor) -> dict[str, NDArray[Any]]:
         for hook in hooks:
             hook.remove()
     return found
-
-
-def _graph_values(
-    model: onnx.ModelProto,
-    nodes: Sequence[str],
-    images: NDArray[Any],
-    threads: int,
-    provider: str | None = None,
-) -> dict[str, NDArray[Any]]:
-    """What nodes give out, by name: optimised on a provider, or on the CPU as the graph is written."""
-
-    def configure(options: Any) -> None:
-        if provider is None:
-            options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
-
-    outputs = {node.name: node.output[0] for node in model.graph.node if node.name in set(nodes)}
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    already = {value.name for value in model.graph.output}
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs.values() if name not in already)
-    session = open_session(exposed.SerializeToString(), provider or "cpu", threads, configure=configure)
-    values = session.run(list(outputs.values()), {"input": images})
-    return dict(zip(outputs, values, strict=True))
 
 
 def _named(graph: ir.Model) -> onnx.ModelProto:
@@ -215,14 +157,14 @@ def check(
 
     model = load_weights(weights)
 
-    def found_first() -> dict[str, Any] | None:
+    def foundfirst_apart() -> dict[str, Any] | None:
         images, _ = next(iter(batches.test()))
         return first_departure(model, path, images[:4].contiguous(), provider)
 
     try:
         found = compare(model, path, batches, env.available_cores(), progress, provider=provider, precision=precision)
     except LogitsError as error:
-        if precision == "fp32" and error.of == "ONNX Runtime" and (first := found_first()):
+        if precision == "fp32" and error.of == "ONNX Runtime" and (first := foundfirst_apart()):
             raise RuntimeError(f"{error}; it departs first at {first['node']}") from None
         raise
-    return found if found["passed"] or precision != "fp32" else found | {"departure": found_first()}
+    return found if found["passed"] or precision != "fp32" else found | {"departure": foundfirst_apart()}

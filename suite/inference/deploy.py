@@ -3,15 +3,15 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from suite import env
 from suite.errors import InputError
-from suite.export import onnxfile
-from suite.inference import departure, networks, reduced
+from suite.export import onnxfile, zoo
+from suite.inference import making, networks, reduced, subjects
 from suite.registry import PROVIDERS, REDUCED, lacks
 
 if TYPE_CHECKING:
@@ -40,16 +40,7 @@ def export(
     """
     from suite.export import exporter as exporting
 
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: its folder does not exist")
-    if out.is_dir():
-        raise InputError(f"{out}: is a folder; legal: the name of a file, as in net.onnx")
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"{out}: cannot write there")
-    if reason := lacks(provider, precision):
-        legal = ", ".join(form for form in ("fp32", *REDUCED) if not lacks(provider, form))
-        raise InputError(f"--precision {precision} --provider {provider}: {reason}; legal on this provider: {legal}")
-    _require(provider)
+    check(out, precision, provider)
     forms = ["plain"] if plain else [PROVIDERS[provider].graph]
     if not plain and (provider == "tensorrt" or precision == "int8"):
         forms = ["rewritten", "plain"]  # to be measured
@@ -94,6 +85,24 @@ def export(
     return answer
 
 
+def check(out: Path, precision: str, provider: str) -> None:
+    """See, before anything is made, whether a file in a precision can be written, and be run on a provider.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: its folder does not exist")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; give the name of a file, as in net.onnx")
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"{out}: cannot write there")
+    if reason := lacks(provider, precision):
+        legal = ", ".join(form for form in ("fp32", *REDUCED) if not lacks(provider, form))
+        raise InputError(f"--precision {precision} --provider {provider}: {reason}; this provider has {legal}")
+    require(provider)
+
+
 def _activations(provider: str, first: bool) -> tuple["Activations", ...]:
     """Kinds of int8 activations to try on a provider; signed ones in the first form alone."""
     if provider != "cpu":
@@ -101,8 +110,12 @@ def _activations(provider: str, first: bool) -> tuple["Activations", ...]:
     return ("unsigned", "signed") if first else ("unsigned",)
 
 
-def _require(provider: str) -> None:
-    """Try a provider in another process, since ONNX Runtime prints a page about libraries that it misses."""
+def require(provider: str) -> None:
+    """Try a provider in another process, since ONNX Runtime prints a page about libraries that it misses.
+
+    Raises:
+        InputError: it is not here.
+    """
     from suite.inference import latency
 
     if reason := latency.unavailable(provider):
@@ -142,37 +155,38 @@ def _fastest(of: networks.Source, files: list[Path], provider: str) -> tuple[Pat
 
 
 @contextlib.contextmanager
-def onnx_file(name: str, provider: str, size: int | None) -> Iterator[Path]:
+def onnx_file(name: str, provider: str, size: int | None, modules: Sequence[str] = ()) -> Iterator[Path]:
     """An ONNX file that a user names, or the export of the run or model that is named.
 
     Raises:
         InputError: there is no such thing, or the provider is not here.
     """
-    _require(provider)
-    if name.endswith(".onnx"):
-        path = Path(name)
-        if not path.is_file():
-            raise InputError(f"{name}: no such file")
-        side = onnxfile.image_size(onnxfile.read(path))
-        if size not in (None, side):
-            raise InputError(f"--size {size}: {name} is for images of {side}x{side}; legal: {side}, or none")
-        yield path
+    subject = subjects.find(name, modules)
+    require(provider)
+    if subject.graph is not None:
+        sides = {slot.dimensions[-1] for slot in subject.graph.inputs if len(slot.dimensions) == 4}
+        if size is not None and sides != {size}:
+            raise InputError(f"--size {size}: {name} is a file; legal with it: --input NAME=SHAPE where a size is free")
+        yield subject.graph.path
         return
-    with networks.source(name, size) as of, tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / f"{of.model}.onnx"
-        export(of, path, "fp32", provider, False, {})
+    assert subject.network is not None  # for the type checker
+    with tempfile.TemporaryDirectory() as scratch:
+        if subject.network.ours:
+            with networks.source(name.removeprefix(zoo.LOCAL), size) as of:
+                path = Path(scratch) / f"{of.model}.onnx"
+                export(of, path, "fp32", provider, False, {})
+        else:
+            path = making.Maker(name, subject.network, Path(scratch), size=size).file("fp32", provider)
         yield path
-
-
-def explain(path: Path, provider: str, batch_size: int, size: int | None) -> dict[str, Any]:
-    """What `suite.inference.explain` says of a file with as many threads as there are cores."""
-    from suite.inference import explain
-
-    return explain.explain(path, provider, env.available_cores(), batch_size, size)
 
 
 def parity(
-    name: str, weights: str | None, data: Mapping[str, Path], images: int | None, provider: str
+    name: str,
+    weights: str | None,
+    data: Mapping[str, Path],
+    images: int | None,
+    provider: str,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> dict[str, Any]:
     """Check an ONNX file, or the export of a run or model, against torch on test images.
 
@@ -180,8 +194,9 @@ def parity(
         name: an ONNX file, a run's folder of weights, or a model.
         weights: for a file, the run's folder or the model that it was exported from; None for what the file names.
         data: the data set to test on; empty for the embedded one.
-        images: how many of it, evenly spaced; None for all.
+        images: how many of it, evenly spaced; None for as many as take a minute.
         provider: of ONNX Runtime.
+        progress: told what is done, and of how many images.
 
     Returns:
         What `check` does, `model`, `trained`, `data`, `elsewhere` (see `trained_elsewhere`), and `notes` on the data.
@@ -195,12 +210,16 @@ def parity(
         raise InputError(f"{name}: no such file")
     if weights and not is_file:
         raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {name} is none")
-    _require(provider)
+    require(provider)
     file = onnxfile.read(path) if is_file else None
     made_from = weights or (onnxfile.stated_model(path, file) if file else name)
     size = onnxfile.image_size(file) if file else None
+    from suite.inference import departure
+
+    progress(0, 0, f"load {made_from}")
     with networks.source(made_from, size) as of, tempfile.TemporaryDirectory() as scratch:
         if file is None:
+            progress(0, 0, "export")
             path = Path(scratch) / "model.onnx"
             export(of, path, "fp32", provider, False, data)
         elif (classes := onnxfile.classes(file)) != of.classes:
@@ -208,7 +227,38 @@ def parity(
         elif (channels := onnxfile.channels(file)) != of.channels:
             raise InputError(f"{name}: takes {channels} channels, {of.model} {of.channels}: another network's file")
         batches = networks.test_batches(of, data, images)
-        found = departure.check(of.weights, path, batches, onnxfile.precision(path), provider)
+        precision = onnxfile.precision(path)
+        notes = batches.dataset.notes
+        if images is None and (fewer := _in_a_minute(of, data, path, precision, provider, batches.test_images)):
+            notes = (*notes, f"{fewer} of {batches.test_images} images, as many as take a minute; --images N takes N")
+            batches = networks.test_batches(of, data, fewer)
+        found = departure.check(of.weights, path, batches, precision, provider, progress)
         dataset = batches.dataset
-        said = {"elsewhere": networks.trained_elsewhere(of, dataset, bool(data)), "notes": dataset.notes}
+        said = {"elsewhere": networks.trained_elsewhere(of, dataset, bool(data)), "notes": notes}
         return {"model": of.model, "trained": of.trained, "data": dataset.name, **said, **found}
+
+
+# How long images are compared where nobody says how many, and on how many it is found out how long one takes.
+MINUTE, PROBED = 60.0, 16
+
+
+def _in_a_minute(
+    of: networks.Source, data: Mapping[str, Path], path: Path, precision: str, provider: str, images: int
+) -> int | None:
+    """How many images can be compared in a minute; None if that is all of them."""
+    from time import perf_counter
+
+    from suite.export.weights import load_weights
+    from suite.inference.parity import LogitsError, compare
+
+    if images <= PROBED:
+        return None
+    model, few = load_weights(of.weights), networks.test_batches(of, data, PROBED)
+    try:
+        for _ in range(2):  # the first one loads and warms up
+            start = perf_counter()
+            compare(model, path, few, env.available_cores(), provider=provider, precision=precision)
+    except LogitsError:
+        return PROBED  # on which the file's fault is found as well
+    possible = int(MINUTE * PROBED / (perf_counter() - start))
+    return max(PROBED, possible) if possible < images else None

@@ -11,6 +11,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from suite.export import graphs
+from suite.inference import subjects
+from suite.inference.feeds import NOTHING_GIVEN, Given, values_for
 from suite.session import open_session
 
 # Operators that are parts of convolutions, or of their weights, in a graph that suits the runtime.
@@ -32,45 +35,43 @@ class _Node:
 
     @property
     def typical(self) -> float:
-        return statistics.median(self.microseconds)
+        return statistics.median(self.microseconds) if self.microseconds else 0.0
 
 
 def explain(
-    path: Path, provider: str = "cpu", threads: int = 1, batch_size: int = 1, size: int | None = None
+    path: Path, provider: str = "cpu", threads: int = 1, batch_size: int | None = None, given: Given = NOTHING_GIVEN
 ) -> dict[str, Any]:
-    """Run a file on random images with ONNX Runtime's profile, and without it for comparison, one after the other.
+    """Run a file on random inputs with ONNX Runtime's profile, and without it for comparison, one after the other.
 
     Args:
-        path: a file that `suite.export.exporter` wrote, in any precision.
+        path: an ONNX file of any maker, in any precision.
         provider: "cpu", "cuda" or "tensorrt".
         threads: of ONNX Runtime.
-        batch_size: images a run.
-        size: side of an image in pixels; None for the file's own.
+        batch_size: of its inputs; None for the file's own, or 1.
+        given: what the user says of its inputs.
 
     Returns:
-        `file`, `provider` as ONNX Runtime names it, `threads`, `batch_size`, `size`, `runs`; `nodes` of the optimised
-        graph by provider; its `operators`; of these `unfused` (`FUSABLE` ones that are left), `reorders` (between the
-        blocked layout and the plain one) and `copies` (between devices); `expensive`: the nodes that take longest, each
-        with `name`, `operator`, `microseconds`, `share` of all kernels' time, and `gflops` (billions of multiplications
-        and additions a second; None where it is neither convolution nor Gemm); and medians over the runs in
-        microseconds: `kernel_us`, all kernels of a run; `run_us`, the run with the profile on, in which the difference
-        is dispatch and the profile's own; `wall_us`, a run without it. On a GPU the profile sees how long a kernel
-        takes to launch, not to run.
+        `file`, `provider` as ONNX Runtime names it, `threads`, `inputs` (shapes by name), `runs`; `nodes` of the
+        optimised graph by provider; its `operators`; of these `unfused` (`FUSABLE` ones that are left), `reorders`
+        (between the blocked layout and the plain one) and `copies` (between devices); `expensive`: the nodes
+        that take longest, each with `name`, `operator`, `microseconds`, `share` of all kernels' time, and `gflops`
+        (billions of multiplications and additions a second; None where it is neither convolution nor Gemm); and
+        medians over the runs in microseconds: `kernel_us`, all kernels of a run; `run_us`, the run with the profile on,
+        in which the difference is dispatch and the profile's own; `wall_us`, a run without it. On a GPU the profile
+        sees how long a kernel takes to launch, not to run.
 
     Raises:
-        RuntimeError: the provider cannot be used here, or the file is no graph.
+        InputError: it is no ONNX file, or a dimension of its inputs is not known.
+        RuntimeError: the provider cannot be used here, or cannot run the file.
     """
-    import numpy as np
-    import onnx
-
+    graph = graphs.read(path)
+    taken = subjects.resolve(graph, given, batch_size)
+    values = values_for(taken, given.path, 0)
     session = open_session(str(path), provider, threads, tf32=True)  # as latencies are measured
-    (tensor,) = session.get_inputs()
-    side = size or int(tensor.shape[2])
-    images = np.random.default_rng(0).standard_normal((batch_size, tensor.shape[1], side, side), np.float32)
     wall = []
     for _ in range(WARM_UP + RUNS):
         start = perf_counter()
-        session.run(None, {tensor.name: images})
+        session.run(None, values)
         wall.append(1e6 * (perf_counter() - start))
     del session  # two thread pools would be in each other's way
 
@@ -82,14 +83,13 @@ def explain(
 
         session = open_session(str(path), provider, threads, tf32=True, configure=profile)
         for _ in range(WARM_UP + RUNS):
-            session.run(None, {tensor.name: images})
+            session.run(None, values)
         name = session.get_providers()[0]
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
 
     nodes, run_us = _read(events)
-    graph = onnx.load(path).graph
-    shapes = {constant.name: tuple(constant.dims) for constant in graph.initializer}
-    convolutions = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in shapes]
+    shapes = {constant.name: tuple(constant.dims) for constant in graph.model.graph.initializer}
+    convolutions = [node for node in graph.model.graph.node if node.op_type == "Conv" and node.input[1] in shapes]
     weights = {node.name: shapes[node.input[1]] for node in convolutions}
     total = sum(node.typical for node in nodes)
     operators = Counter(node.operator for node in nodes)
@@ -97,8 +97,7 @@ def explain(
         "file": path.name,
         "provider": name,
         "threads": threads,
-        "batch_size": batch_size,
-        "size": side,
+        "inputs": {each.name: list(each.shape) for each in taken},
         "runs": RUNS,
         "nodes": dict(Counter(node.provider for node in nodes)),
         "operators": dict(sorted(operators.items())),
@@ -115,10 +114,18 @@ def explain(
             }
             for node in sorted(nodes, key=lambda node: -node.typical)[:MOST_EXPENSIVE]
         ],
-        "kernel_us": statistics.median(map(sum, zip(*(node.microseconds for node in nodes), strict=True))),
+        "kernel_us": _of_a_run([node.microseconds for node in nodes]),
         "run_us": statistics.median(run_us),
         "wall_us": statistics.median(wall[WARM_UP:]),
     }
+
+
+def _of_a_run(microseconds: Sequence[Sequence[float]]) -> float:
+    """What all nodes take in a run: the median, or the mean where some run more or less often than the others, as in
+    loops and branches."""
+    if all(len(each) == RUNS for each in microseconds):
+        return statistics.median(map(sum, zip(*microseconds, strict=True))) if microseconds else 0.0
+    return sum(map(sum, microseconds)) / RUNS
 
 
 def _read(events: Sequence[Mapping[str, Any]]) -> tuple[list[_Node], list[float]]:
@@ -137,7 +144,8 @@ def _read(events: Sequence[Mapping[str, Any]]) -> tuple[list[_Node], list[float]
                     [next(iter(entry.values())) for entry in details.get(f"{which}_type_shape", [])]
                     for which in ("input", "output")
                 )
-                nodes[key] = _Node(name, details["op_name"], details["provider"], inputs, outputs[0], [])
+                shape = outputs[0] if outputs else ()
+                nodes[key] = _Node(name, details["op_name"], details["provider"], inputs, shape, [])
             if len(runs) >= WARM_UP:
                 nodes[key].microseconds.append(event["dur"])
     return list(nodes.values()), runs[WARM_UP:]
@@ -166,9 +174,9 @@ def render(explanation: Mapping[str, Any]) -> str:
 
     of = explanation
     kernels, run = of["kernel_us"], of["run_us"]
-    shape = f"batch {of['batch_size']}, {of['size']}x{of['size']}"
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'one number'}" for name, shape in of["inputs"].items())
     lines = [
-        f"{of['file']}: {shape}, threads {of['threads']}, runs {of['runs']}",
+        f"{of['file']}: {shapes}, threads {of['threads']}, runs {of['runs']}",
         f"nodes         {counts(of['nodes'])}",
         f"operators     {counts(of['operators'])}",
         f"not fused     {counts(of['unfused'])}",

@@ -25,8 +25,8 @@ from typing import Protocol as Interface
 import suite
 from suite import env
 from suite.inference import processes
-from suite.inference.timing import Protocol as Protocol
-from suite.inference.timing import Request as Request
+from suite.inference.loaded import Protocol as Protocol
+from suite.inference.loaded import Request as Request
 from suite.inference.timing import serve_torch
 from suite.registry import PROVIDERS
 from suite.results import samples
@@ -34,8 +34,8 @@ from suite.results import samples
 # Sessions that are alive at the same time; a ResNet-101 in float32 with a batch of 8 takes about 1 GB.
 ALIVE = 6
 
-# 72 runs are enough for a 90th percentile; a quick run only has a median to show.
-QUICK = Protocol(rounds=3, min_seconds=0.3, min_runs=3, max_runs=70, warmup=1)
+# A quick run only has a median to show. Of a large batch a burst is one run, so that each row has time for many bursts.
+QUICK = Protocol(rounds=5, min_seconds=0.25, min_runs=1, max_runs=70, warmup=1)
 
 THOROUGH = Protocol(rounds=24, min_seconds=0.5, min_runs=3, max_runs=100, warmup=5)
 
@@ -95,9 +95,18 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[d
     bursts = 0
     try:
         for index, request in enumerate(requests):
+            workers[index] = _OnnxRuntime(request) if request.runtime == "onnxruntime" else _Torch(request)
+        # They import their libraries side by side, and nobody loads a network before all have done so.
+        for index, worker in workers.items():
             try:
-                workers[index] = _OnnxRuntime(request) if request.runtime == "onnxruntime" else _Torch(request)
-                answers[index] = workers[index].ask("load") | {"rounds": [], "in_turns_with": len(requests) - 1}
+                worker.wait()
+            except RuntimeError as error:
+                answers[index] = error
+        for index, worker in workers.items():
+            if index in answers:
+                continue
+            try:
+                answers[index] = worker.ask("load") | {"rounds": [], "in_turns_with": len(requests) - 1}
             except RuntimeError as error:
                 answers[index] = error
         rounds = requests[0].protocol.rounds if requests else 0
@@ -184,6 +193,9 @@ def peak(provider: str, threads: int, precision: str = "fp32") -> dict[str, Any]
 class _Worker(Interface):
     """A process that has one network loaded."""
 
+    def wait(self) -> None:
+        """Wait until it has imported what it needs; RuntimeError if it fails."""
+
     def ask(self, action: str) -> dict[str, Any]:
         """Have it "load", run a "burst" or "end", and wait for the answer; RuntimeError if it fails."""
 
@@ -198,8 +210,14 @@ class _OnnxRuntime:
         self._process = _start(request.threads, self._errors)
         self._send(asdict(request))
 
+    def wait(self) -> None:
+        self._answer()
+
     def ask(self, action: str) -> dict[str, Any]:
         self._send(action)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -229,9 +247,16 @@ class _Torch:
         self._process.start()
         theirs.close()
 
+    def wait(self) -> None:
+        self._answer()
+
     def ask(self, action: str) -> dict[str, Any]:
-        try:
+        with suppress(OSError):  # its last words say why
             self._pipe.send(action)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        try:
             answer: dict[str, Any] = self._pipe.recv()
         except (EOFError, OSError):
             raise RuntimeError("the timing process ended without an answer") from None

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import to_builtins
+
 from suite import env
 from suite.errors import InputError, first_line
 from suite.export.weights import CONFIG, read_config
 from suite.files import printable
 from suite.registry import DATA_SETS, STAND_INS
-from suite.results.shape import checked
+from suite.results.record import TrainRecord
 from suite.results.store import Store
 from suite.tables import spec
 
@@ -200,8 +202,8 @@ def training(of: Source) -> dict[str, str]:
     record in its results folder; nothing for initial weights and for a folder of weights that lies elsewhere."""
     folder = of.weights.resolve()
     store = Store(folder.parent.parent)
-    for record in store.each("train", [of.model]) if of.trained else ():
+    for record in store.typed(TrainRecord, [of.model]) if of.trained else ():
         if record.key == folder.name:
-            checked(record, store.root)
-            return {name: json.dumps(record.inputs[name]) for name in ("recipe", "data")} | {"run": record.key}
+            asked = {"recipe": record.inputs.recipe, "data": to_builtins(record.inputs.data)}
+            return {name: json.dumps(value, sort_keys=True) for name, value in asked.items()} | {"run": record.key}
     return {}

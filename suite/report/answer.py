@@ -106,7 +106,7 @@ def _files(entries: Sequence[Entry]) -> Iterator[Answer]:
     nets = [net for group in choices.groups(entries).values() for net in group if net.runs.parity]
     if not nets:
         return
-    failed = [net for net in nets if not all(record.result["passed"] for record in net.runs.parity)]
+    failed = [net for net in nets if not all(record.result.passed for record in net.runs.parity)]
     main = f"{len(nets) - len(failed)} of {len(nets)} networks answer in ONNX Runtime as they do in PyTorch"
     ratios = [
         median(net.runs.timed[form]) / median(net.runs.timed[kind])
@@ -114,7 +114,7 @@ def _files(entries: Sequence[Entry]) -> Iterator[Answer]:
         for kind in _common(net)[:1]
         if (form := (*kind[:4], CHECKED[1])) in net.runs.timed
     ]
-    lost = [r.result["difference"] for net in nets if net.counts for r in net.runs.checks.get(CHECKED, [])]
+    lost = [r.result.difference for net in nets if net.counts for r in net.runs.checks.get(CHECKED, [])]
     rest = ""
     if ratios:
         rest = f"int8 takes {min(ratios):.2f} to {max(ratios):.2f} of the time"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from suite.registry import DATA_SETS
 from suite.report.render import Column, Line, Report
-from suite.report.runs import Entry, Kind, Metric, errors, median, shortfalls, unstable, words_of
-from suite.report.tables import three_digits
+from suite.report.runs import Entry, Kind, Metric, errors, median, quick, shortfalls, unstable, words_of
+from suite.report.tables import QUICK, three_digits
 
 # The choice beside which the others stand.
 USUAL = "relu_bn"
@@ -56,7 +56,10 @@ def _errors(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line], m
     base = _error(usual, metric) if usual else None
     for net, line in zip(nets, lines, strict=True):
         value, notes = _error(net, metric), shortfalls(net.table, net.row, net.runs.train)
-        line.put(error, value, *notes, *(["did not train, or not measured"] if value is None else []))
+        if quick(net.table, net.runs.train):
+            line.put(error, QUICK, *notes)
+        else:
+            line.put(error, value, *notes, *(["did not train, or not measured"] if value is None else []))
         if usual and value is not None and base is not None and _same(net, usual):
             line.put(points, value - base)
         else:
@@ -65,15 +68,17 @@ def _errors(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line], m
 
 
 def _sizes(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]) -> list[Column]:
-    columns = [Column("parameters", "params ratio", _times), Column("macs", "MACs ratio", _times)]
+    parameters, macs = Column("parameters", "params ratio", _times), Column("macs", "MACs ratio", _times)
     base = usual.runs.export if usual else None
     for net, line in zip(nets, lines, strict=True):
-        for column in columns:
-            if net.runs.export and base:
-                line.put(column, net.runs.export.result[column.key] / base.result[column.key])
-            else:
-                line.put(column, None, "not exported")
-    return columns
+        if net.runs.export and base:
+            cost, usually = net.runs.export.result, base.result
+            line.put(parameters, cost.parameters / usually.parameters)
+            line.put(macs, cost.macs / usually.macs)
+        else:
+            line.put(parameters, None, "not exported")
+            line.put(macs, None, "not exported")
+    return [parameters, macs]
 
 
 def _latencies(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]) -> tuple[list[Column], list[str]]:
@@ -109,11 +114,9 @@ def _same(a: Entry, b: Entry) -> bool:
     """Whether two nets were trained on the paper's data for as many whole epochs, so that their errors compare."""
 
     def how(net: Entry) -> tuple[object, ...]:
-        inputs = net.runs.train[0].inputs
-        return inputs["data"], inputs["recipe"]["epochs"]
+        return net.runs.train[0].inputs.data, net.epochs
 
-    whole = all(net.runs.train[0].inputs["recipe"]["max_steps"] is None for net in (a, b))
-    return whole and how(a) == how(b) and a.runs.train[0].inputs["data"]["name"] == a.row.data
+    return a.counts and b.counts and how(a) == how(b)
 
 
 def _kinds(nets: Sequence[Entry]) -> list[Kind]:
@@ -135,5 +138,5 @@ def _doubts(net: Entry, kind: Kind) -> list[str]:
     """Why a latency is not there, or is to be taken with care."""
     if kind not in net.runs.timed:
         return ["not timed"]
-    failed = not all(record.result["passed"] for record in net.runs.parity)
+    failed = not all(record.result.passed for record in net.runs.parity)
     return unstable(net.runs.timed[kind]) + ["PARITY FAILED: the file is not the network"] * failed

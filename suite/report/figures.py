@@ -15,8 +15,7 @@ from suite.files import printable
 from suite.inference import networks
 from suite.report.plots import ZOOM
 from suite.report.render import escape_latex
-from suite.results.record import Record
-from suite.results.shape import checked
+from suite.results.record import TrainRecord
 from suite.results.store import Store
 from suite.tables import spec
 
@@ -115,23 +114,23 @@ def curves(
     return found
 
 
-def _longest(store: Store, model: str) -> Record | None:
+def _longest(store: Store, model: str) -> TrainRecord | None:
     """The run of a network with most training steps whose weights are there; of two alike the latest."""
     name = "model.safetensors"
-    runs = [checked(record, store.root) for record in store.each("train", {model}, "epochs")]
-    runs = [record for record in runs if record.result["trained"] and name in record.artifacts]
-    runs = [record for record in runs if not spec.outdated(model, record.inputs.get("version", 0))]
+    read = store.typed(TrainRecord, {model})
+    runs = [record for record in read if record.result.trained and name in record.artifacts]
+    runs = [record for record in runs if not spec.outdated(model, record.inputs.version)]
     runs = [record for record in runs if store.artifact(record, name).is_file()]
-    return max(runs, key=lambda record: (record.result["steps"], record.finished), default=None)
+    return max(runs, key=lambda record: (record.result.steps, record.finished), default=None)
 
 
-def _origin(figure: int, record: Record | None) -> str:
+def _origin(figure: int, record: TrainRecord | None) -> str:
     if record is None:
         return "initial weights, NOT TRAINED: no run in the results folder"
-    data, steps = record.inputs["data"]["name"], record.result["steps"]
-    recipe = record.inputs["recipe"]
-    whole = recipe["max_steps"] is None and recipe["epochs"] == spec.load_table(4 if figure == 3 else 1).recipe.epochs
-    return f"{'run' if whole else 'shortened run'} of {steps} steps on {printable(data)}, seed {record.inputs['seed']}"
+    data, steps = record.inputs.data.name, record.result.steps
+    asked = record.inputs.schedule
+    whole = asked.max_steps is None and asked.epochs == spec.load_table(4 if figure == 3 else 1).recipe.epochs
+    return f"{'run' if whole else 'shortened run'} of {steps} steps on {printable(data)}, seed {record.inputs.seed}"
 
 
 def promise() -> tuple[list[Curve], list[str]]:

@@ -182,7 +182,7 @@ def top1(net: Entry, metric: Metric) -> tuple[float, float, float]:
     median, count = statistics.median(values), len(values)
     if count >= 3:
         return median, MEDIAN * statistics.stdev(values) / math.sqrt(count), count - 1
-    images = net.runs.train[0].result["test_images"]
+    images = net.runs.train[0].result.test_images
     spread = math.hypot(math.sqrt(median * (100 - median) / images), OVER_SEEDS * median)
     return median, spread / math.sqrt(count), math.inf
 
@@ -202,21 +202,22 @@ def _in_words(net: Entry, error: float) -> str:
     return f"{net.row.model} {ours}" + (f" (paper {stated:.2f})" if stated is not None else "")
 
 
-def _delta(net: Entry) -> list[float]:
-    return [float(value) for value in net.runs.analyze[0].result["blocks"]["delta"]]
+def _deltas(nets: Nets) -> Iterator[tuple[Entry, list[float]]]:
+    """The nets whose analysis has Delta, block by block."""
+    for net in nets.values():
+        if blocks := net.runs.analyze[0].result.blocks:
+            yield net, blocks.delta
 
 
 def _spread(nets: Nets) -> Iterator[Part]:
-    for net in nets.values():
-        delta = _delta(net)
+    for net, delta in _deltas(nets):
         figures = f"{net.row.model}: Delta from {min(delta):.3g} to {max(delta):.3g} over {len(delta)} blocks"
         ours = f"{min(delta):.3g} to {max(delta):.3g}"
         yield Part(max(delta) < MAGNITUDE * min(delta), figures, (net,), ours, "1 to 5")
 
 
 def _late(nets: Nets) -> Iterator[Part]:
-    for net in nets.values():
-        delta = _delta(net)
+    for net, delta in _deltas(nets):
         first = 2 * len(delta) // 3
         early, late = statistics.median(delta[:first]), statistics.median(delta[first:])
         figures = f"{net.row.model}: median Delta {early:.3g} in blocks 1 to {first}, {late:.3g} after them"
@@ -224,7 +225,7 @@ def _late(nets: Nets) -> Iterator[Part]:
 
 
 def _nonzero(net: Entry) -> float:
-    return statistics.median(float(record.result["activation"]["nonzero"]) for record in net.runs.analyze)
+    return statistics.median(record.result.activation.nonzero for record in net.runs.analyze)
 
 
 def _sparse(nets: Nets) -> Iterator[Part]:

@@ -105,7 +105,7 @@ def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -
         "report.html",
         style=asset("report.css"),
         colors=[look.PALETTE, look.DARK],
-        key=[look.NORMALIZATIONS[name] for name in look.NORMALIZATIONS],
+        key=list(look.NORMALIZATIONS.values()),
         answers=answers(entries, metric),
         undrawn=_undrawn(entries),
         choices=[(name, _fold(name, entries), sheet(each, everything=True)) for name, each in chosen.items()],

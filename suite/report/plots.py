@@ -7,11 +7,12 @@ of quick runs mean nothing and are never drawn.
 import json
 import re
 import statistics
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from types import MappingProxyType
 from typing import Literal
 
+from suite.outcomes import Epoch, known
 from suite.registry import DATA_SETS
 from suite.report import look
 from suite.report.drawing import SHARES, Figure, Plot, Points, Series, axis, named, thin
@@ -82,7 +83,7 @@ def _span(shares: Collection[tuple[int, int]]) -> str:
 def _length(entry: Entry) -> tuple[bool, int]:
     """How much the runs of an entry say: in full, and of how many steps if not in full."""
     full = entry.comparable
-    return full, 0 if full else int(entry.runs.train[0].result["steps"])
+    return full, 0 if full else entry.runs.train[0].result.steps
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -97,30 +98,32 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
+LEARNED: tuple[tuple[str, str, Callable[[Epoch], float | None]], ...] = (
+    ("test-error", "test error (%)", lambda epoch: known(epoch.top1)),
+    ("train-error", "training error (%)", lambda epoch: known(epoch.train_error)),
+    ("train-loss", "training loss", lambda epoch: known(epoch.train_loss)),
+)
+
+
 def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
     """A figure for each data set and depth: test error, training error and training loss by epoch, medians over
     seeds."""
     figures = []
     for data, depth, group in _by_depth(entries):
         plots = []
-        for key, label in (
-            ("top1", "test error (%)"),
-            ("train_error", "training error (%)"),
-            ("train_loss", "training loss"),
-        ):
-            curves = [(entry.row.model, _curve(entry.runs, key)) for entry in group]
-            stem = f"{data}-{depth}-{key.replace('_', '-').replace('top1', 'test-error')}"
-            plots += _lines(stem, label, "epoch", label, curves)
+        for key, label, of in LEARNED:
+            curves = [(entry.row.model, _curve(entry.runs, of)) for entry in group]
+            plots += _lines(f"{data}-{depth}-{key}", label, "epoch", label, curves)
         if plots:
             title = f"Learning curves, {_place(data, depth)}"
             figures.append(Figure(title, "Medians over seeds.", tuple(plots)))
     return figures
 
 
-def _curve(runs: Runs, key: str) -> Points:
+def _curve(runs: Runs, of: Callable[[Epoch], float | None]) -> Points:
     found: dict[int, list[float]] = {}
     for record in runs.train:
-        for epoch, value in by_epoch(record, key).items():
+        for epoch, value in by_epoch(record, of).items():
             found.setdefault(epoch, []).append(value)
     return thin([[epoch, statistics.median(values)] for epoch, values in sorted(found.items())])
 
@@ -133,8 +136,7 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
         for number, kind in enumerate(_kinds(group), start=1):
             found = [(entry.row.model, timed[kind]) for entry in group if kind in (timed := entry.runs.timed)]
             boxes = [
-                [i, *(1e3 * value for value in quantiles(r.result["samples"], SHARES))]
-                for i, (_, r) in enumerate(found)
+                [i, *(1e3 * value for value in quantiles(r.result.samples, SHARES))] for i, (_, r) in enumerate(found)
             ]
             models = tuple(model for model, _ in found)
             x = axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
@@ -205,9 +207,14 @@ def inside(entries: Sequence[Entry]) -> list[Figure]:
         stem = f"{data}-{depth}"
         analysed = [(entry.row.model, entry.runs.analyze[0].result) for entry in group if entry.runs.analyze]
         plots: list[Plot] = []
-        for key, words in (("delta", "before the activation"), ("delta_after_relu", "after the activation")):
-            curves = [(model, _numbered(result["blocks"][key])) for model, result in analysed if "blocks" in result]
-            name = f"{stem}-{key.replace('_', '-')}"
+        blocks = [(model, result.blocks) for model, result in analysed if result.blocks]
+        before = [(model, _numbered(each.delta)) for model, each in blocks]
+        after = [(model, _numbered(known(each.delta_after_relu) or ())) for model, each in blocks]
+        for key, words, curves in (
+            ("delta", "before the activation", before),
+            ("delta-after-relu", "after the activation", after),
+        ):
+            name = f"{stem}-{key}"
             plots += _lines(name, words, "block", "Delta", curves, log_y=True)
             if any(len(points) > ZOOM for _, points in curves):
                 zoomed = [(model, points[:ZOOM]) for model, points in curves]
@@ -215,8 +222,8 @@ def inside(entries: Sequence[Entry]) -> list[Figure]:
         if plots:
             title = f"Figure 2, change by block, {_place(data, depth)}"
             figures.append(Figure(title, "Mean length of what each residual block adds.", tuple(plots), FIGURE_2))
-        curves = [(model, _numbered(result["coherence"]["mu"])) for model, result in analysed if "coherence" in result]
-        plots = _lines(f"{stem}-coherence", "coherence", "convolution", "coherence", curves)
+        mu = [(model, _numbered(result.coherence.mu)) for model, result in analysed if result.coherence]
+        plots = _lines(f"{stem}-coherence", "coherence", "convolution", "coherence", mu)
         if plots:
             caption = "Greatest cosine between two filters of a convolution."
             title = f"Figure 3, coherence, {_place(data, depth)}"

@@ -6,9 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import UnsetType
+
+from suite.inputs import Inputs, LatencyInputs, OnData, TrainInputs
+from suite.outcomes import known
 from suite.registry import DATA_SETS
 from suite.report.runs import Entry, kind_of, words_of
-from suite.results.record import Record
+from suite.results.record import Record, Source, TimedRecord
 
 
 @dataclass
@@ -23,7 +27,7 @@ class Provenance:
         records: keys, of a record that several tables show once.
     """
 
-    rows: dict[tuple[str, str, str, str, int], list[Record]] = field(default_factory=dict)
+    rows: dict[tuple[str, str, str, str, int], list[Record[Inputs, object]]] = field(default_factory=dict)
     setups: dict[str, int] = field(default_factory=dict)
     recipes: dict[str, int] = field(default_factory=dict)
     machines: dict[str, None] = field(default_factory=dict)
@@ -34,17 +38,19 @@ class Provenance:
         runs = entry.runs
         exports = [runs.export] if runs.export else []
         checks = [record for records in runs.checks.values() for record in records]
-        shown = [*runs.train, *exports, *runs.parity, *checks, *runs.analyze, *runs.timed.values()]
+        after: list[Record[Inputs, object]] = [*exports, *runs.parity, *checks, *runs.analyze, *runs.timed.values()]
+        shown = [*runs.train, *after]
         self.records.update(record.key for record in shown)
         for record in shown:
             environment = record.environment
-            machine = environment.get("machine", {}).get("id") or record.inputs.get("machine") or "not recorded"
-            self.machines.setdefault(str(machine))
+            timed_on = record.inputs.machine if isinstance(record.inputs, LatencyInputs) else ""
+            machine = environment.machine.id or timed_on or "not recorded"
+            self.machines.setdefault(machine)
             setup = {
                 "machine": machine,
-                "versions": _pairs(environment.get("versions", {})),
-                "commit": _commit(environment.get("source", {})),
-                "command": shlex.join(map(str, environment.get("command", []))),
+                "versions": _pairs(environment.versions),
+                "commit": _commit(environment.source),
+                "command": shlex.join(environment.command),
             }
             number = self.setups.setdefault(json.dumps(setup), len(self.setups) + 1)
             key = (table, entry.row.model, entry.row.data, record.stage, number)
@@ -54,10 +60,10 @@ class Provenance:
         """All of it as the template takes it: setups, recipes, and a line for each figure that names its own."""
         lines = []
         for (table, model, data, stage, setup), records in self.rows.items():
-            recipes = {self._recipe(record) for record in records if "recipe" in record.inputs}
-            seeds = [str(record.inputs["seed"]) for record in records if "seed" in record.inputs]
+            recipes = set(filter(None, map(self._recipe, records)))
+            seeds = [str(record.inputs.seed) for record in records if isinstance(record.inputs, TrainInputs)]
             detail = [f"seed {', '.join(seeds)}"] if seeds else []
-            detail += [words_of(kind_of(r)) for r in records if stage == "latency"]
+            detail += [words_of(kind_of(record)) for record in records if isinstance(record, TimedRecord)]
             lines.append(
                 {
                     "words": (table, model, DATA_SETS[data].label, stage, ", ".join(detail)),
@@ -73,21 +79,23 @@ class Provenance:
             "lines": lines,
         }
 
-    def _recipe(self, record: Record) -> int:
-        data = record.inputs.get("data", {})
-        text = f"data {data.get('name')} ({str(data.get('sha256'))[:12]}); {_pairs(record.inputs['recipe'])}"
+    def _recipe(self, record: Record[Inputs, object]) -> int | None:
+        """The number of the recipe that a record was made by, if it was by one."""
+        if not isinstance(record.inputs, OnData) or isinstance(record.inputs.recipe, UnsetType):
+            return None
+        recipe, data = record.inputs.recipe, known(record.inputs.data)
+        name, digest = (data.name, known(data.sha256)) if data else (None, None)
+        text = f"data {name} ({str(digest)[:12]}); {_pairs(recipe)}"
         return self.recipes.setdefault(text, len(self.recipes) + 1)
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
+def _pairs(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else str(value)
 
 
-def _commit(source: Mapping[str, Any]) -> str:
-    if not source.get("commit"):
-        return ""
-    return f"{source['commit']}{' with changes' if source.get('dirty') else ''}"
+def _commit(source: Source) -> str:
+    return f"{source.commit}{' with changes' if source.dirty else ''}" if source.commit else ""

@@ -3,11 +3,16 @@
 import csv
 import io
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from suite.errors import InputError
 from suite.files import printable
+
+# Characters of a line of a footnote in Markdown, and of a row of brief columns.
+WIDTH = 100
 
 FORMATS = ("github", "csv", "latex", "json")
 
@@ -16,11 +21,17 @@ Value = str | float | int | None
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its key in CSV and JSON, its heading elsewhere, and how a value is printed there."""
+    """One column: its key in CSV and JSON, its heading elsewhere, and how a number is printed there.
+
+    `part` is what readers who choose columns call it and its like; `brief` is its heading for those who do not choose,
+    empty if it is not shown to them.
+    """
 
     key: str
     heading: str
     show: Callable[[Any], str] = str
+    part: str = ""
+    brief: str = ""
 
 
 @dataclass
@@ -51,18 +62,67 @@ def render(report: Report, form: str) -> str:
     return {"github": _github, "csv": _csv, "latex": _latex, "json": _json}[form](report)
 
 
+def chosen(report: Report, names: Sequence[str] = ()) -> Report:
+    """The report with the columns of these parts or keys, or with all for "all", after those of its rows' headings;
+    without names with as many of its brief columns as fit a terminal.
+
+    Raises:
+        InputError: a name is neither; it says what is legal.
+    """
+    if "all" in names:
+        return report
+    parts = list(dict.fromkeys(column.part for column in report.columns if column.part))
+    known = {*parts, *(column.key for column in report.columns)}
+    if unknown := [name for name in names if name not in known]:
+        legal = ", ".join(column.key for column in report.columns)
+        raise InputError(
+            f"--columns: {unknown[0]!r} is no column of this table; legal: all, {', '.join(parts)}; or single ones, by "
+            f"the names that CSV and JSON give them: {legal}"
+        )
+    if names:
+        headings = [column for column in report.columns if column.key.startswith("heading_")]
+        return _with(report, [*headings, *(c for c in report.columns if c.part in names or c.key in names)])
+    columns = [replace(c, heading=c.brief) for c in report.columns if c.brief]
+    while _width(found := _with(report, columns)) > WIDTH and not columns[-1].key.startswith("heading_"):
+        columns.pop()
+    hidden = len(report.columns) - len(columns)
+    return replace(found, remarks=[*found.remarks, f"--columns all shows {hidden} more columns"]) if hidden else found
+
+
+def _with(report: Report, columns: list[Column]) -> Report:
+    keys = {column.key for column in columns}
+    lines = [
+        Line(
+            {key: value for key, value in line.values.items() if key in keys},
+            {key: value for key, value in line.notes.items() if key in keys},
+        )
+        for line in report.lines
+    ]
+    return replace(report, columns=columns, lines=lines)
+
+
+def _width(report: Report) -> int:
+    """Characters of a row in Markdown."""
+    return len(_body(report, "github").partition("\n")[0])
+
+
 def _github(report: Report) -> str:
-    rows, notes = printed(report, "[{}]")
-    rows = [[text.replace("|", "\\|") for text in row] for row in rows]
-    columns = [replace(column, heading=column.heading.replace("|", "\\|")) for column in report.columns]
-    body = _tabulate(rows, replace(report, columns=columns), "github")
+    _, notes = printed(report, "[{}]")
+    body = _body(report, "github")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
-    return "\n".join([report.title, "", body, "", *(f"- {text}" for text in foot)]) + "\n"
+    return "\n".join([textwrap.fill(report.title, WIDTH), "", body, "", *map(_item, foot)]) + "\n"
+
+
+def _item(text: str) -> str:
+    """An item of a list, which a terminal shows as it stands."""
+    return textwrap.fill(
+        text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _latex(report: Report) -> str:
-    rows, notes = printed(report, "[{}]")
-    body = _tabulate(rows, report, "latex_booktabs")
+    _, notes = printed(report, "[{}]")
+    body = _body(report, "latex_booktabs")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
     lines = [f"\\par {escape_latex(text)}" for text in [report.title, *foot]]
     return "\n".join(["% needs \\usepackage{booktabs}", lines[0], "", body, "", *lines[1:]]) + "\n"
@@ -105,17 +165,23 @@ def printed(report: Report, mark: str) -> tuple[list[list[str]], list[tuple[int,
         for column in report.columns:
             value = line.values.get(column.key)
             marks = [numbers.setdefault(text, len(numbers) + 1) for text in line.notes.get(column.key, [])]
-            text = "" if value is None else column.show(value)
+            text = "" if value is None else value if isinstance(value, str) else column.show(value)
             row.append(" ".join([*filter(None, [text]), *(mark.format(number) for number in marks)]))
         rows.append(row)
     return rows, [(number, text) for text, number in numbers.items()]
 
 
-def _tabulate(rows: Sequence[Sequence[str]], report: Report, form: str) -> str:
-    from tabulate import tabulate
+def _body(report: Report, form: str) -> str:
+    """Headings and rows without what stands above and below them."""
+    import tabulate
 
-    headings = [column.heading for column in report.columns]
-    text: str = tabulate(rows, headings, tablefmt=form, disable_numparse=True)
+    rows, _ = printed(report, "[{}]")
+    cells = [[column.heading for column in report.columns], *rows]
+    cells = [[text.replace("] [", ",") for text in row] for row in cells]  # several marks
+    if form == "github":
+        cells = [[text.replace("|", "\\|") for text in row] for row in cells]
+    tabulate.MIN_PADDING = 0  # beside a heading; a terminal has no room for it
+    text: str = tabulate.tabulate(cells[1:], cells[0], tablefmt=form, disable_numparse=True)
     return text
 
 

@@ -24,8 +24,6 @@ TAGS = {
 }
 # Why a cell is empty, where the line below the table says it for all of them.
 PLAIN = ("not run", "not exported", "not timed", "too few runs", "not in the paper")
-# Columns that open first, beside the row's names and one latency for each provider.
-MAIN = re.compile(r"paper_(top1|mean|std|nonzero)|top1|(mean|std)_over_nonzero|nonzero|parity_top1")
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,7 @@ def sheet(report: Report, everything: bool = False, unrun: Collection[int] = ())
     """
     # The model comes first, where it stays in sight however far a narrow screen is scrolled.
     report = replace(report, columns=sorted(report.columns, key=lambda column: column.key != "model"))
-    first = {} if everything else _first_latencies(report.columns)
-    heads = [_head(column, everything or column.key in first.values()) for column in report.columns]
+    heads = [_head(column, everything or bool(column.brief)) for column in report.columns]
     said = replace(report, lines=[_told(line) for line in report.lines])
     cells, notes = printed(said, "\0{}")
     lines = [
@@ -72,17 +69,6 @@ def sheet(report: Report, everything: bool = False, unrun: Collection[int] = ())
     }
 
 
-def _first_latencies(columns: Sequence[Column]) -> dict[tuple[str, str], str]:
-    """The column of float32 at the smallest batch of each provider of ONNX Runtime, and of each machine."""
-    found: dict[tuple[str, str], tuple[int, str]] = {}
-    for column in columns:
-        parts = re.fullmatch(r"onnxruntime_([^_]+)_b(\d+)(_m\d+)?_p50_ms", column.key)
-        if parts:
-            place, batch = (parts[1], parts[3] or ""), int(parts[2])
-            found[place] = min(found.get(place, (batch, column.key)), (batch, column.key))
-    return {place: key for place, (_, key) in found.items()}
-
-
 def _head(column: Column, main: bool) -> Head:
     key, group, text = column.key, "", column.heading
     leading = key == "model" or key.startswith("heading_")
@@ -92,14 +78,12 @@ def _head(column: Column, main: bool) -> Head:
     elif key.startswith("parity_"):
         group, text = _parity(key, text)
     elif parts := re.fullmatch(r"(paper|ours - paper|ours|max - min) ([^,]+)(?:, (.+))?", text):
-        metric = parts[2]
-        group = (
-            f"{metric} error %" if metric in [METRICS[name] for name in METRICS if name.startswith("top")] else metric
-        )
+        percent = parts[2] in [METRICS[name] for name in METRICS if name.startswith("top")]
+        group = f"{parts[2]} %" if percent else parts[2]
         text = f"{parts[1]}, {parts[3]}" if parts[3] else parts[1]
     elif key in ("parameters", "macs"):
         group = "size"
-    return Head(key, group.replace("top-", "top\u2011"), text, kind, main or leading or bool(MAIN.fullmatch(key)))
+    return Head(key, group.replace("top-", "top\u2011"), text, kind, main or leading)
 
 
 def _parity(key: str, heading: str) -> tuple[str, str]:
@@ -134,5 +118,5 @@ def _cell(head: Head, line: Line, text: str) -> dict[str, Any]:
     tags = list(dict.fromkeys(TAGS[start] for note in notes for start in TAGS if note.startswith(start)))
     words = "; ".join(notes)
     if "quick" in tags and value is not None:
-        value, shown, words = None, "", f"{shown} %: {words}"
+        value, shown = None, ""
     return {"head": head, "order": value, "text": shown, "tags": tags, "marks": marks, "notes": words}

@@ -5,15 +5,28 @@ machines never share a column.
 """
 
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import floor, sqrt
-from typing import Any
+from operator import attrgetter
 
 from suite.files import printable
+from suite.outcomes import Activation, ParityResult, known
 from suite.registry import lacks
 from suite.report.render import Column, Line, Report
-from suite.report.runs import PLAIN, Metric, Records, Runs, errors, reduced, shortfalls, unstable, untrained, words_of
-from suite.results.record import Record
+from suite.report.runs import (
+    PLAIN,
+    Metric,
+    Records,
+    Runs,
+    errors,
+    quick,
+    reduced,
+    shortfalls,
+    unstable,
+    untrained,
+    words_of,
+)
+from suite.results.record import TimedRecord
 from suite.results.samples import percentiles, quantiles
 from suite.results.store import Store
 from suite.tables.spec import LOSS, METRICS, TOLERANCE, VERSIONS, Table
@@ -26,6 +39,8 @@ BEYOND = "impossible: more than the peak, which was measured too low"
 BEYOND_ONE = "impossible: more than the peak, which is of one matrix product and was measured too low"
 
 ORT = "onnxruntime"
+# What stands in the place of the error of a run shorter than an epoch, which is that of chance; the record holds it.
+QUICK = "quick"
 
 
 def build(
@@ -53,13 +68,12 @@ def build(
         InputError: a record cannot be read.
     """
     if isinstance(source, Store):
-        models, curves = {row.model for row in table.rows}, table.metrics if metric == "best" else ()
-        index = Records([source], models, trained, curves, failed)
+        index = Records([source], {row.model for row in table.rows}, trained, failed)
     else:
         index = source
     found = [index.runs(table, row) for row in table.rows]
-    headings = [Column(f"heading_{i}", name) for i, name in enumerate(table.headings)]
-    model = Column("model", "Model")
+    headings = [Column(f"heading_{i}", name, brief=name) for i, name in enumerate(table.headings)]
+    model = Column("model", "Model", part="model")
     lines = [Line() for _ in table.rows]
     for line, row in zip(lines, table.rows, strict=True):
         for column, text in zip([*headings, model], [*row.heading, row.model], strict=True):
@@ -99,12 +113,13 @@ def _errors(
     table: Table, found: list[Runs], lines: list[Line], index: Records, metric: Metric, detail: bool
 ) -> list[Column]:
     columns = []
-    seeds = Column("seeds", "seeds")
+    seeds = Column("seeds", "seeds", part="ours")
     for name in table.metrics:
-        paper = Column(f"paper_{name}", f"paper {METRICS[name]}", _decimals(2))
-        ours = Column(name, f"ours {METRICS[name]}", _decimals(2))
-        difference = Column(f"difference_{name}", f"ours - paper {METRICS[name]}", lambda value: f"{value:+.2f}")
-        spread = Column(f"spread_{name}", f"max - min {METRICS[name]}", _decimals(2))
+        words, first = METRICS[name], name == table.metrics[0]
+        paper = Column(f"paper_{name}", f"paper {words}", _decimals(2), "paper", f"paper {words}" if first else "")
+        ours = Column(name, f"ours {words}", _decimals(2), "ours", f"ours {words}" if first else "")
+        difference = Column(f"difference_{name}", f"ours - paper {words}", lambda value: f"{value:+.2f}", "ours")
+        spread = Column(f"spread_{name}", f"max - min {words}", _decimals(2), "ours")
         columns += [paper, ours, difference, spread] if detail else [paper, ours]
         for row, runs, line in zip(table.rows, found, lines, strict=True):
             stated = row.paper.get(name)
@@ -117,13 +132,16 @@ def _errors(
                 continue
             values = errors(runs, name, metric)
             note = shortfalls(table, row, runs.train)
-            if values:
+            if quick(table, runs.train):
+                for column in (ours, difference, spread) if detail else (ours,):
+                    line.put(column, QUICK, *note)
+            elif values:
                 median = statistics.median(values)
                 line.put(ours, median, *note)
                 if detail:
                     line.put(difference, median - stated if stated is not None else None, *note)
                     line.put(spread, max(values) - min(values) if len(values) > 1 else None)
-            elif all(not record.result["trained"] for record in runs.train):
+            elif all(not record.result.trained for record in runs.train):
                 line.put(ours, None, untrained(runs.train[0]), *note)
             else:
                 line.put(ours, None, "not measured by this recipe")
@@ -135,14 +153,21 @@ def _activation(table: Table, found: list[Runs], lines: list[Line], index: Recor
     readings = {"over_nonzero": "non-zero entries", "over_all": "all entries", "pooled": "pooled"}
     columns = []
     for name in table.metrics:
-        paper = Column(f"paper_{name}", f"paper {METRICS[name]}", _decimals(2))
+        words = METRICS[name]
+        paper = Column(f"paper_{name}", f"paper {words}", _decimals(2), "paper", f"paper {words}")
         ours: dict[tuple[str, ...], Column]
         if name == "nonzero":
-            ours = {(name,): Column(name, f"ours {METRICS[name]}", _decimals(2))}
+            ours = {(name,): Column(name, f"ours {words}", _decimals(2), "ours", f"ours {words}")}
         else:
             ours = {
-                (reading, name): Column(f"{name}_{reading}", f"ours {METRICS[name]}, {words}", _readable)
-                for reading, words in readings.items()
+                (reading, name): Column(
+                    f"{name}_{reading}",
+                    f"ours {words}, {of}",
+                    _readable,
+                    "ours",
+                    f"ours {words}" if reading == next(iter(readings)) else "",
+                )
+                for reading, of in readings.items()
             }
         columns += [paper, *ours.values()]
         for row, runs, line in zip(table.rows, found, lines, strict=True):
@@ -152,25 +177,24 @@ def _activation(table: Table, found: list[Runs], lines: list[Line], index: Recor
                     why = index.reason(row, "analyze") or index.missing(row)
                     line.put(column, None, why)
                     continue
-                if not runs.train[0].result["trained"]:
+                if not runs.train[0].result.trained:
                     line.put(column, None, untrained(runs.train[0]), *shortfalls(table, row, runs.train))
                     continue
-                values = [_at(record.result["activation"], path) for record in runs.analyze]
-                known = [value for value in values if value is not None]
-                line.put(column, statistics.median(known) if known else None, *shortfalls(table, row, runs.train))
+                figures = [_at(record.result.activation, path) for record in runs.analyze]
+                values = [value for value in figures if value is not None]
+                line.put(column, statistics.median(values) if values else None, *shortfalls(table, row, runs.train))
     return columns
 
 
-def _at(value: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        value = value[key]
-    return value
+def _at(found: Activation, path: Sequence[str]) -> float | None:
+    figure: float | None = attrgetter(".".join(path))(found)
+    return figure
 
 
 def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[Column]:
-    error = Column("parity_top1", "ONNX - torch top-1", lambda value: f"{value:+.2f}")
-    logits = Column("parity_logits", "max logit diff / scale", lambda value: f"{value:.1e}")
-    agreement = Column("parity_agreement", "top-1 agreement %", lambda value: f"{value:.4g}")
+    error = Column("parity_top1", "ONNX - torch error", lambda value: f"{value:+.2f}", "parity", "ONNX diff")
+    logits = Column("parity_logits", "max logit diff / scale", lambda value: f"{value:.1e}", "parity")
+    agreement = Column("parity_agreement", "top-1 agreement %", lambda value: f"{value:.4g}", "parity")
     for row, runs, line in zip(table.rows, found, lines, strict=True):
         if not runs.parity:
             why = index.reason(row, "parity") or index.reason(row, "export") or "not run"
@@ -179,14 +203,14 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
             continue
         results = [record.result for record in runs.parity]
         _put_parity(line, error, agreement, results)
-        line.put(logits, max(result["max_logit_difference"] / result["scale"] for result in results))
+        line.put(logits, max(result.max_logit_difference / result.scale for result in results))
     columns = [error, logits, agreement]
     for check in sorted({check for runs in found for check in runs.checks}):
         provider, precision = map(printable, check)
         name = " ".join([provider] * (provider != "cpu") + reduced(precision))
         key = "_".join(name.split())
-        error = Column(f"parity_{key}_top1", f"{name} - torch top-1", error.show)
-        agreement = Column(f"parity_{key}_agreement", f"{name} top-1 agreement %", agreement.show)
+        error = Column(f"parity_{key}_top1", f"{name} - torch error", error.show, "parity")
+        agreement = Column(f"parity_{key}_agreement", f"{name} top-1 agreement %", agreement.show, "parity")
         columns += [error, agreement]
         for runs, line in zip(found, lines, strict=True):
             if check in runs.checks:
@@ -197,46 +221,46 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
     return columns
 
 
-def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[Mapping[str, Any]]) -> None:
+def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[ParityResult]) -> None:
     """The worst of these, and what is to be said of them."""
-    notes = [f"parity on {sum(result['images'] for result in results)} images"]
-    failed = [result for result in results if not result["passed"]]
+    notes = [f"parity on {sum(result.images for result in results)} images"]
+    failed = [result for result in results if not result.passed]
     if failed:
-        layers = [result["departure"]["layer"] for result in failed if result.get("departure")]
+        layers = [result.departure.layer for result in failed if result.departure]
         why = [*filter(None, map(_why, failed)), *(f"first at {layer}" for layer in layers)]
         notes.append("PARITY FAILED" + (f": {', '.join(dict.fromkeys(why))}" if why else ""))
     # In fewer bits nearly every disagreement is within the logit difference.
-    ties = sum(result["ties"] for result in results if result.get("precision", "fp32") == "fp32")
+    ties = sum(result.ties for result in results if result.precision == "fp32")
     if ties:
         notes.append(f"{ties} ties within the logit difference")
-    line.put(error, max((result["difference"] for result in results), key=abs), *notes)
-    line.put(agreement, min(result["agreement"] for result in results))
+    line.put(error, max((result.difference for result in results), key=abs), *notes)
+    line.put(agreement, min(result.agreement for result in results))
 
 
-def _why(result: Mapping[str, Any]) -> str:
+def _why(result: ParityResult) -> str:
     """Which limit a parity failed at, as `suite.inference.parity.judge` has them; empty if the record does not tell."""
-    if result.get("precision", "fp32") == "fp32" and not result.get("tf32"):
-        apart = result["max_logit_difference"] / result["scale"]
+    if result.precision == "fp32" and not result.tf32:
+        apart = result.max_logit_difference / result.scale
         if apart > TOLERANCE:
             return f"logits differ by {apart:.1e} of the greatest, {TOLERANCE:.0e} allowed"
         return "another first class than rounding explains"
-    if not {"lost", "won", "torch_top1"} <= result.keys():
+    lost, won, error = known(result.lost), known(result.won), known(result.torch_top1)
+    if lost is None or won is None or error is None:
         return ""
-    right = round(result["images"] * (1 - result["torch_top1"] / 100))
-    allowed = max(LOSS * right, 2 * sqrt(abs(result["lost"] + result["won"])))
-    lost = f"{result['lost'] - result['won']} of {right} right answers lost on balance"
-    return f"{lost}, {floor(allowed)} allowed ({LOSS:.0%}, or what chance explains)"
+    right = round(result.images * (1 - error / 100))
+    allowed = max(LOSS * right, 2 * sqrt(abs(lost + won)))
+    said = f"{lost - won} of {right} right answers lost on balance"
+    return f"{said}, {floor(allowed)} allowed ({LOSS:.0%}, or what chance explains)"
 
 
 def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
-    parameters = Column("parameters", "params M", lambda value: f"{value / 1e6:.3f}")
-    macs = Column("macs", "MACs G", lambda value: f"{value / 1e9:.3f}")
+    parameters = Column("parameters", "params M", lambda value: f"{value / 1e6:.3f}", "size")
+    macs = Column("macs", "MACs G", lambda value: f"{value / 1e9:.3f}", "size")
     for runs, line in zip(found, lines, strict=True):
-        for column in (parameters, macs):
-            if runs.export:
-                line.put(column, runs.export.result[column.key])
-            else:
-                line.put(column, None, "not exported")
+        cost = runs.export.result if runs.export else None
+        why = [] if cost else ["not exported"]
+        line.put(parameters, cost.parameters if cost else None, *why)
+        line.put(macs, cost.macs if cost else None, *why)
     return [parameters, macs]
 
 
@@ -252,6 +276,8 @@ def _latency(
     kinds = sorted(measured | lacking)
     setups = list(dict.fromkeys(kind[0] for kind in kinds))
     remarks = [f"{f'm{n}' if len(setups) > 1 else 'latency'}: {setup}" for n, setup in enumerate(setups, start=1)]
+    # Of each provider ONNX Runtime in float32 with the smallest batch, which its kinds begin with.
+    smallest = {kind[:3]: kind for kind in reversed(kinds) if kind[1] == ORT and kind[4] == "fp32"}
     columns = []
     for kind in kinds:
         setup, runtime, provider, batch, precision = kind
@@ -259,13 +285,14 @@ def _latency(
         name = f"{words_of(kind)}{where}"
         reduced = "" if precision == "fp32" else f" {precision}"
         key = "_".join(f"{runtime} {provider}{reduced} b{batch}{where}".split())
-        median = Column(f"{key}_p50_ms", f"{name} p50 ms", three_digits)
-        speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits)
-        share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}")
+        main = f"{provider} b{batch} ms{where}" if kind in smallest.values() else ""
+        median = Column(f"{key}_p50_ms", f"{name} p50 ms", three_digits, "latency", main)
+        speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits, "speed")
+        share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}", "peak")
         columns += [median, speed]
         # The exporter's own graph is in float32 too, and torch uses the same units.
         units = "fp32" if precision == PLAIN else precision
-        machine = next((records[kind].inputs["machine"] for records in timed if kind in records), "")
+        machine = next((records[kind].inputs.machine for records in timed if kind in records), "")
         has_peak = any((*place[:2], place[3]) == (machine, provider, units) for place in index.peak)
         if has_peak:
             columns.append(share)
@@ -275,20 +302,20 @@ def _latency(
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue
-            (p50,) = quantiles(records[kind].result["samples"], (0.5,))
+            (p50,) = quantiles(records[kind].result.samples, (0.5,))
             line.put(median, 1e3 * p50, *unstable(records[kind]))
             line.put(speed, batch / p50)
-            peak = index.peak.get((machine, provider, records[kind].inputs.get("threads", 0), units))
+            peak = index.peak.get((machine, provider, records[kind].inputs.threads or 0, units))
             if has_peak and peak and runs.export:
-                percent = 100 * 2 * runs.export.result["macs"] * batch / p50 / peak.result["flops"]
-                beyond = BEYOND if "of" in peak.result else BEYOND_ONE
+                percent = 100 * 2 * runs.export.result.macs * batch / p50 / peak.result.flops
+                beyond = BEYOND if peak.result.of else BEYOND_ONE
                 line.put(share, percent, *([beyond] if percent > 100 else []))
         columns += _beside_the_median(key, name, [records.get(kind) for records in timed], lines, detail)
     return columns, remarks
 
 
 def _beside_the_median(
-    key: str, name: str, records: list[Record | None], lines: list[Line], detail: bool
+    key: str, name: str, records: list[TimedRecord | None], lines: list[Line], detail: bool
 ) -> list[Column]:
     """Milliseconds from host memory to host memory where that is another figure, and in detail the higher percentiles,
     the time to load and that of the first run; columns of which there is something to say."""
@@ -297,14 +324,14 @@ def _beside_the_median(
         if record is None:
             continue
         seconds: dict[str, float] = {}
-        if host := record.result.get("host_samples"):
+        if host := record.result.host_samples:
             seconds["host to host p50"] = statistics.median(host)
         if detail:
-            seconds |= {name: value for name, value in percentiles(record.result["samples"]).items() if name != "p50"}
-            known = {"load": "load_seconds", "first run": "first_run_seconds"}
-            seconds |= {what: record.result[field] for what, field in known.items() if field in record.result}
+            seconds |= {name: value for name, value in percentiles(record.result.samples).items() if name != "p50"}
+            others = {"load": record.result.load_seconds, "first run": record.result.first_run_seconds}
+            seconds |= {what: value for what, value in others.items() if value is not None}
         for what, value in seconds.items():
-            column = Column(f"{key}_{what.replace(' ', '_')}_ms", f"{name} {what} ms", three_digits)
+            column = Column(f"{key}_{what.replace(' ', '_')}_ms", f"{name} {what} ms", three_digits, "latency")
             line.put(columns.setdefault(what, column), 1e3 * value)
     for record, line in zip(records, lines, strict=True):
         why = "too few runs for this percentile" if record else "not run"

@@ -5,22 +5,24 @@ with the old one before it takes its place.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from suite.errors import InputError
 from suite.files import read_if_file
+from suite.outcomes import LatencyResult
 from suite.results import samples
-from suite.results.record import FORMAT, Record, parse_text, text_of
-from suite.results.shape import checked
+from suite.results.record import FORMAT, AnyRecord, decode, text_of
 from suite.results.store import Store
 from suite.results.verify import places, read_sound
 
-# What of a timing is rounded.
-_ROUNDED = ("samples", "rounds", "host_samples")
+# What a timing holds of its runs, in all forms.
+_TIMES = {"samples", "rounds", "host_samples", "samples_ns", "rounds_ns", "host_samples_ns"}
 # Greatest rounding in seconds.
 HALF = 0.5e-9
 
@@ -58,7 +60,7 @@ def rewrite(store: Store, progress: Callable[[int, int, str], None] = lambda don
     """
     found, paths = Rewritten(), places(store.root)
     for done, path in enumerate(paths, start=1):
-        if path.parent.name == "latency" and (text := _earlier(store.root, path)) and (new := _anew(text, store.root)):
+        if path.parent.name == "latency" and (text := _earlier(store.root, path)) and (new := _anew(text)):
             after, differences = new
             if store.replace(path, text, after):
                 found.records += 1
@@ -77,44 +79,49 @@ def _earlier(root: Path, path: Path) -> bytes | None:
         read_sound(root, path)
     except (InputError, OSError):
         return None
-    return text if text and "samples" in parse_text(text).content["result"] else None
+    return text if text and "samples" in decode(text, AnyRecord).result else None
 
 
-def _anew(text: bytes, root: Path) -> tuple[bytes, list[float]] | None:
+def _anew(text: bytes) -> tuple[bytes, list[float]] | None:
     """A record's text in today's form, and what `differences` says of the two; None if they are not equal."""
-    content = parse_text(text).content
+    content: dict[str, object] = msgspec.json.decode(text)  # as it is, and not as it may be printed
+    result = msgspec.json.decode(text, type=_Result).result
     try:
-        after = text_of({"digest": "", **content, "result": samples.packed(content["result"]), "format": FORMAT})
-        old, new = (checked(Record(**parse_text(each).content), root) for each in (text, after))
-    except (InputError, OverflowError):  # a run of less than a nanosecond, or of centuries
+        after = text_of({"digest": "", **content, "result": samples.packed(result), "format": FORMAT})
+        found = differences(decode(text, AnyRecord), decode(after, AnyRecord))
+    except (ValueError, OverflowError):  # a run of less than a nanosecond, or of centuries
         return None
-    found = differences(old, new)
     return None if found is None else (after, found)
 
 
-def differences(old: Record, new: Record) -> list[float] | None:
+class _Result(msgspec.Struct):
+    result: dict[str, object]
+
+
+def differences(old: AnyRecord, new: AnyRecord) -> list[float] | None:
     """Hold a latency's record against the same in another form, both as readers are given them.
 
     Returns:
         Of each run, from host memory too, the difference in seconds, none above half a nanosecond; None if anything
         else differs, the rounds among it, or where the old samples are not those of the old rounds.
+
+    Raises:
+        ValueError: one of them is no latency's.
     """
     if replace(old, result={}, format=FORMAT, digest="") != replace(new, result={}, format=FORMAT, digest=""):
         return None
-    (rest, before), (same, after) = map(_parted, (old.result, new.result))
-    if rest != same or list(chain(*old.result.get("rounds", [old.result["samples"]]))) != old.result["samples"]:
+    rest, same = ({name: value for name, value in each.result.items() if name not in _TIMES} for each in (old, new))
+    kept = msgspec.convert(old.result, LatencyResult)
+    before, after = samples.timed(kept), samples.timed(msgspec.convert(new.result, LatencyResult))
+    if rest != same or (before.rounds, len(before.host_samples)) != (after.rounds, len(after.host_samples)):
         return None
-    if list(map(len, before)) != list(map(len, after)):
+    if kept.rounds and list(chain(*kept.rounds)) != kept.samples:
         return None
-    runs = list(zip(chain(*before), chain(*after), strict=True))
+    if ("rounds" in old.result) != ("rounds_ns" in new.result) or len(before.samples) != len(after.samples):
+        return None
+    runs = [*zip(before.samples, after.samples, strict=True)]
+    runs += zip(before.host_samples, after.host_samples, strict=True)
     # Beside the rounding a number of seconds has that of floating point, which grows with it.
     if any(abs(a - b) > HALF + math.ulp(a) for a, b in runs):
         return None
     return [abs(a - b) for a, b in runs]
-
-
-def _parted(result: Mapping[str, Any]) -> tuple[dict[str, Any], list[list[float]]]:
-    """What is not rounded of a timing, and which lists there are; and all that is: each round, or all samples, and
-    those from host memory."""
-    rest = {name: None if name in _ROUNDED else value for name, value in result.items()}
-    return rest, [*result.get("rounds", [result["samples"]]), result.get("host_samples", [])]

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suite.errors import InputError
-from suite.results.record import Record
-from suite.results.shape import checked
+from suite.outcomes import known
+from suite.results import samples
+from suite.results.record import ExportRecord, LatencyRecord, TrainRecord
 from suite.results.store import Store
 
 RESAMPLES = 1000
@@ -26,10 +27,9 @@ TWINS = 0.009
 # Fewest rounds whose spread says how certain a median is: six are the fewest whose least and greatest have the true one
 # between them in 19 of 20 cases.
 ROUNDS = 6
-# What names a cell, of a latency record's inputs, beside the data set that the network was trained on.
-CELL = ("model", "size", "runtime", "provider", "precision", "batch_size", "threads")
+# What names a cell: of a latency's inputs, and the data set that the network was trained on.
 
-Cell = tuple[tuple[str, Any], ...]
+Cell = tuple[tuple[str, str | int], ...]
 
 
 @dataclass(frozen=True)
@@ -192,32 +192,41 @@ def _read(path: Path) -> dict[Cell, dict[str, _Measured]]:
 
 
 def _from_records(folder: Path) -> dict[Cell, dict[str, _Measured]]:
-    records, train, export = (
-        [checked(record, folder) for record in Store(folder).each(stage)] for stage in ("latency", "train", "export")
-    )
+    store = Store(folder)
+    records = list(store.typed(LatencyRecord))
     if not records:
         raise InputError(f"{folder}: no latency records in it; legal: the --results folder of a finished run")
-    data = {record.key: record.inputs["data"]["name"] for record in train}
-    trained = {record.key: data.get(record.inputs.get("train", "")) for record in export}
+    data = {record.key: record.inputs.data.name for record in store.typed(TrainRecord)}
+    trained = {record.key: data.get(record.inputs.train) for record in store.typed(ExportRecord)}
     found: dict[Cell, dict[str, _Measured]] = {}
     # The most thorough of a cell counts, and of these the latest, as in tables.
-    for record in sorted(records, key=lambda record: (len(record.result.get("rounds", [])), record.finished)):
-        inputs = {"precision": "fp32"} | dict(record.inputs)
-        known = {"data": trained.get(inputs.get("export", ""))} | {key: inputs.get(key) for key in CELL}
-        cell = tuple((key, known[key]) for key in ("model", "data", *CELL[1:]) if known[key] is not None)
-        measured = _Measured(cell, _machine(record), *_seconds(record), way=inputs.get("version"))
-        found.setdefault(cell, {})[measured.machine] = measured
+    for record in sorted(records, key=_thoroughness):
+        measured = _measured(record, trained.get(record.inputs.export))
+        found.setdefault(measured.cell, {})[measured.machine] = measured
     return found
 
 
-def _machine(record: Record) -> str:
-    machine = record.environment.get("machine", {}).get("id") or record.inputs.get("machine")
-    return str(machine or "unknown machine")
+def _thoroughness(record: LatencyRecord) -> tuple[int, str]:
+    return len(known(record.result.rounds_ns) or known(record.result.rounds) or ()), record.finished
 
 
-def _seconds(record: Record) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-    rounds = [np.array(each, np.float64) for each in record.result.get("rounds", []) if each]
-    return np.array(record.result["samples"], np.float64), rounds
+def _measured(record: LatencyRecord, data: str | None) -> _Measured:
+    """What a record says, of a network that was trained on this data if that is known."""
+    inputs, timed = record.inputs, samples.timed(record.result)
+    named: dict[str, str | int | None] = {
+        "model": inputs.model,
+        "data": data,
+        "size": inputs.size,
+        "runtime": inputs.runtime,
+        "provider": inputs.provider,
+        "precision": inputs.precision,
+        "batch_size": inputs.batch_size,
+        "threads": inputs.threads,
+    }
+    cell = tuple((name, value) for name, value in named.items() if value is not None)
+    machine = record.environment.machine.id or inputs.machine or "unknown machine"
+    rounds = [np.array(each, np.float64) for each in timed.by_round() if each]
+    return _Measured(cell, machine, np.array(timed.samples, np.float64), rounds, inputs.version)
 
 
 def _checked(samples: Any, where: str) -> NDArray[np.float64]:

@@ -1,22 +1,42 @@
-"""What lies in a results folder as text: records, notes of failures and plans, and how they are read.
+"""Records: what lies in a results folder of each finished stage, as types and as text.
 
-What is read may come from strangers: it is checked, and what it says is printable.
+What is read may come from strangers: it is checked against its type, and what it says is printable.
 """
 
 import hashlib
 import json
-import math
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, ClassVar, Generic, TypeVar
 
-import orjson
+import msgspec
+from msgspec import Meta, Struct
 
 from suite.errors import InputError
 from suite.files import printable
+from suite.inputs import (
+    AnalyzeInputs,
+    ConvertInputs,
+    ExportInputs,
+    Int,
+    LatencyInputs,
+    ParityInputs,
+    PeakInputs,
+    TrainInputs,
+)
+from suite.outcomes import (
+    AnalyzeResult,
+    ConvertResult,
+    ExportResult,
+    LatencyResult,
+    ParityResult,
+    PeakResult,
+    TrainResult,
+)
+from suite.results.samples import Timed, timed
+from suite.results.wording import in_words
 
 # Version of the record's layout. 1: first; records without a digest are of it too. 2: latencies hold each run once, as
 # whole nanoseconds, and a list of numbers stands in one line.
@@ -26,201 +46,268 @@ READ = (1, 2)
 # Version of the way in which keys are made, which is as old as the first layout.
 _KEYS = 1
 
+T = TypeVar("T")
+I = TypeVar("I", covariant=True)  # noqa: E741 - of "inputs"
+R = TypeVar("R", covariant=True)
 
-@dataclass(frozen=True)
-class Record:
+
+class Artifact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """One of a stage's files: its `path` below the results folder, its SHA-256, and how many `bytes` it has."""
+
+    path: str
+    sha256: str
+    bytes: Int
+
+
+class Timing(Struct, frozen=True, kw_only=True, gc=False):
+    """How many `seconds` a stage took; records also hold what else it says of its own speed."""
+
+    seconds: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class Machine(Struct, frozen=True, kw_only=True, gc=False):
+    """The hardware, as far as readers ask: the `id` that names it in tables; empty if it is not known."""
+
+    id: str = ""
+
+
+class Source(Struct, frozen=True, kw_only=True, gc=False):
+    """The `commit` of the checkout, empty if there was none, and whether files differed from it."""
+
+    commit: str = ""
+    dirty: bool = False
+
+
+class Environment(Struct, frozen=True, kw_only=True, gc=False):
+    """With what a stage was done (see `suite.env`): hardware, versions of packages, commit, and the command."""
+
+    machine: Machine = msgspec.field(default_factory=Machine)
+    versions: dict[str, object] = msgspec.field(default_factory=dict)
+    source: Source = msgspec.field(default_factory=Source)
+    command: list[str] = msgspec.field(default_factory=list)
+
+
+class Record(Struct, Generic[I, R], frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """One finished stage.
 
     Attributes:
+        of: the stage whose records alone are of this type; empty if all may be.
         stage: what was done, such as "train"; `suite.tables.spec.VERSIONS` has them all.
         key: hash of the stage and its inputs.
-        inputs: everything that was asked for.
-        result: what the stage found, in the units that the stage's docstring gives. For training on CPUs of one kind
-            it is the same, bit for bit, whenever the inputs are.
-        timing: `seconds` of the stage, and what else a stage says of its own speed.
-        artifacts: the stage's files by name: path below the results folder, SHA-256 and bytes.
-        environment: hardware, versions, commit and command (see `suite.env`).
+        inputs: everything that was asked for (see `suite.inputs`).
+        result: what the stage found (see `suite.outcomes`). For training on CPUs of one kind it is the same, bit for
+            bit, whenever the inputs are.
+        timing: how long it took.
+        artifacts: the stage's files by name.
+        environment: with what.
         finished: when, in UTC.
         format: version of this layout.
         digest: SHA-256 of the record's text, itself left out; empty in records from before it was kept.
     """
 
+    of: ClassVar[str] = ""
+
     stage: str
     key: str
-    inputs: Mapping[str, Any]
-    result: Mapping[str, Any]
-    timing: Mapping[str, float]
-    artifacts: Mapping[str, Mapping[str, Any]]
-    environment: Mapping[str, Any]
+    inputs: I
+    result: R
+    timing: Timing
+    artifacts: dict[str, Artifact]
+    environment: Environment
     finished: str
-    format: int = FORMAT
+    format: Int
     digest: str = ""
 
+    def __post_init__(self) -> None:
+        if self.of and self.stage != self.of:
+            raise ValueError(f"stage: {self.stage!r:.40} is not {self.of!r}")
+        for name, artifact in self.artifacts.items():
+            place = f"artifacts/{self.key}/{name}"
+            if "/" in name or name in ("", ".", "..") or artifact.path != place:
+                raise ValueError(f"artifact {name}: its path is {artifact.path!r}, not {place}")
 
-def key_of(stage: str, inputs: Mapping[str, Any]) -> str:
+
+class AnyRecord(Record[dict[str, object], dict[str, object]], frozen=True, gc=False):
+    """A record of any stage, of which nothing is known but the model, and all is kept that the file says."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.inputs.get("model"), str):
+            raise ValueError("inputs: no model, or one that is not text")
+
+    @property
+    def model(self) -> str:
+        """The network that the stage is about."""
+        return str(self.inputs["model"])
+
+
+class TrainRecord(Record[TrainInputs, TrainResult], frozen=True, gc=False):
+    """A training."""
+
+    of = "train"
+
+
+class ExportRecord(Record[ExportInputs, ExportResult], frozen=True, gc=False):
+    """An export to ONNX."""
+
+    of = "export"
+
+
+class ConvertRecord(Record[ConvertInputs, ConvertResult], frozen=True, gc=False):
+    """A conversion of an exported file to fewer bits."""
+
+    of = "convert"
+
+
+class ParityRecord(Record[ParityInputs, ParityResult], frozen=True, gc=False):
+    """A check of a file against its network."""
+
+    of = "parity"
+
+
+class LatencyRecord(Record[LatencyInputs, LatencyResult], frozen=True, gc=False):
+    """A timing."""
+
+    of = "latency"
+
+
+class PeakRecord(Record[PeakInputs, PeakResult], frozen=True, gc=False):
+    """What a machine can do at most."""
+
+    of = "peak"
+
+
+class TimedRecord(Record[LatencyInputs, Timed], frozen=True, gc=False):
+    """A timing as readers are given it, in seconds."""
+
+    of = "latency"
+
+
+def in_seconds(record: LatencyRecord) -> TimedRecord:
+    """The record with its runs in seconds, in whatever form it has kept them."""
+    return TimedRecord(
+        stage=record.stage,
+        key=record.key,
+        inputs=record.inputs,
+        result=timed(record.result),
+        timing=record.timing,
+        artifacts=record.artifacts,
+        environment=record.environment,
+        finished=record.finished,
+        format=record.format,
+        digest=record.digest,
+    )
+
+
+class AnalyzeRecord(Record[AnalyzeInputs, AnalyzeResult], frozen=True, gc=False):
+    """A look inside a trained network."""
+
+    of = "analyze"
+
+
+# By stage, for those who ask for the records of all; of other stages nothing is known.
+TYPES: dict[str, type[Record[object, object]]] = {
+    kind.of: kind
+    for kind in (TrainRecord, ExportRecord, ConvertRecord, ParityRecord, LatencyRecord, PeakRecord, AnalyzeRecord)
+}
+
+K = TypeVar("K", bound=Record[object, object])
+
+
+def key_of(stage: str, inputs: Mapping[str, object]) -> str:
     """The key under which the result of these inputs is kept: 20 hexadecimal digits."""
     text = json.dumps([_KEYS, stage, inputs], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def read_record(path: Path, without: str | None = None) -> Record:
-    """Read one record; a list of its result that `without` names comes empty.
+def read_record(path: Path, kind: type[K]) -> K:
+    """Read one record as one of a kind.
 
     Raises:
-        InputError: it is damaged or was changed since it was written, is of another version, or is none.
+        InputError: it is damaged or was changed since it was written, is of another version, or is none of this kind.
     """
     try:
-        content, plain, unchanged = parse(path, without=without)
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-        if content.get("format") not in READ:
+        return decode(text_in(path), kind)
+    except VersionError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a record ({reason(error)}); delete it to measure again") from None
+
+
+class VersionError(ValueError):
+    """A record's format is not among those that are read."""
+
+
+class _Head(Struct):
+    """What is to be known of a record before the rest is looked at."""
+
+    format: object = None
+    digest: object = ""
+
+
+def decode(text: bytes, kind: type[K]) -> K:
+    """The record in a text.
+
+    Raises:
+        VersionError: it is of another version.
+        ValueError: it is damaged or was changed since it was written, or is none of this kind; says what and where.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        head = msgspec.json.decode(text, type=_Head)
+        if head.format not in READ:
             legal = " and ".join(map(str, READ))
-            raise InputError(f"{path}: record format {content.get('format')!r:.40}; this suite reads formats {legal}")
-        if not unchanged:
+            raise VersionError(f"record format {head.format!r:.40}; this suite reads formats {legal}")
+        if not head.digest:
+            refuse_doubles(text)
+        elif head.digest != _digest(text, str(head.digest)):
             raise ValueError("changed since it was written")
-        record = Record(**(content if plain else _printable(content)))
-        _check(record)
-        return record
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a record ({_reason(error)}); delete it to measure again") from None
+        return parse(text, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(in_words(error, text)) from None
 
 
-def read_failure(path: Path) -> dict[str, Any]:
-    """Read the note of one failure.
+def parse(text: bytes, kind: type[T]) -> T:
+    """A value of a type from its JSON text, with all of what it says printable.
 
     Raises:
-        InputError: it is damaged, or none.
+        ValueError: it is no JSON, or not of this type.
+        RecursionError: it is nested too deeply.
     """
-    try:
-        content, plain, _ = parse(path)
-        if not isinstance(content, dict) or not isinstance(content.get("inputs"), dict):
-            raise ValueError("not an object with inputs")
-        inputs = content["inputs"]
-        texts = [content.get("stage"), content.get("reason"), _model(content)]
-        texts += [inputs[name] for name in ("train", "export") if name in inputs]
-        if "data" in inputs:
-            texts.append(inputs["data"].get("name") if isinstance(inputs["data"], dict) else None)
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("stage, reason or inputs' model, train, export or data's name is not text")
-        return content if plain else dict(_printable(content))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not the note of a failure ({_reason(error)}); delete it") from None
+    if text.isascii() and b"\\" not in text and b"\x7f" not in text:
+        return msgspec.json.decode(text, type=kind)
+    return msgspec.convert(_printable(msgspec.json.decode(text)), kind)
 
 
-def read_plan(path: Path) -> dict[str, Any]:
-    """Read what one command is to do: `command`, `begun`, and of each of its `stages` four texts.
-
-    Raises:
-        InputError: it is damaged, or none.
-    """
-    try:
-        content, plain, _ = parse(path)
-        if not isinstance(content, dict) or not isinstance(content.get("stages"), list):
-            raise ValueError("not an object with stages")
-        texts = [content.get("command"), content.get("begun")]
-        for stage in content["stages"]:
-            if not isinstance(stage, list) or len(stage) != 4:
-                raise ValueError("a stage is not a list of four")
-            texts += stage
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("command, begun or a part of a stage is not text")
-        return content if plain else dict(_printable(content))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a plan ({_reason(error)}); delete it, the next run writes it anew") from None
-
-
-class Parsed(NamedTuple):
-    """The content of a JSON file; whether it is plain, of printable ASCII without escapes; and whether it is unchanged,
-    its text being that of its digest if it has one."""
-
-    content: Any
-    plain: bool
-    unchanged: bool
-
-
-def parse(path: Path, without: str | None = None) -> Parsed:
-    """Read a JSON file.
-
-    Args:
-        path: the file.
-        without: a list in the result that is left empty, which saves most of the work for a long training's epochs.
+def text_in(path: Path) -> bytes:
+    """The content of a regular file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no regular file or not JSON, or a name is given twice.
+        ValueError: it is no regular file.
     """
     if not stat.S_ISREG(path.lstat().st_mode):
         raise ValueError("not a regular file")  # a link may lead anywhere, and a pipe never ends
-    return parse_text(path.read_bytes(), without)
+    return path.read_bytes()
 
 
-def parse_text(raw: bytes, without: str | None = None) -> Parsed:
-    """Read JSON text; see `parse`."""
-    # Of ten thousand records json alone would take more than a second.
-    content = _parse_without(without, raw) if without else orjson.loads(raw)
-    digest = content.get("digest") if isinstance(content, dict) else None
-    if not digest:
-        json.loads(raw, object_pairs_hook=_without_doubles)  # of two values orjson takes the last and says nothing
-    plain = raw.isascii() and b"\\" not in raw and b"\x7f" not in raw
-    return Parsed(content, plain, not digest or digest == _digest(raw, str(digest)))
+def refuse_doubles(text: bytes) -> None:
+    """Raise ValueError where JSON has a name twice, of whose two values another reader may take the other."""
+    json.loads(text, object_pairs_hook=_without_doubles, parse_int=len, parse_float=len)  # which no length stops
 
 
-def _parse_without(name: str, raw: bytes) -> Any:
-    head, found, rest = raw.partition(f'"{name}": ['.encode())
-    _, _, tail = rest.partition(b"]")
-    try:
-        content = orjson.loads(head + found + b"]" + tail)
-    except ValueError:  # a bracket within the list, which leaves one too many, or no record at all
-        content = orjson.loads(raw)
-    if isinstance(content, dict) and isinstance(content.get("result"), dict) and name in content["result"]:
-        content["result"][name] = []
-    return content
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_doubles(pairs: list[tuple[str, object]]) -> None:
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return {}  # what is read is orjson's
 
 
-def _check(record: Record) -> None:
-    """Check that a record's values are of the types that `Record` says, and that its files are its own."""
-    for name in ("inputs", "result", "timing", "artifacts", "environment"):
-        if not isinstance(getattr(record, name), dict):
-            raise ValueError(f"{name} is not an object")
-    seconds = record.timing.get("seconds", 0.0)
-    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
-        raise ValueError(f"timing: seconds: {seconds!r:.40} is no time")
-    environment = record.environment
-    for name, kind in (("machine", dict), ("versions", dict), ("source", dict), ("command", list)):
-        if not isinstance(environment.get(name, kind()), kind):
-            raise ValueError(f"environment: {name}: {environment[name]!r:.40} is not of the right type")
-    machine = environment.get("machine", {}).get("id", "")
-    texts = (machine, record.stage, record.key, record.finished, record.digest, _model(vars(record)))
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("stage, key, finished, digest, inputs' model or environment's machine's id is not text")
-    for name, artifact in record.artifacts.items():
-        if not isinstance(artifact, dict) or {key: type(value) for key, value in artifact.items()} != _ARTIFACT:
-            raise ValueError(f"artifact {name}: not an object of path, sha256 and bytes")
-        if "/" in name or name in ("", ".", "..") or artifact["path"] != f"artifacts/{record.key}/{name}":
-            raise ValueError(f"artifact {name}: its path is {artifact['path']!r}, not artifacts/{record.key}/{name}")
-
-
-_ARTIFACT = {"path": str, "sha256": str, "bytes": int}
-
-
-def _model(content: Mapping[str, Any]) -> Any:
-    return content["inputs"].get("model")
-
-
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, in printable words."""
     return printable((error.strerror if isinstance(error, OSError) else None) or str(error))
 
 
-def _printable(value: Any) -> Any:
+def _printable(value: object) -> object:
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list):
@@ -241,7 +328,7 @@ def _digest(raw: bytes, digest: str) -> str:
     return hashlib.sha256(raw.replace(digest.encode(), _NO_DIGEST.encode(), 1)).hexdigest()
 
 
-def text_of(content: Mapping[str, Any]) -> bytes:
+def text_of(content: Mapping[str, object]) -> bytes:
     """The JSON text of a note, or of a record with its digest."""
     digest = {"digest": _NO_DIGEST} if "digest" in content else {}
     text = json.dumps({**content, **digest}, indent=1, sort_keys=True, allow_nan=False)

@@ -1,9 +1,15 @@
 """Raw samples as records keep them, and their statistics, which are computed where they are shown and never kept."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, chain, pairwise
 from math import floor, sqrt
 from typing import Any
+
+from msgspec import UNSET, Struct
+
+from suite.outcomes import LatencyResult, known
 
 # Fewest samples for a percentile, by MLPerf's rule of 99 % confidence.
 SAMPLES_FOR = {50: 1, 90: 64, 95: 130, 99: 662}
@@ -37,6 +43,50 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[rank], ordered[-1 - rank]
 
 
+class Timed(Struct, frozen=True, kw_only=True, gc=False):
+    """A timing as readers are given it, whatever form its record has.
+
+    Attributes:
+        samples: the seconds of all runs.
+        rounds: how many of them are of each round, in order; none where rounds are not known.
+        host_samples: seconds of runs from host memory to host memory, if there are any.
+        throttled: how often a container's CPU quota stopped the machine.
+        load_seconds, first_run_seconds: of loading, and of the first run; None if not known.
+    """
+
+    samples: "array[float]"
+    rounds: tuple[int, ...]
+    host_samples: "array[float]"
+    throttled: int
+    load_seconds: float | None
+    first_run_seconds: float | None
+
+    def by_round(self) -> "list[array[float]]":
+        """The seconds of each round."""
+        ends = [0, *accumulate(self.rounds)]
+        return [self.samples[start:end] for start, end in pairwise(ends)]
+
+
+def timed(result: LatencyResult) -> Timed:
+    """A latency in seconds, to the nanosecond where it was kept in them."""
+    rounds: Sequence[Sequence[float]] = known(result.rounds) or ()
+    samples: Sequence[float] = known(result.samples) or ()
+    if result.rounds_ns is not UNSET:
+        rounds = [_seconds(each) for each in known(result.rounds_ns) or ()]
+        samples = list(chain(*rounds))
+    elif result.samples_ns is not UNSET:
+        samples = _seconds(known(result.samples_ns) or ())
+    host = _seconds(known(result.host_samples_ns) or ()) or known(result.host_samples) or ()
+    return Timed(
+        samples=array("d", samples),
+        rounds=tuple(map(len, rounds)),
+        host_samples=array("d", host),
+        throttled=known(result.throttled) or 0,
+        load_seconds=known(result.load_seconds),
+        first_run_seconds=known(result.first_run_seconds),
+    )
+
+
 def packed(timed: Mapping[str, Any]) -> dict[str, Any]:
     """A timing as its record keeps it: each run once, in whole nanoseconds, which is what clocks count in.
 
@@ -49,30 +99,18 @@ def packed(timed: Mapping[str, Any]) -> dict[str, Any]:
     """
     kept = {name: value for name, value in timed.items() if name not in ("samples", "rounds", "host_samples")}
     if "rounds" in timed:
-        kept["rounds_ns"] = [_nanoseconds(each) for each in timed["rounds"]]
+        kept["rounds_ns"] = [nanoseconds(each) for each in timed["rounds"]]
     elif "samples" in timed:
-        kept["samples_ns"] = _nanoseconds(timed["samples"])
+        kept["samples_ns"] = nanoseconds(timed["samples"])
     if "host_samples" in timed:
-        kept["host_samples_ns"] = _nanoseconds(timed["host_samples"])
+        kept["host_samples_ns"] = nanoseconds(timed["host_samples"])
     return kept
 
 
-def unpacked(kept: Mapping[str, Any]) -> dict[str, Any]:
-    """What `packed` was given, to the nanosecond. Results of before it, which hold seconds, stay as they are."""
-    timed = {name: value for name, value in kept.items() if name not in ("samples_ns", "rounds_ns", "host_samples_ns")}
-    if "rounds_ns" in kept:
-        timed["rounds"] = [_seconds(each) for each in kept["rounds_ns"]]
-        timed["samples"] = [seconds for each in timed["rounds"] for seconds in each]
-    elif "samples_ns" in kept:
-        timed["samples"] = _seconds(kept["samples_ns"])
-    if "host_samples_ns" in kept:
-        timed["host_samples"] = _seconds(kept["host_samples_ns"])
-    return timed
-
-
-def _nanoseconds(seconds: Sequence[float]) -> list[int]:
+def nanoseconds(seconds: Iterable[float]) -> list[int]:
+    """Seconds as records keep them: in whole nanoseconds, which is what clocks count in."""
     return [round(1e9 * each) for each in seconds]
 
 
-def _seconds(nanoseconds: Sequence[int]) -> list[float]:
+def _seconds(nanoseconds: Iterable[int]) -> list[float]:
     return [each / 1e9 for each in nanoseconds]

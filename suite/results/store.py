@@ -6,6 +6,7 @@
     checkpoints/KEY/               state of a training that was stopped; gone once it succeeds
     claims/                        who is at which stage (see `suite.grid.claims`)
     plans/KEY.json                 what each command is to do, for those who ask how far it is
+    removed/KEY                    why a record's files were removed on purpose; gone once they are made again
     work                           stages under way, each folder locked by its process; the next run removes the others
 
 KEY is the hash of the stage's inputs, its upstream's key among them, so nothing is done twice and a run that was
@@ -19,19 +20,18 @@ import contextlib
 import hashlib
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from suite.errors import InputError
 from suite.files import make_folder, share, write
 from suite.results import locks
-from suite.results.holder import since_start
-from suite.results.record import Record, key_of, read_failure, read_plan, read_record, text_of
+from suite.results.notes import Failure, Plan, read_failure, read_plan
+from suite.results.record import FORMAT, AnyRecord, Artifact, K, Record, key_of, read_record, text_of
 
 # Seconds after which what nobody has changed counts as left behind where locks cannot tell: on file systems without
 # them, and of other machines, whose locks may not reach this one.
@@ -44,7 +44,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def get(self, stage: str, inputs: Mapping[str, Any]) -> Record | None:
+    def get(self, stage: str, inputs: Mapping[str, object]) -> AnyRecord | None:
         """The record of these inputs, if it is there and its files are, by their sizes whole.
 
         Raises:
@@ -53,24 +53,60 @@ class Store:
         path = self._path("records", stage, inputs)
         if not os.path.lexists(path):
             return None
-        record = read_record(path)
+        record = read_record(path, AnyRecord)
         return record if all(self._is_whole(record, name) for name in record.artifacts) else None
 
-    def artifact(self, record: Record, name: str) -> Path:
+    def standing(self, stage: str, inputs: Mapping[str, object]) -> AnyRecord | None:
+        """The same as `get`, or a record whose files were removed on purpose: its figures stand without them.
+
+        Raises:
+            InputError: it is damaged, or not a record.
+        """
+        path = self._path("records", stage, inputs)
+        if self.was_removed(key_of(stage, inputs)) and os.path.lexists(path):
+            return read_record(path, AnyRecord)
+        return self.get(stage, inputs)
+
+    def was_removed(self, key: str) -> bool:
+        """Whether the files of a record were removed on purpose."""
+        return (self._inside("removed") / key).is_file()
+
+    def remove_files(self, record: Record[object, object], why: str) -> None:
+        """Remove a record's files for good; the record stays and stands.
+
+        Raises:
+            InputError: the folder cannot be written to.
+        """
+        folder = self._inside("artifacts", record.key)
+        try:
+            with self._alone():
+                # The mark comes first: files that are partly gone without it would be made again.
+                write(self._inside("removed") / record.key, f"{why}\n".encode())
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def artifact(self, record: Record[object, object], name: str) -> Path:
         """Where a record's file lies.
 
         Raises:
             InputError: a link leads out of the results folder.
         """
-        return self._inside(str(record.artifacts[name]["path"]))
+        return self._inside(record.artifacts[name].path)
 
-    def _is_whole(self, record: Record, name: str) -> bool:
+    def _is_whole(self, record: AnyRecord, name: str) -> bool:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return bool(self.artifact(record, name).stat().st_size == record.artifacts[name]["bytes"])
+            return self.artifact(record, name).stat().st_size == record.artifacts[name].bytes
         return False
 
-    def records(self, stage: str, models: Collection[str] | None = None) -> list[Record]:
-        """The records of a stage, in the order of their file names.
+    def records(self, stage: str, models: Collection[str] | None = None) -> list[AnyRecord]:
+        """The records of a stage, in the order of their file names; see `each`."""
+        return list(self.each(stage, models))
+
+    def each(self, stage: str, models: Collection[str] | None = None) -> Iterator[AnyRecord]:
+        """The records of a stage one at a time, with all that they hold and what it is unknown, in the order of their
+        file names.
 
         Args:
             stage: see `Record`.
@@ -79,20 +115,24 @@ class Store:
         Raises:
             InputError: a file is not a record, or of another version.
         """
-        return list(self.each(stage, models))
+        return (read_record(path, AnyRecord) for path in self._places(stage, models))
 
-    def each(self, stage: str, models: Collection[str] | None = None, without: str | None = None) -> Iterator[Record]:
-        """The same as `records`, one at a time, for a reader that keeps a part of each.
+    def typed(self, kind: type[K], models: Collection[str] | None = None) -> Iterator[K]:
+        """The records of the stage that this kind is of, one at a time, as `each` but for their type.
 
-        `without` names a list in the result that nobody will look at: it comes empty, and the records sooner.
+        Raises:
+            InputError: a file is no record of this kind, or of another version.
         """
+        return (read_record(path, kind) for path in self._places(kind.of, models))
+
+    def _places(self, stage: str, models: Collection[str] | None) -> Iterator[Path]:
         folder = self._inside("records", stage)
         if not folder.is_dir():
             return
         for name in sorted(os.listdir(folder)):
             # A name tells the model, so that what nobody asked for is not even opened.
             if name.endswith(".json") and (models is None or name.rpartition("-")[0] in models):
-                yield read_record(folder / name, without)
+                yield folder / name
 
     def stages(self) -> list[str]:
         """The stages of which there are records."""
@@ -100,23 +140,26 @@ class Store:
             return sorted(os.listdir(self.root / "records"))
         return []
 
-    def keys(self, stage: str) -> set[str]:
-        """The keys of a stage's records."""
+    def names(self, stage: str) -> list[str]:
+        """Of each record of a stage its file's name without the ending, MODEL-KEY."""
         with contextlib.suppress(FileNotFoundError):
             names = os.listdir(self.root / "records" / stage)
-            return {name.removesuffix(".json").rpartition("-")[2] for name in names if name.endswith(".json")}
-        return set()
+            return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+        return []
 
-    def failures(self) -> list[dict[str, Any]]:
-        """What failed and has not succeeded since: `stage`, `key`, `inputs` and `reason`.
+    def keys(self, stage: str) -> set[str]:
+        """The keys of a stage's records."""
+        return {name.rpartition("-")[2] for name in self.names(stage)}
+
+    def failures(self) -> list[Failure]:
+        """What failed and has not succeeded since.
 
         Raises:
             InputError: a file is no such note.
         """
-        notes = [read_failure(path) for path in sorted(self._inside("failures").glob("*/*.json"))]
-        return [note | {"key": key_of(note["stage"], note["inputs"])} for note in notes]
+        return [read_failure(path) for path in sorted(self._inside("failures").glob("*/*.json"))]
 
-    def keep_plan(self, content: Mapping[str, Any]) -> None:
+    def keep_plan(self, content: Mapping[str, object]) -> None:
         """Keep what a command is to do; the same plan again changes nothing.
 
         Raises:
@@ -130,16 +173,16 @@ class Store:
         except OSError as error:
             raise self._cannot_write(error) from None
 
-    def plans(self) -> list[dict[str, Any]]:
+    def plans(self) -> list[Plan]:
         """What the commands on this folder are to do, in the order in which they were first given.
 
         Raises:
             InputError: a file is no plan.
         """
         plans = [read_plan(path) for path in sorted(self._inside("plans").glob("*.json"))]
-        return sorted(plans, key=lambda plan: str(plan["begun"]))
+        return sorted(plans, key=lambda plan: plan.begun)
 
-    def checkpoints(self, stage: str, inputs: Mapping[str, Any]) -> Path:
+    def checkpoints(self, stage: str, inputs: Mapping[str, object]) -> Path:
         """Where a stage may keep what it needs to go on after it was stopped."""
         return self._inside("checkpoints", key_of(stage, inputs))
 
@@ -175,7 +218,7 @@ class Store:
             return  # it is made, or cannot be, by the first who writes
         kinds = [self._inside(name) for name in ("records", "failures")]
         inside = [folder for kind in kinds if kind.is_dir() for folder in kind.iterdir()]
-        others = [self._inside(name) for name in ("artifacts", "checkpoints", "plans", "claims", "work")]
+        others = [self._inside(name) for name in ("artifacts", "checkpoints", "plans", "claims", "removed", "work")]
         for folder in (self.root, *kinds, *inside, *others):
             if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
                 found = folder.stat()
@@ -206,12 +249,12 @@ class Store:
     def put(
         self,
         stage: str,
-        inputs: Mapping[str, Any],
-        result: Mapping[str, Any],
-        environment: Mapping[str, Any],
-        timing: Mapping[str, float],
+        inputs: Mapping[str, object],
+        result: Mapping[str, object] | msgspec.Struct,
+        environment: Mapping[str, object],
+        timing: Mapping[str, object],
         files: Path | None = None,
-    ) -> Record:
+    ) -> AnyRecord:
         """Keep a result, and the folder `files` with what the stage made; returns the record.
 
         A record that is there already with its files stays as it is and is returned: the first result of given inputs
@@ -222,18 +265,20 @@ class Store:
         """
         path, key = self._path("records", stage, inputs), key_of(stage, inputs)
         try:
-            artifacts = _artifacts(key, files)
-            record = Record(stage, key, inputs, result, timing, artifacts, environment, _now())
+            content: dict[str, object] = {"stage": stage, "key": key, "inputs": inputs, "environment": environment}
+            content |= {"result": msgspec.to_builtins(result), "timing": timing, "finished": _now(), "format": FORMAT}
+            content |= {"artifacts": msgspec.to_builtins(_artifacts(key, files)), "digest": ""}
             with self._alone():
                 if self.get(stage, inputs) is None:
                     if files is not None:
                         _move(files, self._inside("artifacts") / key)
-                    write(path, text_of(asdict(record)))
+                    write(path, text_of(content))
+                    (self._inside("removed") / key).unlink(missing_ok=True)
             self._path("failures", stage, inputs).unlink(missing_ok=True)
         except OSError as error:
             raise self._cannot_write(error) from None
         shutil.rmtree(self.checkpoints(stage, inputs), ignore_errors=True)
-        return read_record(path)
+        return read_record(path, AnyRecord)
 
     def replace(self, path: Path, before: bytes, after: bytes) -> bool:
         """Replace the text of a record by another of equal content (see `compact`); returns whether it was still
@@ -251,14 +296,14 @@ class Store:
             raise self._cannot_write(error) from None
         return True
 
-    def failed_at(self, stage: str, inputs: Mapping[str, Any]) -> int | None:
+    def failed_at(self, stage: str, inputs: Mapping[str, object]) -> int | None:
         """What tells the latest failure of a stage from any other: the time of its note; None if there is none."""
         try:
             return self._path("failures", stage, inputs).stat().st_mtime_ns
         except FileNotFoundError:
             return None
 
-    def fail(self, stage: str, inputs: Mapping[str, Any], reason: str) -> None:
+    def fail(self, stage: str, inputs: Mapping[str, object], reason: str) -> None:
         """Note why a stage failed, for the table's footnotes; the next run tries it again.
 
         Raises:
@@ -299,12 +344,16 @@ class Store:
     def _cannot_write(self, error: OSError) -> InputError:
         return InputError(f"--results {self.root}: cannot write there: {error.strerror or error}")
 
-    def _path(self, kind: str, stage: str, inputs: Mapping[str, Any]) -> Path:
+    def _path(self, kind: str, stage: str, inputs: Mapping[str, object]) -> Path:
         return self._inside(kind, stage) / f"{inputs['model']}-{key_of(stage, inputs)}.json"
 
 
 def _kernel() -> str:
     """What tells whose locks this process sees: this machine since its start, in all its containers."""
+    import socket  # here, as what follows it: who reads only need not wait for them
+
+    from suite.results.holder import since_start
+
     return hashlib.sha256((since_start() or socket.gethostname()).encode()).hexdigest()[:8]
 
 
@@ -345,17 +394,14 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _artifacts(key: str, folder: Path | None) -> dict[str, dict[str, Any]]:
+def _artifacts(key: str, folder: Path | None) -> dict[str, Artifact]:
     """What a record says of the files in a folder, which are on the disk then."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Artifact] = {}
     for file in sorted(folder.iterdir()) if folder else ():
         share(file)  # safetensors makes what only its owner may read
         _sync(file)
-        found[file.name] = {
-            "path": f"artifacts/{key}/{file.name}",
-            "sha256": sha256(file),
-            "bytes": file.stat().st_size,
-        }
+        place = f"artifacts/{key}/{file.name}"
+        found[file.name] = Artifact(path=place, sha256=sha256(file), bytes=file.stat().st_size)
     return found
 
 

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from suite.errors import InputError
 from suite.files import printable
-from suite.results.record import Record, key_of, read_failure, read_plan, read_record
-from suite.results.shape import checked
+from suite.results.notes import read_failure, read_plan
+from suite.results.record import TYPES, AnyRecord, key_of, read_record
 from suite.results.store import sha256
 
 # Inputs that hold the key of another record, and the stages of which it may be.
 UPSTREAM = {"train": ("train",), "export": ("export",), "file": ("export", "convert")}
+
+
+# Records without their files up to which each is named.
+FEW = 3
 
 
 @dataclass(frozen=True)
@@ -42,40 +46,47 @@ def verify(
     Args:
         root: a results folder that is there. Nothing in it is changed.
         progress: called with bytes read, bytes in all, and a note.
-        without_files: a file that is not there is left out, and no problem.
+        without_files: a file that is not there is left out, and no problem, as one is that was removed on purpose.
 
     Raises:
         InputError: a folder in it cannot be read.
     """
     records, problems = _records(root)
     problems += _without_upstream(root, records)
-    total = sum(artifact["bytes"] for record in records for artifact in record.artifacts.values())
+    total = sum(artifact.bytes for record in records for artifact in record.artifacts.values())
     files = done = left_out = 0
+    missing: list[tuple[Path, Path]] = []
     for record in records:
         for artifact in record.artifacts.values():
             progress(done, total, "bytes")
-            path = root / artifact["path"]
-            if without_files and not os.path.lexists(path):
+            path = root / artifact.path
+            removed = (root / "removed" / record.key).is_file()
+            if (without_files or removed) and not os.path.lexists(path):
                 left_out += 1
-                total -= artifact["bytes"]
+                total -= artifact.bytes
                 continue
-            if problem := _artifact(path, artifact["bytes"], artifact["sha256"]):
+            if not os.path.lexists(path):
+                missing.append((path, _place(root, record)))
+            elif problem := _artifact(path, artifact.bytes, artifact.sha256):
                 problems.append(f"{path}: {problem}; delete {_place(root, record)} to make it again")
             files += 1
-            done += artifact["bytes"]
+            done += artifact.bytes
     progress(done, total, "bytes")
+    problems += _missing(missing)
     problems += _unlisted(root, records)
     problems += _notes(root / "failures", read_failure)
     problems += _notes(root / "plans", read_plan)
     problems += _checkpoints(root, {record.key for record in records})
+    keys = {record.key for record in records}
+    problems += [f"{p}: unexpected, of no record; delete it" for p in _files(root / "removed") if p.name not in keys]
     return Found(len(records), files, done, [printable(problem) for problem in problems], left_out)
 
 
-def _place(root: Path, record: Record) -> Path:
-    return root / "records" / record.stage / f"{record.inputs['model']}-{record.key}.json"
+def _place(root: Path, record: AnyRecord) -> Path:
+    return root / "records" / record.stage / f"{record.model}-{record.key}.json"
 
 
-def _records(root: Path) -> tuple[list[Record], list[str]]:
+def _records(root: Path) -> tuple[list[AnyRecord], list[str]]:
     """The sound records, and a line for each other."""
     sound, problems = [], []
     for path in places(root):
@@ -95,7 +106,7 @@ def places(root: Path) -> list[Path]:
     return [*_files(root / "records"), *(root / "records").glob("*/*/")]
 
 
-def read_sound(root: Path, path: Path) -> Record:
+def read_sound(root: Path, path: Path) -> AnyRecord:
     """Read a record that stands where it belongs and holds what its stage says.
 
     Raises:
@@ -104,19 +115,21 @@ def read_sound(root: Path, path: Path) -> Record:
     if path.suffix != ".json" or path.parent.parent != root / "records":
         raise InputError(f"{path}: unexpected; delete it")
     try:
-        record = read_record(path)
+        record = read_record(path, AnyRecord)
         if record.key != key_of(record.stage, record.inputs):
             raise ValueError("its key is not the hash of its inputs")
         if path != _place(root, record):
             raise ValueError(f"it belongs at {_place(root, record)}")
-        return checked(record, root)
+        if kind := TYPES.get(record.stage):
+            read_record(path, kind)
+        return record
     except InputError:
         raise
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not a record ({error}); delete it to measure again") from None
 
 
-def _without_upstream(root: Path, records: list[Record]) -> Iterator[str]:
+def _without_upstream(root: Path, records: list[AnyRecord]) -> Iterator[str]:
     there = {(record.stage, record.key) for record in records}
     for record in records:
         for name, stages in UPSTREAM.items():
@@ -124,6 +137,19 @@ def _without_upstream(root: Path, records: list[Record]) -> Iterator[str]:
             if isinstance(key, str) and not any((stage, key) in there for stage in stages):
                 what = f"made from {' or '.join(stages)} {key}, of which there is no sound record"
                 yield f"{_place(root, record)}: {what}; delete it to measure again"
+
+
+def _missing(files: list[tuple[Path, Path]]) -> Iterator[str]:
+    """What to say of files that are not there, by their records; many at once were more likely left out."""
+    records = list(dict.fromkeys(record for _, record in files))
+    if len(records) > FEW:
+        yield (
+            f"{files[0][0]}: missing, like {len(files) - 1} others; where weights and ONNX files were left out on "
+            "purpose, as of published records, verify --without-files; else delete the records of those to make again"
+        )
+        return
+    for path, record in files:
+        yield f"{path}: missing; left out on purpose, verify --without-files; else delete {record} to make it again"
 
 
 def _artifact(path: Path, size: int, sha: str) -> str | None:
@@ -138,8 +164,8 @@ def _artifact(path: Path, size: int, sha: str) -> str | None:
         return "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
 
 
-def _unlisted(root: Path, records: list[Record]) -> Iterator[str]:
-    listed = {root / artifact["path"] for record in records for artifact in record.artifacts.values()}
+def _unlisted(root: Path, records: list[AnyRecord]) -> Iterator[str]:
+    listed = {root / artifact.path for record in records for artifact in record.artifacts.values()}
     return (f"{path}: unexpected, of no record; delete it" for path in _files(root / "artifacts") if path not in listed)
 
 

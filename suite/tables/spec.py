@@ -12,6 +12,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from suite.errors import InputError
 from suite.registry import STAND_INS
+from suite.tables.versions import VERSIONS as VERSIONS
+from suite.tables.versions import outdated as outdated
+from suite.tables.versions import version_of as version_of
 
 NUMBERS = (1, 2, 3, 4)
 # Those with latency beside the errors.
@@ -19,10 +22,10 @@ DEPLOYED = (2, 3, 4)
 
 # What a record may hold under `result` and a table may show; errors are in percent.
 METRICS = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "top1_10crop": "10-crop top-1",
-    "top5_10crop": "10-crop top-5",
+    "top1": "error",
+    "top5": "top-5 error",
+    "top1_10crop": "10-crop error",
+    "top5_10crop": "10-crop top-5 error",
     "mean": "mean",
     "std": "deviation",
     "nonzero": "non-zero ratio",
@@ -37,45 +40,13 @@ LARGEST_SIDE = 4096
 # Parts of a run that may be asked for by themselves, in the order in which they are done; all of them by default.
 STAGES = ("train", "export", "parity", "latency", "analyze")
 
-# Versions of what each stage makes of the same inputs, with their history. A new one makes new records.
-VERSIONS = {
-    # 1: first; 2: bfloat16 activations where the device is made for them; 3: other initial weights without BatchNorm,
-    # and NormProp's BatchNorm on the trunk (`outdated`)
-    "train": 3,
-    "export": 4,  # 1: first; 2: rewritten for ONNX Runtime's CPU provider; 3: columns of zeros; 4: whole blocks
-    # 1: first; 2: codes of int8 for what NormProp's rectifiers give where they are off; 3: float16 in the order that
-    # the standard asks for, and only if it holds the activations
-    "convert": 3,
-    "parity": 1,  # 1: first
-    "latency": 3,  # 1: first; 2: in turns with what it is compared with; 3: while the threads of all others are asleep
-    "peak": 2,  # 1: first, of one product of matrices; 2: the fastest of several products and convolutions
-    "analyze": 1,  # 1: first
-    "probe": 2,  # 1: first; 2: with starts of processes
-}
-
 # Greatest logit difference at which an ONNX file in float32 passes for its network, as a share of the greatest logit:
 # float32 noise is far below it.
 TOLERANCE = 1e-4
 # Share of torch's right answers that reduced precision may lose: MLPerf Inference asks for 99 % of the accuracy.
 LOSS = 0.01
 
-# Version of training from which on a result of a network without BatchNorm counts.
-_TRAINS_WITHOUT_BATCH_NORM = 3
-
 T = TypeVar("T")
-
-
-def version_of(stage: str, model: str, form: str | None = None) -> int:
-    """The version that goes into the key of a stage's record. Version 3 of training changed nothing for the networks
-    with BatchNorm, and that of conversion nothing for int8, so that their records of version 2 still count."""
-    unchanged = (stage == "train" and model.endswith("_bn")) or (stage == "convert" and form == "int8")
-    return 2 if unchanged else VERSIONS[stage]
-
-
-def outdated(model: str, version: int) -> bool:
-    """Whether a training record of this version is of initial weights or an architecture that the network had by
-    mistake, so that it stands in no table."""
-    return version < _TRAINS_WITHOUT_BATCH_NORM and not model.endswith("_bn")
 
 
 @dataclass(frozen=True)
@@ -127,6 +98,15 @@ class Recipe:
         """The learning rate of a 1-based epoch."""
         return self.learning_rate * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
 
+    def steps(self, images: int) -> int:
+        """Training steps on a set of so many images."""
+        steps = self.epochs * self.steps_an_epoch(images)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def steps_an_epoch(self, images: int) -> int:
+        """Training steps for each of so many images once, the last and smaller batch among them."""
+        return -(-images // self.batch_size)
+
     def for_epochs(self, epochs: int) -> "Recipe":
         """This recipe over another number of epochs, the milestones moved in proportion.
 
@@ -170,7 +150,9 @@ class Table:
         seeds: training runs of which the paper reports the median.
         depth: the one depth that all rows share and `--depth` may replace; None where rows differ in it.
         recipe: the paper's recipe.
-        quick: what the quick profile changes in it.
+        earlier_quick: what the quick profile has changed in earlier versions, whose records still count.
+        quick: what the quick profile changes in it, for training and its tests; a network is exported, checked and
+            timed for images of the paper's size all the same.
         rows: the lines, in the paper's order.
     """
 
@@ -183,6 +165,7 @@ class Table:
     quick: Mapping[str, Any]
     rows: tuple[Row, ...]
     depth: int | None = None
+    earlier_quick: tuple[Mapping[str, Any], ...] = ()
 
 
 def load_table(number: int) -> Table:
@@ -213,7 +196,8 @@ def parse_table(text: str, source: str) -> Table:
     for metric in table.metrics:
         if metric not in METRICS:
             raise InputError(f"{source}: metrics: unknown metric {metric!r}; legal: {', '.join(METRICS)}")
-    _changed(table.recipe, table.quick, f"{source}: quick")
+    for quick in (table.quick, *table.earlier_quick):
+        _changed(table.recipe, quick, f"{source}: quick")
     for index, row in enumerate(table.rows):
         where = f"{source}: rows[{index}]"
         if len(row.heading) != len(table.headings):
@@ -261,9 +245,19 @@ def matching(table: Table, globs: Sequence[str]) -> Table:
     for glob in globs:
         if not any(fnmatchcase(name, glob) for _, aliases in names for name in aliases):
             models = ", ".join(dict.fromkeys(row.model for row in table.rows))
-            raise InputError(f"--rows: {glob!r} matches no row of table {table.number}; its models are {models}")
+            where = f"table {table.number}{_at_another_depth(table, glob)}"
+            raise InputError(f"--rows: {glob!r} matches no row of {where}; its models are {models}")
     rows = tuple(row for row, aliases in names if any(fnmatchcase(name, glob) for name in aliases for glob in globs))
     return dataclasses.replace(table, rows=rows)
+
+
+def _at_another_depth(table: Table, glob: str) -> str:
+    """What to say of a glob that matches rows of the table with other nets."""
+    for depth in CIFAR_DEPTHS if table.depth else ():
+        rows = at_depth(table, depth).rows
+        if any(fnmatchcase(name, glob) for row in rows for name in (row.model, f"{row.model}@{row.data}")):
+            return f" with ResNet-{table.depth}, but some with ResNet-{depth}: add --depth {depth}"
+    return ""
 
 
 def recipe_for(
@@ -285,6 +279,11 @@ def recipe_for(
     if epochs is not None:
         recipe = recipe.for_epochs(epochs)
     return recipe if steps is None else dataclasses.replace(recipe, max_steps=steps)
+
+
+def within_an_epoch(steps: int, batch_size: int, images: int) -> bool:
+    """Whether a training ended before it had seen each of its images once, so that its error says nothing."""
+    return steps * batch_size < images
 
 
 def _require(condition: bool, message: str) -> None:

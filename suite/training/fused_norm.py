@@ -1,8 +1,9 @@
 """BatchNorm, the residual addition and the activation of a block in one pass each way, by kernels of our own.
 
-`use_norms` puts them into a network. Forward, one kernel reads the convolution's output for the statistics, a small
-one merges what its programs found, and one normalises, adds and rectifies; backward there are as many. The kernels are
-in `suite.training.triton_norm`. In tests a block computes as before. torch.compile does the like itself.
+`use_norms` puts them into a network. Forward, a convolution by our kernels finds the statistics of what it computes; of
+any other's output a kernel reads them. A small one merges them, and one normalises, adds and rectifies. Backward there
+are three. The kernels are in `suite.training.triton_norm`. In tests a block computes as before. torch.compile does the
+like itself.
 """
 
 import functools
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from models.blocks import BasicBlock, PreActBasicBlock
 from models.layers import CReLU
 from suite.training import kernels
+from suite.training.operators import Statistics
 
 Activation = Literal["none", "relu", "crelu"]
 
@@ -44,6 +46,18 @@ def _division(pixels: int, channels: int) -> tuple[int, int, int, int]:
     return -(-pixels // (tile * tiles)), tiles, tile, block
 
 
+def _statistics(x: Tensor) -> Statistics:
+    """Those of values that no kernel of ours has computed."""
+    from suite.training import triton_norm
+
+    channels, pixels = x.shape[1], x.numel() // x.shape[1]
+    parts, tiles, tile, block = _division(pixels, channels)
+    found = torch.empty((parts, 2, channels), dtype=torch.float32, device=x.device)
+    with _on(x):
+        triton_norm.part_statistics[(parts,)](x, found, pixels, channels, tiles, tile, block, **_OPTIONS)
+    return Statistics(found, tiles * tile)
+
+
 class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -55,20 +69,20 @@ class _Normalize(torch.autograd.Function):
         norm: nn.BatchNorm2d,
         activation: Activation,
         groups: int,
+        statistics: Statistics | None,
     ) -> Tensor:
         from suite.training import triton_norm
 
         channels, pixels = x.shape[1], x.numel() // x.shape[1]
-        parts, tiles, tile, block = _division(pixels, channels)
-        found = torch.empty((parts, 2, channels), dtype=torch.float32, device=x.device)
+        _, _, tile, block = _division(pixels, channels)
+        found, of_a_part = statistics or _statistics(x)
         mean, inverse = torch.empty((2, channels), dtype=torch.float32, device=x.device)
         shape = x.shape[0], channels * (2 if activation == "crelu" else 1), *x.shape[2:]
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         with _on(x):
-            triton_norm.part_statistics[(parts,)](x, found, pixels, channels, tiles, tile, block, **_OPTIONS)
             triton_norm.merge_statistics[(-(-channels // 16),)](
                 found, mean, inverse, norm.running_mean, norm.running_var, norm.num_batches_tracked,
-                pixels, parts, tiles * tile, norm.momentum, norm.eps, channels, 64, 16, **_OPTIONS,
+                pixels, len(found), of_a_part, norm.momentum, norm.eps, channels, 64, 16, **_OPTIONS,
             )  # fmt: skip
             triton_norm.normalize[(-(-pixels // tile),)](
                 x, mean, inverse, weight, bias, residual, y,
@@ -103,11 +117,16 @@ class _Normalize(torch.autograd.Function):
             )
         if ctx.adds and of_residual is None:
             of_residual = gradient  # of a sum that nothing follows
-        return of_x, total[1], total[0], of_residual, None, None, None
+        return of_x, total[1], total[0], of_residual, None, None, None, None
 
 
 def normalize(
-    norm: nn.BatchNorm2d, x: Tensor, activation: Activation = "none", residual: Tensor | None = None, groups: int = 1
+    norm: nn.BatchNorm2d,
+    x: Tensor,
+    activation: Activation = "none",
+    residual: Tensor | None = None,
+    groups: int = 1,
+    statistics: Statistics | None = None,
 ) -> Tensor:
     """`activation(norm(x) + residual)` in training, which brings the norm's running statistics up to date.
 
@@ -117,6 +136,7 @@ def normalize(
         activation: "crelu" only without a residual.
         residual: of x's shape, or None for no addition.
         groups: of how many parts of its channels CReLU keeps the two halves together.
+        statistics: of x, if they are known.
 
     Returns:
         (B, C, H, W), or (B, 2C, H, W) for CReLU, in x's type, channels_last. It is rounded to that type once.
@@ -125,25 +145,28 @@ def normalize(
     layout = torch.channels_last
     if residual is not None:
         residual = residual.to(x.dtype).contiguous(memory_format=layout)
-    given = norm.weight, norm.bias, residual, norm, activation, groups
+    given = norm.weight, norm.bias, residual, norm, activation, groups, statistics
     found: Tensor = _Normalize.apply(x.contiguous(memory_format=layout), *given)
     return found
 
 
-def _rectified(norm: nn.BatchNorm2d, x: Tensor, rectifier: nn.Module) -> Tensor:
+def _rectified(convolution: nn.Module, norm: nn.BatchNorm2d, rectifier: nn.Module, x: Tensor) -> Tensor:
+    y, statistics = kernels.convolve_with_statistics(convolution, x)
     if isinstance(rectifier, CReLU):
-        return normalize(norm, x, "crelu", groups=getattr(rectifier, "groups", 1))
-    return normalize(norm, x, "relu")
+        return normalize(norm, y, "crelu", groups=getattr(rectifier, "groups", 1), statistics=statistics)
+    return normalize(norm, y, "relu", statistics=statistics)
 
 
 def _basic(block: Any, x: Tensor) -> Tensor:
-    y = _rectified(block.norm1, block.conv1(x), block.act1)
-    return normalize(block.norm2, block.conv2(y), "relu", block.shortcut(x))
+    y = _rectified(block.conv1, block.norm1, block.act1, x)
+    y, statistics = kernels.convolve_with_statistics(block.conv2, y)
+    return normalize(block.norm2, y, "relu", block.shortcut(x), statistics=statistics)
 
 
 def _pre_activated(block: Any, x: Tensor) -> Tensor:
-    y = _rectified(block.norm1, block.conv1(block.act1(x)), block.act2)
-    return normalize(block.norm2, block.conv2(y), "none", block.shortcut(x))
+    y = _rectified(block.conv1, block.norm1, block.act2, block.act1(x))
+    y, statistics = kernels.convolve_with_statistics(block.conv2, y)
+    return normalize(block.norm2, y, "none", block.shortcut(x), statistics=statistics)
 
 
 _FORWARD: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {

@@ -1,13 +1,11 @@
-"""Convolutions and CReLU of training by kernels of our own, where cuDNN is slow: few channels in bfloat16 on a GPU.
+"""Layers that compute by kernels of our own where cuDNN is slow: convolutions of few channels in bfloat16 on a GPU.
 
-`use_kernels` puts them into a network. They are operators of torch, so that torch.compile and CUDA graphs hold them.
-The kernels themselves are in `suite.training.triton_kernels`, which is imported when one of them runs.
+`use_kernels` puts them into a network. What they call is in `suite.training.operators`.
 """
 
 import functools
 import importlib.util
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,218 +14,16 @@ from torch import Tensor, nn
 from models.layers import CReLU, NormPropConv2d
 from suite.errors import in_words
 from suite.training.grouped import GroupedCReLU
+from suite.training.operators import MOST_OUT, Statistics, conv3x3, conv3x3_with_statistics, crelu
 
 # Channels of a convolution that our kernels take. Those of more have not been compared with cuDNN's on any GPU.
-LEAST, MOST_IN, MOST_OUT = 12, 192, 128
+LEAST, MOST_IN = 12, 192
 # Of several networks side by side, our kernels take the stem's too. Libraries are slow at convolutions of many groups.
 LEAST_GROUPED = 3
-# A weight's gradient is divided between so many programs at most, since a GPU of 132 cores holds several on each, and
-# its partial sums take so many bytes at most, which its cache holds.
-PROGRAMS, PARTIAL_SUMS = 400, 4 * 2**20
 # Kernels count values of a tensor in 32 bits, and what a layer gives has up to 16 values for each 3 of its input.
 MOST_VALUES = 2**31 // 6
 # How far the kernels may be from the library, in parts of the largest value: bfloat16 rounds to 1/256.
 TOLERANCE = 0.02
-# A product and its sum may be rounded once. Triton warns where it is not told.
-_OPTIONS = {"enable_fp_fusion": True}
-
-
-def _channels_last(like: Tensor, channels: int) -> Tensor:
-    """An empty tensor for as many pixels."""
-    batch, _, height, width = like.shape
-    shape = batch, channels, height, width
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-
-
-def _strided(x: Tensor, channels: int, stride: int) -> Tensor:
-    """An empty tensor for the output of a convolution of x."""
-    batch, _, height, width = x.shape
-    shape = batch, channels, -(-height // stride), -(-width // stride)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-def _on(tensor: Tensor) -> AbstractContextManager[None]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-def _next_power(count: int) -> int:
-    return 1 << (count - 1).bit_length()
-
-
-def _block(channels: int) -> int:
-    """How many channels to take at a time, a power of two: the fewest that are not there, then the fewest blocks."""
-    return min((64, 32, 16), key=lambda size: (-(-channels // size) * size, -size))
-
-
-def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, stride: int, transposed: bool) -> Tensor:
-    """Convolve into y with a weight (groups out, in, 3, 3) or, from out to in, with its transpose; returns y."""
-    from suite.training import triton_kernels
-
-    batch, channels, height, width = y.shape
-    groups = (y if transposed else x).shape[1] // weight.shape[1]
-    c_in, c_out = x.shape[1] // groups, channels // groups
-    pixels = batch * height * width
-    block = _next_power(max(c_out, 16)) if c_out <= MOST_OUT else 64
-    tile = 256 if pixels >= 65536 and block <= 32 else 128 if pixels >= 65536 and block <= 64 else 64
-    grid = (-(-pixels // tile) * groups, -(-c_out // block))
-    with _on(x):
-        triton_kernels.convolve[grid](
-            x, weight, bias, y, pixels, height, width, c_in, c_out, groups, stride, x.shape[2], x.shape[3], transposed,
-            tile, _block(c_in), block, num_warps=4, **_OPTIONS,
-        )  # fmt: skip
-    return y
-
-
-@torch.library.custom_op("suite::conv3x3", mutates_args=())
-def conv3x3(x: Tensor, weight: Tensor, cast: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
-    """A 3x3 convolution with "same" padding, summed in float32; in groups of channels where x has more of them than the
-    weight.
-
-    Args:
-        x: (B, groups in, H, W), channels_last.
-        weight: (groups out, in, 3, 3), which gets the gradient, in float32.
-        cast: the same in x's type, channels_last, which is what is convolved with. It gets no gradient.
-        bias: (groups out,) or None.
-        stride: of both axes.
-
-    Returns:
-        (B, groups out, ceil(H / stride), ceil(W / stride)) in x's type, channels_last.
-    """
-    return _launch(x, cast, bias, _strided(x, cast.shape[0], stride), stride, transposed=False)
-
-
-@conv3x3.register_fake
-def _(x: Tensor, weight: Tensor, cast: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
-    return _strided(x, cast.shape[0], stride)
-
-
-@torch.library.custom_op("suite::conv3x3_input_gradient", mutates_args=())
-def conv3x3_input_gradient(gradient: Tensor, cast: Tensor, x: Tensor, stride: int = 1) -> Tensor:
-    """The gradient of `conv3x3` with respect to x, of which only the shape is used, from that of its output."""
-    return _launch(gradient, cast, None, _channels_last(x, x.shape[1]), stride, transposed=True)
-
-
-@conv3x3_input_gradient.register_fake
-def _(gradient: Tensor, cast: Tensor, x: Tensor, stride: int = 1) -> Tensor:
-    return _channels_last(x, x.shape[1])
-
-
-@torch.library.custom_op("suite::conv3x3_weight_gradient", mutates_args=())
-def conv3x3_weight_gradient(x: Tensor, gradient: Tensor, groups: int = 1, stride: int = 1) -> Tensor:
-    """The gradient of `conv3x3` with respect to its weight, in float32.
-
-    Each program writes the sum over its pixels to a place of its own. A second kernel adds these sums. Nothing depends
-    on which program is first, so the result is the same bit for bit every time.
-    """
-    from suite.training import triton_kernels
-
-    batch, _, height, width = gradient.shape
-    c_in, c_out = x.shape[1] // groups, gradient.shape[1] // groups
-    pixels = batch * height * width
-    block_in, block_out = min(_block(c_in), 32), min(max(_next_power(c_out), 16), 64)
-    blocks = -(-c_in // block_in) * -(-c_out // block_out)
-    tile = 128 if block_in * block_out <= 1024 else 64
-    wanted = max(1, min(PROGRAMS // (3 * blocks * groups), PARTIAL_SUMS // (4 * 9 * groups * c_in * c_out)))
-    tiles = -(-pixels // (tile * wanted))
-    parts = -(-pixels // (tile * tiles))
-    sums = torch.empty((parts, groups, c_out, 9, c_in), dtype=torch.float32, device=x.device)
-    total = _weight_like(x, gradient, groups)
-    with _on(x):
-        triton_kernels.weight_gradient[(parts * groups, 3, blocks)](
-            x, gradient, sums, pixels, height, width, c_in, c_out, groups, stride, x.shape[2], x.shape[3], tiles, tile,
-            block_in, block_out, num_warps=4, num_stages=3, **_OPTIONS,
-        )  # fmt: skip
-        size = total.numel()
-        triton_kernels.add_parts[(-(-size // 64),)](sums, total, parts, size, 32, 64, num_warps=4, **_OPTIONS)
-    return total
-
-
-@conv3x3_weight_gradient.register_fake
-def _(x: Tensor, gradient: Tensor, groups: int = 1, stride: int = 1) -> Tensor:
-    return _weight_like(x, gradient, groups)
-
-
-def _weight_like(x: Tensor, gradient: Tensor, groups: int) -> Tensor:
-    """An empty tensor for the weight's gradient."""
-    shape = gradient.shape[1], x.shape[1] // groups, 3, 3
-    return torch.empty(shape, dtype=torch.float32, device=x.device, memory_format=torch.channels_last)
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None, int], output: Tensor) -> None:
-    x, _, cast, _, ctx.stride = inputs
-    ctx.save_for_backward(x, cast)
-
-
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None]:
-    x, cast = ctx.saved_tensors
-    gradient = gradient.contiguous(memory_format=torch.channels_last)
-    of_x, of_weight, _, of_bias = ctx.needs_input_grad[:4]  # torch leaves out a stride that is the default
-    return (
-        conv3x3_input_gradient(gradient, cast, x, ctx.stride) if of_x else None,
-        conv3x3_weight_gradient(x, gradient, x.shape[1] // cast.shape[1], ctx.stride) if of_weight else None,
-        None,
-        gradient.sum((0, 2, 3), dtype=torch.float32) if of_bias else None,
-        None,
-    )
-
-
-conv3x3.register_autograd(_gradients, setup_context=_keep)
-
-
-@torch.library.custom_op("suite::crelu", mutates_args=())
-def crelu(x: Tensor, groups: int = 1) -> Tensor:
-    """`cat(relu(x), relu(-x))` along the channels of each group, of (B, C, H, W) in channels_last."""
-    from suite.training import triton_kernels
-
-    channels = x.shape[1] // groups
-    pixels = x.numel() // channels  # of each group
-    y = _channels_last(x, 2 * x.shape[1])
-    block = _next_power(channels)
-    tile = max(1, 2048 // block)
-    with _on(x):
-        triton_kernels.rectify_both[(-(-pixels // tile),)](x, y, pixels, channels, tile, block, **_OPTIONS)
-    return y
-
-
-@crelu.register_fake
-def _(x: Tensor, groups: int = 1) -> Tensor:
-    return _channels_last(x, 2 * x.shape[1])
-
-
-@torch.library.custom_op("suite::crelu_gradient", mutates_args=())
-def crelu_gradient(y: Tensor, gradient: Tensor, groups: int = 1) -> Tensor:
-    """The gradient of `crelu` with respect to x, from its output y and the gradient of y."""
-    from suite.training import triton_kernels
-
-    channels = y.shape[1] // (2 * groups)
-    pixels = y.numel() // (2 * channels)
-    result = _channels_last(gradient, groups * channels)
-    block = _next_power(channels)
-    tile = max(1, 2048 // block)
-    with _on(y):
-        triton_kernels.rectify_both_gradient[(-(-pixels // tile),)](
-            y, gradient, result, pixels, channels, tile, block, **_OPTIONS
-        )
-    return result
-
-
-@crelu_gradient.register_fake
-def _(y: Tensor, gradient: Tensor, groups: int = 1) -> Tensor:
-    return _channels_last(gradient, y.shape[1] // 2)
-
-
-def _keep_output(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-    _, ctx.groups = inputs
-    ctx.save_for_backward(output)
-
-
-def _crelu_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-    (y,) = ctx.saved_tensors
-    return crelu_gradient(y, gradient.contiguous(memory_format=torch.channels_last), ctx.groups), None
-
-
-crelu.register_autograd(_crelu_gradient, setup_context=_keep_output)
 
 
 def precision_for(x: Tensor) -> torch.dtype | None:
@@ -241,7 +37,13 @@ def precision_for(x: Tensor) -> torch.dtype | None:
 
 
 class _Convolution(nn.Conv2d):
-    """What a convolution of any class does once its filters are known, by our kernels where they are to compute."""
+    """What a convolution of any class does once its filters are known, by our kernels where they are to compute.
+
+    Attributes:
+        cast: its filters in bfloat16 while the network computes, where all have been cast in one launch.
+    """
+
+    cast: Tensor | None = None
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         precision = precision_for(x)
@@ -250,9 +52,25 @@ class _Convolution(nn.Conv2d):
             y = super()._conv_forward(x, weight, bias)
         else:
             x = x.to(precision).contiguous(memory_format=torch.channels_last)
-            cast = weight.detach().to(precision).contiguous(memory_format=torch.channels_last)
-            y = conv3x3(x, weight, cast, bias, self.stride[0])
+            y = conv3x3(x, weight, self._cast(weight, precision), bias, self.stride[0])
         return y
+
+    def _cast(self, weight: Tensor, precision: torch.dtype) -> Tensor:
+        if self.cast is not None and not torch.compiler.is_compiling():
+            return self.cast
+        return weight.detach().to(precision).contiguous(memory_format=torch.channels_last)
+
+    def with_statistics(self, x: Tensor, precision: torch.dtype) -> tuple[Tensor, Statistics]:
+        x = x.to(precision).contiguous(memory_format=torch.channels_last)
+        return conv3x3_with_statistics(x, self.weight, self._cast(self.weight, precision), self.stride[0])
+
+
+def convolve_with_statistics(convolution: nn.Module, x: Tensor) -> tuple[Tensor, Statistics | None]:
+    """The convolution of x, and the statistics of the result where a kernel of ours finds them by the way."""
+    precision = precision_for(x)
+    if type(convolution) is not _Convolution or convolution.bias is not None or precision is None:
+        return convolution(x), None
+    return convolution.with_statistics(x, precision)
 
 
 class _NormPropConvolution(_Convolution, NormPropConv2d):
@@ -300,7 +118,27 @@ def use_kernels(model: nn.Module) -> int:
         elif fits(module):
             module.__class__ = _Convolution if type(module) is nn.Conv2d else _NormPropConvolution
             count += 1
+    if convolutions := [module for module in model.modules() if type(module) is _Convolution]:
+        model.register_forward_pre_hook(functools.partial(_cast_all, convolutions))
+        model.register_forward_hook(functools.partial(_forget_casts, convolutions), always_call=True)
     return count
+
+
+def _cast_all(convolutions: list[_Convolution], _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    precision = precision_for(inputs[0])
+    if precision is None or torch.compiler.is_compiling():
+        return
+    weights = [convolution.weight.detach() for convolution in convolutions]
+    casts = [torch.empty_like(weight, dtype=precision, memory_format=torch.channels_last) for weight in weights]
+    torch._foreach_copy_(casts, weights)
+    for convolution, cast in zip(convolutions, casts, strict=True):
+        convolution.cast = cast
+
+
+def _forget_casts(convolutions: list[_Convolution], *_: Any) -> None:
+    """A block that is called by itself later casts its weights as they are then."""
+    for convolution in convolutions:
+        convolution.cast = None
 
 
 @functools.cache

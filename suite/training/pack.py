@@ -51,7 +51,7 @@ class Training(Protocol):
         """Have the steps of this training and of others of its kind done together from now on."""
 
     def leave_stack(self) -> None:
-        """Go on alone."""
+        """Go on alone, from before the stack's first step if that has not been done."""
 
     def stay_alone(self, others: Sequence[Any], reason: str) -> None:
         """Never be stacked, nor these others; the reason is told."""
@@ -138,8 +138,8 @@ def in_turns(
             try:
                 losses = _compute([turns[index] for index in together])
             except Exception as error:
-                for index in together:
-                    ended(index, turns[index].job, error)
+                for index, reason in _failed({index: turns[index].fit for index in together}, error).items():
+                    ended(index, turns[index].job, reason)
                 continue
             for index, loss in zip(together, losses, strict=True):
                 advance(index, loss)
@@ -182,6 +182,22 @@ def _arrange(fits: Mapping[int, Training]) -> dict[int, Exception]:
             except Exception as error:  # such as too little memory; each still has its own step
                 first.stay_alone(others, in_words(error))
     return failed
+
+
+def _failed(fits: Mapping[int, Training], error: Exception) -> dict[int, Exception]:
+    """Have trainings whose first step together has failed do it again each alone; returns what ended the others."""
+    first, *others = fits.values()
+    if not isinstance(first.step, Seed) or first.step.stack.begun_from is None:
+        return dict.fromkeys(fits, error)
+    first.stay_alone(others, in_words(error))
+    traceback.clear_frames(error.__traceback__)  # which hold its memory
+    found: dict[int, Exception] = {}
+    for index, fit in fits.items():
+        try:
+            fit.leave_stack()
+        except Exception as reason:
+            found[index] = reason
+    return found
 
 
 def _together(turns: Mapping[int, _Turn[Any]]) -> list[list[int]]:

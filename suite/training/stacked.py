@@ -27,6 +27,10 @@ class Stack:
         step_of: makes the step of the network that holds so many.
         states: of each.
         streams: of a GPU, where each makes its batches and reads its losses; the stack has a further one.
+
+    Attributes:
+        size: how many networks there are.
+        begun_from: the states, until a step has been done.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Stack:
         streams: Sequence[torch.cuda.Stream] = (),
     ) -> None:
         self.size = len(states)
+        self.begun_from: Sequence[State] | None = states
         self._streams = streams
         self._stream = torch.cuda.Stream(streams[0].device) if streams else None  # type: ignore[no-untyped-call]
         with self._queue():
@@ -64,6 +69,7 @@ class Stack:
             losses = self.step(torch.cat(images, dim=1), torch.stack(labels, dim=1))
             for stream in self._streams:
                 stream.wait_stream(own)
+        self.begun_from = None
         return list(losses)
 
     @contextmanager

@@ -34,6 +34,8 @@ Stacks = Literal["auto", "always", "never"]
 STEPS_BEFORE_CAPTURE = 3
 # Kinds of blocks, or networks without blocks, that a process can compile.
 KINDS = 1000
+# Steps that are measured to decide on torch.compile; a training of less than ten times as many goes without.
+TRIAL = STEPS_BEFORE_CAPTURE + 5
 # Seconds of training left below which torch.compile is not even tried. It takes tens of seconds.
 WORTH_A_TRIAL = {"cpu": 1800.0, "cuda": 240.0}
 
@@ -305,7 +307,7 @@ def try_compile(
         """Of the first step, and the median of steady ones."""
         step = Step(copy.deepcopy(model).train(), recipe, device, bfloat16, compiled, own_kernels=own_kernels)
         taken = []
-        for _ in range(STEPS_BEFORE_CAPTURE + 5):
+        for _ in range(TRIAL):
             start = perf_counter()
             step(*batch)
             if device.type == "cuda":

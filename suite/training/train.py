@@ -24,7 +24,7 @@ from suite.training import checkpoint, feasible, fused_norm, kernels, memory
 from suite.training.grouped import obstacle
 from suite.training.pack import Outcome, Request, Run, in_turns, synchronize
 from suite.training.stacked import Seed, Stack, State, below
-from suite.training.step import AUTOMATIC, Engine, Step, try_compile
+from suite.training.step import AUTOMATIC, TRIAL, Engine, Step, try_compile
 from suite.training.testing import Forward, measured_convolutions, quick_forward
 
 # A kill costs at most the work of so long.
@@ -200,9 +200,7 @@ class _Fit:
         # Asked of the network as it is made: our kernels are layers of their own classes.
         if self.stacks and obstacle(timm.create_model(job.model_name, device="meta", **self.model_args)):
             self.stacks = False
-        self.total = self.recipe.epochs * self.batches.steps_per_epoch
-        if self.recipe.max_steps is not None:
-            self.total = min(self.total, self.recipe.max_steps)
+        self.total = self.recipe.steps(len(self.batches.dataset.train))
         # Networks that are trained at the same time on one GPU overlap only in streams of their own.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.must_stop = False
@@ -227,6 +225,8 @@ class _Fit:
             return {"compiled": engine.compile == "always"}
         if self.group.size > 1:
             return {"compiled": self.device.type == "cuda"}
+        if self.total <= 10 * TRIAL:  # which would take longer to decide on
+            return {"compiled": False}
         images, labels = next(iter(self.batches.train(self.job.seed, 1)))
         batch = images, labels
         found = try_compile(self._start(), self.recipe, self.bfloat16, batch, self.total, self.own_kernels)
@@ -283,16 +283,17 @@ class _Fit:
         stack = Stack(self._start(), self._step_of, [fit._tensors() for fit in fits], streams)
         for number, fit in enumerate(fits):
             fit.step = stack.seed(number, fit.model)
-            fit.at.stacked = max(fit.at.stacked, len(fits))
             # Measured for each alone, where two may differ by noise.
             fit.at.compile = fit.at.compile | {"compiled": self.at.compile["compiled"]}
         synchronize(self.device)
 
     def leave_stack(self) -> None:
-        """Go on alone."""
+        """Go on alone, from before the stack's first step if that has not been done."""
+        assert isinstance(self.step, Seed)
         synchronize(self.device)
+        before = self.step.stack.begun_from
         with self.stream():
-            self._load(self._tensors())
+            self._load(self._tensors() if before is None else before[self.step.number])
         synchronize(self.device)  # before the memory of the stack is given to others
 
     def stay_alone(self, others: Sequence["_Fit"], reason: str) -> None:
@@ -434,6 +435,7 @@ class _Fit:
             self.last_losses.append(loss.clone())
             at.step += 1
             at.steps += 1
+            at.stacked = max(at.stacked, self.step.stack.size if isinstance(self.step, Seed) else 1)
             at.seen += count
             at.images += count
             self._count_time()
@@ -441,7 +443,8 @@ class _Fit:
             speed = (
                 f"{(at.images - images_before) / seconds:,.0f} images/s, {100 * self._waited / seconds:.0f} % data wait"
             )
-            self.job.on_step(at.steps, self.total, f"epoch {epoch}/{self.recipe.epochs}, {speed}")
+            epochs = -(-self.total // self.batches.steps_per_epoch)
+            self.job.on_step(at.steps, self.total, f"epoch {epoch}/{epochs}, {speed}" if epochs > 1 else speed)
             if not self._finite():
                 break
             yield None

@@ -19,6 +19,7 @@ def convolve(
     weight,  # (groups, c_out, 9, c_in), or (groups, c_in, 9, c_out) if `transposed`
     bias,  # (groups, c_out) or None
     y,  # (pixels, groups, c_out)
+    statistics,  # (tiles, 2, groups, c_out), float32, as `triton_norm.part_statistics` leaves them, of y; or None
     pixels,
     height: tl.constexpr,
     width: tl.constexpr,
@@ -79,7 +80,16 @@ def convolve(
     if bias is not None:
         total += tl.load(bias + out, mask=out < c_out, other=0.0).to(tl.float32)[None, :]
     known = (pixel < pixels)[:, None] & (out < c_out)[None, :]
-    tl.store(y + pixel[:, None] * (groups * c_out) + out[None, :], total.to(y.dtype.element_ty), mask=known)
+    rounded = total.to(y.dtype.element_ty)
+    tl.store(y + pixel[:, None] * (groups * c_out) + out[None, :], rounded, mask=known)
+    if statistics is not None:  # of what is stored, which is what will be normalised
+        first = tl.program_id(0) // groups * tile
+        values = tl.where(known, rounded.to(tl.float32), 0.0)
+        mean = tl.sum(values, 0) / tl.minimum(pixels - first, tile).to(tl.float32)
+        apart = tl.where(known, values - mean[None, :], 0.0)
+        place = statistics + (tl.program_id(0) // groups * 2 * groups + group) * c_out + out
+        tl.store(place, mean, mask=out < c_out)
+        tl.store(place + groups * c_out, tl.sum(apart * apart, 0), mask=out < c_out)
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import models  # noqa: F401 - registers the networks with timm
 from models.layers import CReLU
 from suite.tables import spec
-from suite.training import kernels
+from suite.training import kernels, operators
 from suite.training.step import STEPS_BEFORE_CAPTURE, Step
 
 pytestmark = [
@@ -49,7 +49,7 @@ def _exact_library() -> None:
 def test_a_convolution_is_float32s_within_bfloat16s_rounding(c_in: int, c_out: int, size: int, images: int) -> None:
     x, weight, bias = draw(images, c_in, size, size), draw(c_out, c_in, 3, 3), draw(c_out)
     inputs = [value.requires_grad_() for value in (x, weight, bias)]
-    ours = kernels.conv3x3(x.bfloat16(), weight, weight.detach().bfloat16(), bias)
+    ours = operators.conv3x3(x.bfloat16(), weight, weight.detach().bfloat16(), bias)
     theirs = nn.functional.conv2d(x, weight, bias, padding=1)
     gradient = draw(*ours.shape)
     found = ours, *torch.autograd.grad(ours, inputs, gradient.bfloat16())
@@ -62,7 +62,7 @@ def test_a_convolution_is_float32s_within_bfloat16s_rounding(c_in: int, c_out: i
 @pytest.mark.parametrize(("c_in", "c_out", "size"), SHAPES)
 def test_gradients_are_the_same_every_time(c_in: int, c_out: int, size: int) -> None:
     x, gradient = draw(128, c_in, size, size).bfloat16(), draw(128, c_out, size, size).bfloat16()
-    first, *others = (kernels.conv3x3_weight_gradient(x, gradient) for _ in range(5))
+    first, *others = (operators.conv3x3_weight_gradient(x, gradient) for _ in range(5))
     assert all(torch.equal(first, other) for other in others)
 
 
@@ -71,7 +71,7 @@ def test_crelu_is_the_librarys(channels: int) -> None:
     x = draw(80, channels, 16, 16).bfloat16()
     x[0, 0, 0, :4] = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan])
     x.requires_grad_()
-    ours, theirs = kernels.crelu(x), CReLU()(x)
+    ours, theirs = operators.crelu(x), CReLU()(x)
     gradient = draw(*ours.shape).bfloat16()
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     (a,), (b,) = (torch.autograd.grad(y, x, gradient) for y in (ours, theirs))

@@ -1,0 +1,221 @@
+"""The instruments from Python, for a file, a name or a torch module of your own:
+
+    from suite import api
+
+    api.export_onnx(net, "net.onnx", shape=(3, 224, 224))
+    api.check_parity("net.onnx", net).passed(1e-4)
+    fast, slow = api.time_models(["net.onnx", "resnet18"])
+    print(slow.ratio)
+    api.explain_model("net.onnx")["expensive"]
+
+Each does what the command of its name does, and says nothing while it works.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suite import env
+from suite.errors import InputError
+from suite.grid.machine import Machine
+from suite.inference import contest, entrants, subjects
+from suite.inference.agreement import TOLERANCE, Found
+from suite.inference.contest import Outcome
+from suite.inference.feeds import Given
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from suite.inference.subjects import Subject
+
+
+def export_onnx(
+    model: "str | Path | nn.Module",
+    out: str | Path,
+    *,
+    shape: Sequence[int] = (),
+    precision: str = "fp32",
+    provider: str = "cpu",
+    plain: bool = False,
+    weights: str | Path | None = None,
+) -> dict[str, Any]:
+    """Write a model as an ONNX file, whole or not at all.
+
+    Args:
+        model: of timm by name, a folder of its weights, or a module of one input, which is exported as in evaluation
+            mode and left as it is.
+        out: the file.
+        shape: of one input of a module, without the batch, as (3, 224, 224).
+        precision: "fp32"; of a name or folder also "fp16" and "int8", for which embedded images are used.
+        provider: which it is for: "cpu", "cuda" or "tensorrt".
+        plain: without rewrites.
+        weights: a file of safetensors for a name.
+
+    Returns:
+        What `suite.export.generic.export` says of the file, and `precision`.
+
+    Raises:
+        InputError: it cannot be made as asked for, or not be written.
+        RuntimeError: PyTorch's exporter makes no graph of it.
+    """
+    from suite.inference import making
+
+    if isinstance(model, str | Path):
+        network = subjects.find(str(model)).network
+        if network is None:
+            raise InputError(f"{model}: is no model and no folder with its weights; an ONNX file is exported already")
+        file = Path(weights) if weights else None
+        return making.export(str(model), network, Path(out), precision, provider, plain, weights=file)
+    if precision != "fp32":
+        raise InputError(f"precision={precision!r}: legal for a module: fp32")
+    if not shape:
+        raise InputError("shape: say that of one input of the module, without the batch, as (3, 224, 224)")
+    return _export(model, shape, Path(out), provider, plain) | {"precision": precision}
+
+
+def check_parity(
+    model: "str | Path | nn.Module",
+    against: "str | Path | nn.Module",
+    *,
+    inputs: Mapping[str, Sequence[int]] | None = None,
+    data: str | Path | None = None,
+    count: int | None = None,
+    provider: str = "cpu",
+    tolerance: float = TOLERANCE,
+) -> Found:
+    """Compare two files or models on the same inputs.
+
+    Args:
+        model: an ONNX file, a model of timm, a folder of its weights, or a module, to compare with a file.
+        against: the one that differences are measured against.
+        inputs: shapes of inputs with free dimensions, by name.
+        data: a folder of images, or an .npz file of arrays; None for random values.
+        count: how many inputs; None for as many as take a minute.
+        provider: of ONNX Runtime, for files.
+        tolerance: greatest difference as a share of scale, beyond which the first node that departs is looked for.
+
+    Returns:
+        What `suite.inference.agreement.Found` holds; `passed(tolerance)` says whether they agree.
+
+    Raises:
+        InputError: they cannot be compared, or the inputs not be read.
+        RuntimeError: one of them cannot be run.
+    """
+    from suite.inference import versus
+
+    given = Given({name: tuple(shape) for name, shape in (inputs or {}).items()}, {})
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(_subject(each)) for each in (against, model))
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        where = Path(data) if data is not None else None
+        return versus.between(first, second, given, where, count, provider, tolerance, Path(scratch))
+
+
+def time_models(
+    models: "Sequence[str | Path | nn.Module]",
+    *,
+    shape: Sequence[int] = (),
+    batch_sizes: Sequence[int] = (),
+    providers: Sequence[str] = ("cpu",),
+    runtimes: Sequence[str] = (),
+    precisions: Sequence[str] = (),
+    threads: int | None = None,
+    inputs: Mapping[str, Sequence[int]] | None = None,
+    quick: bool = False,
+) -> list[Outcome]:
+    """Time files and models against each other, in turns and in processes of their own, with the machine to themselves.
+
+    Args:
+        models: ONNX files, models of timm, folders of weights, or modules, which are exported first.
+        shape: of one input of a module, without the batch.
+        batch_sizes: empty for what a file has, or 1.
+        providers, runtimes, precisions, threads: as those of `python -m suite time`.
+        inputs: shapes of inputs with free dimensions, by name.
+        quick: fewer and shorter rounds.
+
+    Returns:
+        One outcome a line of the command's table: `median` in seconds with its interval, `ratio` to the first of the
+        same batch size with its interval, `samples`, `error` and the rest of `suite.inference.contest.Outcome`.
+
+    Raises:
+        InputError: one of them cannot be run as asked for.
+    """
+    given = Given({name: tuple(each) for name, each in (inputs or {}).items()}, {})
+    wanted = entrants.Wanted(tuple(runtimes), tuple(providers), tuple(precisions), tuple(batch_sizes), threads, given)
+    with tempfile.TemporaryDirectory() as scratch:
+        names = []
+        for number, model in enumerate(models):
+            if isinstance(model, str | Path):
+                names.append(str(model))
+                continue
+            if not shape:
+                raise InputError("shape: say that of one input of a module, without the batch, as (3, 224, 224)")
+            file = Path(scratch) / f"{type(model).__name__}-{number + 1}.onnx"
+            _export(model, shape, file, wanted.providers[0], plain=False)
+            names.append(str(file))
+        made, _ = entrants.prepare(entrants.find(names, wanted), wanted, Path(scratch))
+        with Machine(lambda text: None).alone():
+            outcomes = contest.hold(made, quick)
+            contest.against_peak(outcomes)
+    return outcomes
+
+
+def explain_model(
+    model: str | Path,
+    *,
+    provider: str = "cpu",
+    batch_size: int | None = None,
+    inputs: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, Any]:
+    """What ONNX Runtime makes of a file, or of the export of a model or folder, and where its time goes.
+
+    Returns:
+        What `suite.inference.explain.explain` does.
+
+    Raises:
+        InputError: there is no such thing, or a dimension of its inputs is not known.
+        RuntimeError: the provider cannot run it.
+    """
+    from suite.inference import deploy, explain
+
+    given = Given({name: tuple(shape) for name, shape in (inputs or {}).items()}, {})
+    with deploy.onnx_file(str(model), provider, None) as path:
+        return explain.explain(path, provider, env.available_cores(), batch_size, given)
+
+
+def _export(model: "nn.Module", shape: Sequence[int], out: Path, provider: str, plain: bool) -> dict[str, Any]:
+    from suite.export import generic
+    from suite.inference import deploy
+    from suite.registry import PROVIDERS
+
+    deploy.check(out, "fp32", provider)
+    with _in_evaluation(model), tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
+        path = Path(scratch) / "net.onnx"
+        rewrite = not plain and PROVIDERS[provider].graph == "rewritten"
+        result = generic.export(model, shape, path, {}, rewrite)
+        os.replace(path, out)
+    return result
+
+
+@contextlib.contextmanager
+def _subject(model: "str | Path | nn.Module") -> "Iterator[Subject]":
+    if isinstance(model, str | Path):
+        yield subjects.find(str(model))
+        return
+    with _in_evaluation(model):
+        yield subjects.Subject(type(model).__name__, module=model)
+
+
+@contextlib.contextmanager
+def _in_evaluation(model: "nn.Module") -> Iterator[None]:
+    """Have a module in evaluation mode for a while, and each part of it as it was afterwards."""
+    before = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training

@@ -1,0 +1,223 @@
+"""Commands for any network, whoever made it: time several against each other."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from suite.cli import options
+from suite.errors import InputError
+from suite.files import printable
+from suite.registry import PROVIDERS, REDUCED, RUNTIMES
+
+if TYPE_CHECKING:
+    from suite.inference.subjects import Subject
+    from suite.progress import Lines, Steps
+
+
+@click.command("time", short_help="Time any networks against each other.")
+@click.argument("names", nargs=-1, required=True, metavar="FILE.onnx|MODEL|RUN ...")
+@click.option(
+    "--batch-sizes",
+    type=options.Choices("N,...", options.batch_size),
+    default=(),
+    help="Inputs a run; by default 1, or what a file has.",
+)
+@click.option("--providers", type=options.some_of(PROVIDERS), default="cpu", show_default=True)
+@click.option(
+    "--runtimes", type=options.some_of(RUNTIMES), default=(), help="By default onnxruntime; of a file no other."
+)
+@click.option(
+    "--precisions",
+    type=options.some_of(("fp32", *REDUCED)),
+    default=(),
+    help="Of models, by default fp32; a file is timed as it is.",
+)
+@click.option("--threads", type=options.FEW, help="Of a runtime; by default as many as there are cores.")
+@options.inputs
+@options.modules
+@click.option("--quick", is_flag=True, help="Fewer and shorter rounds, for a first look.")
+@options.form
+@click.option(
+    "--compare-fail",
+    type=options.Percent(),
+    help="Exit with 1 if one is slower than the first by more than this, beyond its interval.",
+)
+def time(
+    names: tuple[str, ...],
+    batch_sizes: tuple[int, ...],
+    providers: tuple[str, ...],
+    runtimes: tuple[str, ...],
+    precisions: tuple[str, ...],
+    threads: int | None,
+    given: tuple[str, ...],
+    modules: tuple[str, ...],
+    quick: bool,
+    form: str,
+    compare_fail: float | None,
+) -> int:
+    """Time ONNX files of any maker, models of timm and folders of weights against each other, in turns.
+
+    Each runs in processes of its own. Inputs are drawn, or read from a file; see the documentation of
+    `suite.inference.feeds`. Ratios are to the first of the same batch size. Exit code 1 if one could not be timed.
+    """
+    import tempfile
+
+    from suite import progress
+    from suite.grid.machine import Machine
+    from suite.inference import contest, entrants, feeds, networks
+    from suite.report import timings
+    from suite.report.render import render
+
+    wanted = entrants.Wanted(runtimes, providers, precisions, batch_sizes, threads, feeds.given(given), modules)
+    if compare_fail is not None and len(names) < 2 and not (runtimes[1:] or precisions[1:] or providers[1:]):
+        raise InputError("--compare-fail: there is nothing to compare; name a second network")
+    found = entrants.find(names, wanted)
+    display = progress.display(3)
+    try:
+        with tempfile.TemporaryDirectory() as scratch, networks.in_one_line(", ".join(names)):
+            with display.stage("prepare") as bar:
+                step = _told(display, bar)
+                made, remarks = entrants.prepare(found, wanted, Path(scratch), lambda text: step(0, 0, text))
+            if not made:
+                raise InputError("; ".join(remarks) or "there is nothing to time")
+            with Machine(display.note).alone():
+                with display.stage("time") as bar:
+                    outcomes = contest.hold(made, quick, _told(display, bar))
+                with display.stage("peak of the machine") as bar:
+                    step = _told(display, bar)
+                    contest.against_peak(outcomes, lambda text: step(0, 0, text))
+    finally:
+        display.close()
+    report = timings.table(outcomes, timings.title(outcomes, quick), remarks)
+    click.echo(printable(render(report, form), keep="\n"), nl=False)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    slow = contest.slower(outcomes, compare_fail) if compare_fail is not None else []
+    for outcome in slow:
+        assert outcome.ratio is not None  # what is slow was compared
+        ratio, low, high = outcome.ratio
+        said = f"{outcome.entrant.name}: {ratio:.3f} ({low:.3f} to {high:.3f}), allowed {1 + (compare_fail or 0):.3f}"
+        click.echo(printable(f"slower: {said}"), err=True)
+    return 1 if failed or slow else 0
+
+
+@click.command(short_help="Compare any two networks on the same inputs.")
+@click.argument("source", metavar="FILE.onnx|MODEL|RUN")
+@click.option("--against", metavar="FILE.onnx|MODEL|RUN", help="The other one; by default what SOURCE was made from.")
+@click.option("--weights", metavar="RUN|MODEL", help="What FILE was exported from, where it does not say so itself.")
+@options.one_provider
+@click.option("--images", type=options.MANY, help="So many inputs; by default as many as take a minute.")
+@options.any_data
+@options.inputs
+@options.modules
+@click.option(
+    "--tolerance", type=float, help="Greatest difference as a share of scale, by default 1e-4; with --against."
+)
+def parity(
+    source: str,
+    against: str | None,
+    weights: str | None,
+    provider: str,
+    images: int | None,
+    texts: tuple[str, ...],
+    given: tuple[str, ...],
+    modules: tuple[str, ...],
+    tolerance: float | None,
+) -> int:
+    """Compare two files or models on the same inputs, or a file of this project with its network on test images.
+
+    Exit code 1 if they differ by more than they may.
+    """
+    import contextlib
+    import tempfile
+
+    from suite import progress
+    from suite.inference import networks, versus
+    from suite.inference.agreement import TOLERANCE, render
+
+    foreign = None if weights and against is None else _foreign(source, against, modules)
+    if foreign is None:
+        if given or tolerance is not None:
+            raise InputError("--input, --tolerance: legal with --against, or of a model that is not this project's")
+        return _parity_of_own(source, weights, provider, images, options.data_sets_of(texts))
+    if weights is not None:
+        raise InputError("--weights: legal without --against, of a file of this project's networks")
+    if tolerance is not None and not tolerance >= 0:
+        raise InputError(f"--tolerance {tolerance}: legal: 0 or more, as in 1e-4")
+    data = options.folder_of(texts)
+    from suite.inference import feeds, latency
+
+    said = feeds.given(given)
+    if reason := latency.unavailable(provider):
+        raise InputError(f"--provider {provider}: not available here: {reason}")
+    most = TOLERANCE if tolerance is None else tolerance
+    first, second = foreign
+    if second is not None:
+        versus.check(first, second, said, data)
+    display = progress.display(1)
+    with (
+        contextlib.closing(display),
+        tempfile.TemporaryDirectory() as scratch,
+        networks.in_one_line(source),
+        display.stage("parity") as bar,
+    ):
+        step = _told(display, bar)
+        if second is None:
+            folder = Path(scratch) / "export"
+            folder.mkdir()
+            second = versus.exported(first, folder, provider, lambda text: step(0, 0, text))
+        found = versus.between(first, second, said, data, images, provider, most, Path(scratch), step)
+    for note in found.notes:
+        click.echo(printable(f"note: {note}"), err=True)
+    click.echo(printable(render(found, first.name, second.name, most), keep="\n"), nl=False)
+    return 0 if found.passed(most) else 1
+
+
+def _told(display: "Lines", step: "Steps") -> "Steps":
+    """Steps that say what is being done where there is no bar to show it, once each."""
+    told: set[str] = set()
+
+    def tell(done: int, total: int, note: str) -> None:
+        if note not in told:
+            told.add(note)
+            display.log(f"{note} ..." if total == 0 else f"{total} {note} ...")
+        step(done, total, note)
+
+    return tell
+
+
+def _foreign(source: str, against: str | None, modules: tuple[str, ...]) -> "tuple[Subject, Subject | None] | None":
+    """The two subjects that are to be compared, the first being what differences are measured against; None for a file
+    or network of this project, which is compared with itself."""
+    from suite.inference import subjects, versus
+
+    if against is not None:
+        first, second = subjects.find(against, modules), subjects.find(source, modules)
+        return first, second
+    if source.endswith(".onnx") and not Path(source).is_dir():
+        path = Path(source)
+        if not path.is_file():
+            raise InputError(f"{source}: no such file")
+        model = versus.made_from(path)
+        return None if model is None else (subjects.find(model, modules), subjects.find(source))
+    subject = subjects.find(source, modules)
+    ours = subject.network is None or subject.network.ours
+    return None if ours else (subject, None)
+
+
+def _parity_of_own(source: str, weights: str | None, provider: str, images: int | None, data: dict[str, Path]) -> int:
+    """Compare ONNX Runtime with torch on test images, for this project's networks."""
+    import contextlib
+
+    from suite import progress
+    from suite.inference import deploy, networks, parity
+
+    deploy.require(provider)
+    display = progress.display(1)
+    with contextlib.closing(display), networks.in_one_line(source), display.stage("parity") as step:
+        result = deploy.parity(source, weights, data, images, provider, _told(display, step))
+    for note in result["notes"]:
+        click.echo(printable(f"note: {note}"), err=True)
+    whose = "a run's weights" if result["trained"] else "initial weights"
+    click.echo(f"{result['model']} with {whose}, on {result['data']}\n{parity.render(result)}", nl=False)
+    return 0 if result["passed"] else 1

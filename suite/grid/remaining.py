@@ -1,0 +1,91 @@
+"""How long the work that is left will take, from what has been done: one estimate for a run's bar and for `status`."""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from suite.grid.claims import Claim
+from suite.grid.plan import TIMED
+
+# Seconds of a timing before any has ended, as in a quick run.
+GUESS = 5.0
+# Networks whose sizes differ by this factor tell how the time grows with the size.
+APART = 1.3
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a plan: its kind, key, model, and its name for people."""
+
+    kind: str
+    key: str
+    model: str
+    name: str
+
+    @property
+    def sort(self) -> str:
+        """What it does, whatever the network, as in "latency torch cpu batch 1"."""
+        return self.name.rpartition(": ")[2]
+
+
+def seconds(
+    stages: Sequence[Planned], settled: Collection[str], claims: Sequence[Claim], took: Mapping[str, float]
+) -> float | None:
+    """Seconds of work that is left for those who are at it.
+
+    Stages of one sort take a time that grows with the network, so that the larger ones at a table's end do not come as
+    a surprise. Timings are taken by one process, whoever else is at work.
+
+    Args:
+        stages: of the plan.
+        settled: keys of those that are done or will not be done.
+        claims: of those under way.
+        took: seconds of those that are done, by key.
+
+    Returns:
+        None if no stage of some sort but timings has ended.
+    """
+    known: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for stage in stages:
+        if stage.key in took:
+            for name in (stage.sort, stage.kind):
+                known[name].append((size(stage.model), took[stage.key]))
+    held = {claim.key: claim for claim in claims}
+    left = {True: 0.0, False: 0.0}
+    for stage in stages:
+        if stage.key in settled:
+            continue
+        timed = stage.kind in TIMED
+        done = known.get(stage.sort) or known.get(stage.kind)
+        if not done and not timed:
+            return None
+        expected = _continued(done, size(stage.model)) if done else GUESS
+        claim = held.get(stage.key)
+        share = claim.done / claim.total if claim and claim.total else 0.0
+        left[timed] += max(0.0, 1 - share) * expected
+    workers = {(claim.holder.host, claim.holder.pid) for claim in claims if claim.kind not in TIMED}
+    return left[False] / max(1, len(workers)) + left[True]
+
+
+def _continued(known: Sequence[tuple[float, float]], wanted: float) -> float:
+    """The seconds of a network of a size, from the sizes and seconds of others: on the straight line through them, and
+    while they are of one size as if half of the time grew with it."""
+    sizes, values = zip(*known, strict=True)
+    mean_size, mean = sum(sizes) / len(sizes), sum(values) / len(values)
+    slope: float = 0.5 * mean / mean_size
+    if max(sizes) > APART * min(sizes):
+        spread = sum((size - mean_size) ** 2 for size in sizes)
+        slope = sum((size - mean_size) * value for size, value in known) / spread
+        slope = min(max(0.0, slope), mean / mean_size)  # neither less for more work, nor less than nothing for none
+    return float(mean + slope * (wanted - mean_size))
+
+
+def size(model: str) -> float:
+    """About how much work a network is beside others of its layout, by its name: its depth, doubled by CReLU, and by
+    the square of its width; 1 for another name."""
+    found = re.fullmatch(r"resnet(\d+)_(?:w(\d+)_)?(\w+)_\w+", model)
+    if not found:
+        return 1.0
+    depth, width, activation = found.groups()
+    return float(depth) * (int(width or 16) / 16) ** 2 * (2 if "crelu" in activation else 1)

@@ -1,0 +1,328 @@
+"""Do two networks compute the same? Any two files or models on the same inputs, which need not have the same names."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suite import env
+from suite.errors import InputError
+from suite.export import graphs, zoo
+from suite.inference import feeds, pictures, subjects
+from suite.inference.feeds import Given, Input, Values
+from suite.inference.subjects import Subject
+from suite.session import open_session
+from suite.tables.spec import TOLERANCE as TOLERANCE
+
+# How long inputs are compared where nobody says how many, and how many at most are drawn.
+SECONDS, DRAWN = 60.0, 256
+AT_A_TIME = 8
+# Disagreements that are kept, those with the widest margins.
+SHOWN = 10
+
+Arrays = list[NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One of the two: what it takes, the names of its outputs, and how it is run."""
+
+    name: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+    run: Callable[[Arrays], Arrays]
+    file: Path | None = None
+
+
+@dataclass
+class Found:
+    """What a comparison found; differences are of all outputs, and of answers where an output is a row of classes.
+
+    Attributes:
+        count: inputs that were compared, `of` so many; `by_time` if that was for want of time.
+        words: what they were.
+        scale: the greatest magnitude of each output of the first.
+        greatest, total, values: the greatest difference of each output, their sum, and of how many values.
+        rows, same: inputs that have a row of classes, and those of them of which the first class is the same.
+        apart: of the others the number and the margin between the first one's two first classes.
+        broken: outputs that are not finite in one and finite in the other.
+        departure: the first node that departs, where that was looked for.
+        notes: what is to be said besides.
+    """
+
+    words: str
+    outputs: tuple[str, ...] = ()
+    count: int = 0
+    of: int | None = None
+    by_time: bool = False
+    scale: list[float] = field(default_factory=list)
+    greatest: list[float] = field(default_factory=list)
+    total: float = 0.0
+    values: int = 0
+    rows: int = 0
+    same: int = 0
+    apart: list[tuple[int, float]] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    departure: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def relative(self) -> float:
+        """The greatest difference of any output over that output's scale."""
+        shares = (
+            great / scale if scale else (math.inf if great else 0.0)
+            for great, scale in zip(self.greatest, self.scale, strict=True)
+        )
+        return max(shares, default=0.0)
+
+    @property
+    def mean(self) -> float:
+        """Mean difference of all values over the greatest scale."""
+        return self.total / self.values / (max(self.scale) or 1) if self.values else 0.0
+
+    def passed(self, tolerance: float) -> bool:
+        """Whether no value differs by more than this share of its output's scale, and none is finite in one alone."""
+        return self.relative <= tolerance and not self.broken
+
+
+def of_file(graph: graphs.Graph, taken: tuple[Input, ...], provider: str) -> Side:
+    """A file in ONNX Runtime, without TF32.
+
+    Raises:
+        RuntimeError: the provider cannot run it.
+    """
+    session = open_session(str(graph.path), provider, env.available_cores())
+
+    def run(values: Arrays) -> Arrays:
+        result: Arrays = session.run(None, dict(zip((each.name for each in taken), values, strict=True)))
+        return result
+
+    return Side(str(graph.path), taken, graph.outputs, run, graph.path)
+
+
+def of_model(name: str, model: Any, taken: tuple[Input, ...]) -> Side:
+    """A network in torch in float32 on the CPU, in evaluation mode."""
+    import torch
+
+    from suite.inference.loaded import tensors
+
+    @torch.inference_mode()
+    def run(values: Arrays) -> Arrays:
+        return [each.numpy() for each in tensors(model(*map(torch.from_numpy, values)))]
+
+    return Side(name, taken, (), run)
+
+
+def inputs_of(both: Sequence[Subject], given: Given, count: int | None = None) -> list[tuple[Input, ...]]:
+    """What each of two subjects takes, with dimensions that fit both.
+
+    Raises:
+        InputError: they do not take the same, or a dimension is not known.
+    """
+    batch = None if given.shapes or given.values else min(count or AT_A_TIME, AT_A_TIME)
+    for graph in (subject.graph for subject in both if subject.graph):
+        fixed = [slot.dimensions[0] for slot in graph.inputs if slot.dimensions]
+        batch = next((side for side in fixed if isinstance(side, int)), batch)
+    found = []
+    for subject, other in (both, both[::-1]):
+        if subject.graph:
+            found.append(subjects.resolve(subject.graph, given, batch))
+            continue
+        if subject.network is None:
+            if other.graph is None:
+                raise InputError(f"{subject.name}: a module is compared with an ONNX file, which says what it takes")
+            found.append(subjects.resolve(other.graph, given, batch))
+            continue
+        taken = subjects.of_images(subject.network, batch or 1)
+        if other.graph and len(other.graph.inputs) == 1:
+            # A file may be for another size of images than the model's usual one.
+            theirs = subjects.resolve(other.graph, given, batch)[0].shape
+            if len(theirs) == 4 and theirs[1] == taken[0].shape[1]:
+                taken = (Input("input", "float32", theirs),)
+        found.append(taken)
+    shapes = [[each.shape for each in _in_order(taken, found[0])] for taken in found]
+    if shapes[0] != shapes[1]:
+        said = " and ".join(f"{one.name} takes {_listed(taken)}" for one, taken in zip(both, found, strict=True))
+        raise InputError(f"{said}: not the same")
+    return found
+
+
+def _in_order(taken: Sequence[Input], like: Sequence[Input]) -> list[Input]:
+    """Inputs in the order of others, if they have the same names; else as they are."""
+    named = {each.name: each for each in taken}
+    same = named.keys() == {each.name for each in like}
+    return [named[each.name] for each in like] if same else list(taken)
+
+
+def _listed(taken: Sequence[Input]) -> str:
+    return ", ".join(f"{each.name} {'x'.join(map(str, each.shape)) or 'one number'}" for each in taken) or "nothing"
+
+
+def drawn(taken: Sequence[Input]) -> Iterator[Values]:
+    """Seeded random values, batch after batch, without end."""
+    seed = 0
+    while True:
+        yield feeds.draw(taken, seed)
+        seed += 1
+
+
+def from_npz(taken: Sequence[Input], given: Given) -> Iterator[Values]:
+    """The arrays of a file, once."""
+    yield feeds.values_for(taken, given.path, 0)
+
+
+def from_images(
+    network: zoo.Network, taken: Sequence[Input], files: list[Path], whole: bool = False
+) -> Iterator[Values]:
+    """Images as the network's configuration asks for them, in batches as the inputs have them; with `whole` the last
+    ones are left out if they fill none."""
+    (image,) = taken
+    for batch in pictures.of_files(network, files, image.shape):
+        if not whole or len(batch) == image.shape[0]:
+            yield {image.name: batch}
+
+
+def compare(
+    a: Side,
+    b: Side,
+    batches: Iterator[Values],
+    found: Found,
+    count: int | None = None,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> Found:
+    """Run both on the same inputs, and add what is found to `found`.
+
+    Args:
+        a: the one that differences are measured against.
+        b: the other one.
+        batches: values by the names of a's inputs.
+        found: with `words` and `of`.
+        count: how many inputs; None for as many as take `SECONDS`, all of `found.of` at most.
+        progress: called with inputs done, inputs in all (0 if that is not known), and a note.
+
+    Raises:
+        InputError: the two have other outputs.
+    """
+    most = count or found.of or DRAWN
+    order = _in_order(b.inputs, a.inputs)
+    places = [order.index(each) for each in b.inputs]
+    begin = monotonic()
+    with _exact():
+        for values in batches:
+            arrays = [values[each.name] for each in a.inputs]
+            ours, theirs = a.run(arrays), b.run([_as(arrays[place], b.inputs[i]) for i, place in enumerate(places)])
+            rows = len(arrays[0]) if arrays and arrays[0].ndim else 1
+            _add(found, a, b, *_paired(a, b, ours, theirs))
+            found.count += rows
+            progress(min(found.count, most), most, "inputs")
+            if found.count >= most:
+                break
+            if count is None and monotonic() - begin > SECONDS:
+                found.by_time = True
+                break
+    found.apart = sorted(found.apart, key=lambda each: -each[1])
+    return found
+
+
+def _exact() -> AbstractContextManager[None]:
+    """Float32 as float32, if torch takes part."""
+    import sys
+
+    if "torch" not in sys.modules:
+        return nullcontext()
+    from suite.tf32 import without_tf32
+
+    return without_tf32()
+
+
+def _as(array: NDArray[Any], taken: Input) -> NDArray[Any]:
+    return array if array.dtype.name == taken.type else array.astype(taken.type)
+
+
+def _paired(a: Side, b: Side, ours: Arrays, theirs: Arrays) -> tuple[list[str], Arrays, Arrays]:
+    """Outputs of both in one order: by name if they have the same ones, else by place."""
+    names = list(a.outputs or b.outputs) or [f"output {number + 1}" for number in range(len(ours))]
+    if a.outputs and b.outputs and set(a.outputs) == set(b.outputs):
+        by_name = dict(zip(b.outputs, theirs, strict=True))
+        theirs = [by_name[name] for name in a.outputs]
+    if len(ours) != len(theirs):
+        raise InputError(f"{a.name} gives {len(ours)} outputs, and {b.name} {len(theirs)}: nothing can be compared")
+    for name, one, other in zip(names, ours, theirs, strict=False):
+        if one.shape != other.shape:
+            shapes = " and of the other ".join("x".join(map(str, each.shape)) or "one number" for each in (one, other))
+            raise InputError(f"{a.name} and {b.name}: {name} of the one is {shapes}: nothing can be compared")
+    return names, ours, theirs
+
+
+def _add(found: Found, a: Side, b: Side, names: list[str], ours: Arrays, theirs: Arrays) -> None:
+    if not found.outputs:
+        found.outputs = tuple(names[: len(ours)])
+        found.scale, found.greatest = ([0.0] * len(ours) for _ in range(2))
+    classes = next((place for place, each in enumerate(ours) if each.ndim == 2 and each.shape[1] > 1), None)
+    for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        if one.dtype.kind not in "fiub" or not one.size:
+            continue
+        first, second = one.astype(np.float64), other.astype(np.float64)
+        finite = np.isfinite(first) & np.isfinite(second)
+        # What is not finite in both, and of the same kind, is no difference: a mask of minus infinity.
+        alike = (first == second) | (np.isnan(first) & np.isnan(second))
+        if not (finite | alike).all():
+            found.broken.add(names[place])
+        apart = np.abs(first[finite] - second[finite])
+        if apart.size:
+            found.scale[place] = max(found.scale[place], float(np.abs(first[finite]).max()))
+            found.greatest[place] = max(found.greatest[place], float(apart.max()))
+            found.total += float(apart.sum())
+            found.values += apart.size
+        if place == classes and one.dtype.kind == "f":
+            best, answers = first.argmax(1), second.argmax(1)
+            ordered = np.sort(first, axis=1)
+            found.rows += len(first)
+            found.same += int((best == answers).sum())
+            for row in np.flatnonzero(best != answers):
+                found.apart.append((found.count + int(row), float(ordered[row, -1] - ordered[row, -2])))
+
+
+def render(found: Found, a: str, b: str, tolerance: float) -> str:
+    """What was found as text for a terminal, ending in a newline."""
+    of = f" of {found.of}" if found.of and found.of > found.count else ""
+    why = f", as many as take {SECONDS:.0f} s" if found.by_time else ""
+    lines = [f"{b} against {a}: {found.count}{of} {found.words}{why}"]
+    for name, scale, greatest in zip(found.outputs, found.scale, found.greatest, strict=True):
+        share = (
+            f"{greatest / scale:.1e} of scale ({scale:.3g})"
+            if scale
+            else "all values are zero, so that this shows nothing"
+        )
+        lines.append(f"{name:14} greatest difference {greatest:.3g}, {share}")
+    lines.append(f"mean           {found.mean:.1e} of scale, of {found.values} values")
+    if found.rows:
+        lines.append(
+            f"agreement      {100 * found.same / found.rows:.6g} % of {found.rows} rows have the same first class"
+        )
+        shown = ", ".join(f"number {number} by {margin:.3g}" for number, margin in found.apart[:SHOWN])
+        if shown:
+            lines.append(f"disagreements  {len(found.apart)}, margins of {a}: {shown}")
+    if found.broken:
+        lines.append(f"not finite     in one of the two: {', '.join(sorted(found.broken))}")
+    if found.departure:
+        departs = found.departure
+        lines.append(
+            f"departs first  at node {departs['node'] or departs['tensor']} ({departs['operator']}): {_values(departs)}"
+        )
+    lines.append(f"passed         {'yes' if found.passed(tolerance) else 'NO'}, at most {tolerance:.3g} of scale")
+    return "\n".join(lines) + "\n"
+
+
+def _values(departs: dict[str, Any]) -> str:
+    if departs["position"] is None:
+        return "its result has another shape"
+    both = (departs["expected"], departs["actual"])
+    expected, got = ("no number" if each is None else f"{each:.6g}" for each in both)
+    return f"expected {expected}, got {got} at {departs['position']}"

@@ -1,0 +1,199 @@
+"""Networks timed against each other: any files and models, in several sittings of fresh processes that take turns."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suite.inference import latency
+from suite.inference.latency import Protocol, Request
+from suite.results.compare import CONFIDENCE, RESAMPLES, TWINS
+
+# Of each network so many processes are started, one after the other: where its pages lie can make a process faster than
+# its twin for all its life. Together 600 runs or more of a network that takes 6 ms.
+SITTINGS, USUAL = 3, Protocol(rounds=4, min_seconds=0.3, min_runs=3, max_runs=300, warmup=3)
+QUICK_SITTINGS, QUICK = 1, Protocol(rounds=3, min_seconds=0.15, min_runs=3, max_runs=100, warmup=1)
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One line of a contest.
+
+    Attributes:
+        name: what the user calls it.
+        request: how it is run.
+        precision: of its file.
+        macs: multiply-accumulates of one run; None if that is not known.
+        images: whether it takes images, of which `request.batch_size` are in a run.
+        notes: what is to be said of it.
+    """
+
+    name: str
+    request: Request
+    precision: str = "fp32"
+    macs: int | None = None
+    images: bool = True
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """What was measured of an entrant, or the `error` that it ended with.
+
+    Attributes:
+        entrant: whose.
+        rounds: seconds of its runs, round by round, of all sittings.
+        load, first: seconds to load it and of the first run, medians of the sittings.
+        provider: as the runtime names it.
+        nodes: of its graph by provider, as given out; empty for torch.
+        notes: what is to be said of its figures.
+        median: with its interval, in seconds.
+        ratio: of its median to the first entrant's of this batch size, with its interval; None for that one.
+        share: of the machine's peak; None where MACs or peak are not known.
+        error: in one line.
+    """
+
+    entrant: Entrant
+    rounds: list[list[float]] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    provider: str = ""
+    nodes: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    median: tuple[float, float, float] | None = None
+    ratio: tuple[float, float, float] | None = None
+    share: float | None = None
+    error: str | None = None
+
+    @property
+    def samples(self) -> list[float]:
+        """Seconds of all runs."""
+        return [seconds for each in self.rounds for seconds in each]
+
+
+def hold(
+    entrants: Sequence[Entrant],
+    quick: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> list[Outcome]:
+    """Time entrants against each other, and those of one batch size against the first of that size.
+
+    One that fails does not take the others with it.
+
+    Args:
+        entrants: what to time, in the order in which the outcomes are returned.
+        quick: fewer and shorter rounds, for a first look.
+        progress: called with bursts done, bursts in all, and a note.
+    """
+    outcomes = [Outcome(entrant, notes=list(entrant.notes)) for entrant in entrants]
+    sittings, protocol = (QUICK_SITTINGS, QUICK) if quick else (SITTINGS, USUAL)
+    groups: list[list[int]] = []
+    for batch_size in dict.fromkeys(entrant.request.batch_size for entrant in entrants):
+        same = [index for index, each in enumerate(entrants) if each.request.batch_size == batch_size]
+        # The first takes part in every group, so that each has met it at the same time.
+        step = latency.ALIVE - 1
+        groups += [same[:1] + same[start : start + step] for start in range(1, max(len(same), 2), step)]
+    total = protocol.rounds * sittings * sum(map(len, groups))
+    done = 0
+    for group in groups:
+        paired: dict[int, list[list[list[float]]]] = {index: [] for index in group}
+        for sitting in range(sittings):
+            order = group[::-1] if sitting % 2 else group
+
+            def say(count: int, of: int, note: str, before: int = done) -> None:
+                progress(before + count, total, note)
+
+            requests = [replace(entrants[index].request, protocol=protocol) for index in order]
+            for index, answer in zip(order, latency.measure(requests, say), strict=True):
+                paired[index].append(_take(outcomes[index], answer))
+            done += protocol.rounds * len(group)
+        for index in group[1:]:
+            _compare(outcomes[index], paired[group[0]], paired[index], sittings)
+    for outcome in outcomes:
+        outcome.notes = list(dict.fromkeys(outcome.notes))
+        if outcome.error is None:
+            outcome.median = _interval(outcome.rounds, sittings)
+    return outcomes
+
+
+def _take(outcome: Outcome, answer: dict[str, Any] | RuntimeError) -> list[list[float]]:
+    """Add one sitting to an outcome; returns its rounds."""
+    if isinstance(answer, latency.NotFiniteError):
+        outcome.notes.append("gave values that are not finite on these inputs")
+        answer = answer.answer
+    if isinstance(answer, RuntimeError):
+        outcome.error = str(answer)
+        return []
+    outcome.rounds += answer["rounds"]
+    outcome.load.append(answer["load_seconds"])
+    outcome.first.append(answer["first_run_seconds"])
+    outcome.provider, outcome.nodes = answer["provider"], answer.get("nodes", {})
+    if answer.get("throttled"):
+        outcome.notes.append("the container's CPU quota stopped the machine meanwhile")
+    return list(answer["rounds"])
+
+
+def _compare(
+    outcome: Outcome, first: Sequence[list[list[float]]], second: Sequence[list[list[float]]], sittings: int
+) -> None:
+    """The ratio of two entrants: the median over pairs of rounds that were close in time. The interval is a percentile
+    bootstrap over these pairs, and draws what processes of one file differ by."""
+    pairs = [
+        statistics.median(b) / statistics.median(a)
+        for before, after in zip(first, second, strict=True)
+        for a, b in zip(before, after, strict=False)
+    ]
+    if not pairs or outcome.error is not None:
+        return
+    random = np.random.default_rng(0)
+    drawn = np.median(np.array(pairs)[random.integers(0, len(pairs), (RESAMPLES, len(pairs)))], axis=1)
+    outcome.ratio = (float(np.median(pairs)), *_limits(drawn * _twins(random, sittings, 2)))
+
+
+def _interval(rounds: Sequence[Sequence[float]], sittings: int) -> tuple[float, float, float]:
+    """The median of all runs with its interval, of which whole rounds are drawn: runs of one share the machine's
+    mood."""
+    random = np.random.default_rng(0)
+    arrays = [np.array(each) for each in rounds]
+    draws = random.integers(0, len(arrays), (RESAMPLES, len(arrays)))
+    drawn = np.array([np.median(np.concatenate([arrays[index] for index in draw])) for draw in draws])
+    median = float(np.median(np.concatenate(arrays)))
+    return (median, *_limits(drawn * _twins(random, sittings, 1)))
+
+
+def _twins(random: np.random.Generator, sittings: int, sides: int) -> NDArray[np.float64]:
+    """What the mean of so many processes of one file differs by from others', as a factor."""
+    factors: NDArray[np.float64] = np.exp(TWINS * np.sqrt(sides / sittings) * random.standard_normal(RESAMPLES))
+    return factors
+
+
+def _limits(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def against_peak(outcomes: Sequence[Outcome], report: Callable[[str], None] = lambda text: None) -> None:
+    """Give each outcome its share of what the machine can do on its provider, in its precision and with its threads;
+    where that is not to be measured, a note."""
+    peaks: dict[tuple[str, int, str], float | None] = {}
+    for outcome in outcomes:
+        entrant = outcome.entrant
+        if outcome.median is None or entrant.macs is None or entrant.precision not in ("fp32", "fp16", "int8"):
+            continue
+        key = entrant.request.provider, entrant.request.threads, entrant.precision
+        if key not in peaks:
+            report(f"what {key[0]} can do in {key[2]}")
+            try:
+                peaks[key] = latency.peak(*key)["flops"]
+            except RuntimeError:
+                peaks[key] = None
+        if peak := peaks[key]:
+            outcome.share = 2 * entrant.macs / outcome.median[0] / peak
+
+
+def slower(outcomes: Sequence[Outcome], allowed: float) -> list[Outcome]:
+    """Those that are slower than the first by more than this share, beyond the interval of the ratio."""
+    return [each for each in outcomes if each.ratio is not None and each.ratio[1] > 1 + allowed]

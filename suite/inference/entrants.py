@@ -1,0 +1,177 @@
+"""From what a user names to what is timed: files as they are, and models exported in each precision asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from suite import env
+from suite.errors import InputError, first_line
+from suite.export import graphs, zoo
+from suite.inference import latency, subjects
+from suite.inference.contest import QUICK, Entrant
+from suite.inference.feeds import NOTHING_GIVEN, Given, Input
+from suite.inference.latency import Request
+from suite.inference.loaded import Runtime
+from suite.inference.subjects import Subject
+from suite.registry import PROVIDERS, RUNTIMES, lacks
+
+ORT = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be timed of each subject.
+
+    Attributes:
+        runtimes: keys of `suite.registry.RUNTIMES`; for a file ONNX Runtime alone.
+        providers: keys of `suite.registry.PROVIDERS`.
+        precisions: "fp32", "fp16" or "int8", of models; a file is timed as it is.
+        batch_sizes: empty for what a file has, or 1.
+        threads: of a runtime; None for as many as there are cores.
+        given: what the user says of inputs.
+        modules: that register models with timm.
+    """
+
+    runtimes: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ("cpu",)
+    precisions: tuple[str, ...] = ()
+    batch_sizes: tuple[int, ...] = ()
+    threads: int | None = None
+    given: Given = NOTHING_GIVEN
+    modules: tuple[str, ...] = ()
+
+
+def find(names: Sequence[str], wanted: Wanted) -> list[Subject]:
+    """The subjects of these names, each fit for what is wanted of it.
+
+    Raises:
+        InputError: there is no such thing, it cannot be run as wanted, or a provider is not here.
+    """
+    found = [subjects.find(name, wanted.modules) for name in names]
+    for subject in found:
+        if subject.graph is None:
+            continue
+        if wanted.runtimes and ORT not in wanted.runtimes:
+            raise InputError(f"--runtimes {','.join(wanted.runtimes)}: {subject.name} is a file; legal for it: {ORT}")
+        for batch_size in wanted.batch_sizes or (None,):
+            subjects.resolve(subject.graph, wanted.given, batch_size)
+    if wanted.precisions and all(subject.graph for subject in found):
+        raise InputError("--precisions: legal for models, which are exported; a file is timed as it is")
+    slots = {slot.name for subject in found if subject.graph for slot in subject.graph.inputs}
+    if any(subject.network for subject in found):
+        slots.add("input")
+    for name in (*wanted.given.shapes, *wanted.given.values):
+        if name not in slots:
+            raise InputError(f"--input: nothing here has an input {name!r}; legal: {', '.join(sorted(slots))}")
+    for provider in wanted.providers:
+        if reason := latency.unavailable(provider):
+            raise InputError(f"--providers {provider}: not available here: {reason}")
+    return found
+
+
+def prepare(
+    found: Sequence[Subject], wanted: Wanted, scratch: Path, say: Callable[[str], None] = lambda text: None
+) -> tuple[list[Entrant], list[str]]:
+    """Everything that is to be timed, and what is to be said of what cannot be.
+
+    Args:
+        found: by `find`.
+        wanted: of each.
+        scratch: a folder for the files of models.
+        say: told what is being done.
+
+    Raises:
+        InputError: a model cannot be exported, or its weights not be read.
+    """
+    entrants: list[Entrant] = []
+    remarks: list[str] = []
+    for number, subject in enumerate(found):
+        if subject.graph is not None:
+            entrants += _of_file(subject.name, subject.graph, wanted)
+        else:
+            folder = scratch / str(number)
+            folder.mkdir()
+            entrants += _of_model(subject, wanted, folder, say, remarks)
+    for runtime in wanted.runtimes:
+        if runtime != ORT and any(subject.graph for subject in found):
+            remarks.append(f"files are timed in {RUNTIMES[ORT]}, not in {RUNTIMES[runtime]}")
+    if "cuda" in wanted.providers and any(entrant.request.runtime == ORT for entrant in entrants):
+        remarks.append("on cuda without CUDA graphs, which the suite's own tables use")
+    return entrants, list(dict.fromkeys(remarks))
+
+
+def _of_file(name: str, graph: graphs.Graph, wanted: Wanted) -> list[Entrant]:
+    entrants = []
+    for batch_size in wanted.batch_sizes or (None,):
+        inputs = subjects.resolve(graph, wanted.given, batch_size)
+        macs = graphs.macs(graph, {each.name: each.shape for each in inputs})
+        for provider in wanted.providers:
+            request = _request(ORT, graph.path, provider, inputs, wanted)
+            entrants.append(Entrant(name, request, graph.precision, macs, _are_images(inputs)))
+    return entrants
+
+
+def _of_model(
+    subject: Subject, wanted: Wanted, folder: Path, say: Callable[[str], None], remarks: list[str]
+) -> list[Entrant]:
+    from suite.inference import making
+
+    assert subject.network is not None  # for the type checker
+    made = making.Maker(subject.name, subject.network, folder, say)
+    entrants = []
+    for batch_size in wanted.batch_sizes or (1,):
+        inputs = _inputs_of_model(subject.network, wanted.given, batch_size)
+        for runtime in wanted.runtimes or (ORT,):
+            for precision in wanted.precisions or ("fp32",):
+                for provider in wanted.providers:
+                    if runtime == ORT and (reason := lacks(provider, precision)):
+                        remarks.append(f"{precision} on {provider}: {reason}")
+                        continue
+                    if runtime != ORT and (precision != "fp32" or not PROVIDERS[provider].torch_runs_there):
+                        remarks.append("torch is timed in float32 alone, on cpu and cuda")
+                        continue
+                    try:
+                        path = made.file(precision, provider) if runtime == ORT else made.weights()
+                    except RuntimeError as error:
+                        remarks.append(f"{subject.name} in {precision}: {first_line(error)}")
+                        continue
+                    request = _request(runtime, path, provider, inputs, wanted)
+                    macs = made.macs and made.macs * inputs[0].shape[0]
+                    notes = made.said[path].get("warnings", ()) if runtime == ORT else ()
+                    entrants.append(Entrant(subject.name, request, precision, macs, True, tuple(notes)))
+    return entrants
+
+
+def _inputs_of_model(network: zoo.Network, given: Given, batch_size: int) -> tuple[Input, ...]:
+    if "input" in given.shapes or "input" in given.values:
+        shape = given.values["input"].shape if "input" in given.values else given.shapes["input"]
+        wanted = subjects.of_images(network, shape[0] if shape else 1)
+        if shape != wanted[0].shape:
+            legal = "x".join(map(str, wanted[0].shape))
+            raise InputError(f"--input: {network.model} takes images as in --input input={legal}, in any number")
+        if batch_size == 1:
+            return wanted
+    return subjects.of_images(network, batch_size)
+
+
+def _request(runtime: str, path: Path, provider: str, inputs: tuple[Input, ...], wanted: Wanted) -> Request:
+    kinds: dict[str, Runtime] = {"onnxruntime": "onnxruntime", "torch": "torch", "torch.compile": "torch.compile"}
+    first = inputs[0].shape if inputs else ()
+    threads = wanted.threads or env.available_cores()
+    size = first[-1] if len(first) == 4 else 0
+    return Request(
+        kinds[runtime],
+        str(path),
+        provider,
+        first[0] if first else 1,
+        size,
+        threads,
+        QUICK,
+        inputs,
+        wanted.given.path,
+        wanted.modules,
+    )
+
+
+def _are_images(inputs: Sequence[Input]) -> bool:
+    return len(inputs) == 1 and len(inputs[0].shape) == 4

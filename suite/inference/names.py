@@ -1,0 +1,72 @@
+"""Names of models, known in a moment: read from source text, since to import torch for a slip of the pen takes long."""
+
+import ast
+import difflib
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from suite.errors import InputError
+
+_ENTRYPOINT = re.compile(r"^@register_model[^\n]*\n(?:@[^\n]*\n)*def (\w+)\(", re.MULTILINE)
+_MODELS = Path(__file__).parent.parent.parent / "models"
+
+
+# How many names are offered in the place of one that there is not.
+OFFERED = 4
+
+
+@cache
+def ours() -> frozenset[str]:
+    """This project's networks: the keys of `_VARIANTS` in `models/crelu_resnet.py`, from its text."""
+    known: dict[str, object] = {}
+    for file in ("layers.py", "crelu_resnet.py"):
+        for node in ast.parse((_MODELS / file).read_text("utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            if len(targets) == 1 and isinstance(targets[0], ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign):
+                known[targets[0].id] = node.value
+    variants = known["_VARIANTS"]
+    assert isinstance(variants, ast.expr)
+    named = {name: _keys(value) for name, value in known.items() if isinstance(value, ast.expr) and value != variants}
+    names = {"__builtins__": {"dict": dict}} | {name: keys for name, keys in named.items() if keys is not None}
+    return frozenset(eval(compile(ast.Expression(variants), "_VARIANTS", "eval"), names))
+
+
+def _keys(value: ast.expr) -> Any:
+    """The keys of a dict, whatever its values are; another literal as it is; None for what is no literal."""
+    if isinstance(value, ast.Dict):
+        return {key.value: None for key in value.keys if isinstance(key, ast.Constant)}
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return None
+
+
+@cache
+def of_timm() -> frozenset[str]:
+    """The models that timm itself has, without their tags, from the text of its modules."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or spec.origin is None:
+        return frozenset()
+    found: set[str] = set()
+    for path in (Path(spec.origin).parent / "models").glob("*.py"):
+        found.update(_ENTRYPOINT.findall(path.read_text("utf-8", "replace")))
+    return frozenset(found)
+
+
+def check(name: str, what: str = "a model of this project or of timm") -> None:
+    """See to it that there is a model of this name, whatever tag it has.
+
+    Raises:
+        InputError: there is none; it offers the nearest names.
+    """
+    bare = name.partition(".")[0]
+    if name in ours() or bare in of_timm():
+        return
+    near = difflib.get_close_matches(bare, ours() | of_timm(), OFFERED, 0.6)
+    if not near and bare:
+        near = sorted(each for each in ours() | of_timm() if bare.lower() in each)[:OFFERED]
+    hint = f"; the nearest names: {', '.join(near)}" if near else ""
+    raise InputError(f"{name}: neither a file or folder that is there nor {what}{hint}")

@@ -1,0 +1,186 @@
+"""Parity of any two files or models: what they are given, the comparison, and where they depart from each other."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from suite import env
+from suite.errors import InputError, first_line
+from suite.export import graphs, zoo
+from suite.inference import agreement, feeds, making, names, nodewise, pictures, subjects
+from suite.inference.agreement import Found, Side
+from suite.inference.feeds import Given, Input, Values
+from suite.inference.subjects import Subject
+
+# ImageNet's, by which most networks of images were trained.
+_USUAL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def between(
+    first: Subject,
+    second: Subject,
+    given: Given,
+    data: Path | None,
+    count: int | None,
+    provider: str,
+    tolerance: float,
+    scratch: Path,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> Found:
+    """Compare two subjects on the same inputs.
+
+    Args:
+        first: what differences are measured against.
+        second: the other one.
+        given: what the user says of inputs.
+        data: a folder of images, or an .npz file; None for values that are drawn.
+        count: how many inputs; None for as many as take a minute.
+        provider: of ONNX Runtime, for files.
+        tolerance: greatest difference as a share of scale, beyond which the first node that departs is looked for.
+        scratch: an empty folder.
+        progress: told what is done, and how many inputs.
+
+    Raises:
+        InputError: they cannot be compared, or the inputs not be read.
+        RuntimeError: one of them cannot be run.
+    """
+    if data is not None and data.suffix == ".npz":
+        if given.path:
+            raise InputError(f"--data {data}: a second .npz file beside --input {given.path}")
+        given, data = replace(feeds.given([str(data)]), shapes=given.shapes), None
+    both = (first, second)
+    taken = agreement.inputs_of(both, given, count)
+    found = Found("random inputs, of seed 0 on", of=None)
+    if data is not None:
+        found.words = f"images of {data}"
+        batches = _images(both, taken[0], data, found)
+    elif given.path:
+        found.words = f"inputs of {given.path}"
+        batches = agreement.from_npz(taken[0], given)
+    else:
+        batches = agreement.drawn(taken[0])
+    sides = []
+    for subject, each in zip(both, taken, strict=True):
+        progress(0, 0, f"load {subject.name}")
+        sides.append(_side(subject, each, provider))
+    kept: list[Values] = []
+
+    def noted() -> Iterator[Values]:
+        for values in batches:
+            if not kept:
+                kept.append(values)
+            yield values
+
+    agreement.compare(sides[0], sides[1], noted(), found, count, progress)
+    if not found.passed(tolerance) and kept:
+        progress(0, 0, "the first node that departs")
+        found.departure = _departure(both, sides, kept[0], tolerance, scratch, found)
+    return found
+
+
+def check(first: Subject, second: Subject, given: Given, data: Path | None) -> None:
+    """See, before anything is loaded, whether two subjects can be given the same inputs.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if data is not None and not data.exists():
+        raise InputError(f"--data {data}: no such file or folder; legal: a folder of images, or a file .npz")
+    if data is not None and data.suffix == ".npz":
+        given = replace(feeds.given([str(data)]), shapes=given.shapes)
+    agreement.inputs_of((first, second), given)
+
+
+def _side(subject: Subject, taken: tuple[Input, ...], provider: str) -> Side:
+    if subject.graph is not None:
+        return replace(agreement.of_file(subject.graph, taken, provider), name=subject.name)
+    if subject.module is not None:
+        return agreement.of_model(subject.name, subject.module, taken)
+    assert subject.network is not None  # for the type checker
+    return agreement.of_model(subject.name, zoo.build(subject.network), taken)
+
+
+def _images(both: tuple[Subject, Subject], taken: tuple[Input, ...], folder: Path, found: Found) -> Iterator[Values]:
+    if not folder.is_dir():
+        raise InputError(f"--data {folder}: no such folder; legal: a folder of images, or a file .npz")
+    if len(taken) != 1 or len(taken[0].shape) != 4:
+        raise InputError(f"--data {folder}: {both[0].name} takes no images; legal for it: a file .npz, or none")
+    network = next((each.network for each in both if each.network), None)
+    stated = next((known for each in both if each.graph and (known := _stated(each.graph))), None)
+    if network is None:
+        if stated is None:
+            found.notes.append("no mean and std are stated: images are normalised by those of ImageNet")
+        network = zoo.Network(both[0].name, None, False, {}, stated or _USUAL)
+    files = pictures.listed(folder)
+    found.of = len(files)
+    fixed = any(
+        each.graph and each.graph.inputs[0].dimensions and isinstance(each.graph.inputs[0].dimensions[0], int)
+        for each in both
+    )
+    return agreement.from_images(network, taken, files, whole=fixed)
+
+
+def _stated(graph: graphs.Graph) -> dict[str, object] | None:
+    """The mean and std that a file of this project states."""
+    props = {entry.key: entry.value for entry in graph.model.metadata_props}
+    try:
+        return {name: tuple(map(float, json.loads(props[name]))) for name in ("mean", "std")}
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _departure(
+    both: tuple[Subject, Subject], sides: list[Side], values: Values, tolerance: float, scratch: Path, found: Found
+) -> dict[str, object] | None:
+    """The first node, where both are graphs with the same names of inputs; a model is exported once more for this."""
+    files = [side.file for side in sides]
+    if not any(files):
+        return None
+    try:
+        for place, subject in enumerate(both):
+            if files[place] is None and subject.network is not None:
+                shape = sides[place].inputs[0].shape[1:]
+                maker = making.Maker(subject.name, subject.network, scratch, plain=True, size=shape[-1])
+                files[place] = maker.file("fp32", "cpu")
+        a, b = files
+        if a is None or b is None:  # of a module there is no graph
+            return None
+        named = [{slot.name for slot in graphs.read(file).inputs} for file in (a, b)]
+        if named[0] != named[1] and len(values) > 1:
+            return None
+        known = {next(iter(named[0])): next(iter(values.values()))} if len(values) == 1 else values
+        if named[0] != named[1]:
+            return None
+        return nodewise.first_between(a, b, known, tolerance, env.available_cores())
+    except Exception as error:  # whatever it is, the comparison itself stands
+        found.notes.append(f"the first node that departs cannot be looked for: {first_line(error)}")
+        return None
+
+
+def made_from(path: Path) -> str | None:
+    """The model of timm's, and not of this project, that a file says it was exported from with initial weights; None
+    for a file of this project, and for what is no ONNX file.
+
+    Raises:
+        InputError: it is an ONNX file that does not say what it was made from.
+    """
+    try:
+        graph = graphs.read(path)
+    except InputError:
+        return None
+    props = {entry.key: entry.value for entry in graph.model.metadata_props}
+    model, trained = props.get("model"), props.get("trained")
+    if model is None or (model not in names.ours() and trained != "false"):
+        raise InputError(
+            f"{path}: does not say what it was made from; --against FILE|MODEL|RUN names what to compare it with"
+        )
+    theirs = model.partition(".")[0] in names.of_timm() and model not in names.ours()
+    return model if theirs else None
+
+
+def exported(network: Subject, scratch: Path, provider: str, say: Callable[[str], None]) -> Subject:
+    """The export of a model as a subject, to compare it with."""
+    assert network.network is not None  # for the type checker
+    path = making.Maker(network.name, network.network, scratch, say).file("fp32", provider)
+    return replace(subjects.find(str(path)), name=f"its export for {provider}")

@@ -1,0 +1,76 @@
+"""A contest as a table: what each network takes, and how that compares with the first."""
+
+from collections.abc import Sequence
+
+from suite import env
+from suite.inference.contest import Outcome
+from suite.registry import PROVIDERS
+from suite.report.render import Column, Line, Report
+from suite.report.tables import BEYOND, three_digits
+from suite.results.samples import percentiles
+
+
+def table(outcomes: Sequence[Outcome], title: str, remarks: Sequence[str]) -> Report:
+    """One line for each outcome. A column of which there is nothing to say is left out; a value that is missing is an
+    empty cell with its reason, never 0."""
+    by_images = all(outcome.entrant.images for outcome in outcomes)
+    kinds = [Column(key, key) for key in ("network", "runtime", "provider", "precision")]
+    network, runtime, provider, precision = kinds
+    batch = Column("batch_size", "batch")
+    median, interval = Column("median_ms", "median ms", three_digits), Column("interval_ms", "95 %")
+    higher = {name: Column(f"{name}_ms", f"{name} ms", three_digits) for name in ("p90", "p99")}
+    things = "images" if by_images else "runs"
+    speed = Column(f"{things}_per_s", f"{things}/s", three_digits)
+    ratio = Column("ratio", "over the first", lambda value: f"{value:.3f}")
+    within = Column("ratio_interval", "95 % of it")
+    share = Column("peak_percent", "% of peak", lambda value: f"{value:.0f}")
+    load, first = Column("load_ms", "load ms", three_digits), Column("first_run_ms", "first run ms", three_digits)
+    nodes, threads = Column("nodes", "nodes there"), Column("threads", "threads")
+    columns = [*kinds, batch, median, interval, *higher.values(), speed, ratio, within]
+    columns += [share, load, first, nodes, threads]
+    lines = []
+    for outcome in outcomes:
+        line, request = Line(), outcome.entrant.request
+        line.put(network, outcome.entrant.name, *outcome.notes)
+        line.put(runtime, request.runtime)
+        line.put(provider, outcome.provider or PROVIDERS[request.provider].name)
+        line.put(precision, outcome.entrant.precision)
+        line.put(batch, request.batch_size)
+        line.put(threads, request.threads)
+        lines.append(line)
+        if outcome.error is not None or outcome.median is None:
+            line.put(median, None, outcome.error or "not measured")
+            continue
+        middle, low, high = (1e3 * seconds for seconds in outcome.median)
+        line.put(median, middle)
+        line.put(interval, f"{three_digits(low)} to {three_digits(high)}")
+        for name, seconds in percentiles(outcome.samples).items():
+            if name in higher:
+                line.put(higher[name], 1e3 * seconds)
+        line.put(speed, 1e3 / middle * (request.batch_size if by_images else 1))
+        if outcome.ratio is not None:
+            line.put(ratio, outcome.ratio[0])
+            line.put(within, f"{outcome.ratio[1]:.3f} to {outcome.ratio[2]:.3f}")
+        if outcome.share is not None:
+            percent = 100 * outcome.share
+            line.put(share, percent, *([BEYOND] if percent > 100 else []))
+        line.put(load, 1e3 * _middle(outcome.load))
+        line.put(first, 1e3 * _middle(outcome.first))
+        if outcome.nodes:
+            there = outcome.nodes.get(outcome.provider, 0)
+            line.put(nodes, f"{there} of {sum(outcome.nodes.values())}")
+    filled = {key for line in lines for key, value in line.values.items() if value is not None}
+    kept = [column for column in columns if column.key in filled or column is median]
+    return Report(title, kept, lines, list(remarks))
+
+
+def title(outcomes: Sequence[Outcome], quick: bool) -> str:
+    """What was measured, and on what."""
+    runs = sorted(len(outcome.samples) for outcome in outcomes if outcome.samples) or [0]
+    counted = f"{runs[0]} runs each" if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]} runs each"
+    quickly = ", quick" if quick else ""
+    return f"Timed in turns on {env.machine()['id']}: {counted}{quickly}, of time to a synchronisation"
+
+
+def _middle(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]

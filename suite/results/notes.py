@@ -1,0 +1,106 @@
+"""What lies in a results folder besides records: notes of failures, and plans, as types and how they are read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from suite.errors import InputError
+from suite.results.record import key_of, parse, reason, refuse_doubles, text_in
+from suite.results.wording import in_words
+
+T = TypeVar("T")
+
+
+class _Named(Struct, frozen=True, gc=False):
+    """A data set by its name."""
+
+    name: str
+
+
+class _FailedInputs(Struct, frozen=True, kw_only=True, gc=False):
+    """What of a stage's inputs tells about which network and data it was."""
+
+    model: str
+    train: str = ""
+    export: str = ""
+    data: _Named | UnsetType = UNSET
+
+
+class _Note(Struct, frozen=True, kw_only=True, gc=False):
+    stage: str
+    reason: str
+    inputs: _FailedInputs
+
+
+class _AllInputs(Struct, frozen=True, gc=False):
+    inputs: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a stage failed last time.
+
+    Attributes:
+        stage, key: which.
+        reason: in words.
+        model: the network.
+        data: name of the data set, if the stage's inputs have it.
+        train, export: keys of the records that it was made from; empty for none.
+    """
+
+    stage: str
+    key: str
+    reason: str
+    model: str
+    data: str | None = None
+    train: str = ""
+    export: str = ""
+
+
+def read_failure(path: Path) -> Failure:
+    """Read the note of one failure.
+
+    Raises:
+        InputError: it is damaged, or none.
+    """
+    try:
+        text = text_in(path)
+        note = _read(text, _Note)
+        inputs = note.inputs
+        data = inputs.data.name if isinstance(inputs.data, _Named) else None
+        key = key_of(note.stage, parse(text, _AllInputs).inputs)
+        return Failure(note.stage, key, note.reason, inputs.model, data, inputs.train, inputs.export)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not the note of a failure ({reason(error)}); delete it") from None
+
+
+class Plan(Struct, frozen=True, kw_only=True, gc=False):
+    """What one command is to do: the `command`, when it was `begun`, and of each of its `stages` the kind, the key, the
+    model, and the name for people."""
+
+    command: str
+    begun: str
+    stages: list[tuple[str, str, str, str]]
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        InputError: it is damaged, or none.
+    """
+    try:
+        return _read(text_in(path), Plan)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a plan ({reason(error)}); delete it, the next run writes it anew") from None
+
+
+def _read(text: bytes, kind: type[T]) -> T:
+    refuse_doubles(text)
+    try:
+        return parse(text, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(in_words(error, text)) from None

@@ -1,0 +1,194 @@
+"""Networks timed against each other: what is compared with what, and what is said of it."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from suite.inference import contest, latency, names
+from suite.inference.contest import Entrant
+from suite.inference.latency import Request
+
+Suite = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Callable[..., Path]:
+    """Write a convolution under names and an opset of others; returns the file."""
+
+    def write(name: str, channels: int = 4, opset: int = 11, batch: Any = "N") -> Path:
+        weight = np.random.default_rng(0).standard_normal((channels, 3, 3, 3)).astype(np.float32)
+        ends = [
+            helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [batch, 3, 8, 8]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, channels, 6, 6]),
+        ]
+        node = helper.make_node("Conv", ["pixels", "w"], ["scores"])
+        graph = helper.make_graph([node], "net", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=6)
+        onnx.save(model, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = latency.Protocol(rounds=2, min_seconds=0.0, min_runs=5, max_runs=50, warmup=1)
+    monkeypatch.setattr(contest, "QUICK", short)
+    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: {"flops": 1e12})
+
+
+def test_files_of_others_are_timed_and_compared_with_the_first(net: Callable[..., Path], suite: Suite) -> None:
+    a, b = net("a.onnx"), net("b.onnx", 64, opset=17)
+    code, out, err = suite("time", str(a), str(b), "--quick", "--format", "json", "--batch-sizes", "1,2")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert [(row["network"], row["batch_size"]) for row in rows] == [(str(f), n) for f in (a, b) for n in (1, 2)]
+    for row in rows:
+        assert (row["provider"], row["nodes"], row["precision"]) == ("CPUExecutionProvider", "1 of 1", "fp32")
+        assert 0 < row["median_ms"] < 1000
+        assert row["images_per_s"] == pytest.approx(1e3 * row["batch_size"] / row["median_ms"])
+        macs = row["batch_size"] * 36 * 27 * (4 if row["network"] == str(a) else 64)
+        assert row["peak_percent"] == pytest.approx(100 * 2 * macs / (1e-3 * row["median_ms"]) / 1e12)
+    assert [row.get("ratio") is None for row in rows] == [True, True, False, False]
+    assert "[2/3] time: done" in err
+
+
+def test_a_transformer_is_timed_with_its_token_ids_and_mask(tmp_path: Path, suite: Suite) -> None:
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["words"]),
+        helper.make_node("Cast", ["attention_mask"], ["kept"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["kept"], ["column"], axes=[2]),
+        helper.make_node("Mul", ["words", "column"], ["masked"]),
+        helper.make_node("MatMul", ["masked", "weight"], ["hidden"]),
+    ]
+    taken = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    given = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["batch", "sequence", 6])
+    held = [
+        numpy_helper.from_array(np.ones(size, np.float32), n) for n, size in (("table", (50, 8)), ("weight", (8, 6)))
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "words", taken, [given], held),
+        opset_imports=[helper.make_opsetid("", 11)],
+        ir_version=6,
+    )
+    onnx.save(model, tmp_path / "words.onnx")
+    path = str(tmp_path / "words.onnx")
+    code, out, err = suite("time", path, "--quick", "--format", "json", "--input", "input_ids=2x9")
+    assert code == 0, err
+    (row,) = json.loads(out)["rows"]
+    assert (row["batch_size"], row["nodes"]) == (2, "5 of 5")
+    assert row["runs_per_s"] == pytest.approx(1e3 / row["median_ms"])
+    assert row["peak_percent"] == pytest.approx(100 * 2 * (2 * 9 * 8 * 6) / (1e-3 * row["median_ms"]) / 1e12)
+    code, _, err = suite("time", path)
+    assert code == 2
+    assert "'sequence' of input 'input_ids' is free; say its shape, as in --input input_ids=1x128" in err
+
+
+def test_a_slower_one_is_an_error_if_it_is_asked_for(
+    net: Callable[..., Path], suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"a.onnx": 0.010, "b.onnx": 0.012}
+
+    def measure(requests: Sequence[Request], progress: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "rounds": [[seconds[Path(request.path).name]] * 30] * 4,
+                "load_seconds": 0.1,
+                "first_run_seconds": 0.1,
+                "provider": "CPUExecutionProvider",
+            }
+            for request in requests
+        ]
+
+    monkeypatch.setattr(latency, "measure", measure)
+    files = [str(net("a.onnx")), str(net("b.onnx"))]
+    assert suite("time", *files, "--compare-fail", "25%")[0] == 0
+    code, out, err = suite("time", *files, "--compare-fail", "10%")
+    assert code == 1
+    assert all(part in err for part in ("slower: ", "b.onnx: 1.200 (", "allowed 1.100"))
+    assert ("p90 ms" in out, "p99 ms" in out) == (True, False)  # of 360 runs
+    assert suite("time", *files[::-1], "--compare-fail", "10%")[0] == 0
+    assert suite("time", files[0], "--compare-fail", "10%")[0] == 2
+
+
+def test_the_first_takes_part_in_every_group_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def measure(requests: Sequence[Request], progress: Any) -> list[dict[str, Any]]:
+        asked.append([request.path for request in requests])
+        answer = {"load_seconds": 0.1, "first_run_seconds": 0.1, "provider": "cpu"}
+        return [answer | {"rounds": [[1.0 + int(request.path)] * 3] * 2} for request in requests]
+
+    monkeypatch.setattr(latency, "measure", measure)
+    entrants = [
+        Entrant(str(number), Request("onnxruntime", str(number), "cpu", 1, 8, 1, contest.QUICK)) for number in range(8)
+    ]
+    outcomes = contest.hold(entrants)
+    assert asked[: contest.SITTINGS] == [list("012345"), list("543210"), list("012345")]
+    assert asked[contest.SITTINGS :] == [list("067"), list("760"), list("067")]
+    assert [outcome.ratio and outcome.ratio[0] for outcome in outcomes] == [None, 2, 3, 4, 5, 6, 7, 8]
+    assert all(o.ratio is None or o.ratio[1] < o.ratio[0] < o.ratio[2] for o in outcomes)
+
+
+def test_one_that_fails_leaves_the_others_and_exits_with_1(net: Callable[..., Path], suite: Suite) -> None:
+    bad = net("bad.onnx")
+    model = onnx.load(bad)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, bad)
+    code, out, _ = suite("time", str(net("a.onnx")), str(bad), "--quick")
+    assert code == 1
+    assert "NoSuchOperator" in out
+
+
+def test_a_share_of_more_than_the_peak_is_called_impossible(
+    net: Callable[..., Path], suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: {"flops": 1.0})
+    _, out, _ = suite("time", str(net("a.onnx")), "--quick")
+    assert "impossible: more than the peak" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--runtimes", "torch"], "is a file; legal for it: onnxruntime"),
+        (["--precisions", "int8"], "a file is timed as it is"),
+        (["--input", "ids=1x3"], "nothing here has an input 'ids'; legal: pixels"),
+        (["--batch-sizes", "0"], "is not a batch size"),
+        (["--providers", "tpu"], "'tpu' is not legal"),
+    ],
+)
+def test_what_cannot_be_timed_is_said_in_one_line(
+    arguments: list[str], said: str, net: Callable[..., Path], suite: Suite
+) -> None:
+    code, out, err = suite("time", str(net("a.onnx")), *arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_name_that_nothing_has_is_answered_with_the_nearest_ones(suite: Suite) -> None:
+    for command, more in (("time", []), ("explain", []), ("export", ["out.onnx"]), ("parity", [])):
+        code, _, err = suite(command, "resnet5_crelu_bn", *more)
+        assert code == 2
+        assert "resnet50_crelu_bn" in err, command
+    assert "mobilenetv3_small_100" in suite("time", "mobilnetv3_small")[2]
+
+
+def test_names_are_known_from_text_as_timm_knows_them() -> None:
+    import timm
+
+    import models  # noqa: F401 - registers the networks with timm
+
+    assert names.ours() == set(timm.list_models(module="crelu_resnet"))
+    modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
+    assert {name for name, module in modules.items() if module.startswith("timm.")} == names.of_timm()

@@ -1,0 +1,198 @@
+"""Networks of timm, and of others who register theirs with it: found, exported, checked and timed."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from suite.errors import InputError
+from suite.export import zoo
+from suite.inference import contest, latency
+
+Suite = Callable[..., tuple[int, str, str]]
+
+# A network with each thing that an export must cope with: a BatchNorm that folds and one that does not, and a pool that
+# is rewritten.
+MODULE = """
+import torch
+from timm.models import register_model
+from torch import nn
+
+default_cfgs = {"small_net": {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3, "classifier": "fc"}}
+
+
+class Small(nn.Module):
+    def __init__(self, num_classes=7, in_chans=3):
+        super().__init__()
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.conv1, self.bn1 = nn.Conv2d(in_chans, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16)
+        self.bn2, self.conv2 = nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, 1, 1)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.fc((x + torch.relu(self.conv2(self.bn2(x)))).mean((2, 3), keepdim=True).flatten(1))
+
+
+@register_model
+def small_net(pretrained=False, num_classes=7, in_chans=3, **of_timm):
+    return Small(num_classes, in_chans)
+"""
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the module above, in which Python looks for modules."""
+    folder: Path = tmp_path_factory.mktemp("modules")
+    (folder / "small_nets.py").write_text(MODULE)
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(autouse=True)
+def _short(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "QUICK", latency.Protocol(2, 0.0, 5, 50, 1))
+    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: {"flops": 1e12})
+
+
+IMPORT = ("--import", "small_nets")
+
+
+def test_a_model_that_is_registered_elsewhere_is_exported_and_checked(tmp_path: Path, suite: Suite) -> None:
+    out = tmp_path / "net.onnx"
+    code, said, err = suite("export", "small_net", str(out), *IMPORT)
+    assert code == 0, err
+    model = onnx.load(out)
+    operators = [node.op_type for node in model.graph.node]
+    assert (operators.count("BatchNormalization"), operators.count("GlobalAveragePool")) == (1, 1)
+    assert "1 BatchNorm cannot be folded" in err
+    assert "mean as pool 1" in said
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["input", "logits"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    stated = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(stated["mean"]) == [0.5, 0.5, 0.5]
+    code, said, err = suite("parity", str(out), "--against", "small_net", *IMPORT, "--images", "16")
+    assert code == 0, err
+    assert "logits         greatest difference" in said
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "conv2.weight")
+    weight.raw_data = (3 * onnx.numpy_helper.to_array(weight)).tobytes()
+    onnx.save(model, out)
+    code, said, err = suite("parity", str(out), "--against", "small_net", *IMPORT, "--images", "16")
+    assert code == 1
+    assert "departs first  at node conv2 (Conv)" in said
+
+
+def test_a_model_is_timed_in_all_runtimes_and_precisions(suite: Suite) -> None:
+    options = ("--runtimes", "onnxruntime,torch", "--precisions", "fp32,int8", "--quick", "--format", "json")
+    code, out, err = suite("time", "small_net", *IMPORT, *options, "--batch-sizes", "2")
+    assert code == 0, err
+    found = json.loads(out)
+    rows = [(row["runtime"], row["precision"], row["provider"]) for row in found["rows"]]
+    onnxruntime = [("onnxruntime", form, "CPUExecutionProvider") for form in ("fp32", "int8")]
+    assert rows == [*onnxruntime, ("torch", "fp32", "cpu")]
+    macs = 2 * (64 * 16 * 27 + 64 * 16 * 144 + 16 * 7)
+    for row in found["rows"]:
+        assert row["peak_percent"] == pytest.approx(100 * 2 * macs / (1e-3 * row["median_ms"]) / 1e12)
+    assert "torch is timed in float32 alone, on cpu and cuda" in found["remarks"]
+
+
+def test_weights_of_a_file_say_how_many_classes_there_are(tmp_path: Path, suite: Suite) -> None:
+    zoo.import_modules(["small_nets"])
+    torch.manual_seed(1)
+    net = timm.create_model("small_net", num_classes=3).eval()
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    weights = ("--weights", str(tmp_path / "net.safetensors"))
+    code, _, err = suite("export", "small_net", str(tmp_path / "net.onnx"), *IMPORT, *weights)
+    assert code == 0, err
+    import onnxruntime
+
+    images = np.random.default_rng(0).standard_normal((2, 3, 16, 16), np.float32)
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"input": images})
+    with torch.no_grad():
+        assert logits == pytest.approx(net(torch.from_numpy(images)).numpy(), abs=1e-5)
+    save_file({"fc.weight": net.state_dict()["fc.weight"]}, tmp_path / "net.safetensors")
+    code, _, err = suite("export", "small_net", str(tmp_path / "other.onnx"), *IMPORT, *weights)
+    assert code == 2
+    assert "not weights of small_net: bn1.bias is missing, not 16" in err
+    assert not (tmp_path / "other.onnx").exists()
+
+
+def test_a_folder_in_timms_layout_is_a_network_of_which_nothing_is_run(tmp_path: Path) -> None:
+    zoo.import_modules(["small_nets"])
+    network = zoo.named("small_net")
+    net = zoo.build(network)
+    zoo.save(network, net, tmp_path)
+    again = zoo.in_folder(tmp_path)
+    assert (again.model, again.input_size, again.ours) == ("small_net", (3, 16, 16), False)
+    for name, value in zoo.build(again).state_dict().items():
+        assert torch.equal(value, net.state_dict()[name])
+    content = json.loads((tmp_path / "config.json").read_bytes())
+    for change, said in (
+        ({"architecture": "hf-hub:someone/model"}, "timm has no model 'hf-hub:someone/model'"),
+        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "model_args: 'checkpoint_path' is not legal"),
+        ({"model_args": {"act_layer": {"a": 1}}}, "model_args: 'act_layer' is not legal"),
+        ({"model_args": {"num_classes": "x"}}, "timm cannot make it: TypeError"),
+        ({"pretrained_cfg": {"input_size": [3, 10**9, 16]}}, "its input_size is"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(content | change))
+        with pytest.raises(InputError, match=said):
+            zoo.load(tmp_path)
+
+
+def test_a_module_that_cannot_be_imported_is_one_line(modules: Path, suite: Suite) -> None:
+    (modules / "wrong_nets.py").write_text("raise RuntimeError('no luck\\nat all')")
+    code, out, err = suite("export", "small_net", "net.onnx", "--import", "wrong_nets")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--import wrong_nets: cannot be imported: RuntimeError: no luck at all" in err
+
+
+def test_int8_and_float16_of_any_model(tmp_path: Path, suite: Suite, picture: Callable[..., Path]) -> None:
+    for number in range(3):
+        picture(tmp_path / "photos" / f"{number}.png", number)
+    out = tmp_path / "net.onnx"
+    data = ("--data", str(tmp_path / "photos"))
+    code, said, err = suite("export", "small_net", str(out), *IMPORT, "--precision", "int8", *data)
+    assert code == 0, err
+    assert "3 images given" in said
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(out).graph.node}
+    code, _, err = suite("export", "small_net", str(out), *IMPORT, "--precision", "fp16")
+    assert code == 0, err
+    assert {tensor.data_type for tensor in onnx.load(out).graph.initializer} >= {onnx.TensorProto.FLOAT16}
+
+
+# One of each family, small ones; how far their exports are from torch is at most 1e-4 of scale.
+FAMILIES = (
+    *("resnet18", "mobilenetv3_small_100", "vit_tiny_patch16_224", "efficientnet_b0", "convnext_atto", "regnetx_002"),
+    *("mobilenetv2_100", "mixer_s32_224", "repvgg_a0", "ghostnet_100", "mobilevit_xxs", "edgenext_xx_small", "dla34"),
+    *("levit_128s", "resmlp_12_224", "vgg11", "pvt_v2_b0", "efficientvit_b0", "poolformer_s12", "densenet121"),
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_models_of_twenty_families_are_exported_within_rounding(
+    name: str, tmp_path: Path, suite: Suite, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("nightly"):
+        pytest.skip("--nightly: half a minute each")
+    out = str(tmp_path / "net.onnx")
+    code, _, err = suite("export", name, out)
+    assert code == 0, err
+    code, said, err = suite("parity", out, "--images", "4", "--tolerance", "1e-4")
+    assert code == 0, said + err
+    assert "passed         yes" in said
+
+
+def test_what_a_model_gives_may_have_several_parts() -> None:
+    from suite.inference.loaded import tensors
+
+    parts: Any = {"a": torch.ones(1), "b": (torch.zeros(2), [torch.ones(3)])}
+    assert [len(each) for each in tensors(parts)] == [1, 2, 3]
