@@ -102,7 +102,7 @@ def test_a_command_works_in_a_plain_shell_as_it_is_typed() -> None:
     plain = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
     done = subprocess.run(command, shell=True, cwd=ROOT, env=plain, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "resnet110_crelu_bn" in done.stdout
+    assert "| BatchNorm          | CReLU " in done.stdout
 
 
 @pytest.mark.parametrize(

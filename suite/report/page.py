@@ -244,9 +244,8 @@ def _cell(name: str, column: Column, line: Line, text: str) -> str:
     shown, *marks = text.split("\0")
     value, notes = line.values.get(column.key), line.notes.get(column.key, [])
     tags = list(dict.fromkeys(TAGS[start] for note in notes for start in TAGS if note.startswith(start)))
-    tags = [tag for tag in tags if tag != value]  # which the cell says itself
     links = ",".join(f'<a href="#{name}-note-{mark.strip()}">{mark.strip()}</a>' for mark in marks)
-    content = escape_html(shown.strip())
+    content = "" if value in tags else escape_html(shown.strip())
     if value is None:  # the reason is on hover and for screen readers; a number at each empty cell would be a thicket
         why = escape_html("; ".join(notes) or "none")
         content, links = f'<span class="empty" role="img" aria-label="{why}">&ndash;</span>', ""
