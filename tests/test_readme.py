@@ -181,7 +181,8 @@ def test_the_example_of_a_new_variant_gets_its_line_of_the_table(tmp_path: Path)
     table = tmp_path / "suite" / "tables" / "table2.toml"
     table.write_text(table.read_text("utf-8") + "\n" + row.group(1))
     words = shlex.split(command.group(1))[len(TYPED.split()) :]
-    given = [sys.executable, "-m", "suite", *words, *["--depth", "20", "--steps", "1", "--batch-sizes", "1"]]
+    few = ["--depth", "20", "--steps", "1", "--batch-sizes", "1", "--columns", "all"]
+    given = [sys.executable, "-m", "suite", *words, *few]
     done = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "resnet20_inner_crelu_bn" in line]
