@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from suite.errors import InputError
 from suite.files import printable
 from suite.interrupt import TimeIsUp
 
@@ -43,6 +44,9 @@ class Lines:
         try:
             yield lambda done, total, note: None
             outcome = "done"
+        except InputError:  # which is told in one line, and is no outcome
+            outcome = ""
+            raise
         except Exception:
             raise
         except TimeIsUp:
@@ -52,7 +56,8 @@ class Lines:
             outcome = "interrupted"
             raise
         finally:
-            self.ended(name, outcome, perf_counter() - start)
+            if outcome:
+                self.ended(name, outcome, perf_counter() - start)
 
     def ended(self, name: str, outcome: str, seconds: float) -> None:
         """Count and tell the outcome of a stage, done here or by another process."""

@@ -128,9 +128,9 @@ def test_a_dry_run_answers_in_time_with_what_it_knows(
     assert found.stopped == (stopped_at is not None)
     assert sum(cost.measured and cost.seconds is not None for cost in found.costs.values()) == measured
     text = found.render()
-    assert len(found.costs) == 5
-    assert text.count("~ ") == (2 * 4 + 1 if measured else 0), "time and memory of each, and what the sign means"
-    assert text.count("not measured") == (0 if measured else 5)
+    assert len(found.costs) == 6
+    assert text.count("~ ") == (2 * 5 + 1 if measured else 0), "time and memory of each, and what the sign means"
+    assert text.count("not measured") == (0 if measured else 7)
     relu, crelu = (found.costs[cell].seconds for cell in found.grid.cells[1:3])
     assert (relu is None) == (not measured)
     assert not measured or (relu or 0) < (crelu or 0)

@@ -102,7 +102,7 @@ def test_a_command_works_in_a_plain_shell_as_it_is_typed() -> None:
     plain = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
     done = subprocess.run(command, shell=True, cwd=ROOT, env=plain, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "resnet110_crelu_bn" in done.stdout
+    assert "| BatchNorm          | CReLU " in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,8 @@ def test_the_example_of_a_new_variant_gets_its_line_of_the_table(tmp_path: Path)
     table = tmp_path / "suite" / "tables" / "table2.toml"
     table.write_text(table.read_text("utf-8") + "\n" + row.group(1))
     words = shlex.split(command.group(1))[len(TYPED.split()) :]
-    given = [sys.executable, "-m", "suite", *words, *["--depth", "20", "--steps", "1", "--batch-sizes", "1"]]
+    few = ["--depth", "20", "--steps", "1", "--batch-sizes", "1", "--columns", "all"]
+    given = [sys.executable, "-m", "suite", *words, *few]
     done = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "resnet20_inner_crelu_bn" in line]

@@ -212,6 +212,8 @@ def _parity_of_own(source: str, weights: str | None, provider: str, images: int 
     from suite import progress
     from suite.inference import deploy, networks, parity
 
+    if weights is not None and not source.endswith(".onnx"):
+        raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {source} is none")
     deploy.require(provider)
     display = progress.display(1)
     with contextlib.closing(display), networks.in_one_line(source), display.stage("parity") as step:

@@ -156,7 +156,7 @@ def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:
     store.check()
     found = cleaning.found(store)
     these = [each for each in found if each.kind in (what or cleaning.USUAL)]
-    if not dry_run:
+    if not dry_run and results.is_dir():
         store.sweep()
         cleaning.remove(store, these)
     for kind, words in cleaning.KINDS.items():
