@@ -21,6 +21,7 @@ from suite.results.store import Store
 from suite.tables import spec
 
 AddRun = Callable[..., dict[str, Any]]
+PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "amd-epyc-2-cores"
 CHROMIUM = shutil.which("chromium")
 EVIL = "</script><script>window.hacked = 1</script><b onclick='x'>&amp;\x1b[2J"
 SHOWN = EVIL.replace("\x1b", "\\x1b")
@@ -35,12 +36,17 @@ def data_of(html: str) -> Any:
     return json.loads(found)
 
 
-def cell(html: str, table: str, model: str, heading: str, data: str = "CIFAR-10<") -> str:
-    """The HTML of one cell."""
-    (section,) = re.findall(rf'<section class="table" id="{table}".*?</section>', html, flags=re.DOTALL)
-    headings = [re.sub("<.*?>", "", each) for each in re.findall(r"<th scope=\"col\".*?</th>", section)]
-    (row,) = [row for row in re.findall("<tr>.*?</tr>", section) if f">{model}<" in row and data in row]
-    return str(re.findall(r"<t[dh].*?</t[dh]>", row)[headings.index(heading)])
+def section(html: str, table: str) -> str:
+    (found,) = re.findall(rf'<section class="table" id="{table}".*?</section>', html, flags=re.DOTALL)
+    return str(found)
+
+
+def cell(html: str, table: str, model: str, key: str, data: str = "CIFAR-10<") -> str:
+    """The HTML of one cell, by the key of its column."""
+    found = section(html, table)
+    keys = re.findall('data-key="(.*?)"', found)
+    (row,) = [row for row in re.findall("<tr.*?</tr>", found) if f">{model}<" in row and data in row]
+    return str(re.findall(r"<t[dh].*?</t[dh]>", row)[keys.index(key)])
 
 
 @pytest.fixture
@@ -78,51 +84,87 @@ def html(many: Store, tmp_path: Path) -> str:
     return page.write(many, tmp_path / "out").read_text("utf-8")
 
 
-def test_without_records_the_page_lists_every_row_as_missing_with_a_command_that_is_legal(
-    store: Store, tmp_path: Path
-) -> None:
+def test_without_records_each_table_is_one_line_with_a_command_that_is_legal(store: Store, tmp_path: Path) -> None:
     html = page.write(store, tmp_path / "out").read_text("utf-8")
     commands = re.findall("<code>(python -m suite run .*?)</code>", html)
-    assert len(commands) == 6  # Tables 2 and 3 have two data sets, the others have one
-    assert all("--profile paper" in command for command in commands)
-    rows = 0
-    for command in commands:
-        table = int(re.findall(r"--table (\d)", command)[0])
-        glob = re.findall(r"--rows &#x27;(.*?)&#x27;", command)[0]
-        rows += len(spec.selected(table, glob.split(",")).rows)
-    assert rows == sum(len(spec.load_table(number).rows) for number in spec.NUMBERS)
+    assert len(commands) == len(spec.NUMBERS)
+    for number, command in zip(spec.NUMBERS, commands, strict=True):
+        assert f"--table {number} --profile paper" in command
+        rows = len(spec.load_table(number).rows)
+        assert f"Missing: {rows} rows not run. <code>{command}" in section(html, f"table{number}")
+        assert '</h3> <span class="quiet">not run</span></summary>' in section(html, f"table{number}")
+    assert "Nothing is measured yet" in html
 
 
-def test_only_the_rows_that_lack_something_are_listed_as_missing(html: str) -> None:
-    commands = re.findall("<li><p>(Table 2, CIFAR-10: .*?)</p><pre><code>(.*?)</code>", html)
-    listed = {words.partition(" row")[2].lstrip("s "): command for words, command in commands}
-    assert "resnet110_relu_bn@cifar10" in listed["with fewer than 5 seeds"]
-    assert "resnet110_crelu_plain@cifar10" in listed["run, but quick or shortened, so without an error to compare"]
-    assert "resnet110_relu_np@cifar10" in listed["not run"]
-    assert "resnet110_relu_bn@" not in listed["not run"]
+def test_one_line_a_table_says_what_is_missing_with_one_command_for_it(html: str) -> None:
+    ((words, command),) = re.findall('<p class="missing">Missing: (.*?)\\. <code>(.*?)</code>', section(html, "table2"))
+    assert words == "15 rows not run; 4 rows with fewer than 5 seeds; 1 row run, but quick or shortened"
+    assert "--rows" not in command  # all of them lack something
+    assert "--data cifar10=PATH --data cifar100=PATH" in command
+    assert "resnet110_relu_np@" not in command
+
+
+def test_a_row_that_is_complete_is_not_in_the_command(store: Store, add_run: AddRun, tmp_path: Path) -> None:
+    for seed in range(5):
+        add_run(seed=seed)
+    found = section(page.write(store, tmp_path / "out").read_text("utf-8"), "table2")
+    (rows,) = re.findall(r"--rows (?:&#39;)?(\S+?)(?:&#39;)? ", found)
+    table = spec.selected(2, rows.split(","))
+    assert len(table.rows) == 19
 
 
 def test_paper_ours_difference_seeds_and_spread_stand_side_by_side(html: str) -> None:
-    def value(heading: str) -> str:
-        return re.findall('data-value="(.*?)"', cell(html, "table2", "resnet110_relu_bn", heading))[0]
+    def value(key: str) -> str:
+        return re.findall('data-value="(.*?)"', cell(html, "table2", "resnet110_relu_bn", key))[0]
 
-    top1 = "error"
-    assert (value(f"paper {top1}"), value(f"ours {top1}"), value("seeds")) == ("6.35", "6.5", "2")
-    assert float(value(f"ours - paper {top1}")) == pytest.approx(0.15)
-    assert float(value(f"max - min {top1}")) == pytest.approx(1)
+    assert (value("paper_top1"), value("top1"), value("seeds")) == ("6.35", "6.5", "2")
+    assert float(value("difference_top1")) == pytest.approx(0.15)
+    assert float(value("spread_top1")) == pytest.approx(1)
 
 
-def test_quick_and_unstable_cells_say_so_on_hover_and_in_a_footnote(html: str) -> None:
-    quick = cell(html, "table2", "resnet110_crelu_plain", "ours error")
+def test_headings_have_two_levels_and_few_columns_open_first(html: str) -> None:
+    found = section(html, "table2")
+    main, whole = re.findall('<tr class="groups .*?</tr>', found)
+    words = re.findall(r'<th scope="colgroup" colspan="(\d+)">(.*?)</th>', main)
+    assert words == [("2", "error %"), ("1", "parity"), ("1", "ORT cpu b8 m1"), ("1", "ORT cpu b1 m2")]
+    columns = re.findall('<th scope="col".*?class="(.*?)"', found)
+    spans = [sum(map(int, re.findall(r'colspan="(\d+)"', row))) for row in (main, whole)]
+    assert spans == [sum("extra" not in each for each in columns), len(columns)]
+    assert spans[0] < 10 < spans[1]
+
+
+def test_the_error_of_a_quick_run_is_not_shown(html: str) -> None:
+    quick = cell(html, "table2", "resnet110_crelu_plain", "top1")
     assert 'title="quick run, not comparable with the paper: on the embedded digits10' in quick
-    assert '<span class="tag quick">quick</span>' in quick
+    assert re.sub("<sup>.*|<.*?>", "", quick).strip() == "quick"
     (number,) = re.findall("#table2-note-([0-9]+)", quick)
     assert f'<li id="table2-note-{number}">quick run' in html
+    assert "data-value" not in quick
+
+
+def test_unstable_cells_say_so_on_hover_and_in_a_footnote(html: str) -> None:
     assert re.search('title="unstable: .*?".*?<span class="tag unstable">', html)
 
 
-def test_what_is_empty_says_why(html: str) -> None:
-    assert 'aria-label="not run"' in cell(html, "table2", "resnet110_relu_nobias", "ours error")
+def test_what_is_empty_says_why_in_its_place_alone(html: str) -> None:
+    assert 'aria-label="not run"' in cell(html, "table2", "resnet110_relu_nobias", "top1")
+    assert not re.search("<li id=[^>]*>(not run|not exported|too few)", html)
+
+
+def test_tables_without_an_error_that_counts_are_folded_behind_the_others(
+    store: Store, add_run: AddRun, tmp_path: Path
+) -> None:
+    add_run("resnet34_relu_bn", data="imagenet")
+    add_run("resnet110_relu_bn", max_steps=4, top1=99.0)
+    add_run("resnet110_crelu_bn", max_steps=4, top1=98.0)
+    html = page.write(store, tmp_path / "out").read_text("utf-8")
+    tables = re.findall('<section class="table" id="(table.*?)"', html)
+    assert tables == ["table4", "table1", "table2", "table3"]
+    folded = [name for name in tables if '<details class="fold">' in section(html, name)]
+    assert folded == ["table1", "table2", "table3"]
+    assert "quick runs only, 2 of 20 rows" in section(html, "table2")
+    assert '<details class="fold">' in section(html, "choices-cifar10-resnet110")
+    assert "CIFAR-10: quick runs only" in html
 
 
 def test_text_from_records_is_escaped_everywhere(html: str, tmp_path: Path) -> None:
@@ -139,6 +181,14 @@ def test_the_page_loads_nothing(html: str) -> None:
     assert "default-src 'none'" in html
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', html)
     assert "<link" not in html
+
+
+def test_the_readme_s_picture_is_the_page_s_plot_made_anew_from_the_published_records(tmp_path: Path) -> None:
+    page.write(Store(PUBLISHED), tmp_path)
+    drawn = (tmp_path / "plots" / "cifar10-error-latency-1.svg").read_text("utf-8")
+    assert (PUBLISHED / "error-latency.svg").read_text("utf-8") == drawn
+    names = ["resnet20_relu_bn", "resnet20_w32_relu_bn", "resnet20_crelu_bn"]
+    assert all(f">{name}</text>" in drawn for name in names)
 
 
 def test_every_link_leads_somewhere(html: str, tmp_path: Path) -> None:
@@ -162,34 +212,51 @@ def test_each_table_lies_beside_the_page_in_three_formats(html: str, tmp_path: P
 def test_rows_run_at_another_depth_have_a_table_of_their_own(store: Store, add_run: AddRun, tmp_path: Path) -> None:
     add_run("resnet20_crelu_bn")
     html = page.write(store, tmp_path / "out").read_text("utf-8")
-    assert cell(html, "table2-resnet20", "resnet20_crelu_bn", "Norm")
+    assert cell(html, "table2-resnet20", "resnet20_crelu_bn", "heading_0")
     assert ">resnet20_crelu_plain<" not in html
     assert "--depth 20" in html
 
 
 def test_table_1_and_its_figures_appear_with_their_records(html: str) -> None:
-    (section,) = re.findall('<section class="table" id="table1".*?</section>', html, flags=re.DOTALL)
-    assert all(f'data-value="{value}"' in section for value in ("10.41", "10.5", "21.0", "5.5", "4.5", "0.5"))
+    found = section(html, "table1")
+    assert all(f'data-value="{value}"' in found for value in ("10.41", "10.5", "21.0", "5.5", "4.5", "0.5"))
     figures = {figure["title"]: figure for figure in data_of(html)["figures"]}
-    assert figures["Figure 2, change by block: CIFAR-100"]["plots"][0]["series"][0]["points"] == [[1, 1.0], [2, 2.0]]
-    assert "around 1 to 5" in figures["Figure 2, change by block: CIFAR-100"]["paper"]
-    assert figures["Figure 3, coherence: CIFAR-100"]["plots"][0]["series"][0]["points"] == [[1, 0.25], [2, 0.75]]
+    assert figures["Figure 2, change by block, CIFAR-100, ResNet-110"]["plots"][0]["series"][0]["points"] == [
+        [1, 1.0],
+        [2, 2.0],
+    ]
+    assert "around 1 to 5" in figures["Figure 2, change by block, CIFAR-100, ResNet-110"]["paper"]
+    assert figures["Figure 3, coherence, CIFAR-100, ResNet-110"]["plots"][0]["series"][0]["points"] == [
+        [1, 0.25],
+        [2, 0.75],
+    ]
 
 
 def test_the_page_opens_with_what_a_choice_costs_and_brings(html: str, tmp_path: Path) -> None:
-    assert html.index('id="choices-cifar10-resnet110"') < html.index('id="question"') < html.index('id="table1"')
-    shown = cell(html, "choices-cifar10-resnet110", "resnet110_crelu_bn", "points beside BN ReLU", data="")
+    assert "<strong>CReLU + BatchNorm has the lowest error, 5.5 %</strong>; 1.0 points less than ReLU" in html
+    places = [html.index(f'id="{name}"') for name in ("question", "choices-cifar10-resnet110", "findings", "table2")]
+    assert places == sorted(places)
+    shown = cell(html, "choices-cifar10-resnet110", "resnet110_crelu_bn", "points", data="")
     assert 'data-value="-1.0"' in shown
     assert (tmp_path / "out" / "choices-cifar10-resnet110.csv").is_file()
 
 
 def test_each_claim_of_the_paper_says_what_was_found(html: str, tmp_path: Path) -> None:
     (claims,) = re.findall('<section id="findings">.*?</section>', html, flags=re.DOTALL)
-    assert claims.count("<article>") == len(findings.CLAIMS)
-    (crelu,) = re.findall("<article><h3>CReLU helps with BatchNorm</h3>.*?</article>", claims, flags=re.DOTALL)
-    assert '<strong class="verdict" data-verdict="confirmed">confirmed</strong> CIFAR-10, ResNet-110' in crelu
+    assert claims.count('<th scope="row"') == len(findings.CLAIMS)
+    (crelu,) = re.findall("<tr><th[^>]*><details><summary>CReLU helps with BatchNorm<.*?</tr>", claims, flags=re.DOTALL)
+    cells = dict(re.findall('<td data-label="(.*?)">(.*?)</td>', crelu))
+    assert (cells["Measured on"], cells["Paper"], cells["Here"]) == (
+        "CIFAR-10, ResNet-110",
+        "5.72 &lt; 6.35",
+        "5.50 &lt; 6.50",
+    )
+    assert 'data-verdict="confirmed">confirmed<' in cells["Verdict"]
+    assert cells["How sure"].startswith("1.00 points apart, chance makes up to 0.")
+    assert cells["How sure"].endswith("1 of 5 seeds; 2 of 5 seeds")
     assert "resnet110_crelu_bn 5.50 (paper 5.72) &lt; resnet110_relu_bn 6.50 (paper 6.35)" in crelu
-    assert 'data-verdict="not yet measured"' in crelu
+    assert "Not yet measured: CIFAR-100, ResNet-110" in crelu
+    assert 'data-verdict="not yet measured"' in claims
     assert "**confirmed**" in (tmp_path / "out" / "findings.md").read_text("utf-8")
 
 
@@ -208,8 +275,9 @@ def test_folders_of_two_machines_make_one_report_with_a_column_each(
         )
     html = page.write([many, other], tmp_path / "out").read_text("utf-8")
     assert "m2: Elsewhere" in html
-    assert "ORT cpu b8 m1 p50 ms" in html
-    assert "ORT cpu b8 m2 p50 ms" in html
+    assert re.findall('data-group="(.*? m[12])" class="number"><button type="button">p50', section(html, "table2"))
+    assert ">ORT cpu b1 m2<" in section(html, "table2")
+    assert ">ORT cpu b1 m3<" in section(html, "table2")
     seeds = cell(html, "table2", "resnet110_relu_bn", "seeds")
     assert 'data-value="2"' in seeds, "the same runs in both folders count once"
 
@@ -347,15 +415,14 @@ def models(view: Any) -> list[str]:
 @pytest.mark.full
 def test_every_plot_draws(opened: Any, html: str) -> None:
     figures = data_of(html)["figures"]
-    assert {figure["title"].partition(":")[0] for figure in figures} == {
-        "Error against latency",
+    assert {figure["title"].partition(",")[0] for figure in figures} == {
+        "Test error against latency",
         "Learning curves",
         "Latency",
-        "Latency by batch size",
         "Gains of the rewrites",
         "NormProp's promise",
-        "Figure 2, change by block",
-        "Figure 3, coherence",
+        "Figure 2",
+        "Figure 3",
     }
     for frame in opened.locator("figure[data-figure]").all():
         for choice in range(max(1, frame.locator("option").count())):
@@ -367,13 +434,14 @@ def test_every_plot_draws(opened: Any, html: str) -> None:
 
 @pytest.mark.full
 def test_a_heading_sorts_up_then_down_with_what_is_empty_last(opened: Any) -> None:
-    heading = opened.locator("#table2 th", has_text="ours error").first
+    opened.locator("#table2").get_by_label("rows not run").check()
+    heading = opened.locator('#table2 th[data-key="top1"]')
     heading.get_by_role("button").click()
     assert heading.get_attribute("aria-sort") == "ascending"
     assert models(opened)[:3] == ["resnet110_crelu_bn", "resnet110_relu_bn", "resnet110_relu_plain"]
     heading.get_by_role("button").press("Enter")
     assert heading.get_attribute("aria-sort") == "descending"
-    # Down, the one on CIFAR-100 comes first; a quick run has no error to be sorted by.
+    # Down, the one on CIFAR-100 comes first; the quick run has no error to be sorted by.
     assert models(opened)[1:4] == ["resnet110_relu_plain", "resnet110_relu_bn", "resnet110_crelu_bn"]
     assert len(models(opened)) == 20
     model = opened.locator("#table2 th.model").first
@@ -384,6 +452,8 @@ def test_a_heading_sorts_up_then_down_with_what_is_empty_last(opened: Any) -> No
 
 @pytest.mark.full
 def test_the_filter_leaves_rows_with_all_its_words_and_counts_them(opened: Any) -> None:
+    assert len(models(opened)) == 6
+    opened.locator("#table2").get_by_label("rows not run").check()
     field = opened.locator("#table2").get_by_label("Filter rows")
     field.fill("crelu_bn CIFAR-100")
     assert models(opened) == ["resnet110_crelu_bn"]
@@ -401,7 +471,7 @@ def hover(view: Any, place: Any) -> str:
         if spot and 8 <= spot["width"] <= 24 and spot["y"] < box["y"] + 300:
             view.mouse.move(spot["x"] + spot["width"] / 2, spot["y"] + spot["height"] / 2)
             view.wait_for_timeout(200)
-            said = [text for text in place.locator("> div").all_inner_texts() if "p50" in text]
+            said = [text for text in place.locator("> div").all_inner_texts() if "median" in text]
             if said:
                 return str(said[-1])
     return pytest.fail("no point has a tooltip")
@@ -411,8 +481,8 @@ def hover(view: Any, place: Any) -> str:
 def test_a_point_says_on_hover_what_it_is(opened: Any) -> None:
     name, *figures = hover(opened, opened.locator("#question .plot").first).splitlines()
     assert name.startswith("resnet110_")
-    assert re.fullmatch(r"latency, p50 \(ms\): [\d.]+", figures[0])
-    assert re.fullmatch(r"test error, top-1 \(%\): [\d.]+", figures[1])
+    assert re.fullmatch(r"latency, median \(ms\): [\d.]+", figures[0])
+    assert re.fullmatch(r"test error \(%\): [\d.]+", figures[1])
 
 
 @pytest.mark.full
@@ -442,8 +512,23 @@ def test_the_values_of_a_plot_can_be_read_as_a_table(opened: Any) -> None:
     opened.locator("#question details.values summary").first.click()
     rows = opened.locator("#question details.values tr")
     wait_until(opened, "document.querySelectorAll('#question details.values tr').length === 3")
-    assert rows.first.locator("th").all_inner_texts()[1:] == ["latency, p50 (ms)", "test error, top-1 (%)"]
+    assert rows.first.locator("th").all_inner_texts()[1:] == ["latency, median (ms)", "test error (%)"]
     assert rows.count() == 3  # the heading, the one net on the first machine, and the front
+
+
+@pytest.mark.full
+def test_the_published_results_are_a_page_that_one_reads_to_its_end(browser: Any, tmp_path: Path) -> None:
+    view = browser.new_page(viewport={"width": 1400, "height": 900})
+    view.goto(page.write(Store(PUBLISHED), tmp_path / "out").as_uri())
+    wait_for_plots(view)
+    assert view.evaluate("document.documentElement.scrollHeight") <= 8000
+    assert len(view.locator("body").inner_text().split()) <= 3000
+    assert view.locator("#question .plot svg").first.bounding_box()["y"] < 900, "the first screen has the plot"
+    cut = view.evaluate(
+        "[...document.querySelectorAll('.legend, .key')].filter(each => each.scrollWidth > each.clientWidth).length"
+    )
+    assert cut == 0
+    view.close()
 
 
 @pytest.mark.full
@@ -462,14 +547,64 @@ def test_the_page_fits_its_window_and_follows_the_colour_scheme(
 
 
 @pytest.mark.full
+def test_a_switch_shows_all_columns_under_headings_that_still_fit(opened: Any) -> None:
+    def shown() -> list[int]:
+        """Columns, and those that the line of groups spans."""
+        cells = opened.locator("#table2 thead tr:visible").last.locator("th:visible").count()
+        spans = opened.locator("#table2 .groups:visible > *").evaluate_all("all => all.map(each => each.colSpan)")
+        return [cells, sum(spans)]
+
+    few = shown()
+    assert few[0] == few[1] < 10
+    opened.locator("#table2").get_by_label("more columns").check()
+    many = shown()
+    assert many[0] == many[1] > 20
+    assert opened.locator("#table2 tbody tr").first.locator("th:visible, td:visible").count() == many[0]
+
+
+@pytest.mark.full
+def test_the_model_stays_in_sight_however_far_a_table_is_scrolled(browser: Any, html: str, tmp_path: Path) -> None:
+    view = browser.new_page(viewport={"width": 390, "height": 900})
+    view.goto((tmp_path / "out" / "index.html").as_uri())
+    view.locator("#table2").get_by_label("more columns").check()
+    view.locator("#table2 .scroll").evaluate("each => { each.scrollLeft = 1500 }")
+    assert view.locator("#table2 tbody .model:visible").first.bounding_box()["x"] < 30
+    view.close()
+
+
+@pytest.mark.full
+def test_a_link_opens_what_is_folded_away(opened: Any) -> None:
+    assert not opened.locator("#table4-body").is_visible()
+    opened.evaluate("location.hash = '#table4'")
+    opened.locator("#table4-body").wait_for()
+
+
+@pytest.mark.full
+def test_a_legend_names_every_line_and_hides_it_on_request(opened: Any) -> None:
+    figure = opened.locator("#curves figure").first
+    names = figure.locator(".legend li").all_inner_texts()
+    assert names == ["resnet110_relu_plain", "resnet110_relu_bn", "resnet110_crelu_bn"]
+    lines = figure.locator(".plot svg path").count()
+    figure.locator(".legend button").first.click()
+    assert figure.locator(".legend button").first.get_attribute("aria-pressed") == "false"
+    wait_until(opened, f"document.querySelectorAll('#curves figure:first-child .plot svg path').length < {lines}")
+
+
+@pytest.mark.full
+def test_a_point_is_named_in_the_plot(opened: Any) -> None:
+    assert "resnet110_relu_plain" in opened.locator("#question .plot").first.locator("text").all_text_contents()
+
+
+@pytest.mark.full
 def test_on_paper_a_wide_table_is_several_of_which_each_names_its_rows(opened: Any) -> None:
-    opened.emulate_media(media="print")
+    opened.locator("#table2").get_by_label("more columns").check()
+    whole = opened.locator("#table2 th[data-key]").count()
     opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+    opened.emulate_media(media="print")
     parts = opened.locator("#table2 table:visible")
     assert parts.count() >= 2
     columns = [part.locator("thead th").count() for part in parts.all()]
     assert max(columns) <= 12
-    whole = opened.locator("#table2 table").first.locator("thead th").count()
     assert sum(columns) - 4 * len(columns) == whole - 4
     for part in parts.all():
         assert part.locator("tbody th", has_text="resnet110_relu_bn").count() >= 1
@@ -483,5 +618,7 @@ def test_without_scripts_tables_and_plots_are_there(browser: Any, html: str, tmp
     view = context.new_page()
     view.goto((tmp_path / "out" / "index.html").as_uri())
     assert view.locator("#table2 tbody tr").count() == 20
+    view.locator("#table2").get_by_label("more columns").check()
+    assert view.locator('#table2 th[data-key="seeds"]').is_visible()
     assert view.locator("noscript img").count() > 5 or "<noscript><img" in html
     context.close()

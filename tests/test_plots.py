@@ -14,6 +14,8 @@ from suite.tables import spec
 # What an analysis says of the last activations.
 ACTIVATION = {"nonzero": 0.5} | {name: {"mean": 1.0, "std": 1.0} for name in ("over_nonzero", "over_all", "pooled")}
 
+DEPTH_20 = spec.at_depth(spec.load_table(2), 20)
+
 AddRun = Callable[..., dict[str, Any]]
 
 
@@ -36,7 +38,6 @@ def test_without_records_nothing_is_drawn(store: Store) -> None:
         plots.error_against_latency,
         plots.learning_curves,
         plots.latency_distributions,
-        plots.batch_scaling,
         plots.rewrite_gains,
         plots.inside,
     ):
@@ -48,14 +49,18 @@ def test_an_error_is_drawn_against_the_median_latency_in_milliseconds(store: Sto
     add_run(seed=1, top1=7.0, samples=(0.01,))
     (plot,) = only(plots.error_against_latency(entries(store))).plots
     points = plot.series[0]
-    assert (points.name, points.points, points.labels) == ("ReLU", [[20.0, 6.5]], ("resnet110_relu_bn",))
+    assert (points.points, points.labels) == ([[20.0, 6.5]], ("resnet110_relu_bn",))
+    assert (points.name, points.shape, points.hollow) == ("ReLU + BatchNorm", "circle", False)
+    assert plot.note == "Errors: 2 of 5 seeds"
 
 
 def test_short_runs_are_hollow_and_no_part_of_the_front(store: Store, add_run: AddRun) -> None:
     add_run(top1=6.0)
     add_run("resnet110_relu_plain", epochs=3, top1=1.0, samples=(0.001,) * 4)
     (plot,) = only(plots.error_against_latency(entries(store))).plots
-    assert [(s.name, s.hollow) for s in plot.series[:-1]] == [("ReLU", False), ("ReLU, quick or shortened", True)]
+    points = [("ReLU + Plain, shortened", True), ("ReLU + BatchNorm", False)]
+    assert [(s.name, s.hollow) for s in plot.series[:-1]] == points
+    assert plot.note == "Errors: 3 of 164 epochs, 1 of 5 seeds"
     assert plot.series[-1].points == [[10.0, 6.0]]
 
 
@@ -77,7 +82,10 @@ def test_each_machine_has_a_plot_of_its_own(store: Store, add_run: AddRun) -> No
     add_run(machine="A")
     add_run("resnet110_crelu_bn", machine="B")
     for draw in (plots.error_against_latency, plots.latency_distributions):
-        assert [plot.title for plot in only(draw(entries(store))).plots] == ["ORT cpu b8, A", "ORT cpu b8, B"]
+        assert [plot.title for plot in only(draw(entries(store))).plots] == [
+            "ONNX Runtime, cpu, batch 8; A",
+            "ONNX Runtime, cpu, batch 8; B",
+        ]
 
 
 def test_a_box_is_made_of_quantiles_in_milliseconds(store: Store, add_run: AddRun) -> None:
@@ -87,14 +95,6 @@ def test_a_box_is_made_of_quantiles_in_milliseconds(store: Store, add_run: AddRu
     assert plot.y.categories == ("resnet110_relu_bn",)
 
 
-def test_batch_sizes_are_compared_where_there_are_several(store: Store, add_run: AddRun) -> None:
-    add_run(batch_sizes=(1, 8, 64), samples=(0.004,) * 3)
-    add_run("resnet110_crelu_bn", batch_sizes=(8,))
-    (plot,) = only(plots.batch_scaling(entries(store))).plots
-    assert [(s.name, s.points) for s in plot.series] == [("resnet110_relu_bn", [[1, 4.0], [8, 4.0], [64, 4.0]])]
-    assert plot.x.ticks == (1, 8, 64)
-
-
 def test_the_gain_of_the_rewrites_is_a_ratio_to_the_default_export_of_the_same_kind(
     store: Store, add_run: AddRun
 ) -> None:
@@ -102,12 +102,15 @@ def test_the_gain_of_the_rewrites_is_a_ratio_to_the_default_export_of_the_same_k
     add_run(seed=1, samples=(0.010,) * 4, forms=("plain",))
     add_run("resnet110_crelu_bn", samples=(0.010,) * 3)
     (plot,) = only(plots.rewrite_gains(entries(store))).plots
-    assert plot.title == "ORT cpu b8, Test CPU (2 cores)"
+    assert plot.title == "ONNX Runtime, cpu, batch 8; Test CPU (2 cores)"
     assert plot.series[0].points == [[pytest.approx(0.9), 0.0]]
     assert plot.y.categories == plot.series[0].labels == ("resnet110_relu_bn",)
     assert plot.x.low < 0.9 < 1 < plot.x.high
     titles = [plot.title for plot in only(plots.latency_distributions(entries(store))).plots]
-    assert titles == ["ORT cpu b8, Test CPU (2 cores)", "ORT cpu default export b8, Test CPU (2 cores)"]
+    assert titles == [
+        "ONNX Runtime, cpu, batch 8; Test CPU (2 cores)",
+        "ONNX Runtime, cpu, default export, batch 8; Test CPU (2 cores)",
+    ]
 
 
 def test_normprop_s_promise_is_drawn_as_it_is_computed() -> None:
@@ -131,9 +134,47 @@ def test_a_curve_is_the_median_over_seeds_epoch_by_epoch(store: Store, add_run: 
     assert plot.series[0].points == [[1, 45.0], [2, 7.0]]
 
 
-def test_runs_on_embedded_images_are_said(store: Store, add_run: AddRun) -> None:
-    add_run(data="digits10")
-    assert "1 of 1 nets ran on the embedded digits10" in only(plots.learning_curves(entries(store))).caption
+@pytest.mark.parametrize("quick", [{"max_steps": 4}, {"data": "digits10"}], ids=["few steps", "stand-in"])
+def test_errors_of_quick_runs_are_not_drawn_but_their_latency_is(
+    store: Store, add_run: AddRun, quick: dict[str, Any]
+) -> None:
+    add_run(top1=99.9, **quick)
+    assert plots.error_against_latency(entries(store)) == plots.learning_curves(entries(store)) == []
+    assert len(only(plots.latency_distributions(entries(store))).plots) == 1
+    add_run("resnet110_relu_plain", top1=9.5)
+    assert [series.labels for series in pareto(store)] == [("resnet110_relu_plain",), ()]
+
+
+def test_an_axis_of_errors_ends_at_100_percent(store: Store, add_run: AddRun) -> None:
+    add_run(top1=99.9)
+    (plot,) = only(plots.error_against_latency(entries(store))).plots
+    assert plot.y.high == 100
+
+
+def test_a_colour_is_a_normalisation_in_every_plot(store: Store, add_run: AddRun) -> None:
+    names = ("relu_bn", "crelu_bn", "w32_relu_bn", "relu_plain", "crelu_plain", "relu_np", "relu_np2")
+    for name in names:
+        add_run(f"resnet110_{name}", forms=("fp32", "plain"))
+    found: dict[str, set[int]] = {}
+    for draw in (
+        plots.error_against_latency,
+        plots.learning_curves,
+        plots.latency_distributions,
+        plots.rewrite_gains,
+    ):
+        for series in (s for plot in only(draw(entries(store))).plots for s in plot.series if s.name != "Pareto front"):
+            for label in series.labels or (series.name,):
+                found.setdefault(label.rpartition("_")[2], set()).add(series.color)
+    assert {name: len(colors) for name, colors in found.items()} == dict.fromkeys(("bn", "plain", "np", "np2"), 1)
+    assert len(set.union(*found.values())) == 4
+
+
+def test_curves_of_different_depths_have_figures_of_their_own(store: Store, add_run: AddRun) -> None:
+    add_run()
+    add_run("resnet20_relu_bn")
+    both = [*entries(store), *(Entry(t, r, Records([store]).runs(t, r)) for t in [DEPTH_20] for r in t.rows)]
+    titles = [figure.title for figure in plots.learning_curves(both)]
+    assert titles == ["Learning curves, CIFAR-10, ResNet-20", "Learning curves, CIFAR-10, ResNet-110"]
 
 
 def test_the_points_of_a_front_are_beaten_by_none() -> None:
@@ -152,13 +193,6 @@ def test_figure_2_of_a_deep_net_has_the_paper_s_zoom(store: Store, add_run: AddR
     assert [len(series.points) for series in whole.series] == [54, 54]
     assert [series.points[-1] for series in zoom.series] == [[36, 36.0], [36, 36.0]]
     assert (zoom.title, zoom.y.log) == ("before the activation, the first 36 blocks", False)
-
-
-def test_quick_runs_on_embedded_images_have_no_place_beside_trained_nets(store: Store, add_run: AddRun) -> None:
-    add_run(model="resnet110_relu_plain", data="digits10")
-    assert [series.labels for series in pareto(store)] == [("resnet110_relu_plain",), ()]
-    add_run(model="resnet110_relu_bn")
-    assert [series.labels for series in pareto(store)] == [("resnet110_relu_bn",), ()]
 
 
 def pareto(store: Store) -> Sequence[plots.Series]:

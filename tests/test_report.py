@@ -215,7 +215,7 @@ def test_the_detail_has_the_percentiles_that_there_are_samples_for(store: Store,
     assert relu.values[key(95)] == pytest.approx(123.55)
     assert crelu.values[key(90)] == pytest.approx(57.7)
     assert crelu.values[key(95)] is None
-    assert crelu.notes[key(95)] == ["64 runs, too few for this percentile"]
+    assert crelu.notes[key(95)] == ["too few runs for this percentile"]
     assert key(99) not in relu.values
     assert key(90) not in build(store).lines[0].values
 

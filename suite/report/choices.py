@@ -5,26 +5,29 @@ from collections.abc import Sequence
 
 from suite.registry import DATA_SETS
 from suite.report.render import Column, Line, Report
-from suite.report.runs import Entry, Kind, Metric, errors, quick, shortfalls, unstable, words_of
+from suite.report.runs import Entry, Kind, Metric, errors, median, quick, shortfalls, unstable, words_of
 from suite.report.tables import QUICK, three_digits
-from suite.results.samples import quantiles
 
 # The choice beside which the others stand.
 USUAL = "relu_bn"
 
 
-def tables(entries: Sequence[Entry], metric: Metric = "last") -> dict[str, Report]:
-    """A table for each data set and depth with runs of several nets, by the stem of its files; least error first."""
-    groups: dict[tuple[str, str], dict[str, Entry]] = {}
+def groups(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
+    """The nets of which there are runs, by data set and depth ("resnet20"); one of several tables counts once."""
+    found: dict[tuple[str, str], dict[str, Entry]] = {}
     for entry in entries:
         if entry.runs.train and "top1" in entry.table.metrics:
             depth, _, _ = entry.row.model.partition("_")
-            groups.setdefault((entry.row.data, depth), {}).setdefault(entry.row.model, entry)
-    return {
-        f"choices-{data}-{depth}": _table(data, depth, list(nets.values()), metric)
-        for (data, depth), nets in groups.items()
-        if len(nets) > 1
-    }
+            found.setdefault((entry.row.data, depth), {}).setdefault(entry.row.model, entry)
+    return {place: list(nets.values()) for place, nets in found.items()}
+
+
+def tables(entries: Sequence[Entry], metric: Metric = "last") -> dict[str, Report]:
+    """A table for each data set and depth with runs of several nets, by the stem of its files. Those with errors that
+    mean something come first, and in each table the least error."""
+    several = [(place, nets) for place, nets in groups(entries).items() if len(nets) > 1]
+    several.sort(key=lambda each: not any(net.counts for net in each[1]))
+    return {f"choices-{data}-{depth}": _table(data, depth, nets, metric) for (data, depth), nets in several}
 
 
 def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Report:
@@ -37,9 +40,11 @@ def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Repo
     latency, remarks = _latencies(nets, usual, lines)
     remarks.insert(0, f"points and ratios are beside {depth}_{USUAL}; less is better in every column")
 
-    def merit(line: Line) -> tuple[bool, float]:
+    quick = {net.row.model for net in nets if net.quick}
+
+    def merit(line: Line) -> tuple[bool, bool, float]:
         error = line.values["top1"]
-        return not isinstance(error, float), error if isinstance(error, float) else 0.0
+        return line.values["model"] in quick, not isinstance(error, float), error if isinstance(error, float) else 0.0
 
     title = f"{DATA_SETS[data].label}, {depth.replace('resnet', 'ResNet-')}"
     return Report(title, columns + latency, sorted(lines, key=merit), remarks)
@@ -109,11 +114,9 @@ def _same(a: Entry, b: Entry) -> bool:
     """Whether two nets were trained on the paper's data for as many whole epochs, so that their errors compare."""
 
     def how(net: Entry) -> tuple[object, ...]:
-        inputs = net.runs.train[0].inputs
-        return inputs.data, inputs.schedule.epochs
+        return net.runs.train[0].inputs.data, net.epochs
 
-    whole = all(net.runs.train[0].inputs.schedule.max_steps is None for net in (a, b))
-    return whole and how(a) == how(b) and a.runs.train[0].inputs.data.name == a.row.data
+    return a.counts and b.counts and how(a) == how(b)
 
 
 def _kinds(nets: Sequence[Entry]) -> list[Kind]:
@@ -128,7 +131,7 @@ def _kinds(nets: Sequence[Entry]) -> list[Kind]:
 
 def _median(net: Entry, kind: Kind) -> float | None:
     record = net.runs.timed.get(kind)
-    return quantiles(record.result.samples, (0.5,))[0] if record else None
+    return median(record) if record else None
 
 
 def _doubts(net: Entry, kind: Kind) -> list[str]:

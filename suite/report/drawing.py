@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from suite.report.look import Shape
+
 # Points of a curve that are kept; more could not be told apart on a screen.
 POINTS = 200
 # What a box shows: whiskers, quartiles and median.
@@ -30,9 +32,11 @@ class Series:
     """Points of one name: [x, y] each, or for boxes [category, then a value for each of `SHARES`].
 
     Attributes:
-        color: index into a palette.
+        color: index into `suite.report.look.PALETTE`.
         hollow: drawn as an outline, or as a broken line.
         labels: what each point is, where the series has many things.
+        shape: of points.
+        weight: of a line or a point, 1 for what is usual.
     """
 
     name: str
@@ -41,17 +45,21 @@ class Series:
     color: int = 0
     hollow: bool = False
     labels: tuple[str, ...] = ()
+    shape: Shape = "circle"
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One picture: `name` is its file's, `title` tells it from the other plots of its figure."""
+    """One picture: `name` is its file's, `title` tells it from the other plots of its figure, and `note` is what its
+    readers must know, such as how short the runs were."""
 
     name: str
     title: str
     x: Axis
     y: Axis
     series: tuple[Series, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,9 @@ def named(names: tuple[str, ...]) -> Axis:
     return Axis("", -0.5, len(names) - 0.5, tuple(range(len(names))), categories=names)
 
 
-def axis(label: str, values: Sequence[float], log: bool = False) -> Axis:
-    """An axis with a little room beside the values; logarithmic only where all are positive."""
+def axis(label: str, values: Sequence[float], log: bool = False, most: float = math.inf) -> Axis:
+    """An axis with a little room beside the values, up to the greatest that is possible; logarithmic only where all are
+    positive."""
     low, high = min(values), max(values)
     log = log and low > 0
     forward: Callable[[float], float] = math.log10 if log else float
@@ -85,6 +94,7 @@ def axis(label: str, values: Sequence[float], log: bool = False) -> Axis:
     start, end = back(forward(low) - room), back(forward(high) + room)
     if low >= 0 > start:
         start = 0.0
+    end = max(high, min(end, most))
     return Axis(label, start, end, _ticks(start, end, log), log)
 
 

@@ -32,11 +32,19 @@ MEDIAN = 1.2533
 
 @dataclass(frozen=True)
 class Part:
-    """One comparison: whether it holds (None: too close to tell), its figures in words, and the nets that it is of."""
+    """One comparison: whether it holds (None: too close to tell), its figures in words, and the nets that it is of.
+
+    Attributes:
+        ours, paper: the figures alone, and the paper's where it prints them.
+        margin: what the difference is, and what chance makes of it in 95 % of cases.
+    """
 
     holds: bool | None
     figures: str
     nets: tuple[Entry, ...]
+    ours: str
+    paper: str = ""
+    margin: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,14 +73,25 @@ class Finding:
 
     Attributes:
         where: data set and network, such as "CIFAR-10, ResNet-110"; empty where there is no record at all.
-        figures: each comparison.
+        parts: each comparison.
         caveats: how the runs fall short of the paper's.
     """
 
     where: str
     verdict: Verdict
-    figures: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
     caveats: tuple[str, ...] = ()
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Each comparison in words."""
+        return tuple(part.figures for part in self.parts)
+
+    @property
+    def how_sure(self) -> str:
+        """What chance makes of the difference, if there is but one, and the caveats; empty if there is neither."""
+        margins = [part.margin for part in self.parts if part.margin]
+        return "; ".join([*(margins if len(margins) == 1 else ()), *self.caveats])
 
 
 def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim, list[Finding]]]:
@@ -96,8 +115,8 @@ def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -
     pairs = [(nets[a], nets[b]) for a, b in claim.pairs if a in nets and b in nets]
     if claim.pairs and not pairs:
         return None  # the table has but one net of each pair
-    parts = [_less(a, b, metric) for a, b in pairs if _counts(a) and _counts(b) and _length(a) == _length(b)]
-    inside = {key: net for key, net in nets.items() if _counts(net) and net.runs.analyze}
+    parts = [less(a, b, metric) for a, b in pairs if a.counts and b.counts and a.epochs == b.epochs]
+    inside = {key: net for key, net in nets.items() if net.counts and net.runs.analyze}
     lacking = len(pairs) - len(parts) + len(set(claim.of) - set(inside))
     parts += claim.look(inside)
     if not parts:
@@ -107,8 +126,7 @@ def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -
         caveats.append(
             f"{lacking} of {len(pairs) + len(claim.of)} {'nets' if claim.of else 'comparisons'} not yet measured"
         )
-    figures = tuple(part.figures for part in parts)
-    return Finding(where, _verdict(parts), figures, tuple(dict.fromkeys(caveats)))
+    return Finding(where, _verdict(parts), tuple(parts), tuple(dict.fromkeys(caveats)))
 
 
 def _verdict(parts: Sequence[Part]) -> Verdict:
@@ -117,22 +135,10 @@ def _verdict(parts: Sequence[Part]) -> Verdict:
     return "confirmed" if all(part.holds for part in parts) else "too close to tell"
 
 
-def _counts(net: Entry) -> bool:
-    """Whether it was run on the paper's data and not cut off after some steps."""
-    train = net.runs.train
-    if not train or train[0].inputs.data.name != net.row.data:
-        return False
-    return train[0].inputs.schedule.max_steps is None
-
-
-def _length(net: Entry) -> int:
-    return net.runs.train[0].inputs.schedule.epochs
-
-
 def _caveats(net: Entry) -> list[str]:
     """How the runs differ from the paper's."""
     notes = []
-    if (epochs := _length(net)) < net.table.recipe.epochs:
+    if (epochs := net.epochs) < net.table.recipe.epochs:
         notes.append(f"shortened runs: {epochs} of {net.table.recipe.epochs} epochs")
     if (seeds := len(net.runs.train)) < net.table.seeds:
         notes.append(f"{seeds} of {net.table.seeds} seeds")
@@ -141,19 +147,33 @@ def _caveats(net: Entry) -> list[str]:
     return notes
 
 
-def _less(better: Entry, worse: Entry, metric: Metric) -> Part:
+def less(better: Entry, worse: Entry, metric: Metric) -> Part:
     """Whether the first net errs less. A net that did not train errs most."""
-    (a, a_error, a_freedom), (b, b_error, b_freedom) = _top1(better, metric), _top1(worse, metric)
+    (a, a_error, a_freedom), (b, b_error, b_freedom) = top1(better, metric), top1(worse, metric)
     error = math.hypot(a_error, b_error)
     share = a_error**4 / a_freedom + b_error**4 / b_freedom
     freedom = error**4 / share if share else math.inf  # Welch and Satterthwaite
-    clear = math.isinf(a) != math.isinf(b) or abs(a - b) > _sure(freedom) * error
-    figures = f"{_in_words(better, a)} {'<' if a < b else '>' if a > b else '='} {_in_words(worse, b)}"
+    trained = math.isfinite(a) and math.isfinite(b)
+    margin = _sure(freedom) * error
+    clear = math.isinf(a) != math.isinf(b) or abs(a - b) > margin
+    figures = f"{_in_words(better, a)} {_sign(a, b)} {_in_words(worse, b)}"
     figures += "" if clear else ", too close to tell"
-    return Part(a < b if clear else None, figures, (better, worse))
+    stated = [net.row.paper.get("top1") for net in (better, worse)]
+    paper = "" if None in stated else _pair(*(value or 0.0 for value in stated))
+    words = f"{abs(a - b):.2f} points apart, chance makes up to {margin:.2f}" if trained else ""
+    return Part(a < b if clear else None, figures, (better, worse), _pair(a, b), paper, words)
 
 
-def _top1(net: Entry, metric: Metric) -> tuple[float, float, float]:
+def _sign(a: float, b: float) -> str:
+    return "<" if a < b else ">" if a > b else "="
+
+
+def _pair(a: float, b: float) -> str:
+    one, other = ("did not train" if math.isinf(value) else f"{value:.2f}" for value in (a, b))
+    return f"{one} {_sign(a, b)} {other}"
+
+
+def top1(net: Entry, metric: Metric) -> tuple[float, float, float]:
     """The median test error in percent, its standard error, and the degrees of freedom of that: from the seeds, or
     where they are fewer than three from what test images and seeds usually make of an error."""
     values = errors(net.runs, "top1", metric)
@@ -192,7 +212,8 @@ def _deltas(nets: Nets) -> Iterator[tuple[Entry, list[float]]]:
 def _spread(nets: Nets) -> Iterator[Part]:
     for net, delta in _deltas(nets):
         figures = f"{net.row.model}: Delta from {min(delta):.3g} to {max(delta):.3g} over {len(delta)} blocks"
-        yield Part(max(delta) < MAGNITUDE * min(delta), figures, (net,))
+        ours = f"{min(delta):.3g} to {max(delta):.3g}"
+        yield Part(max(delta) < MAGNITUDE * min(delta), figures, (net,), ours, "1 to 5")
 
 
 def _late(nets: Nets) -> Iterator[Part]:
@@ -200,7 +221,7 @@ def _late(nets: Nets) -> Iterator[Part]:
         first = 2 * len(delta) // 3
         early, late = statistics.median(delta[:first]), statistics.median(delta[first:])
         figures = f"{net.row.model}: median Delta {early:.3g} in blocks 1 to {first}, {late:.3g} after them"
-        yield Part(late >= MAGNITUDE * early, figures, (net,))
+        yield Part(late >= MAGNITUDE * early, figures, (net,), f"{early:.3g}, then {late:.3g}", "hardly any, then 10 x")
 
 
 def _nonzero(net: Entry) -> float:
@@ -209,15 +230,17 @@ def _nonzero(net: Entry) -> float:
 
 def _sparse(nets: Nets) -> Iterator[Part]:
     for fewer, more in (("relu_plain", "relu_bn"), ("relu_np", "relu_bn")):
-        if fewer in nets and more in nets and _length(nets[fewer]) == _length(nets[more]):
+        if fewer in nets and more in nets and nets[fewer].epochs == nets[more].epochs:
             pair = nets[fewer], nets[more]
             a, b = map(_nonzero, pair)
             figures = f"{_share(pair[0], a)} {'<' if a < b else '>='} {_share(pair[1], b)}"
-            yield Part(a < b, figures, pair)
+            stated = _pair(*(net.row.paper["nonzero"] for net in pair))
+            yield Part(a < b, figures, pair, _pair(a, b), stated)
     for key in ("crelu_plain", "crelu_np2", "crelu_bn"):
         if key in nets:
             share = _nonzero(nets[key])
-            yield Part(abs(share - 0.5) < DECIMALS, _share(nets[key], share), (nets[key],))
+            holds, paper = abs(share - 0.5) < DECIMALS, f"{nets[key].row.paper['nonzero']:.2f}"
+            yield Part(holds, _share(nets[key], share), (nets[key],), f"{share:.2f}", paper)
 
 
 def _share(net: Entry, share: float) -> str:

@@ -1,18 +1,22 @@
 """What a report draws of the records.
 
-Curves are thinned and samples reduced to quantiles here, so that a report stays small whatever the records hold.
+Curves are thinned and samples reduced to quantiles here, so that a report stays small whatever the records hold. Errors
+of quick runs mean nothing and are never drawn.
 """
 
 import json
+import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
+from types import MappingProxyType
+from typing import Literal
 
 from suite.outcomes import Epoch, known
-from suite.registry import DATA_SETS, STAND_INS
-from suite.report.drawing import SHARES, Axis, Figure, Plot, Points, Series, axis, named, thin
-from suite.report.runs import PLAIN, Entry, Kind, Runs, by_epoch, errors, words_of
-from suite.results.record import TimedRecord
+from suite.registry import DATA_SETS
+from suite.report import look
+from suite.report.drawing import SHARES, Figure, Plot, Points, Series, axis, named, thin
+from suite.report.runs import PLAIN, Entry, Kind, Runs, by_epoch, errors, median, reduced
 from suite.results.samples import quantiles
 
 # Latencies whose ratio is less are the same: so near the same file comes to itself when it is timed twice.
@@ -24,54 +28,62 @@ ZOOM = 36
 def error_against_latency(entries: Sequence[Entry]) -> list[Figure]:
     """A figure for each data set, a plot for each kind of latency: which nets no other beats in both."""
     figures = []
-    for data, group in _by_data(entries):
+    for data, group in _by_data(entry for entry in entries if entry.counts and "top1" in entry.table.metrics):
         plots = []
         for number, kind in enumerate(_kinds(group), start=1):
             found = [
-                (1e3 * _median(timed[kind]), statistics.median(values), entry)
+                (1e3 * median(timed[kind]), statistics.median(values), entry)
                 for entry in group
                 if kind in (timed := entry.runs.timed) and (values := errors(entry.runs, "top1"))
             ]
-            # Beside networks trained on the data in question, those of a few steps on embedded images say nothing.
-            real = [each for each in found if each[2].runs.train[0].inputs.data.name == data]
             if found:
-                plots.append(_pareto(f"{data}-error-latency-{number}", kind, real or found))
+                plots.append(_pareto(f"{data}-error-latency-{number}", kind, found))
         if plots:
-            title = f"Error against latency: {DATA_SETS[data].label}"
-            figures.append(Figure(title, f"{PARETO}{_stand_in(data, group)}", tuple(plots)))
+            figures.append(Figure(f"Test error against latency, {DATA_SETS[data].label}", PARETO, tuple(plots)))
     return figures
 
 
-PARETO = (
-    "Lower left is better. The line is the Pareto front: no other net is both faster and more accurate. "
-    "Hollow points are quick or shortened runs, whose errors compare with nothing in the paper; those on embedded "
-    "images are left out beside others."
-)
+PARETO = "Lower left is better. No net beats those on the grey line, the Pareto front, in both."
 
 
 def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) -> Plot:
+    looks = {entry.row.model: look.net(entry.row.model) for _, _, entry in found}
     series = []
-    for color, (activation, sign) in enumerate((("ReLU", "_relu_"), ("CReLU", "_crelu_"))):
-        for full in (True, False):
-            some = [each for each in found if sign in each[2].row.model and each[2].comparable == full]
-            if some:
-                words = activation if full else f"{activation}, quick or shortened"
-                labels = tuple(entry.row.model for _, _, entry in some)
-                series.append(Series(words, "points", [[x, y] for x, y, _ in some], color, not full, labels))
+    for words, full in dict.fromkeys((looks[entry.row.model].kind, entry.comparable) for _, _, entry in found):
+        some = [each for each in found if (looks[each[2].row.model].kind, each[2].comparable) == (words, full)]
+        like = looks[some[0][2].row.model]
+        labels = tuple(entry.row.model for _, _, entry in some)
+        title = words if full else f"{words}, shortened"
+        points = [[x, y] for x, y, _ in some]
+        series.append(Series(title, "points", points, like.color, not full, labels, like.shape))
     # Runs of different lengths share no front: the full ones have it where there are any, else the longest.
     longest = max(_length(entry) for _, _, entry in found)
     ranked = [each for each in found if _length(each[2]) == longest]
     front = pareto_front([(x, y) for x, y, _ in ranked])
-    series.append(Series("Pareto front", "steps", [list(point) for point in front], 2))
-    x = axis("latency, p50 (ms)", [x for x, _, _ in found], log=True)
-    y = axis("test error, top-1 (%)", [y for _, y, _ in found])
-    return Plot(name, _title(kind), x, y, tuple(series))
+    series.append(Series("Pareto front", "steps", [list(point) for point in front], look.REFERENCE))
+    x = axis("latency, median (ms)", [x for x, _, _ in found], log=True)
+    y = axis("test error (%)", [y for _, y, _ in found], most=100)
+    sure = how_sure([entry for _, _, entry in found])
+    return Plot(name, _title(kind), x, y, tuple(series), f"Errors: {sure}" if sure else "")
 
 
-def _length(entry: Entry) -> tuple[bool, bool, int]:
-    """How much the runs of an entry say: in full, on the paper's data, and of how many steps if not in full."""
-    train, full = entry.runs.train[0], entry.comparable
-    return full, train.inputs.data.name == entry.row.data, 0 if full else train.result.steps
+def how_sure(nets: Sequence[Entry]) -> str:
+    """How many epochs and seeds the errors of some nets rest on, where they are fewer than the paper's."""
+    epochs = {(net.epochs, net.table.recipe.epochs) for net in nets if net.epochs < net.table.recipe.epochs}
+    seeds = {(len(net.runs.train), net.table.seeds) for net in nets if len(net.runs.train) < net.table.seeds}
+    return ", ".join(f"{_span(shares)} {what}" for shares, what in ((epochs, "epochs"), (seeds, "seeds")) if shares)
+
+
+def _span(shares: Collection[tuple[int, int]]) -> str:
+    """Such as "10 of 164" or "10 to 20 of 150 or 164"."""
+    low, high = min(done for done, _ in shares), max(done for done, _ in shares)
+    return f"{low if low == high else f'{low} to {high}'} of {' or '.join(map(str, sorted({of for _, of in shares})))}"
+
+
+def _length(entry: Entry) -> tuple[bool, int]:
+    """How much the runs of an entry say: in full, and of how many steps if not in full."""
+    full = entry.comparable
+    return full, 0 if full else entry.runs.train[0].result.steps
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -87,24 +99,24 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 
 
 LEARNED: tuple[tuple[str, str, Callable[[Epoch], float | None]], ...] = (
-    ("test-error", "test error, top-1 (%)", lambda epoch: known(epoch.top1)),
+    ("test-error", "test error (%)", lambda epoch: known(epoch.top1)),
     ("train-error", "training error (%)", lambda epoch: known(epoch.train_error)),
     ("train-loss", "training loss", lambda epoch: known(epoch.train_loss)),
 )
 
 
 def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
-    """A figure for each data set: test error, training error and training loss by epoch, medians over seeds."""
+    """A figure for each data set and depth: test error, training error and training loss by epoch, medians over
+    seeds."""
     figures = []
-    for data, group in _by_data(entries):
+    for data, depth, group in _by_depth(entries):
         plots = []
         for key, label, of in LEARNED:
             curves = [(entry.row.model, _curve(entry.runs, of)) for entry in group]
-            stem = f"{data}-{key}"
-            plots += _lines(stem, label, "epoch", label, curves)
+            plots += _lines(f"{data}-{depth}-{key}", label, "epoch", label, curves)
         if plots:
-            caption = f"Medians over seeds. Lines of nets with ReLU are broken.{_stand_in(data, group)}"
-            figures.append(Figure(f"Learning curves: {DATA_SETS[data].label}", caption, tuple(plots)))
+            title = f"Learning curves, {_place(data, depth)}"
+            figures.append(Figure(title, "Medians over seeds.", tuple(plots)))
     return figures
 
 
@@ -128,35 +140,11 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
             ]
             models = tuple(model for model, _ in found)
             x = axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
-            series = Series("latency", "boxes", boxes)
-            plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, named(models), (series,)))
+            series = tuple(_by_look(models, boxes, "boxes"))
+            plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, named(models), series))
         if plots:
-            caption = "Box: quartiles and median of all samples; whiskers: 5 % and 95 %."
-            figures.append(Figure(f"Latency: {DATA_SETS[data].label}", caption, tuple(plots)))
-    return figures
-
-
-def batch_scaling(entries: Sequence[Entry]) -> list[Figure]:
-    """A figure for each data set, a plot for each machine, runtime and provider that was timed at several batches."""
-    figures = []
-    for data, group in _by_data(entries):
-        plots: list[Plot] = []
-        places = dict.fromkeys((*kind[:3], 0, kind[4]) for kind in _kinds(group))  # 0: at any batch size
-        for number, place in enumerate(places, start=1):
-            curves = []
-            for entry in group:
-                timed = [
-                    (kind[3], record) for kind, record in entry.runs.timed.items() if (*kind[:3], 0, kind[4]) == place
-                ]
-                if len(timed) > 1:
-                    curves.append((entry.row.model, [[b, 1e3 * _median(r)] for b, r in timed]))
-            title = _title(place).replace(" b0", "")
-            plots += _lines(
-                f"{data}-batches-{number}", title, "batch size (images)", "latency, p50 (ms)", curves, log=True
-            )
-        if plots:
-            caption = "Time of a whole batch. A line that rises more slowly than the batch gains images/s."
-            figures.append(Figure(f"Latency by batch size: {DATA_SETS[data].label}", caption, tuple(plots)))
+            caption = "Boxes are quartiles and median of all samples, whiskers 5 % and 95 %."
+            figures.append(Figure(f"Latency, {DATA_SETS[data].label}", caption, tuple(plots)))
     return figures
 
 
@@ -168,7 +156,7 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
         for number, kind in enumerate([kind for kind in _kinds(group) if kind[4] == PLAIN], start=1):
             rewritten = (*kind[:4], "fp32")
             ratios = {
-                entry.row.model: _median(timed[rewritten]) / _median(timed[kind])
+                entry.row.model: median(timed[rewritten]) / median(timed[kind])
                 for entry in group
                 if kind in (timed := entry.runs.timed) and rewritten in timed
             }
@@ -176,27 +164,35 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
                 models = tuple(ratios)
                 points = [[ratio, float(index)] for index, ratio in enumerate(ratios.values())]
                 x = axis("latency, rewritten over default export (p50)", [*ratios.values(), 1.0])
-                series = Series("ratio", "points", points, labels=models)
-                title = _title(rewritten)
-                plots.append(Plot(f"{data}-rewrite-{number}", title, x, named(models), (series,)))
+                series = tuple(_by_look(models, points, "points"))
+                plots.append(Plot(f"{data}-rewrite-{number}", _title(rewritten), x, named(models), series))
         if plots:
             caption = "Left of 1 the rewritten graph is faster than the graph that PyTorch's exporter writes."
-            figures.append(Figure(f"Gains of the rewrites: {DATA_SETS[data].label}", caption, tuple(plots)))
+            figures.append(Figure(f"Gains of the rewrites, {DATA_SETS[data].label}", caption, tuple(plots)))
     return figures
 
 
-def _median(record: TimedRecord) -> float:
-    return quantiles(record.result.samples, (0.5,))[0]
+def _by_look(models: Sequence[str], points: Points, form: Literal["points", "boxes"]) -> Iterator[Series]:
+    """A point or box for each of some models, as one series for all that look the same; boxes have no shape."""
+    looks = list(map(look.net, models))
+    kinds = [each.normalization if form == "boxes" else each.kind for each in looks]
+    for kind in dict.fromkeys(kinds):
+        some = [number for number, each in enumerate(kinds) if each == kind]
+        like = looks[some[0]]
+        labels = tuple(models[number] for number in some)
+        yield Series(kind, form, [points[number] for number in some], like.color, labels=labels, shape=like.shape)
 
 
 def promise() -> list[Figure]:
     """What NormProp promises to every layer, in a plain CNN and in a ResNet: of initial weights, so always there."""
     stored = json.loads((resources.files("suite.report") / "assets" / "normprop.json").read_text("utf-8"))
     plots: list[Plot] = []
+    # The ResNet is one of the paper's, which the plain CNN is held against.
+    looks = {"ResNet-20": look.net("resnet20_relu_np"), "plain CNN": look.net("plain CNN")}
     for what in ("variance", "mean"):
         curves = [(each["model"].partition(",")[0], each) for each in stored["curves"] if each["model"].endswith(what)]
         points = [(name, _numbered(each["values"])) for name, each in curves]
-        plots += _lines(f"normprop-{what}", what, "convolution", what, points, log_y=what == "variance")
+        plots += _lines(f"normprop-{what}", what, "convolution", what, points, what == "variance", looks)
     caption = (
         "Mean 0 and variance 1 of what each convolution sees, as NormProp promises, with initial weights on standard "
         "normal images: kept in a plain CNN, and broken by the additions of a ResNet."
@@ -207,7 +203,8 @@ def promise() -> list[Figure]:
 def inside(entries: Sequence[Entry]) -> list[Figure]:
     """The paper's Figures 2 and 3, where there are records of them."""
     figures = []
-    for data, group in _by_data(entries):
+    for data, depth, group in _by_depth(entries):
+        stem = f"{data}-{depth}"
         analysed = [(entry.row.model, entry.runs.analyze[0].result) for entry in group if entry.runs.analyze]
         plots: list[Plot] = []
         blocks = [(model, result.blocks) for model, result in analysed if result.blocks]
@@ -217,21 +214,19 @@ def inside(entries: Sequence[Entry]) -> list[Figure]:
             ("delta", "before the activation", before),
             ("delta-after-relu", "after the activation", after),
         ):
-            name = f"{data}-{key}"
+            name = f"{stem}-{key}"
             plots += _lines(name, words, "block", "Delta", curves, log_y=True)
             if any(len(points) > ZOOM for _, points in curves):
                 zoomed = [(model, points[:ZOOM]) for model, points in curves]
                 plots += _lines(f"{name}-zoom", f"{words}, the first {ZOOM} blocks", "block", "Delta", zoomed)
         if plots:
-            caption = f"Mean length of what each residual block adds.{_stand_in(data, group)}"
-            figures.append(
-                Figure(f"Figure 2, change by block: {DATA_SETS[data].label}", caption, tuple(plots), FIGURE_2)
-            )
+            title = f"Figure 2, change by block, {_place(data, depth)}"
+            figures.append(Figure(title, "Mean length of what each residual block adds.", tuple(plots), FIGURE_2))
         mu = [(model, _numbered(result.coherence.mu)) for model, result in analysed if result.coherence]
-        plots = _lines(f"{data}-coherence", "coherence", "convolution", "coherence", mu)
+        plots = _lines(f"{stem}-coherence", "coherence", "convolution", "coherence", mu)
         if plots:
-            caption = f"Greatest cosine between two filters of a convolution.{_stand_in(data, group)}"
-            title = f"Figure 3, coherence: {DATA_SETS[data].label}"
+            caption = "Greatest cosine between two filters of a convolution."
+            title = f"Figure 3, coherence, {_place(data, depth)}"
             figures.append(Figure(title, caption, tuple(plots), FIGURE_3))
     return figures
 
@@ -251,13 +246,28 @@ def _numbered(values: Sequence[float]) -> Points:
     return thin([[number, value] for number, value in enumerate(values, start=1)])
 
 
-def _by_data(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
-    """The entries with runs by data set; a net that several tables show counts once."""
+def _by_data(entries: Iterable[Entry]) -> list[tuple[str, list[Entry]]]:
+    """The entries with runs by data set, by depth; a net that several tables show counts once."""
     groups: dict[str, dict[str, Entry]] = {}
     for entry in entries:
         if entry.runs.train:
             groups.setdefault(entry.row.data, {}).setdefault(entry.row.model, entry)
-    return [(data, list(group.values())) for data, group in groups.items()]
+    return [(data, sorted(groups[data].values(), key=_depth)) for data in DATA_SETS if data in groups]
+
+
+def _depth(entry: Entry) -> int:
+    return int(re.findall(r"\d+", entry.row.model)[0])
+
+
+def _by_depth(entries: Sequence[Entry]) -> Iterator[tuple[str, str, list[Entry]]]:
+    """Data set and depth ("resnet20") with the nets of which there are runs that count."""
+    for data, group in _by_data(entry for entry in entries if entry.counts):
+        for depth in dict.fromkeys(entry.row.model.partition("_")[0] for entry in group):
+            yield data, depth, [entry for entry in group if entry.row.model.partition("_")[0] == depth]
+
+
+def _place(data: str, depth: str) -> str:
+    return f"{DATA_SETS[data].label}, {depth.replace('resnet', 'ResNet-')}"
 
 
 def _kinds(group: Sequence[Entry]) -> list[Kind]:
@@ -265,15 +275,10 @@ def _kinds(group: Sequence[Entry]) -> list[Kind]:
 
 
 def _title(kind: Kind) -> str:
-    return f"{words_of(kind)}, {kind[0]}"
-
-
-def _stand_in(data: str, group: Sequence[Entry]) -> str:
-    """A sentence for figures of which a part comes from the embedded images."""
-    count = sum(entry.runs.train[0].inputs.data.name != data for entry in group)
-    if not count:
-        return ""
-    return f" {count} of {len(group)} nets ran on the embedded {STAND_INS[data]}, not on {DATA_SETS[data].label}."
+    """Such as "ONNX Runtime, cpu, int8, batch 8; AMD EPYC (2 cores), torch 2.15.0"."""
+    setup, runtime, provider, batch, precision = kind
+    name = "ONNX Runtime" if runtime == "onnxruntime" else runtime
+    return f"{', '.join([name, provider, *reduced(precision), f'batch {batch}'])}; {setup}"
 
 
 def _lines(
@@ -282,21 +287,17 @@ def _lines(
     x_label: str,
     y_label: str,
     curves: Sequence[tuple[str, Points]],
-    log: bool = False,
     log_y: bool = False,
+    looks: Mapping[str, look.Net] = MappingProxyType({}),
 ) -> list[Plot]:
-    """A plot of one line for each net: a colour for each but its activation, which breaks the line or does not."""
+    """A plot of one line for each net that has points; `looks` are of those whose name does not say."""
     drawn = [(model, points) for model, points in curves if points]
     if not drawn:
         return []
-    colors: dict[str, int] = {}
     series = []
     for model, points in drawn:
-        color = colors.setdefault(model.replace("_crelu_", "_relu_"), len(colors))
-        series.append(Series(model, "line", points, color, hollow="_relu_" in model))
+        like = looks.get(model) or look.net(model)
+        series.append(Series(model, "line", points, like.color, like.shape == "circle", weight=like.weight))
     xs = [point[0] for _, points in drawn for point in points]
     ys = [point[1] for _, points in drawn for point in points]
-    x = axis(x_label, xs, log)
-    if log:  # batch sizes: those that there are, rather than round numbers
-        x = Axis(x_label, x.low, x.high, tuple(sorted(set(xs))), log)
-    return [Plot(name, title, x, axis(y_label, ys, log or log_y), tuple(series))]
+    return [Plot(name, title, axis(x_label, xs), axis(y_label, ys, log_y), tuple(series))]

@@ -4,13 +4,13 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec import UnsetType
 
 from suite.inputs import Inputs, LatencyInputs, OnData, TrainInputs
 from suite.outcomes import known
 from suite.registry import DATA_SETS
-from suite.report.render import escape_html
 from suite.report.runs import Entry, kind_of, words_of
 from suite.results.record import Record, Source, TimedRecord
 
@@ -22,7 +22,7 @@ class Provenance:
     Attributes:
         rows: records by table, model, data set, stage and number of the setup.
         setups: the number of each, by machine, versions, commit and command as JSON.
-        recipes: the number of each, by data set and recipe in words; filled by `html`.
+        recipes: the number of each, by data set and recipe in words; filled by `shown`.
         machines: in the order in which they were met.
         records: keys, of a record that several tables show once.
     """
@@ -56,33 +56,28 @@ class Provenance:
             key = (table, entry.row.model, entry.row.data, record.stage, number)
             self.rows.setdefault(key, []).append(record)
 
-    def html(self) -> str:
-        """All of it in three folded parts: setups, recipes, and a table of which figure has which."""
+    def shown(self) -> dict[str, Any]:
+        """All of it as the template takes it: setups, recipes, and a line for each figure that names its own."""
         lines = []
         for (table, model, data, stage, setup), records in self.rows.items():
             recipes = set(filter(None, map(self._recipe, records)))
             seeds = [str(record.inputs.seed) for record in records if isinstance(record.inputs, TrainInputs)]
             detail = [f"seed {', '.join(seeds)}"] if seeds else []
             detail += [words_of(kind_of(record)) for record in records if isinstance(record, TimedRecord)]
-            links = ", ".join(f'<a href="#recipe-{number}">{number}</a>' for number in sorted(recipes))
             lines.append(
-                "<tr>"
-                + "".join(f"<td>{escape_html(text)}</td>" for text in (table, model, DATA_SETS[data].label, stage))
-                + f"<td>{escape_html(', '.join(detail))}</td>"
-                + f'<td><a href="#setup-{setup}">{setup}</a></td>'
-                + f"<td>{links}</td>"
-                + f"<td>{escape_html(max(record.finished for record in records))}</td>"
-                + f"<td><code>{' '.join(escape_html(record.key) for record in records)}</code></td></tr>"
+                {
+                    "words": (table, model, DATA_SETS[data].label, stage, ", ".join(detail)),
+                    "setup": setup,
+                    "recipes": sorted(recipes),
+                    "finished": max(record.finished for record in records),
+                    "records": [record.key for record in records],
+                }
             )
-        items = [f'<li id="recipe-{number}">{escape_html(text)}</li>' for text, number in self.recipes.items()]
-        head = _head("Table", "Model", "Data", "Stage", "What", "Setup", "Recipe", "Finished", "Records")
-        return f"""
-<details><summary>Setups: machine, versions, commit, command</summary><ol class="setups">{self._setups()}</ol></details>
-<details><summary>Recipes</summary><ol class="recipes">{"".join(items)}</ol></details>
-<details><summary>Every figure: its setup, recipe and records</summary>
-<div class="scroll" tabindex="0" role="region" aria-label="Every figure">
-<table><thead><tr>{head}</tr></thead>
-<tbody>{"".join(lines)}</tbody></table></div></details>"""
+        return {
+            "setups": [(number, json.loads(text)) for text, number in self.setups.items()],
+            "recipes": [(number, text) for text, number in self.recipes.items()],
+            "lines": lines,
+        }
 
     def _recipe(self, record: Record[Inputs, object]) -> int | None:
         """The number of the recipe that a record was made by, if it was by one."""
@@ -92,18 +87,6 @@ class Provenance:
         name, digest = (data.name, known(data.sha256)) if data else (None, None)
         text = f"data {name} ({str(digest)[:12]}); {_pairs(recipe)}"
         return self.recipes.setdefault(text, len(self.recipes) + 1)
-
-    def _setups(self) -> str:
-        items = []
-        for text, number in self.setups.items():
-            pairs = json.loads(text).items()
-            terms = "".join(f"<dt>{name}</dt><dd>{escape_html(value or 'not recorded')}</dd>" for name, value in pairs)
-            items.append(f'<li id="setup-{number}"><dl>{terms}</dl></li>')
-        return "".join(items)
-
-
-def _head(*names: str) -> str:
-    return "".join(f'<th scope="col">{name}</th>' for name in names)
 
 
 def _pairs(values: Mapping[str, object]) -> str:

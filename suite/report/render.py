@@ -1,7 +1,6 @@
 """A table as text: Markdown, CSV, LaTeX or JSON, with what is to be said of single cells as footnotes."""
 
 import csv
-import html
 import io
 import json
 import textwrap
@@ -184,11 +183,6 @@ def _body(report: Report, form: str) -> str:
     tabulate.MIN_PADDING = 0  # beside a heading; a terminal has no room for it
     text: str = tabulate.tabulate(cells[1:], cells[0], tablefmt=form, disable_numparse=True)
     return text
-
-
-def escape_html(text: str) -> str:
-    """The text as HTML that shows it, whatever characters a record has."""
-    return html.escape(printable(text))
 
 
 def escape_latex(text: str) -> str:

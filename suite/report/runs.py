@@ -285,6 +285,22 @@ class Entry:
         """Whether its errors may be compared with the paper's."""
         return comparable(self.table, self.row, self.runs)
 
+    @property
+    def quick(self) -> bool:
+        """Whether it was run, but cut off after some steps or on embedded images, so that its errors mean nothing."""
+        first = [record.inputs for record in self.runs.train[:1]]
+        return any(inputs.schedule.max_steps is not None or inputs.data.name != self.row.data for inputs in first)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it was run over whole epochs on the paper's data, so that its errors mean something."""
+        return bool(self.runs.train) and not self.quick
+
+    @property
+    def epochs(self) -> int:
+        """Of its runs; there must be some."""
+        return self.runs.train[0].inputs.schedule.epochs
+
 
 def quick(table: Table, train: list[TrainRecord]) -> bool:
     """Whether runs were shorter than an epoch, so that their errors say nothing."""
@@ -331,6 +347,11 @@ def unstable(record: TimedRecord) -> list[str]:
     if (p75 - p25) / p50 > UNSTABLE:
         notes.append(f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart")
     return notes
+
+
+def median(record: TimedRecord) -> float:
+    """Of the samples of a latency, in seconds."""
+    return quantiles(record.result.samples, (0.5,))[0]
 
 
 def kind_of(record: TimedRecord) -> Kind:

@@ -1,62 +1,86 @@
 """A plot as an SVG file, for papers and for readers without scripts."""
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
 
 from suite.report.drawing import Axis, Plot, Series
+from suite.report.look import PALETTE
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, and darker ones where a plot needs more.
-# The first three are those of ReLU, CReLU and the Pareto front.
-PALETTE = (
-    "#0072b2", "#d55e00", "#767676", "#009e73", "#cc79a7", "#b38600", "#56b4e9", "#7f3b08", "#542788", "#1b7837",
-)  # fmt: skip
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 64, 16, 36, 52
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 64, 16, 62, 60
 LEGEND_COLUMNS, LINE = 3, 18
+# Letters of a line below the heading.
+LETTERS = 118
+# Of a letter, in pixels, at the size of labels.
+LETTER = 6.2
+# Keeps text legible over a line.
+HALO = 'stroke="#fff" stroke-width="3" paint-order="stroke"'
 Place = tuple[float, float]
 
 
-def render(plot: Plot) -> str:
-    """The plot as an SVG document, drawn for white paper."""
-    left = LEFT + 6.2 * max((len(name) for name in plot.y.categories), default=0)
+def render(plot: Plot, heading: str = "") -> str:
+    """The plot as an SVG document, drawn for white paper; `heading` says what its figure is of."""
+    left = LEFT + LETTER * max((len(name) for name in plot.y.categories), default=0)
     inner = max(300, 22 * len(plot.y.categories))
     named = plot.series if len(plot.series) > 1 else ()
-    height = TOP + inner + BOTTOM + LINE * math.ceil(len(named) / LEGEND_COLUMNS)
+    titles = [*textwrap.wrap(plot.title, LETTERS), *textwrap.wrap(plot.note, LETTERS)]
+    top = TOP + LINE * (len(titles) - 1)
+    height = top + inner + BOTTOM + LINE * math.ceil(len(named) / LEGEND_COLUMNS)
 
     def at(x: float, y: float) -> Place:
         return (
             left + _share(plot.x, x) * (WIDTH - RIGHT - left),
-            TOP + (1 - _share(plot.y, y)) * inner,
+            top + (1 - _share(plot.y, y)) * inner,
         )
 
-    parts = [f'<text x="{left:.0f}" y="20" font-weight="bold">{escape(plot.title)}</text>']
+    parts = [*_titles(heading, titles), *_axes(plot, at)]
+    for series in sorted(plot.series, key=lambda each: each.form == "points"):  # over the lines
+        parts += _boxes(series, at) if series.form == "boxes" else _marks(series, [at(*p) for p in series.points])
+    if not plot.y.categories:  # which name the points already
+        labelled = [(at(*p), label) for s in plot.series for p, label in zip(s.points, s.labels, strict=False)]
+        parts += _labels(labelled, [at(*p) for s in plot.series if s.form == "points" for p in s.points])
+    for index, series in enumerate(named):
+        x = LEFT + (WIDTH - LEFT) * (index % LEGEND_COLUMNS) / LEGEND_COLUMNS
+        y = top + inner + BOTTOM + LINE * (index // LEGEND_COLUMNS)
+        parts += _key(series, x, y)
+        parts.append(f'<text x="{x + 14:.1f}" y="{y + 4:.1f}">{escape(series.name)}</text>')
+    title = escape(f"{heading}: {plot.title}" if heading else plot.title)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
+        f'role="img" font-family="system-ui, sans-serif" font-size="12" fill="#222"><title>{title}</title>'
+        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
+    )
+
+
+def _titles(heading: str, below: Sequence[str]) -> list[str]:
+    """What it is of; where it was measured, and what its readers must know."""
+    parts = [f'<text x="16" y="22" font-size="16" font-weight="600">{escape(heading)}</text>'] if heading else []
+    first = 42 if heading else 22
+    return parts + [
+        f'<text x="16" y="{first + LINE * number}" fill="#555">{escape(line)}</text>'
+        for number, line in enumerate(below)
+    ]
+
+
+def _axes(plot: Plot, at: Callable[[float, float], Place]) -> list[str]:
+    """The marked values of both axes and what they are of."""
+    (left, top), (right, below) = at(plot.x.low, plot.y.high), at(plot.x.high, plot.y.low)
+    parts = []
     for value in plot.x.ticks:
         x, y = at(value, plot.y.low)
-        parts.append(f'<path d="M{x:.1f} {TOP}V{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{_number(value)}</text>')
+        parts.append(f'<path d="M{x:.1f} {top:.1f}V{y:.1f}" stroke="#e4e4e4"/>')
+        parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle" fill="#555">{_number(value)}</text>')
     for value in plot.y.ticks:
         x, y = at(plot.x.low, value)
         name = escape(plot.y.categories[round(value)]) if plot.y.categories else _number(value)
-        parts.append(f'<path d="M{x:.1f} {y:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
-        parts.append(f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
-    middle, below = (left + WIDTH - RIGHT) / 2, TOP + inner
-    parts.append(f'<text x="{middle:.1f}" y="{below + 36}" text-anchor="middle">{escape(plot.x.label)}</text>')
-    turned = f'transform="translate(16 {TOP + inner / 2}) rotate(-90)"'
+        parts.append(f'<path d="M{x:.1f} {y:.1f}H{right:.1f}" stroke="#e4e4e4"/>')
+        parts.append(f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end" fill="#555">{name}</text>')
+    middle = f'x="{(left + right) / 2:.1f}" y="{below + 36:.1f}" text-anchor="middle"'
+    parts.append(f"<text {middle}>{escape(plot.x.label)}</text>")
+    turned = f'transform="translate(18 {(top + below) / 2:.1f}) rotate(-90)"'
     parts.append(f'<text {turned} text-anchor="middle">{escape(plot.y.label)}</text>')
-    for series in plot.series:
-        parts += _boxes(series, at) if series.form == "boxes" else _marks(series, [at(*p) for p in series.points])
-    if not plot.y.categories:  # which name the points already
-        parts += _labels([(at(*p), label) for s in plot.series for p, label in zip(s.points, s.labels, strict=False)])
-    for index, series in enumerate(named):
-        x = LEFT + (WIDTH - LEFT) * (index % LEGEND_COLUMNS) / LEGEND_COLUMNS
-        y = below + BOTTOM + LINE * (index // LEGEND_COLUMNS)
-        parts += _marks(series, [(x, y)] if series.form == "points" else [(x - 9, y), (x + 9, y)], titles=False)
-        parts.append(f'<text x="{x + 14:.1f}" y="{y + 4:.1f}">{escape(series.name)}</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'role="img" font-family="sans-serif" font-size="12" fill="#222"><title>{escape(plot.title)}</title>'
-        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
-    )
+    return parts
 
 
 def _share(axis: Axis, value: float) -> float:
@@ -67,40 +91,59 @@ def _share(axis: Axis, value: float) -> float:
 
 
 def _marks(series: Series, places: list[Place], titles: bool = True) -> list[str]:
-    color = PALETTE[series.color % len(PALETTE)]
+    color = PALETTE[series.color]
     if series.form == "points":
         fill = "#fff" if series.hollow else color
         labels = series.labels if titles else ("",) * len(places)
         return [
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{fill}" stroke="{color}" stroke-width="1.5">'
-            f"<title>{escape(label)}</title></circle>"
+            f'<{_shape(series, x, y)} fill="{fill}" stroke="{color}" stroke-width="2"><title>{escape(label)}</title></'
+            f"{_shape(series, x, y).partition(' ')[0]}>"
             for (x, y), label in zip(places, labels, strict=True)
         ]
     path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
     for x, y in places[1:]:
         path += f"H{x:.1f}V{y:.1f}" if series.form == "steps" else f"L{x:.1f} {y:.1f}"
     dash = ' stroke-dasharray="5 3"' if series.hollow else ""
-    drawn = [f'<path d="{path}" fill="none" stroke="{color}" stroke-width="1.5"{dash}/>']
+    width = min(1.5 * series.weight, 3.5)
+    drawn = [f'<path d="{path}" fill="none" stroke="{color}" stroke-width="{width:g}"{dash}/>']
     if len(places) == 1:
         drawn.append(f'<circle cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3" fill="{color}"/>')
     return drawn
 
 
-def _labels(points: Sequence[tuple[Place, str]]) -> list[str]:
-    """Each point's label above and beside it, on the side where there is room, and moved where another one is."""
-    taken: list[tuple[float, float, float]] = []
+def _shape(series: Series, x: float, y: float) -> str:
+    """The name of an element and its place, for a point."""
+    if series.shape == "triangle":
+        return f'path d="M{x:.1f} {y - 6:.1f}l6 10.5h-12z"'
+    if series.shape == "diamond":
+        return f'path d="M{x:.1f} {y - 6.5:.1f}l6.5 6.5l-6.5 6.5l-6.5 -6.5z"'
+    return f'circle cx="{x:.1f}" cy="{y:.1f}" r="5"'
+
+
+def _key(series: Series, x: float, y: float) -> list[str]:
+    """What stands before a series' name in the legend."""
+    if series.form == "boxes":
+        path = f"M{x - 6:.1f} {y - 5:.1f}h12v10h-12z"
+        return [f'<path d="{path}" fill="none" stroke="{PALETTE[series.color]}" stroke-width="1.5"/>']
+    return _marks(series, [(x, y)] if series.form == "points" else [(x - 9, y), (x + 9, y)], titles=False)
+
+
+def _labels(points: Sequence[tuple[Place, str]], marks: Sequence[Place]) -> list[str]:
+    """Each point's label above and beside it, on the side where there is room, and moved where another one or a point
+    is."""
+    taken = [(x - 7, y + 4, 14.0) for x, y in marks]
     parts = []
     for (x, y), label in sorted(points):
-        width = 6.2 * len(label)
-        turned = x + 7 + width > WIDTH
-        left = x - 7 - width if turned else x + 7
-        # The nearest free line; the last resort is the point's own.
-        shifts = [shift for step in range(6) for shift in (-step * LINE / 1.5, step * LINE / 1.5)]
-        free = (y - 3 + shift for shift in shifts if not _covers(taken, left, y - 3 + shift, width))
-        line = next(free, y - 3)
-        taken.append((left, line, width))
-        place = f'x="{x - 7:.1f}" text-anchor="end"' if turned else f'x="{left:.1f}"'
-        parts.append(f'<text {place} y="{line:.1f}" font-size="11" fill="#555">{escape(label)}</text>')
+        width = LETTER * len(label)
+        right, left = x + 10, x - 10 - width
+        starts = [start for start in (right, left) if start >= 0 and start + width <= WIDTH - RIGHT] or [left]
+        # The nearest free line on either side; the last resort is the point's own.
+        shifts = [shift for step in range(8) for shift in (-step * LINE / 1.5, step * LINE / 1.5)]
+        places = [(start, y - 4 + shift) for shift in shifts for start in starts]
+        start, line = next((place for place in places if not _covers(taken, *place, width)), places[0])
+        taken.append((start, line, width))
+        place = f'x="{right:.1f}"' if start == right else f'x="{x - 10:.1f}" text-anchor="end"'
+        parts.append(f'<text {place} y="{line:.1f}" font-size="11.5" fill="#333" {HALO}>{escape(label)}</text>')
     return parts
 
 
@@ -113,7 +156,7 @@ def _covers(taken: Sequence[tuple[float, float, float]], left: float, line: floa
 
 
 def _boxes(series: Series, at: Callable[[float, float], Place]) -> list[str]:
-    color = PALETTE[series.color % len(PALETTE)]
+    color = PALETTE[series.color]
     parts = []
     for category, *values in series.points:
         p5, p25, p50, p75, p95 = (at(value, category)[0] for value in values)

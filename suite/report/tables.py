@@ -334,7 +334,7 @@ def _beside_the_median(
             column = Column(f"{key}_{what.replace(' ', '_')}_ms", f"{name} {what} ms", three_digits, "latency")
             line.put(columns.setdefault(what, column), 1e3 * value)
     for record, line in zip(records, lines, strict=True):
-        why = f"{len(record.result.samples)} runs, too few for this percentile" if record else "not run"
+        why = "too few runs for this percentile" if record else "not run"
         for column in columns.values():
             if column.key not in line.values:
                 line.put(column, None, why)

@@ -2,7 +2,7 @@
 // becomes text: textContent here, and `text` below for what the drawing library would read as HTML.
 "use strict";
 
-const { figures, palette: LIGHT } = JSON.parse(document.getElementById("data").textContent);
+const { figures, palettes: [LIGHT, DARK] } = JSON.parse(document.getElementById("data").textContent);
 
 // --- Tables ---------------------------------------------------------------------------------------------------------
 
@@ -12,6 +12,9 @@ function order(a, b) {
   const difference = Number(x) - Number(y);
   return Number.isNaN(difference) ? x.localeCompare(y, "en", { numeric: true }) : difference;
 }
+
+// The last line of headings has one for each column.
+const headings = (table) => [...table.tHead.rows].at(-1).cells;
 
 function sort(table, heading) {
   const descending = heading.getAttribute("aria-sort") === "ascending";
@@ -40,11 +43,22 @@ function filter(section, words) {
 
 for (const section of document.querySelectorAll("section.table")) {
   const table = section.querySelector("table");
-  for (const heading of table.tHead.rows[0].cells) {
+  for (const heading of headings(table)) {
     heading.querySelector("button").addEventListener("click", () => sort(table, heading));
   }
-  section.querySelector("input").addEventListener("input", (event) => filter(section, event.target.value));
+  section.querySelector("input[type=search]")?.addEventListener("input", (event) => filter(section, event.target.value));
 }
+
+// A link to what is folded away opens it.
+function reveal() {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (!target) return;
+  target.querySelectorAll(":scope > details.fold").forEach((each) => (each.open = true));
+  for (let each = target.closest("details"); each; each = each.parentNode.closest("details")) each.open = true;
+  target.scrollIntoView();
+}
+addEventListener("hashchange", reveal);
+reveal();
 
 // --- Figures --------------------------------------------------------------------------------------------------------
 
@@ -54,8 +68,6 @@ const short = (value) => {
 };
 const text = (words) => echarts.format.encodeHTML(String(words));
 const dark = matchMedia("(prefers-color-scheme: dark)");
-// The palette's colours in the same order, lighter.
-const DARK = ["#4da3e0", "#f28e4b", "#a3a3a3", "#2fc79b", "#e39ac2", "#e0b63c", "#9ad4f7", "#c98a5a", "#a68bd9", "#6cc07f"];
 const BOX = ["5 %", "25 %", "median", "75 %", "95 %"];
 
 function colors() {
@@ -85,61 +97,135 @@ function axis(from, shades, vertical) {
 }
 
 function series(from, shades) {
-  const color = shades.palette[from.color % shades.palette.length];
+  const color = shades.palette[from.color];
   const common = { name: from.name, color, animation: false };
-  if (from.form === "boxes") {
-    return { ...common, type: "boxplot", boxWidth: [6, 14], itemStyle: { color: shades.ground, borderColor: color },
-      data: from.points.map((point) => point.slice(1)) };
-  }
   if (from.form === "points") {
-    return { ...common, type: "scatter", symbolSize: 11, z: 3,
-      itemStyle: { color: from.hollow ? shades.ground : color, borderColor: color, borderWidth: 2 },
+    return { ...common, type: "scatter", symbol: from.shape, symbolSize: from.shape === "circle" ? 11 : 13, z: 3,
+      itemStyle: { color: from.hollow ? shades.ground : color, borderColor: color, borderWidth: 2, opacity: 1 },
       data: from.points.map((value, index) => ({ value, name: from.labels[index] })) };
   }
   return { ...common, type: "line", data: from.points, step: from.form === "steps" ? "end" : false,
-    symbol: from.form === "line" && from.points.length < 30 ? "circle" : "none", symbolSize: 5, showAllSymbol: true,
+    symbol: from.form === "line" && from.points.length < 30 ? "circle" : "none", symbolSize: 4, showAllSymbol: true,
     emphasis: { focus: "series" },
-    lineStyle: { color, width: 1.75, type: from.hollow ? "dashed" : "solid" } };
+    lineStyle: { color, width: Math.min(1.75 * from.weight, 4), type: from.hollow ? "dashed" : "solid" } };
+}
+
+// Boxes stand in one row each; as several series they would stand side by side in every row.
+function boxes(plot, shades) {
+  const data = plot.y.categories.map(() => "-");
+  for (const each of plot.series) {
+    for (const [row, ...value] of each.points) {
+      data[row] = { value, itemStyle: { borderColor: shades.palette[each.color] } };
+    }
+  }
+  return [{ type: "boxplot", animation: false, boxWidth: [6, 14], itemStyle: { color: shades.ground, borderWidth: 1.5 }, data }];
+}
+
+const boxed = (plot) => plot.series.some((each) => each.form === "boxes");
+
+// Each point's name above and beside it, on a side where there is room, and moved where another one or a point is.
+function name(plot, scatters, shades, width, height) {
+  const share = (axis, value) => axis.log ? Math.log(value / axis.low) / Math.log(axis.high / axis.low)
+    : (value - axis.low) / (axis.high - axis.low);
+  const items = scatters.flatMap((each) => each.data);
+  const places = items.map(({ value: [x, y] }) => [width * share(plot.x, x), height * (1 - share(plot.y, y))]);
+  const taken = places.map(([x, y]) => [x - 7, x + 7, y]);
+  for (const index of [...items.keys()].sort((a, b) => places[a][0] - places[b][0])) {
+    const [[x, y], item] = [places[index], items[index]];
+    const long = 6.4 * item.name.length;
+    const room = [x + 10 + long < width + 20 && "right", x - 10 - long > -40 && "left"].filter(Boolean);
+    const sides = room.length ? room : ["left"];
+    const spot = (side, shift) => side === "right" ? [x + 10, x + 10 + long, y + shift] : [x - 10 - long, x - 10, y + shift];
+    const free = ([from, to, line]) => line > 0 && line < height
+      && !taken.some(([start, end, other]) => Math.abs(line - other) < 11 && from < end && start < to);
+    const shifts = [...Array(8).keys()].flatMap((step) => [-9 - 11 * step, -9 + 11 * step]);
+    const tries = shifts.flatMap((shift) => sides.map((side) => [side, shift]));
+    const [side, shift] = tries.find((each) => free(spot(...each))) ?? [sides[0], -9];
+    taken.push(spot(side, shift));
+    item.label = { show: true, formatter: () => item.name, color: shades.ink, fontSize: 11, offset: [0, shift],
+      textBorderColor: shades.ground, textBorderWidth: 3, position: side };
+  }
 }
 
 function tip(plot, item) {
-  const from = plot.series[item.seriesIndex];
-  if (from.form === "boxes") {
-    const values = from.points[item.dataIndex].slice(1);
-    const lines = values.map((value, index) => `${BOX[index]}: ${short(value)} ms`);
-    return [plot.y.categories[item.dataIndex], ...lines].map(text).join("<br>");
+  if (boxed(plot)) {
+    const values = item.data.value.map((value, index) => `${BOX[index]}: ${short(value)} ms`);
+    return [plot.y.categories[item.dataIndex], ...values].map(text).join("<br>");
   }
+  const from = plot.series[item.seriesIndex];
   const [x, y] = from.points[item.dataIndex];
   const lines = [from.labels[item.dataIndex] || from.name, `${plot.x.label}: ${short(x)}`];
   if (plot.y.label) lines.push(`${plot.y.label}: ${short(y)}`);
   return lines.map(text).join("<br>");
 }
 
-function option(plot, shades, width) {
-  const named = plot.y.categories.length > 0;
-  const legend = plot.series.length > 1;
-  // How many rows the legend takes, for the room below the plot; long ones scroll.
-  const letters = plot.series.reduce((sum, each) => sum + each.name.length + 7, 0);
-  const rows = Math.min(legend ? Math.ceil((letters * 7) / width) : 0, 5);
+function option(plot, shades, width, height) {
+  const rows = plot.y.categories.length > 0;
+  const drawn = boxed(plot) ? boxes(plot, shades) : plot.series.map((each) => series(each, shades));
+  if (!rows) name(plot, drawn.filter((each) => each.type === "scatter"), shades, width - 80, height - 60);
   return {
     animation: false,
     textStyle: { color: shades.ink, fontFamily: "system-ui, sans-serif" },
-    grid: { left: named ? 165 : 64, right: 20, top: 12, bottom: 52 + 22 * rows },
+    grid: { left: rows ? 165 : 60, right: 20, top: 12, bottom: 48 },
     xAxis: axis(plot.x, shades, false),
     yAxis: axis(plot.y, shades, true),
-    legend: { show: legend, type: rows >= 5 ? "scroll" : "plain", bottom: 0, left: 0, right: 0, itemHeight: 9,
-      textStyle: { color: shades.ink, fontSize: 12 }, inactiveColor: shades.rule, pageTextStyle: { color: shades.ink },
-      pageIconColor: shades.ink },
+    legend: { show: false },
     tooltip: { trigger: "item", confine: true, backgroundColor: shades.ground, borderColor: shades.rule,
       textStyle: { color: shades.ink }, formatter: (item) => tip(plot, item) },
-    dataZoom: named ? [] : [{ type: "inside", zoomOnMouseWheel: "ctrl" }, { type: "inside", yAxisIndex: 0, zoomOnMouseWheel: "ctrl" }],
-    series: plot.series.map((each) => series(each, shades)),
+    dataZoom: rows ? [] : [{ type: "inside", zoomOnMouseWheel: "ctrl" }, { type: "inside", yAxisIndex: 0, zoomOnMouseWheel: "ctrl" }],
+    series: drawn,
   };
+}
+
+// --- Legends: text of the page, which wraps where a drawing's would be cut ------------------------------------------
+
+const drawing = (name, attributes) => {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+};
+
+function swatch(from) {
+  const color = `var(--c${from.color})`;
+  const line = from.form === "line" || from.form === "steps";
+  const made = drawing("svg", { viewBox: line ? "0 0 26 12" : "0 0 12 12", width: line ? 26 : 12, height: 12, "aria-hidden": true });
+  if (line) {
+    made.append(drawing("path", { d: "M0 6H26", stroke: color, "stroke-width": Math.min(1.75 * from.weight, 4),
+      "stroke-dasharray": from.hollow ? "4 3" : "none" }));
+  } else {
+    const look = { stroke: color, "stroke-width": 1.75, fill: from.hollow ? "none" : color };
+    const shapes = { circle: ["circle", { cx: 6, cy: 6, r: 4 }], triangle: ["path", { d: "M6 1.5l5 9h-10z" }],
+      diamond: ["path", { d: "M6 1l5 5-5 5-5-5z" }] };
+    const [name, place] = from.form === "boxes" ? ["path", { d: "M1 2h10v8h-10z" }] : shapes[from.shape];
+    made.append(drawing(name, { ...look, ...place }));
+  }
+  return made;
+}
+
+function legend(plot, chart) {
+  if (plot.series.length < 2) return [];
+  return plot.series.map((each) => {
+    const item = document.createElement("li");
+    if (each.form !== "line") {
+      item.append(swatch(each), each.name);
+      return item;
+    }
+    const button = document.createElement("button");
+    button.type = "button";
+    button.setAttribute("aria-pressed", true);
+    button.append(swatch(each), each.name);
+    button.addEventListener("click", () => {
+      chart.dispatchAction({ type: "legendToggleSelect", name: each.name });
+      button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
+    });
+    item.append(button);
+    return item;
+  });
 }
 
 function values(plot) {
   const table = document.createElement("table");
-  const boxes = plot.series.some((each) => each.form === "boxes");
+  const boxes = boxed(plot);
   const line = (kind, words) => {
     const row = document.createElement("tr");
     for (const word of words) {
@@ -153,7 +239,7 @@ function values(plot) {
   const body = table.createTBody();
   for (const each of plot.series) {
     each.points.forEach((point, index) => {
-      const name = boxes ? plot.y.categories[index] : each.labels[index] ? `${each.labels[index]} (${each.name})` : each.name;
+      const name = boxes ? plot.y.categories[point[0]] : each.labels[index] ? `${each.labels[index]} (${each.name})` : each.name;
       const numbers = boxes ? point.slice(1) : point.slice(0, plot.y.label ? 2 : 1);
       body.append(line("td", [name, ...numbers.map(short)]));
     });
@@ -165,10 +251,13 @@ function show(frame) {
   const figure = figures[frame.dataset.figure];
   const plot = figure.plots[frame.querySelector("select")?.value ?? 0];
   const place = frame.querySelector(".plot");
-  if (plot.y.categories.length) place.style.height = `${Math.max(180, 76 + 26 * plot.y.categories.length)}px`;
+  if (plot.y.categories.length) place.style.height = `${Math.max(160, 70 + 22 * plot.y.categories.length)}px`;
   const chart = echarts.getInstanceByDom(place) ?? echarts.init(place, null, { renderer: "svg" });
   chart.resize();
-  chart.setOption(option(plot, colors(), place.clientWidth), true);
+  chart.setOption(option(plot, colors(), place.clientWidth, place.clientHeight), true);
+  frame.querySelector(".legend").replaceChildren(...legend(plot, chart));
+  frame.querySelector(".note").textContent = plot.note;
+  frame.querySelector(".note").dataset.title = plot.title;
   place.setAttribute("aria-label", `${figure.title}, ${plot.title}`);
   frame.querySelector(".files a").href = `plots/${plot.name}.svg`;
   const details = frame.querySelector("details.values");
@@ -194,19 +283,26 @@ dark.addEventListener("change", () => frames.forEach(show));
 
 const COLUMNS = 7;
 
+// Parts of the columns that the screen shows; each repeats what names a row.
 function parts(table) {
-  const head = [...table.tHead.rows[0].cells];
-  const leading = head.findIndex((cell) => cell.classList.contains("model")) + 1;
-  const rows = [...table.rows].filter((row) => !row.hidden);
+  const shown = [...headings(table)].filter((cell) => cell.offsetParent);
+  const names = shown.filter((cell) => !cell.classList.contains("number"));
+  const figures = shown.filter((cell) => cell.classList.contains("number"));
+  if (figures.length <= COLUMNS) return [];
+  const rows = [...table.tBodies[0].rows].filter((row) => row.offsetParent);
   const found = [];
-  for (let first = leading; first < head.length; first += COLUMNS) {
+  for (let first = 0; first < figures.length; first += COLUMNS) {
+    const columns = [...names, ...figures.slice(first, first + COLUMNS)];
     const part = document.createElement("table");
     part.className = "part";
+    part.createTHead().insertRow().append(...columns.map((heading) => {
+      const copy = heading.cloneNode(true);
+      copy.querySelector("button").prepend(heading.dataset.group ? `${heading.dataset.group} ` : "");
+      return copy;
+    }));
+    const body = part.createTBody();
     for (const row of rows) {
-      const copy = document.createElement("tr");
-      const cells = [...row.cells];
-      copy.append(...[...cells.slice(0, leading), ...cells.slice(first, first + COLUMNS)].map((cell) => cell.cloneNode(true)));
-      (row.parentNode === table.tHead ? (part.tHead ?? part.createTHead()) : (part.tBodies[0] ?? part.createTBody())).append(copy);
+      body.insertRow().append(...columns.map((heading) => row.cells[heading.cellIndex].cloneNode(true)));
     }
     found.push(part);
   }
@@ -214,8 +310,8 @@ function parts(table) {
 }
 
 addEventListener("beforeprint", () => {
-  document.querySelectorAll("details:not(.values)").forEach((each) => (each.open = true));
   document.querySelectorAll("section.table table").forEach((table) => table.after(...parts(table)));
+  document.querySelectorAll("details:not(.values, .fold, .claims details)").forEach((each) => (each.open = true));
   frames.forEach(show);
 });
 addEventListener("afterprint", () => document.querySelectorAll("table.part").forEach((part) => part.remove()));

@@ -1,0 +1,122 @@
+"""What the records answer, in words: which choice errs least, what it costs, and how sure that is."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from suite.registry import DATA_SETS
+from suite.report import choices, findings, look
+from suite.report.plots import how_sure
+from suite.report.runs import Entry, Kind, Metric, errors, median
+
+CHECKED = ("cpu", "int8")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: what it is about, the answer itself, what else is to be said, and how sure it is."""
+
+    where: str
+    main: str
+    rest: str = ""
+    sure: str = ""
+
+
+def answers(entries: Sequence[Entry], metric: Metric = "last") -> list[Answer]:
+    """An answer for each data set and depth with nets that were trained on the paper's data, one for all of which there
+    are only quick runs, and one for the exported files; none where there are no records."""
+    found = []
+    quick = {}
+    for (data, depth), nets in choices.groups(entries).items():
+        trained = [net for net in nets if net.counts and errors(net.runs, "top1", metric)]
+        if trained:
+            found.append(_trained(f"On {_place(data, depth)}", trained, metric))
+        else:
+            quick[data, depth] = nets
+    return [*found, *_quick(quick), *_files(entries)]
+
+
+def _place(data: str, depth: str) -> str:
+    return f"{DATA_SETS[data].label} with {depth.replace('resnet', 'ResNet-')}"
+
+
+def _trained(where: str, nets: Sequence[Entry], metric: Metric) -> Answer:
+    """Of the longest runs, since only those of one length may be compared."""
+    longest = max(net.epochs for net in nets)
+    ranked = sorted((net for net in nets if net.epochs == longest), key=lambda net: findings.top1(net, metric)[0])
+    best, error = ranked[0], findings.top1(ranked[0], metric)[0]
+    name = look.net(best.row.model).title
+    if len(ranked) == 1:
+        return Answer(where, f"{name} errs on {error:.1f} %", "nothing is there to compare it with", how_sure(ranked))
+    usual = [net for net in ranked[1:] if net.row.model.endswith(choices.USUAL) and "_w" not in net.row.model]
+    other = (usual or ranked[1:])[0]
+    part = findings.less(best, other, metric)
+    points = findings.top1(other, metric)[0] - error
+    rest = f"{points:.1f} points less than {look.net(other.row.model).title}{_cost(best, other)}"
+    sure = how_sure([best, other])
+    if part.holds is None:
+        sure = f"Too close to tell: {part.margin}" + (f" ({sure})" if sure else "")
+    else:
+        sure = f"More than chance: {part.margin}" + (f"; but {sure}" if sure else "")
+    return Answer(where, f"{name} has the lowest error, {error:.1f} %", rest, sure)
+
+
+def _cost(net: Entry, other: Entry) -> str:
+    kinds = _common(net, other)
+    if not kinds:
+        return ""
+    ratio = _ratio(net, other, kinds[0])
+    return f", at {ratio:.1f} times its latency ({kinds[0][2]}, batch {kinds[0][3]})"
+
+
+def _common(*nets: Entry) -> list[Kind]:
+    """Latencies in ONNX Runtime in float32 that all have, the smallest batch first."""
+    kinds = set.intersection(*(set(net.runs.timed) for net in nets))
+    return sorted((kind for kind in kinds if kind[1] == "onnxruntime" and kind[4] == "fp32"), key=lambda kind: kind[3])
+
+
+def _ratio(net: Entry, other: Entry, kind: Kind) -> float:
+    return median(net.runs.timed[kind]) / median(other.runs.timed[kind])
+
+
+def _quick(groups: dict[tuple[str, str], list[Entry]]) -> Iterator[Answer]:
+    """One answer for all data sets and depths of which nothing but latency is known."""
+    if not groups:
+        return
+    ratios = []
+    for nets in groups.values():
+        named = {look.net(net.row.model).title: net for net in nets}
+        net, other = named.get("CReLU + BatchNorm"), named.get("ReLU + BatchNorm")
+        if net and other and (kinds := _common(net, other)):
+            ratios.append(_ratio(net, other, kinds[0]))
+    places: dict[str, list[str]] = {}
+    for data, depth in groups:
+        places.setdefault(DATA_SETS[data].label, []).append(depth.removeprefix("resnet"))
+    where = "; ".join(f"{data} with ResNet-{', '.join(depths)}" for data, depths in places.items())
+    if ratios:
+        low, high = f"{min(ratios):.1f}", f"{max(ratios):.1f}"
+        times = low if low == high else f"{low} to {high}"
+        main = f"CReLU + BatchNorm takes {times} times the latency of ReLU + BatchNorm"
+    else:
+        main = "no errors are known"
+    yield Answer(f"On {where}", main, "", "Quick runs only: their errors mean nothing and are not shown")
+
+
+def _files(entries: Sequence[Entry]) -> Iterator[Answer]:
+    """Whether the exported files compute their networks, and what int8 costs and brings."""
+    nets = [net for group in choices.groups(entries).values() for net in group if net.runs.parity]
+    if not nets:
+        return
+    failed = [net for net in nets if not all(record.result.passed for record in net.runs.parity)]
+    main = f"{len(nets) - len(failed)} of {len(nets)} networks answer in ONNX Runtime as they do in PyTorch"
+    ratios = [
+        median(net.runs.timed[form]) / median(net.runs.timed[kind])
+        for net in nets
+        for kind in _common(net)[:1]
+        if (form := (*kind[:4], CHECKED[1])) in net.runs.timed
+    ]
+    lost = [r.result.difference for net in nets if net.counts for r in net.runs.checks.get(CHECKED, [])]
+    rest = ""
+    if ratios:
+        rest = f"int8 takes {min(ratios):.2f} to {max(ratios):.2f} of the time"
+        rest += f" and adds at most {max(lost):.2f} points of error" if lost else ""
+    yield Answer("Exported", main, rest)

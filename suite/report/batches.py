@@ -1,0 +1,54 @@
+"""What a larger batch brings: images a second beside those at the smallest batch that was timed."""
+
+from collections.abc import Sequence
+
+from suite.registry import DATA_SETS
+from suite.report.render import Column, Line, Report
+from suite.report.runs import Entry, Kind, median, words_of
+
+
+def table(entries: Sequence[Entry]) -> Report | None:
+    """A line for each net that was timed at several batch sizes, a column for each kind; None if there is no such net.
+
+    Figures of two machines have columns of their own.
+    """
+    nets: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        nets.setdefault((entry.row.model, entry.row.data), entry)
+    ratios = {place: found for place, net in nets.items() if (found := _ratios(net))}
+    if not ratios:
+        return None
+    kinds = sorted({pair for found in ratios.values() for pair in found})
+    setups = list(dict.fromkeys(kind[0] for kind, _ in kinds))
+    model, data = Column("model", "Model"), Column("heading_data", "Data")
+    columns = {pair: _column(pair, setups) for pair in kinds}
+    lines = []
+    for (name, of), found in ratios.items():
+        line = Line()
+        line.put(model, name)
+        line.put(data, DATA_SETS[of].label)
+        for pair, column in columns.items():
+            line.put(column, found.get(pair), *([] if pair in found else ["not run"]))
+        lines.append(line)
+    remarks = [f"{f'm{n}' if len(setups) > 1 else 'latency'}: {setup}" for n, setup in enumerate(setups, start=1)]
+    title = "Images a second at a larger batch, as a multiple of those at the smallest"
+    return Report(title, [model, data, *columns.values()], lines, remarks)
+
+
+def _ratios(net: Entry) -> dict[tuple[Kind, int], float]:
+    """The multiple of each kind, and the smallest batch that it is of."""
+    least: dict[tuple[str, ...], Kind] = {}
+    found = {}
+    for kind in net.runs.timed:  # sorted, so that the smallest batch of a place comes first
+        first = least.setdefault((*kind[:3], kind[4]), kind)
+        if kind != first:
+            speed, base = (each[3] / median(net.runs.timed[each]) for each in (kind, first))
+            found[kind, first[3]] = speed / base
+    return found
+
+
+def _column(pair: tuple[Kind, int], setups: Sequence[str]) -> Column:
+    kind, least = pair
+    where = f" m{setups.index(kind[0]) + 1}" if len(setups) > 1 else ""
+    name = f"{words_of(kind)}{where}"
+    return Column(f"{'_'.join(name.split())}_over_b{least}", f"{name} over b{least}", lambda value: f"{value:.2f}")

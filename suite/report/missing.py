@@ -1,0 +1,49 @@
+"""What a table lacks, in one line, and the command that measures it."""
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+
+from suite.report.runs import Entry
+from suite.report.tables import ANALYSED
+from suite.results.store import Store
+from suite.tables import spec
+from suite.tables.spec import Row, Table
+
+
+def lacking(folders: Sequence[Store], table: Table, entries: Sequence[Entry]) -> tuple[str, str]:
+    """What the rows lack, in words, and the command; both empty if nothing is missing.
+
+    The command measures what the results folder lacks of these rows, and nothing twice.
+    """
+    gaps = [(entry.row, gap) for entry in entries if (gap := _gap(table, entry))]
+    counts = Counter(gap for _, gap in gaps)
+    words = "; ".join(f"{count} row{'s' if count > 1 else ''} {gap}" for gap, count in counts.most_common())
+    return words, _command(folders, table, [row for row, _ in gaps]) if gaps else ""
+
+
+def _gap(table: Table, entry: Entry) -> str:
+    """What a row lacks, the first thing only; empty if it is complete."""
+    runs = entry.runs
+    inside = table.number == ANALYSED
+    if not runs.train:
+        return "not run"
+    if not entry.comparable:
+        return "run, but quick or shortened"
+    if len(runs.train) < table.seeds:
+        return f"with fewer than {table.seeds} seeds"
+    if inside:
+        return "" if runs.analyze else "trained, but not looked into"
+    return "" if runs.export and runs.parity and runs.latency else "without export, parity or latency"
+
+
+def _command(folders: Sequence[Store], table: Table, rows: Sequence[Row]) -> str:
+    paper = spec.load_table(table.number)
+    words = ["python", "-m", "suite", "run", "--table", str(table.number)]
+    if len(rows) < len(paper.rows):
+        words += ["--rows", ",".join(f"{row.model}@{row.data}" for row in rows)]
+    words += ["--depth", str(table.depth)] if table.depth != paper.depth else []
+    words += ["--profile", "paper", "--seeds", str(table.seeds)]
+    for data in dict.fromkeys(row.data for row in rows):
+        words += ["--data", f"{data}=PATH"]
+    return shlex.join([*words, "--results", str(folders[0].root)] if folders else words)

@@ -1,0 +1,65 @@
+"""What the page says first, in words."""
+
+from collections.abc import Callable
+from typing import Any
+
+from suite.report.answer import Answer, answers
+from suite.report.runs import Entry, Records
+from suite.results.store import Store
+from suite.tables import spec
+
+AddRun = Callable[..., dict[str, Any]]
+
+
+def said(store: Store) -> list[Answer]:
+    records, table = Records([store]), spec.load_table(2)
+    return answers([Entry(table, row, records.runs(table, row)) for row in table.rows])
+
+
+def test_without_records_nothing_is_said(store: Store) -> None:
+    assert said(store) == []
+
+
+def test_the_least_error_is_named_with_its_cost_and_how_sure_it_is(store: Store, add_run: AddRun) -> None:
+    add_run(top1=15.37, epochs=10, samples=(0.010,) * 3)
+    add_run("resnet110_crelu_bn", top1=14.16, epochs=10, samples=(0.021,) * 3)
+    first, files = said(store)
+    assert first.where == "On CIFAR-10 with ResNet-110"
+    assert first.main == "CReLU + BatchNorm has the lowest error, 14.2 %"
+    assert first.rest == "1.2 points less than ReLU + BatchNorm, at 2.1 times its latency (cpu, batch 8)"
+    assert first.sure.startswith("Too close to tell: 1.21 points apart, chance makes up to 1.4")
+    assert first.sure.endswith("(10 of 164 epochs, 1 of 5 seeds)")
+    assert files.main == "2 of 2 networks answer in ONNX Runtime as they do in PyTorch"
+
+
+def test_a_clear_difference_says_so(store: Store, add_run: AddRun) -> None:
+    for seed in range(5):
+        add_run(seed=seed, top1=6.5 + seed / 100)
+        add_run("resnet110_crelu_bn", seed=seed, top1=5.5 + seed / 100)
+    assert said(store)[0].sure == "More than chance: 1.00 points apart, chance makes up to 0.03"
+
+
+def test_only_runs_of_one_length_are_compared(store: Store, add_run: AddRun) -> None:
+    add_run(top1=6.5)
+    add_run("resnet110_crelu_bn", top1=1.0, epochs=10)
+    assert said(store)[0].main == "ReLU + BatchNorm errs on 6.5 %"
+
+
+def test_of_quick_runs_nothing_but_latency_is_said(store: Store, add_run: AddRun) -> None:
+    add_run(top1=99.0, max_steps=4, samples=(0.010,) * 3)
+    add_run("resnet110_crelu_bn", top1=98.0, max_steps=4, samples=(0.017,) * 3)
+    quick, files = said(store)
+    assert quick.main == "CReLU + BatchNorm takes 1.7 times the latency of ReLU + BatchNorm"
+    assert "Quick runs only" in quick.sure
+    assert "99" not in str((quick, files))
+    assert "98" not in str((quick, files))
+
+
+def test_a_file_that_is_not_its_network_is_counted(store: Store, add_run: AddRun) -> None:
+    add_run(passed=False)
+    assert said(store)[-1].main.startswith("0 of 1 networks")
+
+
+def test_int8_is_held_against_float32(store: Store, add_run: AddRun) -> None:
+    add_run(forms=("fp32", "int8"))
+    assert said(store)[-1].rest == "int8 takes 1.00 to 1.00 of the time"

@@ -1,0 +1,49 @@
+"""What a larger batch brings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from suite.report import batches
+from suite.report.render import Report
+from suite.report.runs import Entry, Records
+from suite.results.store import Store
+from suite.tables import spec
+
+AddRun = Callable[..., dict[str, Any]]
+
+
+def table(store: Store) -> Report | None:
+    records, of = Records([store]), spec.load_table(2)
+    return batches.table([Entry(of, row, records.runs(of, row)) for row in of.rows])
+
+
+def test_images_a_second_are_a_multiple_of_those_at_the_smallest_batch(store: Store, add_run: AddRun) -> None:
+    add_run(batch_sizes=(1, 8, 64), samples=(0.004,) * 3)
+    add_run("resnet110_crelu_bn", batch_sizes=(8,))
+    shown = table(store)
+    assert shown is not None
+    (line,) = shown.lines
+    assert line.values == {
+        "model": "resnet110_relu_bn",
+        "heading_data": "CIFAR-10",
+        "ORT_cpu_b8_over_b1": pytest.approx(8.0),
+        "ORT_cpu_b64_over_b1": pytest.approx(64.0),
+    }
+    assert [column.heading for column in shown.columns][2:] == ["ORT cpu b8 over b1", "ORT cpu b64 over b1"]
+
+
+def test_machines_have_columns_of_their_own(store: Store, add_run: AddRun) -> None:
+    add_run(batch_sizes=(1, 8), machine="A")
+    add_run("resnet110_crelu_bn", batch_sizes=(1, 8), machine="B")
+    shown = table(store)
+    assert shown is not None
+    assert [column.heading for column in shown.columns][2:] == ["ORT cpu b8 m1 over b1", "ORT cpu b8 m2 over b1"]
+    assert shown.remarks == ["m1: A", "m2: B"]
+    assert shown.lines[0].values["ORT_cpu_b8_m2_over_b1"] is None
+
+
+def test_one_batch_size_makes_no_table(store: Store, add_run: AddRun) -> None:
+    add_run(batch_sizes=(8,))
+    assert table(store) is None
