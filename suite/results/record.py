@@ -95,8 +95,8 @@ class Record(Struct, Generic[I, R], frozen=True, kw_only=True, forbid_unknown_fi
         stage: what was done, such as "train"; `suite.tables.spec.VERSIONS` has them all.
         key: hash of the stage and its inputs.
         inputs: everything that was asked for (see `suite.schema.inputs`).
-        result: what the stage found (see `suite.schema.outcomes`). For training on CPUs of one kind it is the same, bit for
-            bit, whenever the inputs are.
+        result: what the stage found (see `suite.schema.outcomes`). For training on CPUs of one kind it is the same, bit
+            for bit, whenever the inputs are.
         timing: how long it took.
         artifacts: the stage's files by name.
         environment: with what.
