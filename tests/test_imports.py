@@ -19,7 +19,7 @@ LEVELS = (
     {"results"},
     {"training", "analysis"},
     {"data", "export"},
-    {"tables"},
+    {"tables", "schema"},
     {"leaves"},
 )
 STAGES = {"training.train", "export.exporter", "inference.parity", "inference.latency", "analysis.analyze"}

@@ -2,8 +2,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from suite.outcomes import LatencyResult
 from suite.results.samples import interval, packed, percentiles, quantiles, timed
+from suite.schema.outcomes import LatencyResult
 
 
 def test_quantiles_are_interpolated_between_samples() -> None:

@@ -23,7 +23,10 @@ from suite.distributed import Group
 from suite.errors import InputError, in_words
 from suite.grid.plan import Cell, Options, Stage
 from suite.interrupt import NEVER, Deadline, Interruption
-from suite.outcomes import (
+from suite.results import samples
+from suite.results.record import key_of
+from suite.results.store import Store
+from suite.schema.outcomes import (
     AnalyzeResult,
     ConvertResult,
     ExportResult,
@@ -32,16 +35,13 @@ from suite.outcomes import (
     PeakResult,
     TrainResult,
 )
-from suite.results import samples
-from suite.results.record import key_of
-from suite.results.store import Store
 from suite.tables.spec import Recipe
 
 if TYPE_CHECKING:
     from suite.data.batches import Batches
     from suite.inference.latency import Request
 
-# What came of a stage: its result, of the type that `suite.outcomes` has for it, or what ended it.
+# What came of a stage: its result, of the type that `suite.schema.outcomes` has for it, or what ended it.
 Outcome = Struct | Exception
 Work = Callable[[Stage, Path, progress.Steps], Struct]
 

@@ -8,9 +8,9 @@ from typing import Any
 from msgspec import ValidationError, convert
 
 from suite.grid.plan import Cell, Stage
-from suite.outcomes import LatencyResult, ParityResult, TrainResult
 from suite.results.samples import timed
 from suite.results.store import Store
+from suite.schema.outcomes import LatencyResult, ParityResult, TrainResult
 from suite.tables.spec import Table, within_an_epoch
 
 

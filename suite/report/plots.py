@@ -12,12 +12,12 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Literal
 
-from suite.outcomes import Epoch, known
 from suite.registry import DATA_SETS
 from suite.report import look
 from suite.report.drawing import SHARES, Figure, Plot, Points, Series, axis, named, thin
 from suite.report.runs import PLAIN, Entry, Kind, Runs, by_epoch, errors, median, reduced
 from suite.results.samples import quantiles
+from suite.schema.outcomes import Epoch, known
 
 # Latencies whose ratio is less are the same: so near the same file comes to itself when it is timed twice.
 SAME = 1.01

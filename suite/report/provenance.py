@@ -8,11 +8,11 @@ from typing import Any
 
 from msgspec import UnsetType
 
-from suite.inputs import Inputs, LatencyInputs, OnData, TrainInputs
-from suite.outcomes import known
 from suite.registry import DATA_SETS
 from suite.report.runs import Entry, kind_of, words_of
 from suite.results.record import Record, Source, TimedRecord
+from suite.schema.inputs import Inputs, LatencyInputs, OnData, TrainInputs
+from suite.schema.outcomes import known
 
 
 @dataclass

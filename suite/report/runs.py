@@ -11,8 +11,6 @@ from typing import Literal, TypeVar
 import msgspec
 
 from suite.files import printable
-from suite.inputs import Inputs
-from suite.outcomes import Epoch, Try, known
 from suite.registry import DATA_SETS, STAND_INS
 from suite.results.notes import Failure
 from suite.results.record import (
@@ -29,6 +27,8 @@ from suite.results.record import (
 )
 from suite.results.samples import quantiles
 from suite.results.store import Store
+from suite.schema.inputs import Inputs
+from suite.schema.outcomes import Epoch, Try, known
 from suite.tables.spec import Row, Table, outdated, recipe_for, within_an_epoch
 
 # Spread of the samples, (p75 - p25) / p50, from which on a latency is marked as unstable.

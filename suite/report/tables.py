@@ -10,7 +10,6 @@ from math import floor, sqrt
 from operator import attrgetter
 
 from suite.files import printable
-from suite.outcomes import Activation, ParityResult, known
 from suite.registry import lacks
 from suite.report.render import Column, Line, Report
 from suite.report.runs import (
@@ -29,6 +28,7 @@ from suite.report.runs import (
 from suite.results.record import TimedRecord
 from suite.results.samples import percentiles, quantiles
 from suite.results.store import Store
+from suite.schema.outcomes import Activation, ParityResult, known
 from suite.tables.spec import LOSS, METRICS, TOLERANCE, VERSIONS, Table
 
 # The table whose figures are not errors but what `suite.analysis.analyze` finds in trained networks.

@@ -15,11 +15,11 @@ from msgspec.structs import replace
 
 from suite.errors import InputError
 from suite.files import read_if_file
-from suite.outcomes import LatencyResult
 from suite.results import samples
 from suite.results.record import FORMAT, AnyRecord, decode, text_of
 from suite.results.store import Store
 from suite.results.verify import places, read_sound
+from suite.schema.outcomes import LatencyResult
 
 # What a timing holds of its runs, in all forms.
 _TIMES = {"samples", "rounds", "host_samples", "samples_ns", "rounds_ns", "host_samples_ns"}

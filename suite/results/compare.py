@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suite.errors import InputError
-from suite.outcomes import known
 from suite.results import samples
 from suite.results.record import ExportRecord, LatencyRecord, TrainRecord
 from suite.results.store import Store
+from suite.schema.outcomes import known
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95

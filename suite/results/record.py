@@ -16,7 +16,9 @@ from msgspec import Meta, Struct
 
 from suite.errors import InputError
 from suite.files import printable
-from suite.inputs import (
+from suite.results.samples import Timed, timed
+from suite.results.wording import in_words
+from suite.schema.inputs import (
     AnalyzeInputs,
     ConvertInputs,
     ExportInputs,
@@ -26,7 +28,7 @@ from suite.inputs import (
     PeakInputs,
     TrainInputs,
 )
-from suite.outcomes import (
+from suite.schema.outcomes import (
     AnalyzeResult,
     ConvertResult,
     ExportResult,
@@ -35,8 +37,6 @@ from suite.outcomes import (
     PeakResult,
     TrainResult,
 )
-from suite.results.samples import Timed, timed
-from suite.results.wording import in_words
 
 # Version of the record's layout. 1: first; records without a digest are of it too. 2: latencies hold each run once, as
 # whole nanoseconds, and a list of numbers stands in one line.
@@ -94,9 +94,9 @@ class Record(Struct, Generic[I, R], frozen=True, kw_only=True, forbid_unknown_fi
         of: the stage whose records alone are of this type; empty if all may be.
         stage: what was done, such as "train"; `suite.tables.spec.VERSIONS` has them all.
         key: hash of the stage and its inputs.
-        inputs: everything that was asked for (see `suite.inputs`).
-        result: what the stage found (see `suite.outcomes`). For training on CPUs of one kind it is the same, bit for
-            bit, whenever the inputs are.
+        inputs: everything that was asked for (see `suite.schema.inputs`).
+        result: what the stage found (see `suite.schema.outcomes`). For training on CPUs of one kind it is the same, bit
+            for bit, whenever the inputs are.
         timing: how long it took.
         artifacts: the stage's files by name.
         environment: with what.

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct
 
-from suite.outcomes import LatencyResult, known
+from suite.schema.outcomes import LatencyResult, known
 
 # Fewest samples for a percentile, by MLPerf's rule of 99 % confidence.
 SAMPLES_FOR = {50: 1, 90: 64, 95: 130, 99: 662}

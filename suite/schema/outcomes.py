@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from suite.inputs import Int
+from suite.schema.inputs import Int
 
 T = TypeVar("T")
 
