@@ -394,6 +394,7 @@ def test_nothing_but_the_restricted_reader_of_cifar_unpickles() -> None:
                 for node in ast.walk(ast.parse(path.read_text("utf-8")))
                 if isinstance(node, ast.Import | ast.ImportFrom | ast.Attribute | ast.keyword)
                 and forbidden.search(ast.unparse(node))
+                and ast.unparse(node) != "allow_pickle=False"
             ]
             assert not found or path.name == "cifar.py", f"{path}: {[ast.unparse(node) for node in found]}"
 
