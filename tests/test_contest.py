@@ -164,7 +164,7 @@ def test_a_share_of_more_than_the_peak_is_called_impossible(
         (["--precisions", "int8"], "a file is timed as it is"),
         (["--input", "ids=1x3"], "nothing here has an input 'ids'; legal: pixels"),
         (["--batch-sizes", "0"], "is not a batch size"),
-        (["--providers", "tpu"], "'tpu' is not legal"),
+        (["--providers", "tpu"], "'tpu' is not one of cpu, cuda or tensorrt"),
     ],
 )
 def test_what_cannot_be_timed_is_said_in_one_line(

@@ -21,7 +21,7 @@ from suite.export import exporter as export
 from suite.export.exporter import to_graph
 from suite.export.nodes import name_after_layers
 from suite.export.rewrite import apply_rewrites
-from suite.inference import departure
+from suite.inference import departure, nodewise
 from suite.inference.departure import first_departure
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -151,7 +151,7 @@ def test_a_fault_of_the_runtimes_optimisations_is_named(network: Network, monkey
             source = model.SerializeToString()
         return session.open_session(source, provider, threads, configure=configure)
 
-    monkeypatch.setattr(departure, "open_session", open_faulty)
+    monkeypatch.setattr(nodewise, "open_session", open_faulty)
     found = first_departure(network.model, network.files["rewritten"], IMAGES)
     assert found is not None
     assert (found["comparison"], found["layer"]) == ("runtime", "layer1.2.conv2")

@@ -279,7 +279,7 @@ def test_a_published_network_on_the_embedded_digits_is_told_apart_from_a_test_of
     assert code == 0
     (line,) = (line for line in out.splitlines() if line.startswith("top-1 error"))
     assert line.endswith(" points on digits10, but trained on cifar10; --data cifar10=PATH gives that")
-    assert err.startswith(f"note: images are normalised as {folder}/config.json states: mean 0.4914 ")
+    assert f"\nnote: images are normalised as {folder}/config.json states: mean 0.4914 " in err
     with networks.source(str(folder)) as of:
         held = reduced.calibration(networks.test_batches(of, {}, None), "trained on cifar10")
     assert held.notes[-1] == "calibrated on 200 training images of digits10, but trained on cifar10"

@@ -48,7 +48,7 @@ def locking(descriptor, mode, count):
 ELSEWHERE = f"""
 import asyncio, concurrent.futures, multiprocessing, os, pathlib, shutil, signal, socket, subprocess, sys, tempfile
 import types
-import click, onnx, onnxruntime, onnxscript, orjson, PIL.Image, psutil, rich.console, safetensors.torch, scipy.stats
+import click, onnx, onnxruntime, onnxscript, msgspec, PIL.Image, psutil, rich.console, safetensors.torch, scipy.stats
 import sklearn.datasets, tabulate, timm, torch, torch.onnx, torchvision
 import multiprocessing.connection, multiprocessing.popen_spawn_posix, multiprocessing.spawn
 import onnxruntime.quantization, torch._dynamo, torch.export, torch.utils.data

@@ -397,6 +397,7 @@ def test_without_a_compiler_training_goes_on_and_says_why(tmp_path: Path, monkey
 
     monkeypatch.setattr("torch.compile", compiler)
     monkeypatch.setitem(step.WORTH_A_TRIAL, "cpu", 0.0)
+    monkeypatch.setattr(train, "TRIAL", 0)
     said: list[str] = []
     job = train.Job("resnet20_relu_bn", Batches(small(), dataclasses.replace(RECIPE, max_steps=1), CPU), 0, tmp_path)
     result = train.train(job, Engine("float32", "auto"), warn=said.append)

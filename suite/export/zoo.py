@@ -5,12 +5,11 @@ This project's own networks have a stricter reader, `suite.export.weights`.
 
 import dataclasses
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import orjson
 
 from suite.errors import InputError, first_line, in_words
 from suite.export.weights import CONFIG, WEIGHTS, load_weights, shape_in_words
@@ -104,7 +103,7 @@ def in_folder(folder: Path) -> Network:
 
     path = folder / CONFIG
     try:
-        content = orjson.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
         model, arguments = content["architecture"], dict(content.get("model_args") or {})
         described = dict(content.get("pretrained_cfg") or {})
         classes = content.get("num_classes", described.get("num_classes"))
@@ -199,4 +198,4 @@ def save(of: Network, model: "nn.Module", folder: Path) -> None:
     if type(classes) is int:
         content["num_classes"] = classes
     save_file({name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
-    (folder / CONFIG).write_bytes(orjson.dumps(content, default=str))
+    (folder / CONFIG).write_bytes(json.dumps(content, default=str).encode())
