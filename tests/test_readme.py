@@ -190,6 +190,15 @@ def test_the_example_of_a_new_variant_gets_its_line_of_the_table(tmp_path: Path)
     assert line.count("|") > 10
 
 
+def test_the_table_of_the_readme_is_what_its_command_prints(suite: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (block,) = re.findall(r"```text\n\$ (.*?)```", README, re.DOTALL)
+    command, *lines = block.splitlines()
+    out = suite(*shlex.split(command)[len(TYPED.split()) :])[1]
+    assert len(lines) == 4
+    assert lines == [line for line in out.splitlines() if line.startswith("|")]
+
+
 PUBLISHED = sorted((ROOT / "results" / "published").glob("*/"))
 RESULTS = "results/published/amd-epyc-2-cores"
 # What the headings of the README's tables are in the JSON of `show`, and in which unit of it.
