@@ -442,10 +442,17 @@ def test_symbolic_tracing_keeps_logits_and_parameters(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.filterwarnings("ignore:The TorchScript type system")  # of what torch.fx itself writes
 def test_a_traced_network_can_be_scripted(depth: int, act: str, norm: str) -> None:
-    with timm.layers.set_scriptable(True):
-        model = build(f"resnet{depth}_{act}_{norm}")
+    for last in (False, False, True):
+        with timm.layers.set_scriptable(True):
+            model = build(f"resnet{depth}_{act}_{norm}")
+        try:
+            scripted = torch.jit.script(torch.fx.symbolic_trace(model))
+            break
+        except RuntimeError as error:
+            # torch knows its builtins by their addresses, and takes a list that lies where one was for it.
+            if last or "builtin cannot be used as a value" not in str(error):
+                raise
     x = images(model)
-    scripted = torch.jit.script(torch.fx.symbolic_trace(model))
     torch.testing.assert_close(scripted(x), model(x))
     found = []
     for each in (scripted, model):
