@@ -121,7 +121,7 @@ def test_without_what_windows_lacks_a_row_is_trained_exported_and_checked(tmp_pa
     options = ["--compile", "never", "--stages", "train,export,parity", "--results", str(tmp_path / "results")]
     ((code, out, err),) = elsewhere(["run", *row, *options])
     assert code == 0, err
-    assert "resnet20_relu_bn" in out
+    assert "| BatchNorm | ReLU " in out
     store = Store(tmp_path / "results")
     (parity,) = store.records("parity")
     assert parity.result["passed"]
