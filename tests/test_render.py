@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from suite.report import tables as report
-from suite.report.render import FORMATS, Report, render
+from suite.report.render import FORMATS, PARTS, Report, chosen, render
 from suite.results.store import Store
 from suite.tables import spec
 
@@ -133,3 +133,12 @@ def test_a_bar_in_a_record_ends_no_cell_of_a_markdown_table(store: Store, add_ru
     store.put("latency", timed | {"runtime": "onnxruntime"}, {"samples": [0.01]}, {}, {})
     lines = [line for line in render(build(store), "github").splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_every_part_can_be_asked_for_and_tables_have_no_other(store: Store, add_run: AddRun) -> None:
+    empty = report.build(spec.load_table(2), store)
+    headings = [column for column in empty.columns if column.key.startswith("heading_")]
+    assert chosen(empty, ["latency"]).columns == headings
+    add_run()
+    shown = {column.part for number in spec.NUMBERS for column in report.build(spec.load_table(number), store).columns}
+    assert shown - {""} == {*PARTS} - {"peak"}  # of which there is no record here

@@ -29,7 +29,7 @@ def show(
     columns: tuple[str, ...],
     form: str,
 ) -> int:
-    """Print a table from the records that there are, of each row those that say most."""
+    """Print a table from the most complete records of each row."""
     from suite.report import tables as report
     from suite.results.store import Store
 

@@ -13,6 +13,8 @@ from suite.files import printable
 
 # Characters of a line of a footnote in Markdown, and of a row of brief columns.
 WIDTH = 100
+# Parts of a table, by which its columns are chosen; there may be none of a part, where nothing was measured.
+PARTS = ("model", "paper", "ours", "parity", "size", "latency", "speed", "peak")
 
 FORMATS = ("github", "csv", "latex", "json")
 
@@ -71,12 +73,11 @@ def chosen(report: Report, names: Sequence[str] = ()) -> Report:
     """
     if "all" in names:
         return report
-    parts = list(dict.fromkeys(column.part for column in report.columns if column.part))
-    known = {*parts, *(column.key for column in report.columns)}
+    known = {*PARTS, *(column.key for column in report.columns)}
     if unknown := [name for name in names if name not in known]:
         legal = ", ".join(column.key for column in report.columns)
         raise InputError(
-            f"--columns: {unknown[0]!r} is no column of this table; legal: all, {', '.join(parts)}; or single ones, by "
+            f"--columns: {unknown[0]!r} is no column of this table; legal: all, {', '.join(PARTS)}; or single ones, by "
             f"the names that CSV and JSON give them: {legal}"
         )
     if names:
