@@ -315,6 +315,7 @@ def test_a_filter_of_zeros_makes_no_pair() -> None:
     assert analyze.filter_coherence(torch.zeros(2, 2)) == 0
 
 
+@pytest.mark.full
 def test_resnet_34_has_33_convolutions_in_the_order_in_which_they_run() -> None:
     model = timm.create_model("resnet34_crelu_np2")
     ran: list[str] = []

@@ -80,7 +80,12 @@ def test_all_batches_of_photographs_have_the_networks_channels() -> None:
 
 @pytest.mark.parametrize(
     ("channels", "precision"),
-    [(1, "fp32"), (1, "fp16"), pytest.param(1, "int8", marks=pytest.mark.full), (4, "fp32")],
+    [
+        (1, "fp32"),
+        pytest.param(1, "fp16", marks=pytest.mark.full),
+        pytest.param(1, "int8", marks=pytest.mark.full),
+        (4, "fp32"),
+    ],
 )
 def test_a_network_of_any_count_of_channels_is_exported_checked_and_explained(
     channels: int,
@@ -111,6 +116,7 @@ def test_a_network_of_any_count_of_channels_is_exported_checked_and_explained(
     assert f"takes {channels} channels, resnet20_crelu_bn 3: another network's file" in err
 
 
+@pytest.mark.full
 def test_a_network_of_one_channel_is_analysed_and_timed(folder: Callable[..., Path], tmp_path: Path) -> None:
     file = tmp_path / "net.onnx"
     with networks.source(str(folder(1))) as of:

@@ -79,6 +79,7 @@ def test_a_form_that_does_not_run_leaves_the_choice_to_the_others(monkeypatch: p
         deploy._fastest(dataclasses.replace(of, trained=True), [Path("d")], "cpu")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_cuda_is_given_the_exporters_own_graph_and_the_time_it_takes(
     precision: str, path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +140,7 @@ def test_eight_bits_for_a_gpu_are_symmetric(path: Path, monkeypatch: pytest.Monk
     assert result["activations"] == "symmetric"
 
 
+@pytest.mark.full
 def test_what_is_exported_in_eight_bits_was_timed_and_runs(path: Path) -> None:
     with networks.source("resnet20_relu_bn") as of:
         result = deploy.export(of, path, "int8", "cpu", True, {})

@@ -89,6 +89,7 @@ class Fatal:
         return os._exit, (3,)
 
 
+@pytest.mark.full
 def test_a_probe_that_dies_is_one_line_and_the_start_is_measured_once() -> None:
     prober = Prober()
     with pytest.raises(RuntimeError, match=r"^its process ended with code 3$"):

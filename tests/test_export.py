@@ -86,7 +86,7 @@ def test_folding_leaves_the_model_itself_alone() -> None:
     assert all(value.dtype == torch.float32 for value in model.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[:2], *(pytest.param(name, marks=pytest.mark.full) for name in NAMES[2:])])
 def test_the_exported_file_gives_torchs_logits_at_any_batch_size(
     name: str, saved: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -110,11 +110,11 @@ def test_the_exported_file_gives_torchs_logits_at_any_batch_size(
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"in_chans": 1},
-        {"crelu_placement": "inner"},
+        pytest.param({"in_chans": 1}, marks=pytest.mark.full),
+        pytest.param({"crelu_placement": "inner"}, marks=pytest.mark.full),
         {"crelu_placement": "inner", "np_constants": "direct"},
         {"np_constants": "all", "np_batchnorm": "trunk_input"},
-        {"np_batchnorm": "shortcut"},
+        pytest.param({"np_batchnorm": "shortcut"}, marks=pytest.mark.full),
     ],
 )
 def test_variants_of_an_architecture_export_too(
@@ -130,6 +130,7 @@ def test_variants_of_an_architecture_export_too(
     assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.full
 def test_normalisations_of_one_architecture_export_to_the_same_operators(tmp_path: Path) -> None:
     found = []
     for norm in ("bn", "plain", "np2", "np3"):

@@ -209,6 +209,7 @@ def compiled_for_a_gpu() -> None:
 
 
 @NEEDS_TRITON
+@pytest.mark.full
 def test_the_kernels_compute_what_the_library_does() -> None:
     in_process("interpreted", TRITON_INTERPRET="1")
 

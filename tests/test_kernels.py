@@ -242,9 +242,9 @@ def compiled_for_a_gpu() -> None:
         pytest.param("counts", marks=pytest.mark.full),
         pytest.param("seeds", marks=pytest.mark.full),
         "crelu",
-        "statistics",
+        pytest.param("statistics", marks=pytest.mark.full),
         pytest.param("networks", marks=pytest.mark.full),
-        "operators",
+        pytest.param("operators", marks=pytest.mark.full),
     ],
 )
 def test_the_kernels_compute_what_the_library_does(what: str) -> None:

@@ -121,6 +121,7 @@ def test_one_that_fails_does_not_take_the_others_with_it(onnx_file: Path, tmp_pa
     assert done == [1, 2]
 
 
+@pytest.mark.full
 def test_the_same_file_twice_has_the_same_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "PROCESSES", (1, 2))
     save_for_hf(timm.create_model("resnet20_relu_bn"), str(tmp_path), safe_serialization=True)

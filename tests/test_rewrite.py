@@ -98,7 +98,9 @@ def optimized(model: bytes, path: Path) -> Counter[str]:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime's blocked layout needs x86")
-@pytest.mark.parametrize(("name", "size"), NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "size"), [pytest.param(*each, marks=pytest.mark.full if each[1] > 32 else ()) for each in NETWORKS]
+)
 def test_the_layout_stays_blocked_and_rectifiers_and_sums_are_parts_of_convolutions(
     name: str, size: int, exported: Callable[[str, int], Exported], tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_batches_that_shared_memory_does_not_hold_are_read_without_it(
     assert done.stdout == f"{size} False\n" * 3
 
 
+@pytest.mark.full
 def test_shared_memory_that_is_full_is_one_line_with_its_remedy(
     in_a_container: Callable[..., subprocess.CompletedProcess[str]], images: Path, tmp_path: Path
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_pack_of_seeds_is_stacked_and_each_ends_as_alone(tmp_path: Path) -> No
         assert (one["timing"]["stacked"], other["timing"]["stacked"]) == (SEEDS, 1)
 
 
+@pytest.mark.full
 def test_networks_whose_layers_are_our_own_kernels_are_stacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, but that each layer computes by the library here."""
     monkeypatch.setattr(Engine, "wants_kernels_on", lambda *_: True)

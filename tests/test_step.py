@@ -185,6 +185,7 @@ def test_compiled_blocks_have_the_same_gradients() -> None:
         assert torch.allclose(expected.grad, parameter.grad, rtol=1e-6, atol=1e-6 * float(expected.grad.abs().max()))
 
 
+@pytest.mark.full
 def test_a_compiled_step_is_the_same_step() -> None:
     plain, compiled = (Step(tiny(), RECIPE, CPU, bfloat16=False, compiled=which) for which in (False, True))
     for _ in range(2):

@@ -396,6 +396,7 @@ def test_a_model_can_be_copied_pickled_and_restored_from_its_state(name: str) ->
 
 
 @each_block
+@pytest.mark.full
 def test_torch_compile_takes_the_whole_forward_and_backward_pass(name: str) -> None:
     torch.compiler.reset()
     model = build(name, num_classes=10)

@@ -108,6 +108,7 @@ def crash_after(steps: int) -> Callable[[int, int, str], None]:
     return progress
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("model", "momentum"), [("resnet20_relu_bn", 0.9), ("resnet20_crelu_np2", 0.0)])
 def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_undisturbed(
     model: str, momentum: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -150,6 +151,7 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path, monk
     assert (tried["outcome"], tried["last_loss"]) == ("trained", None)
 
 
+@pytest.mark.full
 def test_a_run_killed_after_halving_goes_on_at_the_halved_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
     recipe = dataclasses.replace(RECIPE, learning_rate=1e6, max_steps=4)

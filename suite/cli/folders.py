@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from suite.cli.options import in_words
 from suite.errors import InputError
 from suite.tables import spec
 from suite.tables.spec import Table
@@ -15,8 +16,17 @@ if TYPE_CHECKING:
 
 
 def must_be_there(results: Path) -> None:
+    """Refuse what is no results folder, and a folder of such folders, in which nothing would be found.
+
+    Raises:
+        InputError: it is one of these.
+    """
     if not results.is_dir():
         raise InputError(f"--results {results}: {'is no folder' if results.exists() else 'no such folder'}")
+    if not (results / "records").is_dir():
+        inside = sorted(str(path.parent) for path in results.glob("*/records"))
+        if inside:
+            raise InputError(f"--results {results}: holds no records, but folders that do; give {in_words(inside)}")
 
 
 def must_be_there_if_given(results: Path) -> None:

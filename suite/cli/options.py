@@ -90,7 +90,7 @@ def one_of(text: str, legal: tuple[str, ...]) -> str:
 def in_words(names: Iterable[str]) -> str:
     """As in "a, b or c"."""
     *most, last = names
-    return f"{', '.join(most)} or {last}"
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def batch_size(text: str) -> int:

@@ -49,7 +49,9 @@ def status_(results: Path) -> int:
     from suite.results.store import Store
 
     folders.must_be_there_if_given(results)
-    click.echo(printable(status.render(status.read(Store(results))), keep="\n"), nl=False)
+    store = Store(results)
+    records = sum(len(store.names(stage)) for stage in store.stages())
+    click.echo(printable(status.render(status.read(store), records), keep="\n"), nl=False)
     return 0
 
 
@@ -161,9 +163,9 @@ def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:
         cleaning.remove(store, these)
     for kind, words in cleaning.KINDS.items():
         of_kind = [each for each in found if each.kind == kind]
-        done = "kept" if of_kind and of_kind[0] not in these else "to be removed" if dry_run else "removed"
+        done = "kept" if kind not in (what or cleaning.USUAL) else "to be removed" if dry_run else "removed"
         size = sum(each.bytes for each in of_kind)
-        click.echo(f"{kind:11}  {len(of_kind):5} folders  {size / 1e6:9,.1f} MB  {done if of_kind else '':13}  {words}")
+        click.echo(f"{kind:11}  {len(of_kind):5} folders  {size / 1e6:9,.1f} MB  {done:13}  {words}")
     return 0
 
 

@@ -11,8 +11,8 @@ import click
 from suite.cli import folders, options
 from suite.errors import InputError
 from suite.registry import FORMS, PROVIDERS, RUNTIMES, STAND_INS
+from suite.report.render import check_names, render
 from suite.report.render import chosen as brief
-from suite.report.render import render
 from suite.tables import spec
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 # Seconds after which a dry run begins to measure no other network.
 DRY_RUN = 20.0
+
+# How the names of columns end that a table gets from timings.
+MEASURED = ("_ms", "_images_per_s", "_peak_percent")
+
+# What a quick run times unless it is told otherwise: what its table shows.
+QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
 
 
 @click.command(short_help="Do what a table lacks, and print it.")
@@ -122,9 +128,7 @@ DRY_RUN = 20.0
 @click.option(
     "--runtimes",
     type=options.some_of(RUNTIMES),
-    default="onnxruntime,torch",
-    show_default=True,
-    help="What to time.",
+    help="What to time. By default onnxruntime, and torch too where a run is not a quick one.",
 )
 @click.option(
     "--forms",
@@ -136,9 +140,7 @@ DRY_RUN = 20.0
 @click.option(
     "--batch-sizes",
     type=options.Choices("N,...", options.batch_size),
-    default="1,8",
-    show_default=True,
-    help="To time at; torch at the smallest alone.",
+    help="To time at; torch at the smallest alone. By default 1 in a quick run, else 1,8.",
 )
 @click.option(
     "--timings",
@@ -191,9 +193,13 @@ def run(
 
     until = datetime.now(UTC) + timedelta(seconds=time_limit) if time_limit else None
     workers = workers or (0 if options["executor"] == "local" else 1)
+    quick = options["profile"] == "quick" and options["epochs"] is None
+    asked = {name: value for name, value in options.items() if value is not None}
+    options = (QUICK if quick else {}) | asked
     chosen = grid.Options(table=table, depth=int(depth) if depth else None, until=until, workers=workers, **options)
     if data_download:
         chosen = grid.with_downloads(chosen, data_download)
+    _check_columns(chosen, columns, metric)
     execute = _executor(chosen)
     if dry_run or budget:
         from suite.grid import estimate, runner
@@ -212,15 +218,29 @@ def run(
     from suite.report import tables as report
     from suite.results.store import Store
 
-    asked = {kind for kind in spec.VERSIONS if grid.asked_as(kind) in chosen.stages}
+    failed = {kind for kind in spec.VERSIONS if grid.asked_as(kind) in chosen.stages}
     store = Store(chosen.results)
-    built = report.build(outcome.table, store, metric, outcome.trained, failed=asked, forms=chosen.forms)
+    built = report.build(outcome.table, store, metric, outcome.trained, failed=failed, forms=chosen.forms)
     click.echo(render(brief(built, columns), form), nl=False)
     page = folders.write_page([chosen.results], chosen.results / "report", metric)
     click.echo(f"report: {page}", err=True)
     if outcome.failed:
         click.echo(f"{outcome.failed} stages failed; the footnotes say why", err=True)
     return 1 if outcome.failed else 0
+
+
+def _check_columns(options: "Options", names: tuple[str, ...], metric: Any) -> None:
+    """Refuse what is no column before hours are spent on its table.
+
+    Raises:
+        InputError: a name is no column, and none of a latency that is still to be measured either.
+    """
+    from suite.report import tables as report
+    from suite.results.store import Store
+
+    if names:
+        table = spec.selected(options.table, options.rows, options.depth)
+        check_names(report.build(table, Store(options.results), metric), names, later=MEASURED)
 
 
 def _executor(options: "Options") -> Callable[["Options"], "Outcome"]:

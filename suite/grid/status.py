@@ -66,11 +66,14 @@ def _seconds(store: Store) -> dict[str, float]:
     return {record.key: record.timing.seconds for stage in store.stages() for record in store.each(stage)}
 
 
-def render(found: Sequence[Status]) -> str:
-    """As text: of each command its stages by kind, who is at what, what failed and why, and the time left."""
+def render(found: Sequence[Status], records: int = 0) -> str:
+    """As text: of each command its stages by kind, who is at what, what failed and why, and the time left; of a folder
+    in which no command was given, as of published results, how many `records` it holds."""
     from tabulate import tabulate
 
     if not found:
+        if records:
+            return f"no command was begun here; of commands elsewhere here are {records} records: suite show, report\n"
         return "nothing was begun here\n"
     parts = []
     for status in found:

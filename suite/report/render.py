@@ -71,15 +71,9 @@ def chosen(report: Report, names: Sequence[str] = ()) -> Report:
     Raises:
         InputError: a name is neither; it says what is legal.
     """
+    check_names(report, names)
     if "all" in names:
         return report
-    known = {*PARTS, *(column.key for column in report.columns)}
-    if unknown := [name for name in names if name not in known]:
-        legal = ", ".join(column.key for column in report.columns)
-        raise InputError(
-            f"--columns: {unknown[0]!r} is no column of this table; legal: all, {', '.join(PARTS)}; or single ones, by "
-            f"the names that CSV and JSON give them: {legal}"
-        )
     if names:
         headings = [column for column in report.columns if column.key.startswith("heading_")]
         return _with(report, [*headings, *(c for c in report.columns if c.part in names or c.key in names)])
@@ -88,6 +82,23 @@ def chosen(report: Report, names: Sequence[str] = ()) -> Report:
         columns.pop()
     hidden = len(report.columns) - len(columns)
     return replace(found, remarks=[*found.remarks, f"--columns all shows {hidden} more columns"]) if hidden else found
+
+
+def check_names(report: Report, names: Sequence[str], later: Sequence[str] = ()) -> None:
+    """Refuse names of columns that a report does not have, and will not have: those of its columns that are still to
+    be measured end in one of `later`.
+
+    Raises:
+        InputError: a name is no column; it says what is legal.
+    """
+    known = {"all", *PARTS, *(column.key for column in report.columns)}
+    for name in names:
+        if name not in known and not name.endswith(tuple(later)):
+            legal = ", ".join(column.key for column in report.columns)
+            raise InputError(
+                f"--columns: {name!r} is no column of this table; legal: all, {', '.join(PARTS)}; or single ones, by "
+                f"the names that CSV and JSON give them: {legal}"
+            )
 
 
 def _with(report: Report, columns: list[Column]) -> Report:
