@@ -11,7 +11,9 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
+PACKAGES = (
+    *("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "openvino", "numpy"),
+)
 
 
 @cache

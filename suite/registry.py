@@ -71,14 +71,12 @@ class Provider:
             exporter's own. The rewrites are for the CPU provider: a CReLU network takes 1.7 times as long with them on
             the CUDA provider.
         device: torch's name of the device that it computes on.
-        torch_runs_there: whether torch has a runtime to compare with; TensorRT is a provider of ONNX Runtime alone.
         lacks: forms that it cannot run, and why: no file is made and nothing timed, and a table says so.
     """
 
     name: str
     graph: Literal["rewritten", "plain"]
     device: Literal["cpu", "cuda"]
-    torch_runs_there: bool = True
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -93,7 +91,7 @@ PROVIDERS = {
             "and no DequantizeLinear with a scale a filter"
         },
     ),
-    "tensorrt": Provider("TensorrtExecutionProvider", "plain", "cuda", torch_runs_there=False),
+    "tensorrt": Provider("TensorrtExecutionProvider", "plain", "cuda"),
 }
 
 
@@ -101,9 +99,6 @@ def lacks(provider: str, form: str) -> str | None:
     """Why an execution provider cannot run files of a form, or None if it can."""
     return PROVIDERS[provider].lacks.get(form) if provider in PROVIDERS else None
 
-
-# What can run a network, and how a table names it.
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "torch": "torch", "torch.compile": "torch.compile"}
 
 # Forms of an exported file, and what they are.
 FORMS = {
@@ -114,3 +109,48 @@ FORMS = {
 }
 # Those that a file has instead of float32.
 REDUCED = ("fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What can run a network.
+
+    Attributes:
+        label: its name in plots and sentences.
+        short: its name in headings of columns.
+        library: the package that it is of, and whose version it has. `suite.inference.in_LIBRARY` loads a network.
+        providers: what it runs on; of ONNX Runtime its execution providers, of others the device.
+        forms: of ONNX files that it runs; none of one that runs a network from its weights, in float32.
+        extra: of this project, which installs it; None if it is always installed.
+    """
+
+    label: str
+    short: str
+    library: Literal["onnxruntime", "torch", "openvino"]
+    providers: tuple[str, ...]
+    forms: tuple[str, ...] = ()
+    extra: str | None = None
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether it runs ONNX files."""
+        return bool(self.forms)
+
+
+ORT = "onnxruntime"
+
+RUNTIMES = {
+    ORT: Runtime("ONNX Runtime", "ORT", "onnxruntime", tuple(PROVIDERS), tuple(FORMS)),
+    "torch": Runtime("torch", "torch", "torch", ("cpu", "cuda")),
+    "torch.compile": Runtime("torch.compile", "torch.compile", "torch", ("cpu", "cuda")),
+    # On a CPU OpenVINO computes float16 files in another precision, so that there is nothing to time under that name.
+    "openvino": Runtime("OpenVINO", "OpenVINO", "openvino", ("cpu",), ("fp32", "plain", "int8"), "openvino"),
+    "openvino.default": Runtime(
+        "OpenVINO in its default precision",
+        "OpenVINO default",
+        "openvino",
+        ("cpu",),
+        ("fp32", "plain", "int8"),
+        "openvino",
+    ),
+}

@@ -99,13 +99,13 @@ def test_the_cpu_is_always_there() -> None:
 
 def test_figures_that_are_compared_are_taken_in_turns(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, str]] = []
-    whole = latency._OnnxRuntime.ask
+    whole = latency._Fresh.ask
 
-    def ask(worker: latency._OnnxRuntime, action: str) -> dict[str, Any]:
+    def ask(worker: latency._Fresh, action: str) -> dict[str, Any]:
         asked.append((worker._process.pid, action))
         return whole(worker, action)
 
-    monkeypatch.setattr(latency._OnnxRuntime, "ask", ask)
+    monkeypatch.setattr(latency._Fresh, "ask", ask)
     answers = latency.measure([request(onnx_file), request(onnx_file, batch_size=1)])
     assert [answer["in_turns_with"] for answer in answers if isinstance(answer, dict)] == [1, 1]
     first, second = dict.fromkeys(pid for pid, _ in asked)
@@ -171,7 +171,7 @@ def test_pairs_of_a_file_that_cannot_be_run_are_an_error(onnx_file: Path, tmp_pa
 
 
 def test_torch_is_not_timed_under_the_name_of_tensorrt(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="TensorRT is a provider of ONNX Runtime alone"):
+    with pytest.raises(RuntimeError, match="torch does not run on TensorrtExecutionProvider; legal: cpu, cuda"):
         one(request(tmp_path, runtime="torch", provider="tensorrt"))
 
 
@@ -201,7 +201,7 @@ def test_runs_that_a_quota_has_stopped_are_counted(monkeypatch: pytest.MonkeyPat
             pass
 
     stops = iter([0, 0, 5, 7, *[7] * 100])  # before and after each of two bursts
-    monkeypatch.setattr(latency, "_OnnxRuntime", Instant)
+    monkeypatch.setattr(latency, "_Fresh", Instant)
     monkeypatch.setattr(latency.env, "throttled", lambda: next(stops))
     assert one(request(Path("any")))["throttled"] == 2
     assert "throttled" not in one(request(Path("any")))

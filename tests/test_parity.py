@@ -8,6 +8,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, save
 from torch import Tensor, nn
 
+from suite.inference.loaded import Request
 from suite.inference.parity import SHOWN, compare, judge, render
 from suite.tables.spec import TOLERANCE
 
@@ -188,16 +189,17 @@ def test_torch_runs_without_tf32_and_has_it_back_afterwards(onnx_file: Path) -> 
 def test_tensorrt_which_multiplies_in_tf32_is_judged_by_its_answers(
     onnx_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from suite.inference.in_onnxruntime import InSession
     from suite.session import open_session
 
-    def on_cpu(source: str, provider: str, threads: int) -> Any:
-        assert provider == "tensorrt"
-        return open_session(source, "cpu", threads)
+    def on_cpu(request: Request, checked: bool) -> InSession:
+        assert (request.provider, checked) == ("tensorrt", True)
+        return InSession(request, open_session(request.path, "cpu", request.threads))
 
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
-    assert compared(Mean(1.01), onnx_file, provider="tensorrt", open_session=on_cpu)["passed"]
+    assert compared(Mean(1.01), onnx_file, provider="tensorrt", load=on_cpu)["passed"]
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert not compared(Mean(1.01), onnx_file, provider="tensorrt", open_session=on_cpu)["passed"]
+    assert not compared(Mean(1.01), onnx_file, provider="tensorrt", load=on_cpu)["passed"]
 
 
 def test_a_provider_that_is_not_there_is_an_error(onnx_file: Path) -> None:

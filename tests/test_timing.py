@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from suite.inference import loaded, timing
+from suite.inference import in_onnxruntime, loaded, timing
 from suite.inference.loaded import Protocol
 
 SHORT = Protocol(rounds=2, min_seconds=0.0, min_runs=5, max_runs=50, warmup=1)
@@ -74,13 +74,11 @@ def test_on_cuda_each_input_has_a_graph_and_buffers_that_stay_in_place(
 
     on_device = ort.OrtValue.ortvalue_from_numpy
     empty = ort.OrtValue.ortvalue_from_shape_and_type
-    monkeypatch.setattr(loaded, "open_deployed", opened)
+    monkeypatch.setattr(in_onnxruntime, "open_deployed", opened)
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", lambda array, *device: on_device(array))
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", lambda shape, kind, *device: empty(shape, kind))
     request = loaded.Request("onnxruntime", str(tmp_path / "m.onnx"), "cuda", 2, 8, 1, SHORT)
-    _, *bursts, last = timing._serve(
-        lambda: loaded.in_onnxruntime(request), SHORT, iter(["load", "burst", "burst", "end"])
-    )
+    _, *bursts, last = timing._serve(request, iter(["load", "burst", "burst", "end"]))
     assert asked == [True]
     # The first run, and then each graph before anything is counted.
     assert [number for number, *_ in ran[:5]] == ["1", "1", "2", "3", "4"]

@@ -209,7 +209,7 @@ def disturbed(net: torch.nn.Module) -> torch.nn.Module:
 
 
 def test_what_a_model_gives_may_have_several_parts() -> None:
-    from suite.inference.loaded import tensors
+    from suite.inference.in_torch import tensors
 
     parts: Any = {"a": torch.ones(1), "b": (torch.zeros(2), [torch.ones(3)])}
     assert [len(each) for each in tensors(parts)] == [1, 2, 3]

@@ -8,7 +8,7 @@ import click
 from suite.cli import options
 from suite.errors import InputError
 from suite.files import printable
-from suite.registry import PROVIDERS, REDUCED, RUNTIMES
+from suite.registry import ORT, PROVIDERS, REDUCED, RUNTIMES
 
 if TYPE_CHECKING:
     from suite.inference.subjects import Subject
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option("--providers", type=options.some_of(PROVIDERS), default="cpu", show_default=True)
 @click.option(
-    "--runtimes", type=options.some_of(RUNTIMES), default=(), help="By default onnxruntime; of a file no other."
+    "--runtimes", type=options.some_of(RUNTIMES), default=(), help="By default onnxruntime; torch is of models alone."
 )
 @click.option(
     "--precisions",
@@ -59,7 +59,8 @@ def time(
     """Time ONNX files of any maker, models of timm and folders of weights against each other, in turns.
 
     Each runs in processes of its own. Inputs are drawn, or read from a file; see the documentation of
-    `suite.inference.feeds`. Ratios are to the first of the same batch size. Exit code 1 if one could not be timed.
+    `suite.inference.feeds`. Ratios are to the first of the same batch size. JSON has each run in nanoseconds too. Exit
+    code 1 if one could not be timed.
     """
     import tempfile
 
@@ -67,7 +68,6 @@ def time(
     from suite.grid.machine import Machine
     from suite.inference import contest, entrants, feeds, networks
     from suite.report import timings
-    from suite.report.render import render
 
     wanted = entrants.Wanted(runtimes, providers, precisions, batch_sizes, threads, feeds.given(given), modules)
     if compare_fail is not None and len(names) < 2 and not (runtimes[1:] or precisions[1:] or providers[1:]):
@@ -90,7 +90,7 @@ def time(
     finally:
         display.close()
     report = timings.table(outcomes, timings.title(outcomes, quick), remarks)
-    click.echo(printable(render(report, form), keep="\n"), nl=False)
+    click.echo(printable(timings.render(report, outcomes, form), keep="\n"), nl=False)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     slow = contest.slower(outcomes, compare_fail) if compare_fail is not None else []
     for outcome in slow:
@@ -106,6 +106,13 @@ def time(
 @click.option("--against", metavar="FILE.onnx|MODEL|RUN", help="The other one; by default what SOURCE was made from.")
 @click.option("--weights", metavar="RUN|MODEL", help="What FILE was exported from, where it does not say so itself.")
 @options.one_provider
+@click.option(
+    "--runtime",
+    type=click.Choice([name for name, runtime in RUNTIMES.items() if runtime.reads_files]),
+    default=ORT,
+    show_default=True,
+    help="That runs SOURCE; a file to compare with is run in onnxruntime.",
+)
 @click.option("--images", type=options.MANY, help="So many inputs; by default as many as take a minute.")
 @options.any_data
 @options.inputs
@@ -118,6 +125,7 @@ def parity(
     against: str | None,
     weights: str | None,
     provider: str,
+    runtime: str,
     images: int | None,
     texts: tuple[str, ...],
     given: tuple[str, ...],
@@ -132,14 +140,17 @@ def parity(
     import tempfile
 
     from suite import progress
-    from suite.inference import networks, versus
+    from suite.inference import loaded, networks, versus
     from suite.inference.agreement import TOLERANCE, render
 
+    loaded.require([runtime])
+    if provider not in RUNTIMES[runtime].providers:
+        raise InputError(f"--provider {provider}: {runtime} runs on {', '.join(RUNTIMES[runtime].providers)} alone")
     foreign = None if weights and against is None else _foreign(source, against, modules)
     if foreign is None:
         if given or tolerance is not None:
             raise InputError("--input, --tolerance: legal with --against, or of a model that is not this project's")
-        return _parity_of_own(source, weights, provider, images, options.data_sets_of(texts))
+        return _parity_of_own(source, weights, provider, runtime, images, options.data_sets_of(texts))
     if weights is not None:
         raise InputError("--weights: legal without --against, of a file of this project's networks")
     if tolerance is not None and not tolerance >= 0:
@@ -166,7 +177,7 @@ def parity(
             folder = Path(scratch) / "export"
             folder.mkdir()
             second = versus.exported(first, folder, provider, lambda text: step(0, 0, text))
-        found = versus.between(first, second, said, data, images, provider, most, Path(scratch), step)
+        found = versus.between(first, second, said, data, images, provider, most, Path(scratch), step, runtime)
     for note in found.notes:
         click.echo(printable(f"note: {note}"), err=True)
     click.echo(printable(render(found, first.name, second.name, most), keep="\n"), nl=False)
@@ -205,8 +216,10 @@ def _foreign(source: str, against: str | None, modules: tuple[str, ...]) -> "tup
     return None if ours else (subject, None)
 
 
-def _parity_of_own(source: str, weights: str | None, provider: str, images: int | None, data: dict[str, Path]) -> int:
-    """Compare ONNX Runtime with torch on test images, for this project's networks."""
+def _parity_of_own(
+    source: str, weights: str | None, provider: str, runtime: str, images: int | None, data: dict[str, Path]
+) -> int:
+    """Compare a runtime with torch on test images, for this project's networks."""
     import contextlib
 
     from suite import progress
@@ -217,7 +230,7 @@ def _parity_of_own(source: str, weights: str | None, provider: str, images: int 
     deploy.require(provider)
     display = progress.display(1)
     with contextlib.closing(display), networks.in_one_line(source), display.stage("parity") as step:
-        result = deploy.parity(source, weights, data, images, provider, _told(display, step))
+        result = deploy.parity(source, weights, data, images, provider, _told(display, step), runtime)
     for note in result["notes"]:
         click.echo(printable(f"note: {note}"), err=True)
     whose = "a run's weights" if result["trained"] else "initial weights"

@@ -128,7 +128,8 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
 @click.option(
     "--runtimes",
     type=options.some_of(RUNTIMES),
-    help="What to time. By default onnxruntime, and torch too where a run is not a quick one.",
+    help="What to time, and to check files in: openvino computes in float32, openvino.default in what it chooses. By "
+    "default onnxruntime, and torch too where a run is not a quick one.",
 )
 @click.option(
     "--forms",
@@ -247,8 +248,11 @@ def _executor(options: "Options") -> Callable[["Options"], "Outcome"]:
     """What does the work that the options ask for.
 
     Raises:
-        InputError: its package is not installed, or the options are those of another executor.
+        InputError: its package, or a runtime's, is not installed, or the options are those of another executor.
     """
+    from suite.inference import loaded
+
+    loaded.require(options.runtimes)
     of_ray = {
         "--address": options.address,
         "--processes": options.processes > 1,

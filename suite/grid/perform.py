@@ -23,6 +23,7 @@ from suite.distributed import Group
 from suite.errors import InputError, in_words
 from suite.grid.plan import Cell, Options, Stage
 from suite.interrupt import NEVER, Deadline, Interruption
+from suite.registry import ORT
 from suite.results import samples
 from suite.results.record import key_of
 from suite.results.store import Store
@@ -314,7 +315,8 @@ class Performer:
         form = "fp32" if stage.inputs["precision"] == "plain" else stage.inputs["precision"]
         cell = _cell(stage)
         batches = self._batches(cell, cell.deployed, "cpu", weights=weights)
-        found = departure.check(weights, path, batches, form, stage.inputs["provider"], progress=step)
+        runtime = stage.inputs.get("runtime", ORT)
+        found = departure.check(weights, path, batches, form, stage.inputs["provider"], step, runtime)
         return convert(found, ParityResult)
 
     def _peak(self, stage: Stage, folder: Path, step: progress.Steps) -> PeakResult:

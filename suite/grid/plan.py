@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from suite import env
 from suite.errors import InputError
-from suite.registry import PROVIDERS, REDUCED, STAND_INS, lacks
+from suite.registry import ORT, PROVIDERS, REDUCED, RUNTIMES, STAND_INS, lacks
 from suite.results.record import key_of
 from suite.tables import spec
 from suite.tables.spec import Recipe, Row, Table
@@ -46,7 +46,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     providers: tuple[str, ...] = ("cpu",)
     batch_sizes: tuple[int, ...] = (1, 8)
-    runtimes: tuple[Literal["onnxruntime", "torch", "torch.compile"], ...] = ("onnxruntime", "torch")
+    runtimes: tuple[str, ...] = (ORT, "torch")
     forms: tuple[Literal["fp32", "plain", "fp16", "int8"], ...] = ("fp32",)
     timings: Literal["auto", "quick", "thorough"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -176,7 +176,10 @@ def plan(options: Options, processes: int = 1) -> Grid:
         files = {provider: _files(cell, train, forms, provider) for provider in options.providers}
         written = {file.key: file for each in files.values() for file in each.values()}
         checks = (
-            _parity(cell, train, files[provider], form, provider) for provider in files for form in files[provider]
+            _parity(cell, train, files[provider], form, provider, runtime)
+            for provider in files
+            for form in files[provider]
+            for runtime in _checked_in(options, provider, form)
         )
         stages += [train, *written.values(), *checks]
         if cell.seed == 0:
@@ -348,7 +351,17 @@ def _files(cell: Cell, train: Stage, forms: tuple[str, ...], provider: str) -> d
     return files
 
 
-def _parity(cell: Cell, train: Stage, files: Mapping[str, Stage], form: str, provider: str) -> Stage:
+def _checked_in(options: Options, provider: str, form: str) -> list[str]:
+    """The runtimes in which a form of a file is checked: ONNX Runtime in any case, and others that time it."""
+    timed = [name for name in options.runtimes if provider in RUNTIMES[name].providers and form in RUNTIMES[name].forms]
+    return list(dict.fromkeys((ORT, *timed)))
+
+
+def _parity(
+    cell: Cell, train: Stage, files: Mapping[str, Stage], form: str, provider: str, runtime: str = ORT
+) -> Stage:
+    # Where nothing is said of it, as in records of before, it is ONNX Runtime.
+    other = {} if runtime == ORT else {"runtime": runtime}
     inputs = _inputs(
         "parity",
         cell,
@@ -358,8 +371,10 @@ def _parity(cell: Cell, train: Stage, files: Mapping[str, Stage], form: str, pro
         provider=provider,
         precision=form,
         file=files[form].key,
+        **other,
     )
-    detail = ("" if provider == "cpu" else f" {provider}") + ("" if form == "fp32" else f" {form}")
+    usual = {ORT, "cpu", "fp32"}
+    detail = "".join(f" {name}" for name in (runtime, provider, form) if name not in usual)
     return Stage("parity", cell, inputs, (train, files[form]), detail)
 
 
@@ -369,13 +384,16 @@ def _timings(cell: Cell, train: Stage, files: Mapping[str, Mapping[str, Stage]],
 
     thorough = options.timings == "thorough" or (options.timings == "auto" and options.profile == "paper")
     protocol = latency.THOROUGH if thorough else latency.QUICK
-    versions = {k: v for k, v in env.versions().items() if k.startswith(("onnxruntime", "torch"))}
     for runtime in options.runtimes:
+        kind = RUNTIMES[runtime]
+        packages = ("onnxruntime", "torch", *([kind.library] if kind.extra else []))
+        versions = {name: version for name, version in env.versions().items() if name.startswith(packages)}
         for provider in options.providers:
-            if runtime != "onnxruntime" and not PROVIDERS[provider].torch_runs_there:
+            if provider not in kind.providers:
                 continue
-            if runtime == "onnxruntime":
+            if kind.reads_files:
                 wanted = [(form, batch) for form in files[provider] for batch in options.batch_sizes]
+                wanted = [pair for pair in wanted if pair[0] in kind.forms]
             else:
                 wanted = [("fp32", min(options.batch_sizes))]
             for form, batch in wanted:
@@ -394,7 +412,7 @@ def _timings(cell: Cell, train: Stage, files: Mapping[str, Mapping[str, Stage]],
                     threads=env.available_cores(),
                     protocol=dataclasses.asdict(protocol),
                 )
-                needs = files[provider][form] if runtime == "onnxruntime" else train
+                needs = files[provider][form] if kind.reads_files else train
                 reduced = "" if form == "fp32" else f" {form}"
                 yield Stage("latency", cell, inputs, (needs,), f" {runtime} {provider}{reduced} batch {batch}")
 

@@ -15,9 +15,10 @@ from suite import env
 from suite.errors import InputError
 from suite.export import graphs, zoo
 from suite.inference import feeds, pictures, subjects
-from suite.inference.feeds import Given, Input, Values
+from suite.inference.feeds import Arrays, Given, Input, Values
+from suite.inference.loaded import Loaded, Request, load
 from suite.inference.subjects import Subject
-from suite.session import open_session
+from suite.registry import ORT
 from suite.tables.spec import TOLERANCE as TOLERANCE
 
 # How long inputs are compared where nobody says how many, and how many at most are drawn.
@@ -25,8 +26,6 @@ SECONDS, DRAWN = 60.0, 256
 AT_A_TIME = 8
 # Disagreements that are kept, those with the widest margins.
 SHOWN = 10
-
-Arrays = list[NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,32 +90,29 @@ class Found:
         return self.relative <= tolerance and not self.broken
 
 
-def of_file(graph: graphs.Graph, taken: tuple[Input, ...], provider: str) -> Side:
-    """A file in ONNX Runtime, without TF32.
+def of_file(graph: graphs.Graph, taken: tuple[Input, ...], provider: str, runtime: str = ORT) -> Side:
+    """A file in a runtime, without TF32.
 
     Raises:
-        RuntimeError: the provider cannot run it.
+        RuntimeError: it cannot be run there.
     """
-    session = open_session(str(graph.path), provider, env.available_cores())
-
-    def run(values: Arrays) -> Arrays:
-        result: Arrays = session.run(None, dict(zip((each.name for each in taken), values, strict=True)))
-        return result
-
-    return Side(str(graph.path), taken, graph.outputs, run, graph.path)
+    path = str(graph.path)
+    deployed = load(Request(runtime, path, provider, 1, 0, env.available_cores(), inputs=taken), checked=True)
+    return Side(path, taken, deployed.outputs, _by_place(deployed, taken), graph.path)
 
 
 def of_model(name: str, model: Any, taken: tuple[Input, ...]) -> Side:
     """A network in torch in float32 on the CPU, in evaluation mode."""
-    import torch
+    from suite.inference.in_torch import InTorch
 
-    from suite.inference.loaded import tensors
+    return Side(name, taken, (), _by_place(InTorch(model), taken))
 
-    @torch.inference_mode()
+
+def _by_place(deployed: Loaded, taken: tuple[Input, ...]) -> Callable[[Arrays], Arrays]:
     def run(values: Arrays) -> Arrays:
-        return [each.numpy() for each in tensors(model(*map(torch.from_numpy, values)))]
+        return deployed.compute(dict(zip((each.name for each in taken), values, strict=True)))
 
-    return Side(name, taken, (), run)
+    return run
 
 
 def inputs_of(both: Sequence[Subject], given: Given, count: int | None = None) -> list[tuple[Input, ...]]:

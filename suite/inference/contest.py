@@ -48,7 +48,8 @@ class Outcome:
         rounds: seconds of its runs, round by round, of all sittings.
         load, first: seconds to load it and of the first run, medians of the sittings.
         provider: as the runtime names it.
-        nodes: of its graph by provider, as given out; empty for torch.
+        nodes: of its graph by provider, as given out; empty where the runtime does not say.
+        settings: of the runtime, by their names there.
         notes: what is to be said of its figures.
         median: with its interval, in seconds.
         ratio: of its median to the first entrant's of this batch size, with its interval; None for that one.
@@ -62,6 +63,7 @@ class Outcome:
     first: list[float] = field(default_factory=list)
     provider: str = ""
     nodes: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     median: tuple[float, float, float] | None = None
     ratio: tuple[float, float, float] | None = None
@@ -131,6 +133,7 @@ def _take(outcome: Outcome, answer: dict[str, Any] | RuntimeError) -> list[list[
     outcome.load.append(answer["load_seconds"])
     outcome.first.append(answer["first_run_seconds"])
     outcome.provider, outcome.nodes = answer["provider"], answer.get("nodes", {})
+    outcome.settings = answer.get("settings", {})
     if answer.get("throttled"):
         outcome.notes.append("the container's CPU quota stopped the machine meanwhile")
     return list(answer["rounds"])

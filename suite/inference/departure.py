@@ -18,6 +18,7 @@ from suite.export.nodes import name_after_layers
 from suite.export.rewrite import apply_rewrites
 from suite.export.weights import load_weights
 from suite.inference.nodewise import Source, first_apart, graph_values
+from suite.registry import ORT
 
 if TYPE_CHECKING:
     from suite.data.batches import Batches
@@ -146,9 +147,10 @@ def check(
     precision: str,
     provider: str = "cpu",
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    runtime: str = ORT,
 ) -> dict[str, Any]:
-    """What `parity.compare` says of a file and the weights that it was made from; and if a float32 file fails,
-    `departure`: the first node that departs, as `first_departure` finds it.
+    """What `parity.compare` says of a file and the weights that it was made from; and if a float32 file fails in ONNX
+    Runtime, `departure`: the first node that departs, as `first_departure` finds it.
 
     Raises:
         RuntimeError: nothing can be compared; where that is a float32 file's fault, with the first node that departs.
@@ -157,14 +159,15 @@ def check(
 
     model = load_weights(weights)
 
-    def foundfirst_apart() -> dict[str, Any] | None:
+    def first_apart_here() -> dict[str, Any] | None:
         images, _ = next(iter(batches.test()))
         return first_departure(model, path, images[:4].contiguous(), provider)
 
+    by_node = precision == "fp32" and runtime == ORT
     try:
-        found = compare(model, path, batches, env.available_cores(), progress, provider=provider, precision=precision)
+        found = compare(model, path, batches, env.available_cores(), progress, provider, precision, runtime)
     except LogitsError as error:
-        if precision == "fp32" and error.of == "ONNX Runtime" and (first := foundfirst_apart()):
+        if by_node and error.of != "torch" and (first := first_apart_here()):
             raise RuntimeError(f"{error}; it departs first at {first['node']}") from None
         raise
-    return found if found["passed"] or precision != "fp32" else found | {"departure": foundfirst_apart()}
+    return found if found["passed"] or not by_node else found | {"departure": first_apart_here()}

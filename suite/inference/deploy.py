@@ -12,7 +12,7 @@ from suite import env
 from suite.errors import InputError
 from suite.export import onnxfile, zoo
 from suite.inference import making, networks, reduced, subjects
-from suite.registry import PROVIDERS, REDUCED, lacks
+from suite.registry import ORT, PROVIDERS, REDUCED, lacks
 
 if TYPE_CHECKING:
     from suite.export.precision import Activations
@@ -187,6 +187,7 @@ def parity(
     images: int | None,
     provider: str,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    runtime: str = ORT,
 ) -> dict[str, Any]:
     """Check an ONNX file, or the export of a run or model, against torch on test images.
 
@@ -195,11 +196,13 @@ def parity(
         weights: for a file, the run's folder or the model that it was exported from; None for what the file names.
         data: the data set to test on; empty for the embedded one.
         images: how many of it, evenly spaced; None for as many as take a minute.
-        provider: of ONNX Runtime.
+        provider: that the file is run on.
         progress: told what is done, and of how many images.
+        runtime: that runs the file, a key of `suite.registry.RUNTIMES`.
 
     Returns:
-        What `check` does, `model`, `trained`, `data`, `elsewhere` (see `trained_elsewhere`), and `notes` on the data.
+        What `check` does, `runtime`, `model`, `trained`, `data`, `elsewhere` (see `trained_elsewhere`), and `notes` on
+        the data.
 
     Raises:
         InputError: there is no such file, or it does not say what it was made from.
@@ -229,13 +232,17 @@ def parity(
         batches = networks.test_batches(of, data, images)
         precision = onnxfile.precision(path)
         notes = batches.dataset.notes
-        if images is None and (fewer := _in_a_minute(of, data, path, precision, provider, batches.test_images)):
+        fewer = None
+        if images is None:
+            fewer = _in_a_minute(of, data, path, precision, provider, runtime, batches.test_images)
+        if fewer:
             notes = (*notes, f"{fewer} of {batches.test_images} images, as many as take a minute; --images N takes N")
             batches = networks.test_batches(of, data, fewer)
-        found = departure.check(of.weights, path, batches, precision, provider, progress)
+        found = departure.check(of.weights, path, batches, precision, provider, progress, runtime)
         dataset = batches.dataset
         said = {"elsewhere": networks.trained_elsewhere(of, dataset, bool(data)), "notes": notes}
-        return {"model": of.model, "trained": of.trained, "data": dataset.name, **said, **found}
+        made = {"runtime": runtime, "model": of.model, "trained": of.trained, "data": dataset.name}
+        return {**made, **said, **found}
 
 
 # How long images are compared where nobody says how many, and on how many it is found out how long one takes.
@@ -243,7 +250,7 @@ MINUTE, PROBED = 60.0, 16
 
 
 def _in_a_minute(
-    of: networks.Source, data: Mapping[str, Path], path: Path, precision: str, provider: str, images: int
+    of: networks.Source, data: Mapping[str, Path], path: Path, precision: str, provider: str, runtime: str, images: int
 ) -> int | None:
     """How many images can be compared in a minute; None if that is all of them."""
     from time import perf_counter
@@ -257,7 +264,7 @@ def _in_a_minute(
     try:
         for _ in range(2):  # the first one loads and warms up
             start = perf_counter()
-            compare(model, path, few, env.available_cores(), provider=provider, precision=precision)
+            compare(model, path, few, env.available_cores(), provider=provider, precision=precision, runtime=runtime)
     except LogitsError:
         return PROBED  # on which the file's fault is found as well
     possible = int(MINUTE * PROBED / (perf_counter() - start))

@@ -7,15 +7,12 @@ from pathlib import Path
 from suite import env
 from suite.errors import InputError, first_line
 from suite.export import graphs, zoo
-from suite.inference import latency, subjects
+from suite.inference import latency, loaded, subjects
 from suite.inference.contest import QUICK, Entrant
 from suite.inference.feeds import NOTHING_GIVEN, Given, Input
 from suite.inference.latency import Request
-from suite.inference.loaded import Runtime
 from suite.inference.subjects import Subject
-from suite.registry import PROVIDERS, RUNTIMES, lacks
-
-ORT = "onnxruntime"
+from suite.registry import ORT, REDUCED, RUNTIMES, lacks
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Wanted:
     """What is to be timed of each subject.
 
     Attributes:
-        runtimes: keys of `suite.registry.RUNTIMES`; for a file ONNX Runtime alone.
+        runtimes: keys of `suite.registry.RUNTIMES`; empty for ONNX Runtime. A file is run in those that read files.
         providers: keys of `suite.registry.PROVIDERS`.
         precisions: "fp32", "fp16" or "int8", of models; a file is timed as it is.
         batch_sizes: empty for what a file has, or 1.
@@ -45,14 +42,16 @@ def find(names: Sequence[str], wanted: Wanted) -> list[Subject]:
     """The subjects of these names, each fit for what is wanted of it.
 
     Raises:
-        InputError: there is no such thing, it cannot be run as wanted, or a provider is not here.
+        InputError: there is no such thing, it cannot be run as wanted, or a provider or runtime is not here.
     """
+    loaded.require(wanted.runtimes)
     found = [subjects.find(name, wanted.modules) for name in names]
     for subject in found:
         if subject.graph is None:
             continue
-        if wanted.runtimes and ORT not in wanted.runtimes:
-            raise InputError(f"--runtimes {','.join(wanted.runtimes)}: {subject.name} is a file; legal for it: {ORT}")
+        if not any(RUNTIMES[name].reads_files for name in wanted.runtimes or (ORT,)):
+            legal = ", ".join(name for name, runtime in RUNTIMES.items() if runtime.reads_files)
+            raise InputError(f"--runtimes {','.join(wanted.runtimes)}: {subject.name} is a file; legal for it: {legal}")
         for batch_size in wanted.batch_sizes or (None,):
             subjects.resolve(subject.graph, wanted.given, batch_size)
     if wanted.precisions and all(subject.graph for subject in found):
@@ -87,28 +86,43 @@ def prepare(
     remarks: list[str] = []
     for number, subject in enumerate(found):
         if subject.graph is not None:
-            entrants += _of_file(subject.name, subject.graph, wanted)
+            entrants += _of_file(subject.name, subject.graph, wanted, remarks)
         else:
             folder = scratch / str(number)
             folder.mkdir()
             entrants += _of_model(subject, wanted, folder, say, remarks)
-    for runtime in wanted.runtimes:
-        if runtime != ORT and any(subject.graph for subject in found):
-            remarks.append(f"files are timed in {RUNTIMES[ORT]}, not in {RUNTIMES[runtime]}")
     if "cuda" in wanted.providers and any(entrant.request.runtime == ORT for entrant in entrants):
         remarks.append("on cuda without CUDA graphs, which the suite's own tables use")
     return entrants, list(dict.fromkeys(remarks))
 
 
-def _of_file(name: str, graph: graphs.Graph, wanted: Wanted) -> list[Entrant]:
+def _of_file(name: str, graph: graphs.Graph, wanted: Wanted, remarks: list[str]) -> list[Entrant]:
     entrants = []
     for batch_size in wanted.batch_sizes or (None,):
         inputs = subjects.resolve(graph, wanted.given, batch_size)
         macs = graphs.macs(graph, {each.name: each.shape for each in inputs})
-        for provider in wanted.providers:
-            request = _request(ORT, graph.path, provider, inputs, wanted)
-            entrants.append(Entrant(name, request, graph.precision, macs, _are_images(inputs)))
+        for runtime in wanted.runtimes or (ORT,):
+            if not RUNTIMES[runtime].reads_files:
+                remarks.append(f"files are not timed in {RUNTIMES[runtime].label}")
+                continue
+            for provider in wanted.providers:
+                if reason := _refused(runtime, provider, graph.precision):
+                    remarks.append(reason)
+                    continue
+                request = _request(runtime, graph.path, provider, inputs, wanted)
+                entrants.append(Entrant(name, request, graph.precision, macs, _are_images(inputs)))
     return entrants
+
+
+def _refused(runtime: str, provider: str, precision: str) -> str | None:
+    """Why a runtime does not run what has this precision on a provider, or None if it does."""
+    kind = RUNTIMES[runtime]
+    whole = not kind.reads_files and precision != "fp32"
+    if provider not in kind.providers or whole or (precision in REDUCED and precision not in kind.forms):
+        forms = [form for form in ("fp32", *REDUCED) if form in kind.forms]
+        words = "float32" if not forms else " and ".join(forms)
+        return f"{kind.label} is timed in {words} alone, on {' and '.join(kind.providers)}"
+    return None
 
 
 def _of_model(
@@ -127,17 +141,18 @@ def _of_model(
                     if runtime == ORT and (reason := lacks(provider, precision)):
                         remarks.append(f"{precision} on {provider}: {reason}")
                         continue
-                    if runtime != ORT and (precision != "fp32" or not PROVIDERS[provider].torch_runs_there):
-                        remarks.append("torch is timed in float32 alone, on cpu and cuda")
+                    if reason := _refused(runtime, provider, precision):
+                        remarks.append(reason)
                         continue
+                    reads_files = RUNTIMES[runtime].reads_files
                     try:
-                        path = made.file(precision, provider) if runtime == ORT else made.weights()
+                        path = made.file(precision, provider) if reads_files else made.weights()
                     except RuntimeError as error:
                         remarks.append(f"{subject.name} in {precision}: {first_line(error)}")
                         continue
                     request = _request(runtime, path, provider, inputs, wanted)
                     macs = made.macs and made.macs * inputs[0].shape[0]
-                    notes = made.said[path].get("warnings", ()) if runtime == ORT else ()
+                    notes = made.said[path].get("warnings", ()) if reads_files else ()
                     entrants.append(Entrant(subject.name, request, precision, macs, True, tuple(notes)))
     return entrants
 
@@ -155,12 +170,11 @@ def _inputs_of_model(network: zoo.Network, given: Given, batch_size: int) -> tup
 
 
 def _request(runtime: str, path: Path, provider: str, inputs: tuple[Input, ...], wanted: Wanted) -> Request:
-    kinds: dict[str, Runtime] = {"onnxruntime": "onnxruntime", "torch": "torch", "torch.compile": "torch.compile"}
     first = inputs[0].shape if inputs else ()
     threads = wanted.threads or env.available_cores()
     size = first[-1] if len(first) == 4 else 0
     return Request(
-        kinds[runtime],
+        runtime,
         str(path),
         provider,
         first[0] if first else 1,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from suite.errors import InputError, first_line
 
 Values = dict[str, NDArray[Any]]
+Arrays = list[NDArray[Any]]
 
 # Types of a graph's inputs for which there are values, as numpy names them.
 TYPES = ("float32", "float16", "float64", "bool") + tuple(

@@ -5,8 +5,8 @@ compared are taken in turns: every process loads its network and warms up, and t
 round after round, one at a time and all others asleep, so that a slow spell of the machine falls on all of them. Every
 other round goes backwards, so that nobody is always the first.
 
-For ONNX Runtime a process is `python -m suite.inference.timing`, which speaks JSON lines; for torch, whose import takes
-far longer than the measurement, it is forked off a server that has imported torch and done nothing else.
+A process is `python -m suite.inference.timing`, which speaks JSON lines; for torch, whose import takes far longer than
+the measurement, it is forked off a server that has imported torch and done nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ from suite.inference import processes
 from suite.inference.loaded import Protocol as Protocol
 from suite.inference.loaded import Request as Request
 from suite.inference.timing import serve_torch
-from suite.registry import PROVIDERS
+from suite.registry import PROVIDERS, RUNTIMES
 from suite.results import samples
 
 # Sessions that are alive at the same time; a ResNet-101 in float32 with a batch of 8 takes about 1 GB.
@@ -95,7 +95,7 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[d
     bursts = 0
     try:
         for index, request in enumerate(requests):
-            workers[index] = _OnnxRuntime(request) if request.runtime == "onnxruntime" else _Torch(request)
+            workers[index] = _Forked(request) if RUNTIMES[request.runtime].library == "torch" else _Fresh(request)
         # They import their libraries side by side, and nobody loads a network before all have done so.
         for index, worker in workers.items():
             try:
@@ -203,7 +203,7 @@ class _Worker(Interface):
         """End the process, whatever it does."""
 
 
-class _OnnxRuntime:
+class _Fresh:
     def __init__(self, request: Request) -> None:
         # To a file: what a provider prints would fill a pipe that nobody reads, and then wait for ever.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process; `close` closes it
@@ -229,7 +229,8 @@ class _OnnxRuntime:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.communicate()
+        with suppress(BrokenPipeError), self._process:
+            pass  # closes its pipes unread: a process that a library has started may still hold their other ends
         self._errors.close()
 
     def _send(self, content: Any) -> None:
@@ -239,7 +240,7 @@ class _OnnxRuntime:
             self._process.stdin.flush()
 
 
-class _Torch:
+class _Forked:
     def __init__(self, request: Request) -> None:
         context = processes.context(["timm", "models"])
         self._pipe, theirs = context.Pipe()

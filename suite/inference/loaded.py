@@ -1,20 +1,17 @@
-"""A network ready to be timed, in ONNX Runtime or in torch: loaded on its device, with inputs that stay there."""
+"""A network that a runtime has loaded: the one form in which networks are timed, and compared with others."""
 
 import importlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
-from suite.inference.feeds import Input, values_for
-from suite.registry import PROVIDERS
-from suite.session import load_onnxruntime, open_session, provider_options
+from suite.errors import InputError
+from suite.inference.feeds import Arrays, Input, Values
+from suite.registry import PROVIDERS, RUNTIMES
 
 DISTINCT_INPUTS = 4
-
-Runtime = Literal["onnxruntime", "torch", "torch.compile"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +26,17 @@ class Protocol:
     warmup: int
 
 
+ONCE = Protocol(rounds=1, min_seconds=0.0, min_runs=1, max_runs=1, warmup=0)
+
+
 @dataclass(frozen=True)
 class Request:
     """One figure to measure.
 
     Attributes:
-        runtime: "onnxruntime", "torch" (eager, channels_last) or "torch.compile".
-        path: the ONNX file, or the folder of weights in timm's local layout.
-        provider: "cpu", "cuda" or "tensorrt"; for torch the device.
+        runtime: a key of `suite.registry.RUNTIMES`.
+        path: the ONNX file, or for torch the folder of weights in timm's local layout.
+        provider: a key of `suite.registry.PROVIDERS`; for others than ONNX Runtime the device.
         batch_size: images a run.
         size: side of an image in pixels.
         threads: of the runtime's thread pool.
@@ -47,13 +47,13 @@ class Request:
         modules: to import before a network is loaded in torch, which they register with timm.
     """
 
-    runtime: Runtime
+    runtime: str
     path: str
     provider: str
     batch_size: int
     size: int
     threads: int
-    protocol: Protocol
+    protocol: Protocol = ONCE
     inputs: tuple[Input, ...] = ()
     values: str | None = None
     modules: tuple[str, ...] = ()
@@ -65,183 +65,93 @@ class Request:
         nested = {"protocol": Protocol(**raw["protocol"]), "inputs": inputs, "modules": tuple(raw["modules"])}
         return cls(**raw | nested)
 
+    def taken(self, channels: int) -> tuple[Input, ...]:
+        """What each run is given, of a network of so many channels."""
+        if self.inputs:
+            return self.inputs
+        return (Input("input", "float32", (self.batch_size, channels, self.size, self.size)),)
 
-@dataclass(frozen=True)
-class Loaded:
-    """A network ready to run.
+
+class Loaded(ABC):
+    """A network ready to run in one runtime, on one device.
 
     Attributes:
-        run: computes the i-th input and waits for the result.
-        run_from_host: the same from host memory to host memory; None where that is the same thing.
-        finite: whether the outputs of the last runs are.
-        load_seconds: that it took to get here.
-        description: `provider`, `nodes` and `settings` of the answer.
-        graphs: CUDA graphs that its first runs record, one for each input.
+        load_seconds: that it took to get here, without the import of libraries.
+        provider: that it runs on, as the runtime names it.
+        settings: of the runtime, by their names there.
+        nodes: of the graph by provider, as given out; empty where the runtime does not say.
+        outputs: names of what it computes; empty for torch, which has none.
+        channels: of its images; 0 if it takes something else.
+        computes: what it computes float32 in: "fp32", "tf32", or as the runtime names it, such as "bf16".
+        graphs: CUDA graphs that its first runs record, one for each input that is held.
     """
 
-    run: Callable[[int], None]
-    run_from_host: Callable[[int], None] | None
-    finite: Callable[[], bool]
     load_seconds: float
-    description: dict[str, Any]
+    provider: str
+    settings: dict[str, Any]
+    nodes: dict[str, int]
+    outputs: tuple[str, ...] = ()
+    channels: int = 0
+    computes: str = "fp32"
     graphs: int = 0
 
+    @abstractmethod
+    def hold(self, feeds: Sequence[Values]) -> None:
+        """Put inputs where runs find them, on the device."""
 
-def open_deployed(source: str | bytes, provider: str, threads: int, cuda_graph: bool = False) -> Any:
-    """A session as it is deployed, with TF32 where the provider has it, as torch beside it."""
+    @abstractmethod
+    def run(self, index: int) -> None:
+        """Compute the held input `index`, and wait for the result, which stays on the device."""
 
-    def configure(options: Any) -> None:
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    @abstractmethod
+    def results(self, index: int) -> Arrays:
+        """What the last run of this input gave, in host memory; empty if that is something else than arrays."""
 
-    return open_session(source, provider, threads, tf32=True, cuda_graph=cuda_graph, configure=configure)
+    @abstractmethod
+    def compute(self, values: Values) -> Arrays:
+        """From host memory to host memory: what the network gives for these inputs, in the order of `outputs`."""
 
-
-def in_onnxruntime(request: Request) -> Loaded:
-    """A session on the provider asked for, with inputs and outputs on its device.
-
-    Raises:
-        RuntimeError: it cannot be loaded there.
-    """
-    import numpy as np
-
-    ort = load_onnxruntime()
-    # One shape and buffers that stay where they are, which is what a CUDA graph asks for. A file of others may have
-    # outputs whose shapes are known only after a run.
-    recorded = request.provider == "cuda" and not request.inputs
-    start = perf_counter()
-    session = open_deployed(request.path, request.provider, request.threads, recorded)
-    load = perf_counter() - start
-    device = PROVIDERS[request.provider].device
-    taken = request.inputs
-    if not taken:
-        channels = session.get_inputs()[0].shape[1]
-        taken = (Input("input", "float32", (request.batch_size, channels, request.size, request.size)),)
-    feeds = [values_for(taken, request.values, seed) for seed in range(DISTINCT_INPUTS)]
-    outputs = [output.name for output in session.get_outputs()]
-    inputs, bindings, options = [], [], []
-    for number, feed in enumerate(feeds, start=1):
-        binding = session.io_binding()
-        for name, values in feed.items():
-            inputs.append(ort.OrtValue.ortvalue_from_numpy(values, device, 0))
-            binding.bind_ortvalue_input(name, inputs[-1])
-        option = None
-        if recorded:
-            logits = [request.batch_size, session.get_outputs()[0].shape[1]]
-            held = ort.OrtValue.ortvalue_from_shape_and_type(logits, np.float32, device, 0)
-            binding.bind_ortvalue_output("logits", held)
-            # Each input has a graph of its own; ONNX Runtime keeps number 0 for itself.
-            option = ort.RunOptions()
-            option.add_run_config_entry("gpu_graph_id", str(number))
-        else:
-            for output in outputs:
-                binding.bind_output(output, device)
-        bindings.append(binding)
-        options.append(option)
-
-    def run(index: int) -> None:
-        binding = bindings[index % DISTINCT_INPUTS]
-        session.run_with_iobinding(binding, options[index % DISTINCT_INPUTS])
-        binding.synchronize_outputs()
-
-    def run_from_host(index: int) -> None:
-        feed = feeds[index % DISTINCT_INPUTS]
-        if recorded:
-            inputs[0].update_inplace(feed["input"])
-            run(0)
-            bindings[0].copy_outputs_to_cpu()
-        else:
-            session.run(outputs, feed)
-
-    def finite() -> bool:
-        if any(not output.type.startswith("tensor(") for output in session.get_outputs()):
-            return True  # lists and the like, of which nothing is asked
-        for index in range(DISTINCT_INPUTS):
-            run(index)
-        return all(_finite(values) for binding in bindings for values in binding.copy_outputs_to_cpu())
-
-    nodes: Counter[str] = Counter()
-    for part in session.get_provider_graph_assignment_info():
-        nodes[part.ep_name] += len(part.get_nodes())
-    description = {
-        "provider": session.get_providers()[0],
-        "nodes": dict(nodes),
-        "settings": {
-            "execution": "sequential",
-            "graph_optimization": "all",
-            **provider_options(request.provider, tf32=True, cuda_graph=recorded),
-        },
-    }
-    graphs = DISTINCT_INPUTS if recorded else 0
-    return Loaded(run, None if device == "cpu" else run_from_host, finite, load, description, graphs)
+    def description(self) -> dict[str, Any]:
+        """What a record says of it."""
+        said = {"provider": self.provider, "settings": self.settings}
+        return said | ({"nodes": self.nodes} if self.nodes else {})
 
 
-def _finite(values: Any) -> bool:
-    import numpy as np
+def load(request: Request, checked: bool = False) -> Loaded:
+    """Load a network as it is deployed, for the shapes that the request has.
 
-    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
-
-
-def in_torch(request: Request) -> Loaded:
-    """A network from its folder of weights, eager or compiled, in channels_last where it takes images.
+    Args:
+        request: what to load, and where.
+        checked: load it to be compared, not timed: its inputs may have any shapes, and float32 is computed in float32
+            where the runtime can be told so.
 
     Raises:
-        RuntimeError: torch has no such device.
+        RuntimeError: it cannot be loaded there; one line.
     """
-    import torch
-
-    from suite.export.zoo import load
-
-    if not PROVIDERS[request.provider].torch_runs_there:
-        raise RuntimeError("torch runs on cpu or cuda; TensorRT is a provider of ONNX Runtime alone")
-    torch.set_num_threads(request.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    device = torch.device(PROVIDERS[request.provider].device)
-    for module in request.modules:
-        importlib.import_module(module)
-    start = perf_counter()
-    model: Any = load(Path(request.path)).to(device).to(memory_format=torch.channels_last)
-    if request.runtime == "torch.compile":
-        model.compile(dynamic=False)
-    load_seconds = perf_counter() - start
-    taken: Sequence[Input] = request.inputs
-    if not taken:
-        taken = (Input("input", "float32", (request.batch_size, model.in_chans, request.size, request.size)),)
-    feeds = [values_for(taken, request.values, seed) for seed in range(DISTINCT_INPUTS)]
-    hosted = [[torch.from_numpy(values) for values in feed.values()] for feed in feeds]
-
-    def placed(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        moved = [tensor.to(device) for tensor in tensors]
-        return [each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in moved]
-
-    resident = [placed(each) for each in hosted]
-    outputs: dict[int, Any] = {}
-
-    @torch.inference_mode()
-    def run(index: int) -> None:
-        outputs[index % DISTINCT_INPUTS] = model(*resident[index % DISTINCT_INPUTS])
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    @torch.inference_mode()
-    def run_from_host(index: int) -> None:
-        result = model(*placed(hosted[index % DISTINCT_INPUTS]))
-        for each in tensors(result):
-            each.cpu()
-
-    def finite() -> bool:
-        found = [each for output in outputs.values() for each in tensors(output)]
-        return all(bool(each.isfinite().all()) for each in found if each.is_floating_point())
-
-    mode = "compiled" if request.runtime == "torch.compile" else "eager"
-    settings = {"mode": mode, "memory_format": "channels_last", "tf32": "1"}
-    description = {"provider": device.type, "settings": settings}
-    return Loaded(run, None if device.type == "cpu" else run_from_host, finite, load_seconds, description)
+    runtime = RUNTIMES[request.runtime]
+    if request.provider not in runtime.providers:
+        legal = ", ".join(runtime.providers)
+        raise RuntimeError(f"{runtime.label} does not run on {PROVIDERS[request.provider].name}; legal: {legal}")
+    loader = importlib.import_module(f"suite.inference.in_{runtime.library}")
+    loaded: Loaded = loader.load(request, checked)
+    return loaded
 
 
-def tensors(output: Any) -> list[Any]:
-    """The tensors of a network's output: one, several, or by name."""
-    if hasattr(output, "isfinite"):
-        return [output]
-    parts = output.values() if hasattr(output, "values") else output if isinstance(output, list | tuple) else ()
-    return [tensor for part in parts for tensor in tensors(part)]
+def import_library(runtime: str) -> None:
+    """Import what a runtime needs, so that it does not count as loading a network."""
+    importlib.import_module(f"suite.inference.in_{RUNTIMES[runtime].library}").import_library()
+
+
+def require(runtimes: Iterable[str]) -> None:
+    """See whether runtimes are installed.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name in runtimes:
+        runtime = RUNTIMES[name]
+        if runtime.extra and importlib.util.find_spec(runtime.library) is None:
+            raise InputError(
+                f"{name}: needs the package {runtime.library}, which is not installed here: "
+                f"pip install 'crelu-norm-suite[{runtime.extra}]'"
+            )

@@ -1,4 +1,4 @@
-"""Does the exported file still compute the trained network? ONNX Runtime against torch on test images."""
+"""Does the exported file still compute the trained network? What runs it against torch on test images."""
 
 from collections.abc import Callable, Mapping
 from math import sqrt
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from suite.data.batches import Batches
-from suite.registry import REDUCED
-from suite.session import open_session, uses_tf32
+from suite.inference.loaded import Loaded, Request, load
+from suite.registry import ORT, REDUCED, RUNTIMES
 from suite.tables.spec import LOSS, TOLERANCE
 from suite.tf32 import without_tf32
 
@@ -28,7 +28,7 @@ SHOWN = 10
 
 
 class LogitsError(RuntimeError):
-    """Logits that are not finite, so that nothing can be compared; `of` is "torch" or "ONNX Runtime"."""
+    """Logits that are not finite, so that nothing can be compared; `of` is "torch" or the runtime's label."""
 
     def __init__(self, of: str) -> None:
         super().__init__(f"the logits of {of} are not finite")
@@ -43,7 +43,8 @@ def compare(
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     provider: str = "cpu",
     precision: str = "fp32",
-    open_session: Callable[[str, str, int], Any] = open_session,
+    runtime: str = ORT,
+    load: Callable[[Request, bool], Loaded] = load,
 ) -> dict[str, Any]:
     """Run a network in float32 and its ONNX file in its own precision on the same images. TF32 is off on both sides.
 
@@ -51,11 +52,12 @@ def compare(
         model: the trained network, in evaluation mode, on the device of `batches`.
         path: its ONNX file; `input` and `logits` are float32 whatever the precision.
         batches: the test images.
-        threads: of ONNX Runtime.
+        threads: of the runtime.
         progress: called with images done, images in all, and a note.
-        provider: of ONNX Runtime: "cpu", "cuda" or "tensorrt".
+        provider: that the file is run on.
         precision: of the file: "fp32", "fp16" or "int8".
-        open_session: opens the file on a provider with so many threads, without TF32.
+        runtime: that runs the file, a key of `suite.registry.RUNTIMES`.
+        load: loads the file to be checked; see `suite.inference.loaded.load`.
 
     Returns:
         `images`; `torch_top1`, `onnx_top1`: errors in percent; `difference`: the latter minus the former;
@@ -63,10 +65,11 @@ def compare(
         `agreement`: share of images in percent whose first class is the same; `disagreements`: for each of the
         others its index, and the margin between torch's two first logits; `ties`: those of them whose margin is
         within the logit difference, so that neither answer is wrong; `lost`, `won`: images that only torch, or only
-        ONNX Runtime has right; `provider` as ONNX Runtime names it; `precision`; `tf32`: whether TensorRT used it;
-        and `passed`. In float32: every logit is within the tolerance, and nothing but ties disagrees. In fewer bits,
-        TF32 among them, where logits differ of necessity: no more right answers are lost on balance than 1 % of
-        torch's, or than chance explains (two standard deviations of as many coins as answers changed).
+        the file has right; `provider` as the runtime names it; `precision`, of a float32 file what the runtime computes
+        it in; `tf32`: whether TensorRT used it; and `passed`. In float32: every logit is within the tolerance, and
+        nothing but ties disagrees. In fewer bits, TF32 among them, where logits differ of necessity: no more right
+        answers are lost on balance than 1 % of torch's, or than chance explains (two standard deviations of as many
+        coins as answers changed).
 
     Raises:
         LogitsError: logits are not finite.
@@ -75,34 +78,39 @@ def compare(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}; legal: {', '.join(PRECISIONS)}")
-    session = open_session(str(path), provider, threads)
+    deployed = load(Request(runtime, str(path), provider, 1, 0, threads), True)
+    logits = deployed.outputs.index("logits")
     expected, actual, targets = [], [], []
     with torch.inference_mode(), without_tf32():
         for images, labels in batches.test():
             expected.append(model(images).cpu().numpy())
-            actual.append(session.run(["logits"], {"input": images.contiguous().cpu().numpy()})[0])
+            actual.append(deployed.compute({"input": images.contiguous().cpu().numpy()})[logits])
             targets.append(labels.cpu().numpy())
             progress(sum(map(len, targets)), batches.test_images, "images")
-    tf32 = precision == "fp32" and uses_tf32(provider)
-    exact = precision == "fp32" and not tf32
-    used = {"provider": session.get_providers()[0], "precision": precision, "tf32": tf32}
-    return judge(np.concatenate(expected), np.concatenate(actual), np.concatenate(targets), exact) | used
+    used = deployed.computes if precision == "fp32" else precision
+    tf32 = used == "tf32"
+    exact, of = used == "fp32", RUNTIMES[runtime].label
+    found = judge(np.concatenate(expected), np.concatenate(actual), np.concatenate(targets), exact, of)
+    return found | {"provider": deployed.provider, "precision": "fp32" if tf32 else used, "tf32": tf32}
 
 
-def judge(expected: np.ndarray, actual: np.ndarray, labels: np.ndarray, exact: bool = True) -> dict[str, Any]:
+def judge(
+    expected: np.ndarray, actual: np.ndarray, labels: np.ndarray, exact: bool = True, of: str = RUNTIMES[ORT].label
+) -> dict[str, Any]:
     """Compare two sets of logits (N, classes); see `compare` for what is returned, and for what passes.
 
     Args:
         expected: torch's logits.
-        actual: ONNX Runtime's.
+        actual: the file's.
         labels: the right classes (N,).
         exact: whether both were computed in float32.
+        of: the label of what ran the file.
 
     Raises:
         LogitsError: logits are not finite.
     """
     if not (np.isfinite(expected).all() and np.isfinite(actual).all()):
-        raise LogitsError("torch" if not np.isfinite(expected).all() else "ONNX Runtime")
+        raise LogitsError("torch" if not np.isfinite(expected).all() else of)
     difference = np.abs(expected - actual)
     scale = float(np.abs(expected).max())
     first, other = expected.argmax(1), actual.argmax(1)
@@ -136,8 +144,9 @@ def judge(expected: np.ndarray, actual: np.ndarray, labels: np.ndarray, exact: b
 
 def render(found: Mapping[str, Any]) -> str:
     """What `compare` found as text for a terminal, ending in a newline, with `departure` if that was looked for, and
-    beside the errors where the network was trained if that is `elsewhere`."""
+    beside the errors where the network was trained if that is `elsewhere`; `runtime` is ONNX Runtime if not given."""
     scale, apart = found["scale"], found["disagreements"]
+    runtime = RUNTIMES[found.get("runtime", ORT)].label
     widest = sorted(apart, key=lambda each: -each["margin"])[:SHOWN]
     margins = ", ".join(f"image {each['image']} by {each['margin']:.3g}" for each in widest)
     more = ", ..." if len(apart) > SHOWN else ""
@@ -145,13 +154,13 @@ def render(found: Mapping[str, Any]) -> str:
     elsewhere = f" on {found['data']}, but {found['elsewhere']}" if found.get("elsewhere") else ""
     lines = [
         f"{found['precision']} on {found['provider']}{tf32}: {found['images']} images",
-        f"top-1 error    torch {found['torch_top1']:.2f} %, ONNX Runtime {found['onnx_top1']:.2f} %, "
+        f"top-1 error    torch {found['torch_top1']:.2f} %, {runtime} {found['onnx_top1']:.2f} %, "
         f"difference {found['difference']:+.2f} points{elsewhere}",
         f"logits         greatest difference {found['max_logit_difference']:.3g}, which is "
         f"{found['max_logit_difference'] / scale if scale else 0.0:.1e} of scale; mean "
         f"{found['mean_logit_difference']:.3g}",
         f"agreement      {found['agreement']:.6g} % of images; right in torch alone {found['lost']}, "
-        f"in ONNX Runtime alone {found['won']}",
+        f"in {runtime} alone {found['won']}",
         f"disagreements  {len(apart)}, torch's margins: {margins}{more}" if apart else "disagreements  none",
         f"passed         {'yes' if found['passed'] else 'NO'}",
     ]

@@ -13,10 +13,8 @@ from time import perf_counter
 from typing import Any
 
 from suite.errors import in_words
-from suite.inference.loaded import Loaded, Protocol, Request, in_onnxruntime, in_torch, open_deployed
+from suite.inference.loaded import DISTINCT_INPUTS, Loaded, Protocol, Request, import_library, load
 from suite.registry import PROVIDERS
-from suite.results.samples import packed
-from suite.session import load_onnxruntime
 
 # How each candidate for the machine's peak is timed: twice, since a slow spell of the machine is longer than a burst.
 PEAK_ROUNDS = 2
@@ -40,27 +38,51 @@ def burst(run: Callable[[int], None], protocol: Protocol) -> list[float]:
     return samples
 
 
-def _serve(load: Callable[[], Loaded], protocol: Protocol, actions: Iterator[str]) -> Iterator[dict[str, Any]]:
+def _serve(request: Request, actions: Iterator[str]) -> Iterator[dict[str, Any]]:
     """Answer actions as they come, to the last, and only when this process is asleep again."""
+    from suite.inference.feeds import values_for
+
     assert next(actions) == "load"
-    loaded = load()
+    loaded, protocol = load(request), request.protocol
+    taken = request.taken(loaded.channels)
+    feeds = [values_for(taken, request.values, seed) for seed in range(DISTINCT_INPUTS)]
+    loaded.hold(feeds)
+
+    def run(index: int) -> None:
+        loaded.run(index % DISTINCT_INPUTS)
+
+    def run_from_host(index: int) -> None:
+        loaded.compute(feeds[index % DISTINCT_INPUTS])
+
     start = perf_counter()
-    loaded.run(0)
+    run(0)
     first = perf_counter() - start
     for index in range(max(protocol.warmup, loaded.graphs)):
-        loaded.run(index)
+        run(index)
     fall_asleep()
     yield {"load_seconds": loaded.load_seconds, "first_run_seconds": first}
     for action in actions:
         if action == "burst":
-            samples = burst(loaded.run, protocol)
+            samples = burst(run, protocol)
             fall_asleep()
             yield {"samples": samples}
             continue
-        finite = loaded.finite()
-        host = {"host_samples": burst(loaded.run_from_host, protocol)} if loaded.run_from_host else {}
-        yield {"finite": finite} | loaded.description | host
+        finite = _finite(loaded)
+        # On the CPU there is no other memory.
+        on_cpu = PROVIDERS[request.provider].device == "cpu"
+        host = {} if on_cpu else {"host_samples": burst(run_from_host, protocol)}
+        yield {"finite": finite} | loaded.description() | host
         return
+
+
+def _finite(loaded: Loaded) -> bool:
+    """Whether all that a network gives for the inputs that it was timed on is finite."""
+    import numpy as np
+
+    for index in range(DISTINCT_INPUTS):
+        loaded.run(index)
+    found = [values for index in range(DISTINCT_INPUTS) for values in loaded.results(index)]
+    return all(bool(np.isfinite(values).all()) for values in found if values.dtype.kind == "f")
 
 
 def fall_asleep() -> None:
@@ -82,10 +104,9 @@ def serve_torch(pipe: Any, request: Request) -> None:
                 yield pipe.recv()
 
     try:
-        import torch  # noqa: F401 - where nothing was loaded before the fork
-
+        import_library(request.runtime)  # where nothing was loaded before the fork
         pipe.send({})
-        for answer in _serve(lambda: in_torch(request), request.protocol, actions()):
+        for answer in _serve(request, actions()):
             pipe.send(answer)
     except Exception as error:  # whatever it is, the other process is to hear of it
         pipe.send({"error": in_words(error)})
@@ -94,6 +115,8 @@ def serve_torch(pipe: Any, request: Request) -> None:
 def _probe(provider: str) -> dict[str, Any]:
     """Load a provider by a session of one multiplication."""
     from onnx import TensorProto, helper
+
+    from suite.inference.in_onnxruntime import open_deployed
 
     value = helper.make_tensor_value_info
     node = helper.make_node("Mul", ["x", "x"], ["y"])
@@ -106,7 +129,10 @@ def _probe(provider: str) -> dict[str, Any]:
 
 def _peak(provider: str, threads: int, precision: str) -> dict[str, Any]:
     """Time what may be the fastest that the machine can do."""
+    from suite.inference.in_onnxruntime import open_deployed
     from suite.inference.peak import Candidate, candidates
+    from suite.results.samples import packed
+    from suite.session import load_onnxruntime
 
     ort = load_onnxruntime()
     device = PROVIDERS[provider].device
@@ -152,10 +178,9 @@ def main() -> None:
         answer(_peak(raw["peak"], raw["threads"], raw["precision"]))
     else:
         request = Request.from_plain(raw)
-        load_onnxruntime()
+        import_library(request.runtime)
         answer({})
-        actions = (json.loads(line) for line in sys.stdin)
-        for reply in _serve(lambda: in_onnxruntime(request), request.protocol, actions):
+        for reply in _serve(request, (json.loads(line) for line in sys.stdin)):
             answer(reply)
 
 

@@ -12,6 +12,7 @@ from suite.inference import agreement, feeds, making, names, nodewise, pictures,
 from suite.inference.agreement import Found, Side
 from suite.inference.feeds import Given, Input, Values
 from suite.inference.subjects import Subject
+from suite.registry import ORT
 
 # ImageNet's, by which most networks of images were trained.
 _USUAL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -27,6 +28,7 @@ def between(
     tolerance: float,
     scratch: Path,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    runtime: str = ORT,
 ) -> Found:
     """Compare two subjects on the same inputs.
 
@@ -36,10 +38,12 @@ def between(
         given: what the user says of inputs.
         data: a folder of images, or an .npz file; None for values that are drawn.
         count: how many inputs; None for as many as take a minute.
-        provider: of ONNX Runtime, for files.
+        provider: that files are run on.
         tolerance: greatest difference as a share of scale, beyond which the first node that departs is looked for.
         scratch: an empty folder.
         progress: told what is done, and how many inputs.
+        runtime: that runs files, a key of `suite.registry.RUNTIMES`; in others than ONNX Runtime no node is looked for.
+            What differences are measured against is run in ONNX Runtime if it is a file.
 
     Raises:
         InputError: they cannot be compared, or the inputs not be read.
@@ -61,9 +65,9 @@ def between(
     else:
         batches = agreement.drawn(taken[0])
     sides = []
-    for subject, each in zip(both, taken, strict=True):
+    for subject, each, where in zip(both, taken, (ORT, runtime), strict=True):
         progress(0, 0, f"load {subject.name}")
-        sides.append(_side(subject, each, provider))
+        sides.append(_side(subject, each, provider, where))
     kept: list[Values] = []
 
     def noted() -> Iterator[Values]:
@@ -73,7 +77,7 @@ def between(
             yield values
 
     agreement.compare(sides[0], sides[1], noted(), found, count, progress)
-    if not found.passed(tolerance) and kept:
+    if not found.passed(tolerance) and kept and runtime == ORT:
         progress(0, 0, "the first node that departs")
         found.departure = _departure(both, sides, kept[0], tolerance, scratch, found)
     return found
@@ -92,9 +96,9 @@ def check(first: Subject, second: Subject, given: Given, data: Path | None) -> N
     agreement.inputs_of((first, second), given)
 
 
-def _side(subject: Subject, taken: tuple[Input, ...], provider: str) -> Side:
+def _side(subject: Subject, taken: tuple[Input, ...], provider: str, runtime: str) -> Side:
     if subject.graph is not None:
-        return replace(agreement.of_file(subject.graph, taken, provider), name=subject.name)
+        return replace(agreement.of_file(subject.graph, taken, provider, runtime), name=subject.name)
     if subject.module is not None:
         return agreement.of_model(subject.name, subject.module, taken)
     assert subject.network is not None  # for the type checker

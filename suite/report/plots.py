@@ -12,10 +12,10 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Literal
 
-from suite.registry import DATA_SETS
+from suite.registry import DATA_SETS, ORT, RUNTIMES
 from suite.report import look
 from suite.report.drawing import SHARES, Figure, Plot, Points, Series, axis, named, thin
-from suite.report.runs import PLAIN, Entry, Kind, Runs, by_epoch, errors, median, reduced
+from suite.report.runs import PLAIN, Entry, Kind, Runs, by_epoch, errors, median, reduced, runtime_words
 from suite.results.samples import quantiles
 from suite.schema.outcomes import Epoch, known
 
@@ -277,7 +277,7 @@ def _kinds(group: Sequence[Entry]) -> list[Kind]:
 def _title(kind: Kind) -> str:
     """Such as "ONNX Runtime, cpu, int8, batch 8; AMD EPYC (2 cores), torch 2.15.0"."""
     setup, runtime, provider, batch, precision = kind
-    name = "ONNX Runtime" if runtime == "onnxruntime" else runtime
+    name = RUNTIMES[ORT].label if runtime == ORT else runtime_words(runtime)
     return f"{', '.join([name, provider, *reduced(precision), f'batch {batch}'])}; {setup}"
 
 

@@ -159,13 +159,17 @@ def _no_formula(value: str | float) -> str | float:
 
 
 def _json(report: Report) -> str:
-    content = {
+    return json.dumps(content(report), indent=1, ensure_ascii=False) + "\n"
+
+
+def content(report: Report) -> dict[str, Any]:
+    """What JSON has of a report: a row has each value under its column's key."""
+    return {
         "title": report.title,
         "columns": [{"key": column.key, "heading": column.heading} for column in report.columns],
         "rows": [line.values | {"notes": line.notes} for line in report.lines],
         "remarks": report.remarks,
     }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def printed(report: Report, mark: str) -> tuple[list[list[str]], list[tuple[int, str]]]:

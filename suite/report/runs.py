@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from suite.files import printable
-from suite.registry import DATA_SETS, STAND_INS
+from suite.registry import DATA_SETS, ORT, RUNTIMES, STAND_INS
 from suite.results.notes import Failure
 from suite.results.record import (
     AnalyzeRecord,
@@ -50,7 +50,8 @@ Metric = Literal["last", "best"]
 # Setup (machine and versions), runtime, execution provider, batch size and precision of a latency.
 Kind = tuple[str, str, str, int, str]
 
-# Execution provider and precision of a parity, and those of the one that every row has.
+# Execution provider of a parity, behind the runtime if that is not ONNX Runtime, and precision; and those of the one
+# that every row has.
 Check = tuple[str, str]
 
 CHECK: Check = ("cpu", "fp32")
@@ -131,7 +132,8 @@ class Records:
         self._trained = {e.key: train for graphs in (self._rewritten, self._plain) for train, e in graphs.items()}
         self.parity: dict[str, dict[Check, ParityRecord]] = {}
         for parity in each(ParityRecord, _same):
-            check = parity.inputs.provider, parity.inputs.precision
+            runtime, provider = printable(parity.inputs.runtime), parity.inputs.provider
+            check = provider if runtime == ORT else f"{runtime} {provider}", parity.inputs.precision
             self.parity.setdefault(parity.inputs.export, {})[check] = parity
         self.analyze = {record.inputs.train: record for record in each(AnalyzeRecord, _same)}
         self.latency: dict[str, list[TimedRecord]] = {}
@@ -358,6 +360,9 @@ def kind_of(record: TimedRecord) -> Kind:
     """What a latency record timed: two of the same kind may be compared, others never share a column."""
     inputs = record.inputs
     runtime, provider, precision = map(printable, (inputs.runtime, inputs.provider, inputs.precision))
+    # Of a runtime that not all have, the version stands with its name, so that the others' setup is the same without.
+    if runtime in RUNTIMES and RUNTIMES[runtime].extra:
+        runtime = f"{runtime} {printable(inputs.versions.get(RUNTIMES[runtime].library, ''))}".strip()
     return setup_of(record), runtime, provider, inputs.batch_size, precision or "fp32"
 
 
@@ -371,7 +376,13 @@ def setup_of(record: TimedRecord) -> str:
 def words_of(kind: Kind) -> str:
     """A kind without its setup, as in "ORT cpu b8"."""
     _, runtime, provider, batch, precision = kind
-    return " ".join(["ORT" if runtime == "onnxruntime" else runtime, provider, *reduced(precision), f"b{batch}"])
+    return " ".join([runtime_words(runtime), provider, *reduced(precision), f"b{batch}"])
+
+
+def runtime_words(runtime: str) -> str:
+    """A runtime as headings name it, with its version if that stands behind it."""
+    name, _, version = runtime.partition(" ")
+    return f"{RUNTIMES[name].short if name in RUNTIMES else name} {version}".strip()
 
 
 def reduced(precision: str) -> list[str]:

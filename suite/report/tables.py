@@ -10,7 +10,7 @@ from math import floor, sqrt
 from operator import attrgetter
 
 from suite.files import printable
-from suite.registry import lacks
+from suite.registry import ORT, RUNTIMES, lacks
 from suite.report.render import Column, Line, Report
 from suite.report.runs import (
     PLAIN,
@@ -20,6 +20,7 @@ from suite.report.runs import (
     errors,
     quick,
     reduced,
+    runtime_words,
     shortfalls,
     unstable,
     untrained,
@@ -38,7 +39,8 @@ ANALYSED = 1
 BEYOND = "impossible: more than the peak, which was measured too low"
 BEYOND_ONE = "impossible: more than the peak, which is of one matrix product and was measured too low"
 
-ORT = "onnxruntime"
+# Runtimes whose figures are of the exported file.
+FILES = [name for name, runtime in RUNTIMES.items() if runtime.reads_files]
 # What stands in the place of the error of a run shorter than an epoch, which is that of chance; the record holds it.
 QUICK = "quick"
 
@@ -276,8 +278,9 @@ def _latency(
     kinds = sorted(measured | lacking)
     setups = list(dict.fromkeys(kind[0] for kind in kinds))
     remarks = [f"{f'm{n}' if len(setups) > 1 else 'latency'}: {setup}" for n, setup in enumerate(setups, start=1)]
-    # Of each provider ONNX Runtime in float32 with the smallest batch, which its kinds begin with.
-    smallest = {kind[:3]: kind for kind in reversed(kinds) if kind[1] == ORT and kind[4] == "fp32"}
+    # Of each provider in float32 the smallest batch, which its kinds begin with, in each runtime that reads files.
+    main = [kind for kind in kinds if kind[1].partition(" ")[0] in FILES and kind[4] == "fp32"]
+    smallest = {kind[:3]: kind for kind in reversed(main)}
     columns = []
     for kind in kinds:
         setup, runtime, provider, batch, precision = kind
@@ -285,8 +288,9 @@ def _latency(
         name = f"{words_of(kind)}{where}"
         reduced = "" if precision == "fp32" else f" {precision}"
         key = "_".join(f"{runtime} {provider}{reduced} b{batch}{where}".split())
-        main = f"{provider} b{batch} ms{where}" if kind in smallest.values() else ""
-        median = Column(f"{key}_p50_ms", f"{name} p50 ms", three_digits, "latency", main)
+        own = "" if runtime == ORT else f"{runtime_words(runtime.partition(' ')[0])} "
+        brief = f"{own}{provider} b{batch} ms{where}" if kind in smallest.values() else ""
+        median = Column(f"{key}_p50_ms", f"{name} p50 ms", three_digits, "latency", brief)
         speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits, "speed")
         share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}", "peak")
         columns += [median, speed]

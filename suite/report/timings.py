@@ -1,13 +1,16 @@
 """A contest as a table: what each network takes, and how that compares with the first."""
 
+import json
+import re
 from collections.abc import Sequence
 
 from suite import env
 from suite.inference.contest import Outcome
-from suite.registry import PROVIDERS
+from suite.registry import PROVIDERS, RUNTIMES
+from suite.report import render as rendering
 from suite.report.render import Column, Line, Report
 from suite.report.tables import BEYOND, three_digits
-from suite.results.samples import percentiles
+from suite.results.samples import nanoseconds, percentiles
 
 
 def table(outcomes: Sequence[Outcome], title: str, remarks: Sequence[str]) -> Report:
@@ -61,7 +64,27 @@ def table(outcomes: Sequence[Outcome], title: str, remarks: Sequence[str]) -> Re
             line.put(nodes, f"{there} of {sum(outcome.nodes.values())}")
     filled = {key for line in lines for key, value in line.values.items() if value is not None}
     kept = [column for column in columns if column.key in filled or column is median]
-    return Report(title, kept, lines, list(remarks))
+    return Report(title, kept, lines, [*remarks, f"versions: {_versions(outcomes)}"])
+
+
+def render(report: Report, outcomes: Sequence[Outcome], form: str) -> str:
+    """The table of these outcomes as text. JSON has of each row also `rounds_ns`, every run once in whole nanoseconds,
+    round by round, and the `settings` of its runtime."""
+    if form != "json":
+        return rendering.render(report, form)
+    content = rendering.content(report)
+    for row, outcome in zip(content["rows"], outcomes, strict=True):
+        row["settings"] = outcome.settings
+        row["rounds_ns"] = [nanoseconds(each) for each in outcome.rounds]
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    return re.sub(r"(?<=[\[\d,])\n *(?=\d)|(?<=\d)\n *(?=\])", " ", text) + "\n"  # a round stands in one line
+
+
+def _versions(outcomes: Sequence[Outcome]) -> str:
+    """Of the packages that ran them."""
+    libraries = {RUNTIMES[outcome.entrant.request.runtime].library for outcome in outcomes}
+    known = {name: version for name, version in env.versions().items() if name.removesuffix("-gpu") in libraries}
+    return ", ".join(f"{name} {version}" for name, version in known.items())
 
 
 def title(outcomes: Sequence[Outcome], quick: bool) -> str:

@@ -85,11 +85,12 @@ class ConvertInputs(Inputs, frozen=True, kw_only=True, gc=False):
 
 
 class ParityInputs(OnData, frozen=True, kw_only=True, gc=False):
-    """A check of a file made from an `export` (its key) on an execution `provider` in a `precision`."""
+    """A check of a file made from an `export` (its key) on an execution `provider` in a `precision`, by a `runtime`."""
 
     export: str
     provider: str = "cpu"
     precision: str = "fp32"
+    runtime: str = "onnxruntime"
 
 
 class Protocol(Struct, frozen=True, kw_only=True, gc=False):
@@ -103,7 +104,7 @@ class LatencyInputs(Inputs, frozen=True, kw_only=True, gc=False):
 
     Attributes:
         machine: with its processors, as tables name it.
-        runtime: "onnxruntime", "torch" or "torch.compile".
+        runtime: a key of `suite.registry.RUNTIMES`.
         provider: execution provider.
         precision: "fp32", "plain" (the exporter's own graph), "fp16" or "int8".
         batch_size: images.
