@@ -14,8 +14,6 @@ from suite.inference.loaded import Loaded, Request
 
 # What a compiled model is asked for, and then what its record has: as many threads as the others have, all for one run.
 _HINTS = ("PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT", "ENABLE_CPU_PINNING")
-# How lines of its exceptions begin that say where in OpenVINO it was, not what.
-_WHERE = ("Exception from", "Check '", "FrontEnd API failed")
 _FLOATS = {"f32": "fp32", "f16": "fp16"}
 
 
@@ -114,7 +112,6 @@ def _word(value: Any) -> str:
 
 
 def _why(error: Exception) -> str:
-    """The line of an exception that says what is wrong, behind those that say in which file of OpenVINO it was."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(_WHERE)]
-    return first_line(RuntimeError(said[0])) if said else first_line(error)
+    """The last line of an exception, which says what is wrong; those before say where in OpenVINO, and in which node."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
+    return first_line(RuntimeError(lines[-1])) if lines else first_line(error)
