@@ -1,6 +1,8 @@
 """Networks timed against each other: what is compared with what, and what is said of it."""
 
 import json
+import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from suite.inference import contest, latency, names
 from suite.inference.contest import Entrant
@@ -57,6 +61,58 @@ def test_files_of_others_are_timed_and_compared_with_the_first(net: Callable[...
         assert row["peak_percent"] == pytest.approx(100 * 2 * macs / (1e-3 * row["median_ms"]) / 1e12)
     assert [row.get("ratio") is None for row in rows] == [True, True, False, False]
     assert "[2/3] time: done" in err
+
+
+def test_json_has_each_run_once_in_whole_nanoseconds(net: Callable[..., Path], suite: Suite) -> None:
+    code, out, err = suite("time", str(net("a.onnx")), "--quick", "--format", "json")
+    assert code == 0, err
+    (row,) = json.loads(out)["rows"]
+    assert [len(each) for each in row["rounds_ns"]] == [5, 5]
+    runs = [run for each in row["rounds_ns"] for run in each]
+    assert all(isinstance(run, int) for run in runs)
+    assert row["median_ms"] == pytest.approx(statistics.median(runs) / 1e6)
+    assert row["settings"]["graph_optimization"] == "all"
+    assert json.dumps(row["rounds_ns"][0])[1:-1] in out  # a round stands in one line
+    assert "rounds_ns" not in suite("time", str(net("a.onnx")), "--quick", "--format", "csv")[1]
+
+
+class Encoder(nn.Module):
+    """A small transformer as those of language are called: by token ids, and by a mask of those that count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 16)
+        self.query, self.key, self.value, self.last = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        words = self.table(input_ids)
+        scores = self.query(words) @ self.key(words).transpose(1, 2) / 4
+        scores = scores.masked_fill(attention_mask[:, None] == 0, -1e9)
+        return self.last(scores.softmax(-1) @ self.value(words))
+
+
+def test_a_transformer_of_torch_goes_through_every_instrument(tmp_path: Path, suite: Suite) -> None:
+    path = tmp_path / "encoder.onnx"
+    names = ["input_ids", "attention_mask"]
+    example = torch.ones(2, 9, dtype=torch.int64)
+    free = {name: {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")} for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = Encoder().eval()
+        torch.onnx.export(network, (example, example), path, input_names=names, dynamic_shapes=free, verbose=False)
+    shapes = ("--input", "input_ids=3x7", "--input", "attention_mask=3x7")
+    code, out, err = suite("time", str(path), "--quick", "--format", "json", *shapes)
+    assert code == 0, err
+    (row,) = json.loads(out)["rows"]
+    assert row["batch_size"] == 3
+    assert row["runs_per_s"] > 0
+    code, out, err = suite("explain", str(path), *shapes)
+    assert code == 0, err
+    assert "MatMul" in out
+    code, out, err = suite("parity", str(path), "--against", str(path), "--images", "6", *shapes)
+    assert code == 0, err
+    assert "greatest difference 0, 0.0e+00 of scale" in out
+    assert "6 random inputs" in out
 
 
 def test_a_transformer_is_timed_with_its_token_ids_and_mask(tmp_path: Path, suite: Suite) -> None:

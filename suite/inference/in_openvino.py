@@ -112,6 +112,6 @@ def _word(value: Any) -> str:
 
 
 def _why(error: Exception) -> str:
-    """The last line of an exception, which says what is wrong; those before say where in OpenVINO, and in which node."""
+    """The last line of an exception, which says what is wrong; those before say where in OpenVINO that was."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
     return first_line(RuntimeError(lines[-1])) if lines else first_line(error)
