@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,49 @@ def test_a_network_of_this_project_is_checked_in_it(suite: Suite) -> None:
     assert "fp32 on CPU: 16 images" in out
     assert "OpenVINO" in out
     assert "ONNX Runtime" not in out
+
+
+def test_a_run_checks_and_times_in_it_and_changes_no_key_of_others(tmp_path: Path, suite: Suite) -> None:
+    from suite.grid import plan as grid
+
+    row = ("resnet20_crelu_bn@cifar10",)
+    options = grid.Options(2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"), batch_sizes=(1,), steps=2)
+    alone = {stage.key: stage for stage in grid.plan(options).stages}
+    beside = replace(options, runtimes=("onnxruntime", "torch", "openvino", DEFAULT))
+    more = [stage for stage in grid.plan(beside).stages if stage.key not in alone]
+    assert len(more) + len(alone) == len(grid.plan(beside).stages)
+    found = [(stage.kind, stage.inputs["runtime"], stage.inputs["precision"]) for stage in more]
+    expected = [(name, form) for name in ("openvino", DEFAULT) for form in ("fp32", "int8")]
+    assert sorted(found) == sorted((kind, *each) for kind in ("latency", "parity") for each in expected)
+    arguments = ["--table", "2", "--depth", "20", "--rows", *row, "--forms", "fp32,int8", "--batch-sizes", "1"]
+    arguments += ["--runtimes", "onnxruntime,openvino", "--steps", "2", "--results", str(tmp_path)]
+    code, out, err = suite("run", *arguments, "--columns", "all", "--format", "json")
+    assert code == 0, err
+    table = json.loads(out)
+    (only,) = table["rows"]
+    headings = {column["key"]: column["heading"] for column in table["columns"]}
+    version = env.versions()["openvino"]
+    assert headings[f"openvino_{version}_cpu_b1_p50_ms"] == f"OpenVINO {version} cpu b1 p50 ms"
+    for key in (
+        f"openvino_{version}_cpu_int8_b1_p50_ms",
+        f"openvino_{version}_cpu_b1_p50_ms",
+        "onnxruntime_cpu_b1_p50_ms",
+    ):
+        assert only[key] > 0
+    assert abs(only["parity_openvino_cpu_top1"]) < 100
+    assert only["parity_openvino_cpu_agreement"] > 0
+    timed = [json.loads(path.read_text()) for path in (tmp_path / "records" / "latency").iterdir()]
+    (whole,) = (
+        each for each in timed if (each["inputs"]["runtime"], each["inputs"]["precision"]) == ("openvino", "fp32")
+    )
+    assert whole["inputs"]["versions"]["openvino"] == version
+    assert whole["result"]["settings"]["INFERENCE_PRECISION_HINT"] == "f32"
+    assert all(
+        "openvino" not in each["inputs"]["versions"] for each in timed if each["inputs"]["runtime"] != "openvino"
+    )
+    assert f"OpenVINO {version}" in (tmp_path / "report" / "index.html").read_text()
+    code, out, _ = suite("show", "--table", "2", "--depth", "20", "--rows", *row, "--results", str(tmp_path))
+    assert "| OpenVINO ms |" in out
 
 
 def test_without_the_package_the_answer_says_how_to_install_it(

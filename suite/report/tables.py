@@ -288,8 +288,9 @@ def _latency(
         name = f"{words_of(kind)}{where}"
         reduced = "" if precision == "fp32" else f" {precision}"
         key = "_".join(f"{runtime} {provider}{reduced} b{batch}{where}".split())
-        own = "" if runtime == ORT else f"{runtime_words(runtime.partition(' ')[0])} "
-        brief = f"{own}{provider} b{batch} ms{where}" if kind in smallest.values() else ""
+        # A terminal has no room for more beside that of ONNX Runtime, of the same batch size.
+        short = f"{provider} b{batch}" if runtime == ORT else runtime_words(runtime.partition(" ")[0])
+        brief = f"{short} ms{where}" if kind in smallest.values() else ""
         median = Column(f"{key}_p50_ms", f"{name} p50 ms", three_digits, "latency", brief)
         speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits, "speed")
         share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}", "peak")
