@@ -118,7 +118,7 @@ def test_show_speaks_csv_and_json(finished: tuple[Path, subprocess.CompletedProc
 def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> None:
     # The second row's export is broken by a weights file that is not there any more.
     code = (
-        "import sys, suite.training.train as t, suite.__main__ as m\n"
+        "import sys, suite.training.fitting as t, suite.__main__ as m\n"
         "whole = t._save\n"
         "def save(model, *rest):\n"
         "    if 'CReLU' in str(model): raise MemoryError('no room')\n"
@@ -143,7 +143,7 @@ def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> Non
 @pytest.mark.full
 def test_packed_rows_are_as_if_run_alone_and_one_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
     code = (
-        "import sys, suite.training.train as t, suite.__main__ as m\n"
+        "import sys, suite.training.fitting as t, suite.__main__ as m\n"
         "whole = t._save\n"
         "def save(model, *rest):\n"
         "    if 'NormPropConv2d' in str(model): raise MemoryError('no room')\n"
@@ -242,7 +242,7 @@ def test_workers_end_with_the_time_of_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_a_run_killed_outright_three_times_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    code = "import suite.training.train as t, suite.__main__ as m\nt.CHECKPOINT_SECONDS = 0.0\nm.main()\n"
+    code = "import suite.training.fitting as t, suite.__main__ as m\nt.CHECKPOINT_SECONDS = 0.0\nm.main()\n"
     command = [sys.executable, "-c", code, "run", *ROW, "--steps", "12", "--stages", "train"]
     subprocess.run([*command, "--results", str(tmp_path / "whole")], capture_output=True, check=True)
     killed = [*command, "--results", str(tmp_path / "killed")]

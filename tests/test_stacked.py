@@ -13,7 +13,7 @@ from suite.data import sets as data
 from suite.data.batches import Batch, Batches
 from suite.data.sets import Dataset, Split
 from suite.tables import spec
-from suite.training import checkpoint, feasible, fused_norm, kernels, train
+from suite.training import checkpoint, feasible, fitting, fused_norm, kernels, train
 from suite.training.stacked import Seed, Stack, State
 from suite.training.step import Engine, Step
 
@@ -175,7 +175,7 @@ class CrashError(Exception):
 def test_checkpoints_of_a_stack_and_of_a_network_alone_are_the_same(
     before: Engine, after: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
     batches = Batches(digits(), RECIPE, CPU)
     expected = train.train_packed(jobs(tmp_path / "whole", batches), ALONE)
 
@@ -274,14 +274,14 @@ def test_a_seed_that_cannot_leave_its_stack_does_not_end_the_others(
             raise RuntimeError("broken")
 
     begun = jobs(tmp_path / "stacked", batches)
-    leave = train._Fit.leave_stack
+    leave = fitting.Fit.leave_stack
 
-    def fail_once(self: train._Fit) -> None:
+    def fail_once(self: fitting.Fit) -> None:
         if self.job.seed == 0:
             raise MemoryError("no memory left")
         leave(self)
 
-    monkeypatch.setattr(train._Fit, "leave_stack", fail_once)
+    monkeypatch.setattr(fitting.Fit, "leave_stack", fail_once)
     outcomes = train.train_packed([begun[0], dataclasses.replace(begun[1], on_step=broken), begun[2]], STACKED)
     assert [type(outcome) for outcome in outcomes] == [MemoryError, RuntimeError, dict]
     assert_same(outcomes[2], expected[2])

@@ -17,7 +17,7 @@ from suite.data.sets import Dataset, Split
 from suite.distributed import Group
 from suite.interrupt import Deadline, Interruption, TimeIsUp
 from suite.tables import spec
-from suite.training import checkpoint, feasible, step, testing, train
+from suite.training import checkpoint, feasible, fitting, step, testing, train
 from suite.training.step import Engine
 
 CPU = torch.device("cpu")
@@ -113,7 +113,7 @@ def crash_after(steps: int) -> Callable[[int, int, str], None]:
 def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_undisturbed(
     model: str, momentum: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
     batches = Batches(small(), dataclasses.replace(RECIPE, momentum=momentum), CPU)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
@@ -131,14 +131,14 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_undisturbed(
 
 
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
     recipe = dataclasses.replace(RECIPE, max_steps=2)
     batches, saved = Batches(small(), recipe, CPU), tmp_path / "saved"
 
     def crash(*_: Any) -> None:
         raise CrashError
 
-    monkeypatch.setattr(train, "evaluate", crash)
+    monkeypatch.setattr(fitting, "evaluate", crash)
     with pytest.raises(CrashError):  # after the last step and its checkpoint, before the test that ends the epoch
         fit("resnet20_relu_bn", batches, 0, tmp_path, checkpoints=saved)
     monkeypatch.undo()
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path, monk
 
 @pytest.mark.full
 def test_a_run_killed_after_halving_goes_on_at_the_halved_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
     recipe = dataclasses.replace(RECIPE, learning_rate=1e6, max_steps=4)
     batches = Batches(small(), recipe, CPU)
     expected = fit("resnet20_relu_plain", batches, 0, tmp_path)
@@ -276,7 +276,7 @@ def test_a_try_says_of_a_collapsed_network_that_its_units_are_dead(
         nn.init.constant_(model.layer3[-1].conv2.bias, -1e6)
         return model
 
-    monkeypatch.setattr(train.timm, "create_model", collapsed)
+    monkeypatch.setattr(fitting.timm, "create_model", collapsed)
     recipe = dataclasses.replace(RECIPE, learning_rate=1e-6, max_steps=2)
     (tried,) = fit("resnet20_relu_plain", Batches(small(), recipe, CPU), 0, tmp_path)["tries"]
     assert tried["dead_units"] == 1.0
@@ -299,7 +299,7 @@ def test_errors_are_counted_as_written_out_by_hand() -> None:
     labels = torch.tensor([0, 2, 0])
     # Right; second best at rank five, so wrong for top-1 alone; not finite, so wrong for both.
     model = nn.Identity()
-    result = train.evaluate(model, [(logits, labels)])
+    result = testing.evaluate(model, [(logits, labels)])
     assert result == {"top1": pytest.approx(200 / 3), "top5": pytest.approx(100 / 3), "finite": False}
 
 
@@ -311,7 +311,7 @@ def test_ten_crops_are_judged_by_their_summed_logits() -> None:
     images = torch.zeros(1, 10, 3, 2, 2)
     images[0, :9, 1] = 1.0  # nine crops say class 1
     images[0, 9, 2] = 10.0  # one crop says class 2, and louder than the nine together
-    assert train.evaluate(Mean(), [(images, torch.tensor([2]))])["top1"] == 0.0
+    assert testing.evaluate(Mean(), [(images, torch.tensor([2]))])["top1"] == 0.0
 
 
 def test_weights_load_by_timm_with_the_data_sets_classes_and_statistics(tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_without_a_compiler_training_goes_on_and_says_why(tmp_path: Path, monkey
 
     monkeypatch.setattr("torch.compile", compiler)
     monkeypatch.setitem(step.WORTH_A_TRIAL, "cpu", 0.0)
-    monkeypatch.setattr(train, "TRIAL", 0)
+    monkeypatch.setattr(fitting, "TRIAL", 0)
     said: list[str] = []
     job = train.Job("resnet20_relu_bn", Batches(small(), dataclasses.replace(RECIPE, max_steps=1), CPU), 0, tmp_path)
     result = train.train(job, Engine("float32", "auto"), warn=said.append)
@@ -410,7 +410,7 @@ def test_without_a_compiler_training_goes_on_and_says_why(tmp_path: Path, monkey
 
 def test_every_test_is_of_the_statistics_that_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     happened: list[str] = []
-    evaluate = train.evaluate
+    evaluate = testing.evaluate
 
     def spread(group: Group, tensors: Iterable[torch.Tensor]) -> None:
         # Mean, variance and a count for each of ResNet-20's 19 convolutions.
@@ -421,7 +421,7 @@ def test_every_test_is_of_the_statistics_that_are_saved(tmp_path: Path, monkeypa
         return evaluate(*arguments)
 
     monkeypatch.setattr(Group, "spread", spread)
-    monkeypatch.setattr(train, "evaluate", test)
+    monkeypatch.setattr(fitting, "evaluate", test)
     run(tmp_path)
     assert happened == ["spread 57", "test"] * 2
 
@@ -439,7 +439,7 @@ def test_the_last_test_is_by_the_network_itself_and_those_before_by_the_quick_pa
         return forward
 
     expected = run(tmp_path)
-    monkeypatch.setattr(train, "quick_forward", quick_forward)
+    monkeypatch.setattr(fitting, "quick_forward", quick_forward)
     found = run(tmp_path)
     assert quick == [(False, True)]  # one batch of 30 images after the first of two epochs
     assert not torch.backends.cudnn.benchmark
@@ -506,13 +506,13 @@ def test_bfloat16_trains_and_is_named(tmp_path: Path) -> None:
 
 
 def test_what_decided_on_compiling_is_kept_over_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(train, "TRIAL", 0)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "TRIAL", 0)
     automatic = Engine(precision="float32", compile="auto")
     saved = tmp_path / "saved"
     with pytest.raises(CrashError):
         run(tmp_path, engine=automatic, checkpoints=saved, on_step=crash_after(3))
-    monkeypatch.setattr(train, "try_compile", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(fitting, "try_compile", lambda *_: pytest.fail("measured again"))
     result = run(tmp_path, engine=automatic, checkpoints=saved)
     assert result["compiled"] is False
     assert 0 < result["timing"]["step_seconds"] < 10

@@ -124,7 +124,8 @@ def _measure(request: Request, start: float) -> Probe:
     from suite.export.exporter import export, load_weights
     from suite.inference import latency
     from suite.training.step import STEPS_BEFORE_CAPTURE, Engine
-    from suite.training.train import Job, evaluate, train
+    from suite.training.testing import evaluate
+    from suite.training.train import Job, train
 
     recipe, device = request.recipe, torch.device(request.device)
     on_gpu = device.type == "cuda"

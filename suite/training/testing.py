@@ -1,15 +1,52 @@
-"""How tests of a network on a GPU are computed: after most epochs fast, at the end in float32."""
+"""Test errors of a network, and how they are computed on a GPU: after most epochs fast, at the end in float32."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from suite.data.batches import Batch
+from suite.distributed import ALONE, Group
 from suite.training.step import Graph
 
 Forward = Callable[[Tensor], Tensor]
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], group: Group = ALONE, forward: Forward | None = None
+) -> dict[str, Any]:
+    """Top-1 and top-5 error in percent; ten crops of an image have their logits summed.
+
+    An image whose logits are not all finite counts as an error, and `finite` is then False. Several processes test
+    a part of the images each. `forward` computes the logits in the model's place.
+    """
+    model.eval()
+    forward = forward or model
+    counts: Tensor | None = None  # right at rank one, right up to rank five, finite; on the device until the end
+    images_seen = 0
+    for images, labels in batches:
+        if images.dim() == 5:
+            logits = forward(images.flatten(0, 1)).view(*images.shape[:2], -1).sum(1)
+        else:
+            logits = forward(images)
+        best = logits.topk(min(5, logits.shape[1])).indices
+        sound = logits.isfinite().all(1, keepdim=True)
+        hits = (best == labels[:, None]) & sound
+        found = torch.stack((hits[:, 0].sum(), hits.sum(), sound.sum()))
+        counts = found if counts is None else counts + found
+        images_seen += len(labels)
+    right1, right5, sound_images, count = group.sums(
+        *(counts.tolist() if counts is not None else (0, 0, 0)), images_seen
+    )
+    return {
+        "top1": 100 * (count - right1) / count,
+        "top5": 100 * (count - right5) / count,
+        "finite": sound_images == count,
+    }
 
 
 def quick_forward(model: nn.Module, device: torch.device, bfloat16: bool) -> Forward | None:

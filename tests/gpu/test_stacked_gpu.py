@@ -11,7 +11,7 @@ from suite.data import sets as data
 from suite.data.batches import Batches
 from suite.data.sets import Split
 from suite.tables import spec
-from suite.training import train
+from suite.training import fitting, train
 from suite.training.step import Engine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -54,7 +54,7 @@ def test_seeds_of_a_pack_are_stacked_and_each_ends_as_alone(
 
 
 def test_a_stack_goes_on_from_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
 
     def crash(done: int, total: int, note: str) -> None:
         if done == 8:

@@ -19,7 +19,7 @@ from suite.data import sets as data
 from suite.data.batches import Batches
 from suite.tables import spec
 from suite.tf32 import without_tf32
-from suite.training import fused_norm, train
+from suite.training import fitting, fused_norm, testing, train
 from suite.training.step import Engine, Step
 from suite.training.testing import QuickForward, measured_convolutions
 
@@ -143,7 +143,7 @@ def test_a_quick_pass_sees_weights_as_they_are_now(bfloat16: bool) -> None:
 def test_the_error_of_the_record_is_that_of_float32(tmp_path: Path) -> None:
     result = train.train(job("resnet20_relu_bn", 0, tmp_path))
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
-    again = train.evaluate(model, Batches(source(), RECIPE, CPU).test())
+    again = testing.evaluate(model, Batches(source(), RECIPE, CPU).test())
     assert result["precision"] == "bfloat16 autocast"
     assert result["top1"] == pytest.approx(again["top1"], abs=0.81)  # two images whose logits are nearly equal
 
@@ -165,7 +165,7 @@ class CrashError(Exception):
 
 
 def test_a_run_that_was_killed_goes_on_as_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
 
     def crash(done: int, total: int, note: str) -> None:
         if done == 7:  # in the midst of the second epoch, when steps are CUDA graphs
