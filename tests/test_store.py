@@ -13,8 +13,9 @@ from suite.errors import InputError
 from suite.files import write
 from suite.grid.claims import Claims
 from suite.grid.plan import Stage
+from suite.results.artifacts import sha256
 from suite.results.record import key_of
-from suite.results.store import Store, sha256
+from suite.results.store import Store
 
 INPUTS: dict[str, Any] = {"model": "resnet20_relu_bn", "seed": 0}
 

@@ -17,32 +17,23 @@ What is read may come from strangers: nothing outside the folder is read, replac
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from suite.errors import InputError
-from suite.files import make_folder, share, write
-from suite.results import locks
+from suite.files import write
+from suite.results import artifacts
+from suite.results.folder import Folder
 from suite.results.notes import Failure, Plan, read_failure, read_plan
-from suite.results.record import FORMAT, AnyRecord, Artifact, K, Record, key_of, read_record, text_of
-
-# Seconds after which what nobody has changed counts as left behind where locks cannot tell: on file systems without
-# them, and of other machines, whose locks may not reach this one.
-LONG = 7 * 24 * 3600.0
+from suite.results.record import FORMAT, AnyRecord, K, Record, key_of, read_record, text_of
 
 
-class Store:
+class Store(Folder):
     """A results folder. The only writer of results."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
 
     def get(self, stage: str, inputs: Mapping[str, object]) -> AnyRecord | None:
         """The record of these inputs, if it is there and its files are, by their sizes whole.
@@ -69,7 +60,7 @@ class Store:
 
     def was_removed(self, key: str) -> bool:
         """Whether the files of a record were removed on purpose."""
-        return (self._inside("removed") / key).is_file()
+        return (self.inside("removed") / key).is_file()
 
     def remove_files(self, record: Record[object, object], why: str) -> None:
         """Remove a record's files for good; the record stays and stands.
@@ -77,15 +68,15 @@ class Store:
         Raises:
             InputError: the folder cannot be written to.
         """
-        folder = self._inside("artifacts", record.key)
+        folder = self.inside("artifacts", record.key)
         try:
-            with self._alone():
+            with self.alone():
                 # The mark comes first: files that are partly gone without it would be made again.
-                write(self._inside("removed") / record.key, f"{why}\n".encode())
+                write(self.inside("removed") / record.key, f"{why}\n".encode())
                 if folder.is_dir():
                     shutil.rmtree(folder)
         except OSError as error:
-            raise self._cannot_write(error) from None
+            raise self.cannot_write(error) from None
 
     def artifact(self, record: Record[object, object], name: str) -> Path:
         """Where a record's file lies.
@@ -93,7 +84,7 @@ class Store:
         Raises:
             InputError: a link leads out of the results folder.
         """
-        return self._inside(record.artifacts[name].path)
+        return self.inside(record.artifacts[name].path)
 
     def _is_whole(self, record: AnyRecord, name: str) -> bool:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -126,7 +117,7 @@ class Store:
         return (read_record(path, kind) for path in self._places(kind.of, models))
 
     def _places(self, stage: str, models: Collection[str] | None) -> Iterator[Path]:
-        folder = self._inside("records", stage)
+        folder = self.inside("records", stage)
         if not folder.is_dir():
             return
         for name in sorted(os.listdir(folder)):
@@ -157,7 +148,7 @@ class Store:
         Raises:
             InputError: a file is no such note.
         """
-        return [read_failure(path) for path in sorted(self._inside("failures").glob("*/*.json"))]
+        return [read_failure(path) for path in sorted(self.inside("failures").glob("*/*.json"))]
 
     def keep_plan(self, content: Mapping[str, object]) -> None:
         """Keep what a command is to do; the same plan again changes nothing.
@@ -165,13 +156,13 @@ class Store:
         Raises:
             InputError: the folder cannot be written to.
         """
-        path = self._inside("plans") / f"{key_of('plan', content)}.json"
+        path = self.inside("plans") / f"{key_of('plan', content)}.json"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 write(path, text_of({**content, "begun": _now()}))
         except OSError as error:
-            raise self._cannot_write(error) from None
+            raise self.cannot_write(error) from None
 
     def plans(self) -> list[Plan]:
         """What the commands on this folder are to do, in the order in which they were first given.
@@ -179,72 +170,12 @@ class Store:
         Raises:
             InputError: a file is no plan.
         """
-        plans = [read_plan(path) for path in sorted(self._inside("plans").glob("*.json"))]
+        plans = [read_plan(path) for path in sorted(self.inside("plans").glob("*.json"))]
         return sorted(plans, key=lambda plan: plan.begun)
 
     def checkpoints(self, stage: str, inputs: Mapping[str, object]) -> Path:
         """Where a stage may keep what it needs to go on after it was stopped."""
-        return self._inside("checkpoints", key_of(stage, inputs))
-
-    @contextlib.contextmanager
-    def workspace(self) -> Iterator[Path]:
-        """An empty folder for a stage's files, gone afterwards unless `put` has taken it over."""
-        work = self._inside("work")
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            make_folder(work)
-            with self._alone():  # of those who sweep, which would find it without a lock
-                folder = Path(tempfile.mkdtemp(dir=work, prefix=f"{_kernel()}-"))
-                share(folder)  # tempfile makes what only its owner may read
-                held = locks.open_folder(folder, _beside(folder))
-                with contextlib.suppress(OSError):  # some network file systems have no locks; see `_is_left`
-                    locks.lock(held)
-        except OSError as error:
-            raise self._cannot_write(error) from None
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
-            _beside(folder).unlink(missing_ok=True)
-
-    def check(self) -> None:
-        """See to it that results can be written, before there are any.
-
-        Raises:
-            InputError: a folder cannot be written to by this user; it is named.
-        """
-        if not self.root.is_dir():
-            return  # it is made, or cannot be, by the first who writes
-        kinds = [self._inside(name) for name in ("records", "failures")]
-        inside = [folder for kind in kinds if kind.is_dir() for folder in kind.iterdir()]
-        others = [self._inside(name) for name in ("artifacts", "checkpoints", "plans", "claims", "removed", "work")]
-        for folder in (self.root, *kinds, *inside, *others):
-            if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-                found = folder.stat()
-                raise InputError(
-                    f"--results {self.root}: cannot write to {folder}, which has the owner {found.st_uid}, the group "
-                    f"{found.st_gid} and the mode {found.st_mode & 0o7777:04o}; have its owner give you the right, or "
-                    "use another folder"
-                )
-
-    def sweep(self) -> None:
-        """Remove what processes that were killed have left: folders of stages that nobody is at, and files that were
-        to be renamed."""
-        work = self._inside("work")
-        with contextlib.suppress(OSError), self._alone():  # a folder that cannot be written to is left as it is
-            for folder in list(work.iterdir()):
-                if folder.is_dir() and _is_left(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
-            for file in work.glob(f"*{_LOCK}"):  # of folders that are not there any more
-                if not file.with_suffix("").is_dir():
-                    with contextlib.suppress(OSError):  # one of a process that is about to remove it
-                        file.unlink()
-        for kind in ("records", "failures", "checkpoints", "plans", "claims"):
-            for path in self._inside(kind).glob("**/*.tmp"):
-                with contextlib.suppress(OSError):
-                    if _age(path) > LONG:
-                        path.unlink()
+        return self.inside("checkpoints", key_of(stage, inputs))
 
     def put(
         self,
@@ -267,16 +198,16 @@ class Store:
         try:
             content: dict[str, object] = {"stage": stage, "key": key, "inputs": inputs, "environment": environment}
             content |= {"result": msgspec.to_builtins(result), "timing": timing, "finished": _now(), "format": FORMAT}
-            content |= {"artifacts": msgspec.to_builtins(_artifacts(key, files)), "digest": ""}
-            with self._alone():
+            content |= {"artifacts": msgspec.to_builtins(artifacts.described(key, files)), "digest": ""}
+            with self.alone():
                 if self.get(stage, inputs) is None:
                     if files is not None:
-                        _move(files, self._inside("artifacts") / key)
+                        artifacts.move(files, self.inside("artifacts") / key)
                     write(path, text_of(content))
-                    (self._inside("removed") / key).unlink(missing_ok=True)
+                    (self.inside("removed") / key).unlink(missing_ok=True)
             self._path("failures", stage, inputs).unlink(missing_ok=True)
         except OSError as error:
-            raise self._cannot_write(error) from None
+            raise self.cannot_write(error) from None
         shutil.rmtree(self.checkpoints(stage, inputs), ignore_errors=True)
         return read_record(path, AnyRecord)
 
@@ -288,12 +219,12 @@ class Store:
             InputError: the folder cannot be written to; the record is what it was.
         """
         try:
-            with self._alone():
+            with self.alone():
                 if path.is_symlink() or path.read_bytes() != before:
                     return False
-                write(self._inside(*path.relative_to(self.root).parts), after)
+                write(self.inside(*path.relative_to(self.root).parts), after)
         except OSError as error:
-            raise self._cannot_write(error) from None
+            raise self.cannot_write(error) from None
         return True
 
     def failed_at(self, stage: str, inputs: Mapping[str, object]) -> int | None:
@@ -314,112 +245,11 @@ class Store:
             note = {"stage": stage, "inputs": inputs, "reason": reason}
             write(self._path("failures", stage, inputs), text_of(note))
         except OSError as error:
-            raise self._cannot_write(error) from None
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep others from writing who use this too."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        root = self.root.resolve()
-        folder = locks.open_folder(root, root / _LOCK)
-        try:
-            # Some network file systems have no locks; there only claims keep workers apart.
-            with contextlib.suppress(OSError):
-                locks.lock(folder)
-            yield
-        finally:
-            os.close(folder)
-
-    def _inside(self, *parts: str) -> Path:
-        """A path in the folder, and not one that a link leads out of it."""
-        path = self.root.joinpath(*parts)
-        try:
-            inside = path.resolve().is_relative_to(self.root.resolve())
-        except (OSError, RuntimeError):  # links in a circle
-            inside = False
-        if not inside:
-            raise InputError(f"{path}: a link leads out of the results folder; delete the link")
-        return path
-
-    def _cannot_write(self, error: OSError) -> InputError:
-        return InputError(f"--results {self.root}: cannot write there: {error.strerror or error}")
+            raise self.cannot_write(error) from None
 
     def _path(self, kind: str, stage: str, inputs: Mapping[str, object]) -> Path:
-        return self._inside(kind, stage) / f"{inputs['model']}-{key_of(stage, inputs)}.json"
-
-
-def _kernel() -> str:
-    """What tells whose locks this process sees: this machine since its start, in all its containers."""
-    import socket  # here, as what follows it: who reads only need not wait for them
-
-    from suite.results.holder import since_start
-
-    return hashlib.sha256((since_start() or socket.gethostname()).encode()).hexdigest()[:8]
-
-
-# Name of the file, or its end, that is locked for a folder where the system opens no folders.
-_LOCK = ".lock"
-
-
-def _beside(folder: Path) -> Path:
-    return folder.with_suffix(_LOCK)
-
-
-def _is_left(folder: Path) -> bool:
-    """Whether a folder in work/ belongs to no process that lives."""
-    try:
-        descriptor = locks.open_folder(folder, _beside(folder))
-    except OSError:
-        return False
-    try:
-        locks.lock(descriptor, wait=False)
-        seen = folder.name.startswith(f"{_kernel()}-")
-    except BlockingIOError:
-        return False
-    except OSError:
-        seen = False
-    finally:
-        os.close(descriptor)
-    with contextlib.suppress(FileNotFoundError):  # what it held is just being moved
-        return seen or min(map(_age, (folder, *folder.rglob("*")))) > LONG
-    return False
-
-
-def _age(path: Path) -> float:
-    """Seconds since a file or folder was last changed, by the clock that file systems use too."""
-    return datetime.now(UTC).timestamp() - path.lstat().st_mtime
+        return self.inside(kind, stage) / f"{inputs['model']}-{key_of(stage, inputs)}.json"
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _artifacts(key: str, folder: Path | None) -> dict[str, Artifact]:
-    """What a record says of the files in a folder, which are on the disk then."""
-    found: dict[str, Artifact] = {}
-    for file in sorted(folder.iterdir()) if folder else ():
-        share(file)  # safetensors makes what only its owner may read
-        _sync(file)
-        place = f"artifacts/{key}/{file.name}"
-        found[file.name] = Artifact(path=place, sha256=sha256(file), bytes=file.stat().st_size)
-    return found
-
-
-def _move(folder: Path, target: Path) -> None:
-    """Move a folder to where it belongs, in the place of what a run that was killed before its record has left."""
-    make_folder(target.parent)
-    if target.is_symlink():
-        target.unlink()
-    shutil.rmtree(target, ignore_errors=True)
-    folder.rename(target)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "r+b") as file:  # Windows asks for the right to write
-        os.fsync(file.fileno())
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file's content, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

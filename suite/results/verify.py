@@ -7,9 +7,9 @@ from pathlib import Path
 
 from suite.errors import InputError
 from suite.files import printable
+from suite.results.artifacts import sha256
 from suite.results.notes import read_failure, read_plan
 from suite.results.record import TYPES, AnyRecord, key_of, read_record
-from suite.results.store import sha256
 
 # Inputs that hold the key of another record, and the stages of which it may be.
 UPSTREAM = {"train": ("train",), "export": ("export",), "file": ("export", "convert")}

@@ -1,0 +1,155 @@
+"""A results folder on disk: one writer at a time, a folder for each stage under way, and no link that leads out."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from suite.errors import InputError
+from suite.files import make_folder, share
+from suite.results import locks
+
+# Seconds after which what nobody has changed counts as left behind where locks cannot tell: on file systems without
+# them, and of other machines, whose locks may not reach this one.
+LONG = 7 * 24 * 3600.0
+
+
+class Folder:
+    """A results folder, which others may use at the same time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @contextlib.contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """An empty folder for a stage's files, gone afterwards unless `put` has taken it over."""
+        work = self.inside("work")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(work)
+            with self.alone():  # of those who sweep, which would find it without a lock
+                folder = Path(tempfile.mkdtemp(dir=work, prefix=f"{_kernel()}-"))
+                share(folder)  # tempfile makes what only its owner may read
+                held = locks.open_folder(folder, _beside(folder))
+                with contextlib.suppress(OSError):  # some network file systems have no locks; see `_is_left`
+                    locks.lock(held)
+        except OSError as error:
+            raise self.cannot_write(error) from None
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+            _beside(folder).unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """See to it that results can be written, before there are any.
+
+        Raises:
+            InputError: a folder cannot be written to by this user; it is named.
+        """
+        if not self.root.is_dir():
+            return  # it is made, or cannot be, by the first who writes
+        kinds = [self.inside(name) for name in ("records", "failures")]
+        inside = [folder for kind in kinds if kind.is_dir() for folder in kind.iterdir()]
+        others = [self.inside(name) for name in ("artifacts", "checkpoints", "plans", "claims", "removed", "work")]
+        for folder in (self.root, *kinds, *inside, *others):
+            if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+                found = folder.stat()
+                raise InputError(
+                    f"--results {self.root}: cannot write to {folder}, which has the owner {found.st_uid}, the group "
+                    f"{found.st_gid} and the mode {found.st_mode & 0o7777:04o}; have its owner give you the right, or "
+                    "use another folder"
+                )
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed have left: folders of stages that nobody is at, and files that were
+        to be renamed."""
+        work = self.inside("work")
+        with contextlib.suppress(OSError), self.alone():  # a folder that cannot be written to is left as it is
+            for folder in list(work.iterdir()):
+                if folder.is_dir() and _is_left(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+            for file in work.glob(f"*{_LOCK}"):  # of folders that are not there any more
+                if not file.with_suffix("").is_dir():
+                    with contextlib.suppress(OSError):  # one of a process that is about to remove it
+                        file.unlink()
+        for kind in ("records", "failures", "checkpoints", "plans", "claims"):
+            for path in self.inside(kind).glob("**/*.tmp"):
+                with contextlib.suppress(OSError):
+                    if _age(path) > LONG:
+                        path.unlink()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep others from writing who use this too."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        root = self.root.resolve()
+        folder = locks.open_folder(root, root / _LOCK)
+        try:
+            # Some network file systems have no locks; there only claims keep workers apart.
+            with contextlib.suppress(OSError):
+                locks.lock(folder)
+            yield
+        finally:
+            os.close(folder)
+
+    def inside(self, *parts: str) -> Path:
+        """A path in the folder, and not one that a link leads out of it."""
+        path = self.root.joinpath(*parts)
+        try:
+            inside = path.resolve().is_relative_to(self.root.resolve())
+        except (OSError, RuntimeError):  # links in a circle
+            inside = False
+        if not inside:
+            raise InputError(f"{path}: a link leads out of the results folder; delete the link")
+        return path
+
+    def cannot_write(self, error: OSError) -> InputError:
+        return InputError(f"--results {self.root}: cannot write there: {error.strerror or error}")
+
+
+def _kernel() -> str:
+    """What tells whose locks this process sees: this machine since its start, in all its containers."""
+    import socket  # here, as what follows it: who reads only need not wait for them
+
+    from suite.results.holder import since_start
+
+    return hashlib.sha256((since_start() or socket.gethostname()).encode()).hexdigest()[:8]
+
+
+# Name of the file, or its end, that is locked for a folder where the system opens no folders.
+_LOCK = ".lock"
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_suffix(_LOCK)
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether a folder in work/ belongs to no process that lives."""
+    try:
+        descriptor = locks.open_folder(folder, _beside(folder))
+    except OSError:
+        return False
+    try:
+        locks.lock(descriptor, wait=False)
+        seen = folder.name.startswith(f"{_kernel()}-")
+    except BlockingIOError:
+        return False
+    except OSError:
+        seen = False
+    finally:
+        os.close(descriptor)
+    with contextlib.suppress(FileNotFoundError):  # what it held is just being moved
+        return seen or min(map(_age, (folder, *folder.rglob("*")))) > LONG
+    return False
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file or folder was last changed, by the clock that file systems use too."""
+    return datetime.now(UTC).timestamp() - path.lstat().st_mtime
