@@ -1,4 +1,4 @@
-"""What a figure was measured with: hardware, versions, commit. Nothing here loads torch."""
+"""What a figure was measured with: hardware, versions, commit. Nothing here loads torch, but what asks it for a GPU."""
 
 import os
 import platform
@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import psutil
+
+from suite.errors import InputError
 
 PACKAGES = (
     *("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "openvino", "numpy"),
@@ -220,3 +222,20 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def device_of(wanted: str) -> str:
+    """The device to train on; "auto" is a GPU where there is one.
+
+    Raises:
+        InputError: "cuda" where there is none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and machine()["gpu"] is None):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
+        raise InputError("--device cuda: torch finds no CUDA GPU here; legal: auto, cpu")
+    return "cpu"

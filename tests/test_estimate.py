@@ -75,7 +75,7 @@ def test_a_probe_is_measured_once_and_kept(tmp_path: Path) -> None:
 
 
 def test_a_network_that_cannot_be_probed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suite.grid.perform.device_of", lambda device: "cuda:7")
+    monkeypatch.setattr("suite.env.device_of", lambda device: "cuda:7")
     options = Options(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",))
     with pytest.raises(InputError, match=r"^resnet20_relu_bn: the probe failed: \w+: .+$"):
         estimate.expect(options, None, lambda text: None)

@@ -21,7 +21,7 @@ from typing import Any
 
 from suite.distributed import ALONE
 from suite.errors import InputError, in_words
-from suite.grid.perform import longest_first
+from suite.grid.effort import longest_first
 from suite.grid.plan import TIMED, Grid, Options, Stage, plan, turn_of
 from suite.grid.runner import LOOK, Outcome, Worker, check_timing, lead, work_on
 

@@ -54,10 +54,8 @@ def probe(cell: Cell, options: Options, store: Store, prober: Prober) -> Probe:
 
 def _asked(cell: Cell, options: Options) -> tuple[Request, dict[str, Any]]:
     """What is to be measured of a cell's network, and the inputs of its record."""
-    from suite.grid.perform import device_of
-
     classes = len(cell.dataset.classes)
-    request = Request(cell.row.model, classes, cell.recipe, device_of(options.device), options.precision, cell.size)
+    request = Request(cell.row.model, classes, cell.recipe, env.device_of(options.device), options.precision, cell.size)
     more = {"version": spec.VERSIONS["probe"], "machine": env.machine()["id"], "versions": env.versions()}
     return request, asdict(request) | more
 

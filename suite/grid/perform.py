@@ -1,46 +1,28 @@
-"""Do the stages of a grid, one or several at a time: what each reads from the store, and what is kept of it.
+"""Do the stages of a grid, one or several at a time, and keep what came of each.
 
-Each stage is a function of values, and this module alone knows how they hang together. A stage is imported when it is
-done, so that a run of which everything is stored already does not load torch.
+Each stage is a function of values; `suite.grid.stages` calls it. A stage is imported when it is done, so that a run of
+which everything is stored already does not load torch.
 """
 
-import dataclasses
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
-from msgspec import Struct, ValidationError, convert
+from msgspec import Struct
 
-from suite import distributed, env, progress
+from suite import env, progress
 from suite.distributed import Group
 from suite.errors import InputError, in_words
-from suite.grid.plan import Cell, Options, Stage
-from suite.interrupt import NEVER, Deadline, Interruption
-from suite.registry import ORT
-from suite.results import samples
-from suite.results.record import key_of
+from suite.grid.effort import steps_of
+from suite.grid.plan import Options, Stage
+from suite.grid.stages import Stages
+from suite.interrupt import NEVER, Deadline
 from suite.results.store import Store
-from suite.schema.outcomes import (
-    AnalyzeResult,
-    ConvertResult,
-    ExportResult,
-    LatencyResult,
-    ParityResult,
-    PeakResult,
-    TrainResult,
-)
-from suite.tables.spec import Recipe
-
-if TYPE_CHECKING:
-    from suite.data.batches import Batches
-    from suite.inference.latency import Request
 
 # What came of a stage: its result, of the type that `suite.schema.outcomes` has for it, or what ended it.
 Outcome = Struct | Exception
@@ -100,13 +82,13 @@ class Performer:
     ) -> None:
         self.options, self.store, self.group, self.display, self.say = options, store, group, display, say
         self.deadline = deadline
-        self.threads = env.available_cores()
+        self.stages = Stages(store, display)
         self._single: Mapping[str, Work] = {
-            "export": self._export,
-            "analyze": self._analyze,
-            "convert": self._convert,
-            "parity": self._parity,
-            "peak": self._peak,
+            "export": self.stages.export,
+            "analyze": self.stages.analyze,
+            "convert": self.stages.convert,
+            "parity": self.stages.parity,
+            "peak": self.stages.peak,
         }
 
     def do(self, stages: Sequence[Stage], ended: Callable[[Stage, bool], Stage | None]) -> None:
@@ -136,7 +118,7 @@ class Performer:
                 return
             outcomes: Sequence[Outcome]
             if stages[0].kind == "latency":
-                outcomes = self._latency(stages, [each.step for each in begun])
+                outcomes = self.stages.latency(stages, [each.step for each in begun])
             else:
                 outcomes = [self._one(each.stage, each.folder, each.step) for each in begun]
             for each, outcome in zip(begun, outcomes, strict=True):
@@ -187,259 +169,11 @@ class Performer:
             # Whatever goes wrong in one cell must not take the others with it; the reason is kept and shown.
             return error
 
-    def _file(self, stage: Stage, name: str) -> Path:
-        """A file that a stage has left."""
-        record = self.store.get(stage.kind, stage.inputs)
-        if record is None:
-            raise RuntimeError(f"{stage.name}: its record or files are gone from {self.store.root}")
-        return self.store.artifact(record, name)
-
-    def _weights(self, train: Stage) -> Path:
-        return self._file(train, "model.safetensors").parent
-
     def _train(self, begun: Sequence[UnderWay], end: End) -> None:
         """Train networks at the same time; `end` is told of each that ends, and gives the next."""
-        import torch
+        from suite.grid import trainings
 
-        from suite.training.step import Engine
-        from suite.training.train import Job, train_packed
-
-        # torch knows of cores, not of a container's share of them.
-        if env.cpu_quota() is not None and torch.get_num_threads() > self.threads:
-            torch.set_num_threads(self.threads)
-        device = device_of(self.options.device)
-
-        def job(each: UnderWay) -> Job:
-            def on_end(outcome: dict[str, Any] | Exception) -> Job | None:
-                if isinstance(outcome, Exception):
-                    following = end(each, outcome)
-                else:
-                    following = end(each, _trained(outcome), outcome["timing"])
-                return job(following) if following else None
-
-            cell = _cell(each.stage)
-            return Job(
-                cell.row.model,
-                self._batches(cell, cell.recipe, device, self.group),
-                cell.seed,
-                each.folder,
-                checkpoints=self.store.checkpoints("train", each.stage.inputs),
-                on_step=each.step,
-                on_epoch=self._epoch_log(each.stage),
-                on_end=on_end,
-            )
-
-        jobs = [job(each) for each in begun]
-        with Interruption(self.deadline) as interruption:
-            engine = Engine(self.options.precision, self.options.compile, self.options.kernels)
-            train_packed(jobs, engine, interruption, self.display.note)
-
-    def _epoch_log(self, stage: Stage) -> Callable[[dict[str, Any], float], None]:
-        """What is said of each epoch: a line where there is no bar, and the curves of TensorBoard."""
-        cell, writer = _cell(stage), None
-        images = len(cell.dataset.train)
-        epochs = -(-cell.recipe.steps(images) // cell.recipe.steps_an_epoch(images))
-        if self.options.tensorboard and self.group.rank == 0:
-            from torch.utils.tensorboard import SummaryWriter
-
-            run = f"{cell.row.model}-{cell.dataset.name}-seed{cell.seed}-{key_of('train', stage.inputs)}"
-            writer = SummaryWriter(str(self.options.tensorboard / run))
-
-        def log(epoch: dict[str, Any], images_per_second: float) -> None:
-            number = epoch["epoch"]
-            shown = {
-                "train loss": epoch["train_loss"],
-                "train error": epoch["train_error"],
-                "test error": epoch.get("top1"),
-                "learning rate": epoch["learning_rate"],
-                "images per second": images_per_second,
-            }
-            figures = ", ".join(f"{what} {value:.4g}" for what, value in shown.items() if value is not None)
-            self.display.log(f"{stage.name}: epoch {number}/{epochs}, {figures}")
-            if writer:
-                for what, value in shown.items():
-                    if value is not None:
-                        writer.add_scalar(what.replace(" ", "_"), value, number)
-                writer.flush()
-
-        return log
-
-    def _export(self, stage: Stage, folder: Path, step: progress.Steps) -> ExportResult:
-        from suite.export.exporter import export
-        from suite.inference import networks
-
-        (train,), cell, size = stage.needs, _cell(stage), stage.inputs["size"]
-        weights = self._weights(train)
-        of = networks.Source(weights, cell.row.model, len(cell.dataset.classes), size, trained=True)
-        rewrite = not stage.inputs.get("plain", False)
-        more = {
-            "recipe": json.dumps(dataclasses.asdict(cell.recipe)),
-            "data": json.dumps(cell.dataset.fingerprint),
-            "run": train.key,
-            "form": "rewritten" if rewrite else "plain",
-        }
-        return convert(export(weights, size, folder / "model.onnx", networks.metadata(of, more), rewrite), ExportResult)
-
-    def _analyze(self, stage: Stage, folder: Path, step: progress.Steps) -> AnalyzeResult:
-        """What the paper looks inside for: Table 1 and the curves of Figures 2 and 3."""
-        from suite.analysis.analyze import analyze, coherence
-        from suite.export.exporter import load_weights
-
-        weights = self._weights(stage.needs[0])
-        model = load_weights(weights)
-        cell = _cell(stage)
-        found = analyze(model, self._batches(cell, cell.recipe, "cpu", weights=weights), step).to_dict()
-        return convert(found | {"coherence": coherence(model).to_dict()}, AnalyzeResult)
-
-    def _convert(self, stage: Stage, folder: Path, step: progress.Steps) -> ConvertResult:
-        """The exported file in fewer bits, with images to calibrate int8 on and to see whether float16 holds them."""
-        from suite.inference import reduced
-
-        (export,) = stage.needs
-        path, train = self._file(export, "model.onnx"), export.needs[0]
-        # The file alone would do, were it not for the mean and std that the weights state.
-        weights = self._weights(train) if self.store.get("train", train.inputs) else None
-        cell = _cell(stage)
-        batches = self._batches(cell, cell.deployed, "cpu", weights=weights)
-        activations = stage.inputs.get("activations", "unsigned")
-        images = reduced.calibration(batches)
-        found = reduced.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
-        return convert(found, ConvertResult)
-
-    def _parity(self, stage: Stage, folder: Path, step: progress.Steps) -> ParityResult:
-        from suite.inference import departure
-
-        train, file = stage.needs
-        weights, path = self._weights(train), self._file(file, "model.onnx")
-        # The exporter's own graph is in float32 as well.
-        form = "fp32" if stage.inputs["precision"] == "plain" else stage.inputs["precision"]
-        cell = _cell(stage)
-        batches = self._batches(cell, cell.deployed, "cpu", weights=weights)
-        runtime = stage.inputs.get("runtime", ORT)
-        found = departure.check(weights, path, batches, form, stage.inputs["provider"], step, runtime)
-        return convert(found, ParityResult)
-
-    def _peak(self, stage: Stage, folder: Path, step: progress.Steps) -> PeakResult:
-        from suite.inference import latency
-
-        inputs = stage.inputs
-        found = latency.peak(inputs["provider"], inputs["threads"], inputs.get("precision", "fp32"))
-        return convert(found, PeakResult)
-
-    def _latency(self, stages: Sequence[Stage], steps: Sequence[progress.Steps]) -> Sequence[LatencyResult | Exception]:
-        """Measure these against each other."""
-        from suite.inference import latency
-
-        def step(done: int, total: int, note: str) -> None:
-            for each in steps:
-                each(done, total, note)
-
-        answers = latency.measure([self._request(stage) for stage in stages], step)
-        return [
-            each if isinstance(each, RuntimeError) else convert(samples.packed(each), LatencyResult) for each in answers
-        ]
-
-    def _request(self, stage: Stage) -> "Request":
-        from suite.inference import latency
-
-        (source,) = stage.needs
-        path = self._weights(source) if source.kind == "train" else self._file(source, "model.onnx")
-        fields = dataclasses.fields(latency.Request)
-        names = {field.name for field in fields if field.default is dataclasses.MISSING} - {"path", "protocol"}
-        settings = {name: stage.inputs[name] for name in names}
-        return latency.Request(path=str(path), protocol=latency.Protocol(**stage.inputs["protocol"]), **settings)
-
-    def _batches(
-        self,
-        cell: Cell,
-        recipe: Recipe,
-        device: str,
-        group: Group = distributed.ALONE,
-        weights: Path | None = None,
-    ) -> "Batches":
-        """A cell's images by a recipe; for trained `weights` normalised as these were, of which an earlier version may
-        have had another mean and std."""
-        import torch
-
-        from suite.data.batches import Batches
-        from suite.inference import networks
-
-        workers = 0 if cell.dataset.train.in_memory else self.threads
-        place = torch.device(device, group.local_rank) if device == "cuda" else torch.device(device)
-        dataset = cell.dataset if weights is None else networks.as_trained(cell.dataset, weights)
-        for note in dataset.notes[len(cell.dataset.notes) :]:
-            self.display.note(f"{cell.name}: {note}")
-        return Batches(dataset, recipe, place, workers, group)
-
-
-def steps_of(stage: Stage, together: int = 1) -> int | None:
-    """How many steps a stage will tell of, if `together` are done at the same time; None of one that tells of none."""
-    if stage.kind == "latency":
-        return int(stage.inputs["protocol"]["rounds"]) * together
-    if stage.cell is None or stage.kind not in ("train", "parity"):
-        return None
-    recipe, dataset = stage.cell.recipe, stage.cell.dataset
-    if stage.kind == "train":
-        return recipe.steps(len(dataset.train))
-    return min(len(dataset.test), recipe.max_test_images or len(dataset.test))
-
-
-def longest_first(stages: Iterable[Stage]) -> list[Stage]:
-    """Trainings in the order in which to begin them where several share a device: one that is begun last and takes
-    longest would have it to itself in the end."""
-    return sorted(stages, key=_length, reverse=True)
-
-
-def _length(stage: Stage) -> float:
-    """About how long a training takes compared with others: multiply-accumulates for all images that it sees."""
-    cell = _cell(stage)
-    images = cell.recipe.epochs * len(cell.dataset.train)
-    if cell.recipe.max_steps is not None:
-        images = min(images, cell.recipe.max_steps * cell.recipe.batch_size)
-    return images * _macs(cell.row.model, len(cell.dataset.classes), cell.recipe.train_size)
-
-
-@cache
-def _macs(model: str, classes: int, size: int) -> int:
-    """Multiply-accumulates of a network for one image; 0 of one that cannot be made, as its training will say."""
-    import timm
-
-    from suite.export.exporter import cost
-
-    try:
-        return cost(timm.create_model(model, num_classes=classes, device="meta"), size)["macs"]
-    except RuntimeError:
-        return 0
-
-
-def device_of(wanted: str) -> str:
-    """The device to train on; "auto" is a GPU where there is one.
-
-    Raises:
-        InputError: "cuda" where there is none.
-    """
-    if wanted == "cpu" or (wanted == "auto" and env.machine()["gpu"] is None):
-        return "cpu"
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if wanted == "cuda":
-        raise InputError("--device cuda: torch finds no CUDA GPU here; legal: auto, cpu")
-    return "cpu"
-
-
-def _trained(outcome: Mapping[str, Any]) -> Outcome:
-    """What a training found, without what it says of its speed."""
-    try:
-        return convert(outcome, TrainResult)
-    except ValidationError as error:  # which must not end the trainings beside this one
-        return error
-
-
-def _cell(stage: Stage) -> Cell:
-    assert stage.cell is not None
-    return stage.cell
+        trainings.train(self, begun, end)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from suite import distributed, env, progress
 from suite.errors import InputError
 from suite.grid import cleaning, status, workers
 from suite.grid.claims import Claims
-from suite.grid.perform import Performer, device_of
+from suite.grid.perform import Performer
 from suite.grid.plan import Grid, Options, Stage, lacking, left_out, plan, within_reach
 from suite.grid.worker import LOOK as LOOK
 from suite.grid.worker import Worker as Worker
@@ -159,7 +159,7 @@ def check_training(options: Options) -> None:
     """
     if "train" not in options.stages:
         return
-    device_of(options.device)
+    env.device_of(options.device)
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError(
             "--tensorboard: needs the package tensorboard, which is not installed here: pip install tensorboard"

@@ -8,8 +8,9 @@ from time import monotonic, sleep
 from suite import distributed, progress
 from suite.grid import duration, remaining, rows
 from suite.grid.claims import BEAT, PATIENCE, Claims
+from suite.grid.effort import longest_first
 from suite.grid.machine import Machine
-from suite.grid.perform import Performer, longest_first
+from suite.grid.perform import Performer
 from suite.grid.plan import TIMED, Cell, Grid, Options, Stage, for_their_own_sake, turn_of
 from suite.inference.latency import ALIVE
 from suite.interrupt import Deadline, TimeIsUp
