@@ -1,9 +1,7 @@
 """Table 1 and Figures 2 and 3 against forwards that are written out here, in float64."""
 
 import copy
-import dataclasses
 import itertools
-import json
 import math
 from typing import Any
 
@@ -18,6 +16,7 @@ from suite.analysis import analyze
 from suite.data import batches
 from suite.data.batches import Batches
 from suite.data.sets import Dataset, Split
+from suite.schema.outcomes import Moments
 from suite.tables import spec
 
 CPU = torch.device("cpu")
@@ -61,7 +60,7 @@ def features(model: nn.Module, data: Batches) -> np.ndarray:
     return values
 
 
-def assert_moments(actual: analyze.Moments, values: np.ndarray) -> None:
+def assert_moments(actual: Moments, values: np.ndarray) -> None:
     assert actual.count == values.size
     assert actual.mean == pytest.approx(values.mean(), rel=1e-5)
     assert actual.std == pytest.approx(values.std(), rel=1e-5)
@@ -101,8 +100,8 @@ def test_a_dead_activation_has_no_mean_over_its_nonzero_entries() -> None:
     nn.init.constant_(model.layer3[-1].conv2.bias, -1e6)
     result = analyze.activation_statistics(model, data_of())
     assert result.nonzero == 0
-    assert result.over_nonzero == analyze.Moments(0, None, None)
-    assert result.over_all == analyze.Moments(IMAGES * 64 * 8 * 8, 0, 0)
+    assert result.over_nonzero == Moments(count=0, mean=None, std=None)
+    assert result.over_all == Moments(count=IMAGES * 64 * 8 * 8, mean=0, std=0)
 
 
 def test_a_deviation_that_is_small_beside_the_mean_survives_the_merging() -> None:
@@ -185,22 +184,21 @@ def test_figure_2_equals_blocks_written_out_position_by_position(name: str, args
     model, data = network(name, **args), data_of(side=32 if "resnet20" in name else 64)
     expected = by_hand(model, data)
     result = analyze.block_differences(model, data)
-    assert result.blocks == tuple(expected)
+    assert result.blocks == list(expected)
     delta, after = np.array(list(expected.values())).T
     np.testing.assert_allclose(result.delta, delta, rtol=1e-4)
     np.testing.assert_allclose(result.delta_after_relu, after, rtol=1e-4)
     preact = "resnet50" not in name and "crelu" in name and "crelu_placement" not in args
     resets = "np" in name and "np_batchnorm" not in args
-    same = result.delta == result.delta_after_relu
+    same = np.equal(result.delta, result.delta_after_relu)
     first = np.array([name.endswith(".0") and name != "layer1.0" for name in result.blocks])
     assert same.tolist() == (~first if resets else np.ones_like(first)).tolist() if preact else not same.all()
 
 
 def test_resnet_110_has_54_blocks_in_order_of_depth() -> None:
     result = analyze.block_differences(timm.create_model("resnet110_relu_plain"), data_of(count=1))
-    assert result.blocks == tuple(f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(18))
-    assert result.delta.shape == result.delta_after_relu.shape == (54,)
-    assert result.delta.dtype == np.float64
+    assert result.blocks == [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(18)]
+    assert len(result.delta) == len(result.delta_after_relu) == 54
 
 
 @pytest.mark.parametrize("name", ["resnet20_relu_nobias", "resnet20_crelu_nobias", "resnet50_relu_nobias"])
@@ -211,7 +209,7 @@ def test_a_block_whose_residual_path_gives_nothing_has_delta_0(name: str) -> Non
     nn.init.zeros_(getattr(model.layer3[0], last).weight)  # a reduction: the input is the shortcut's output
     result = analyze.block_differences(model, data_of())
     zero = [result.blocks.index(block) for block in ("layer2.1", "layer3.0")]
-    assert not result.delta[zero].any()
+    assert [result.delta[place] for place in zero] == [0, 0]
     assert np.count_nonzero(result.delta) == len(result.blocks) - 2
     assert result.delta_after_relu[zero[0]] == 0
 
@@ -233,7 +231,8 @@ def test_one_pass_gives_both_and_tells_its_progress() -> None:
     assert seen == [(4, 10, "images"), (8, 10, "images"), (10, 10, "images")]
     assert result.images == IMAGES
     assert result.activation == analyze.activation_statistics(model, data)
-    assert np.array_equal(result.blocks.delta, analyze.block_differences(model, data).delta)
+    assert result.blocks == analyze.block_differences(model, data)
+    assert result.coherence == analyze.coherence(model)
 
 
 def test_the_last_activation_that_is_not_finite_is_an_error_and_no_hook_stays() -> None:
@@ -264,17 +263,6 @@ def test_a_model_without_rectifier_or_blocks_is_refused() -> None:
         analyze.activation_statistics(nn.Conv2d(3, 4, 1), data_of())
     with pytest.raises(ValueError, match="no residual block"):
         analyze.block_differences(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), data_of())
-
-
-def test_results_are_json_of_the_same_values() -> None:
-    model = network("resnet20_relu_bn")
-    result = analyze.analyze(model, data_of())
-    stored = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert stored["images"] == IMAGES
-    assert stored["activation"]["over_nonzero"] == dataclasses.asdict(result.activation.over_nonzero)
-    assert stored["blocks"]["blocks"] == list(result.blocks.blocks)
-    assert stored["blocks"]["delta"] == result.blocks.delta.tolist()
-    assert json.loads(json.dumps(analyze.coherence(model).to_dict()))["layers"][0] == "conv1"
 
 
 def mu_by_hand(weight: torch.Tensor) -> float:
@@ -325,7 +313,7 @@ def test_resnet_34_has_33_convolutions_in_the_order_in_which_they_run() -> None:
     model.eval()(torch.randn(1, 3, 32, 32))
     plain = tuple(name for name in ran if "shortcut" not in name and name != "fc")
     assert len(plain) == 33
-    assert analyze.coherence(model).layers == plain
-    assert analyze.coherence(model, shortcuts=True, classifier=True).layers == tuple(ran)
+    assert analyze.coherence(model).layers == list(plain)
+    assert analyze.coherence(model, shortcuts=True, classifier=True).layers == list(ran)
     assert len(ran) == 33 + 3 + 1
-    assert analyze.coherence(model, classifier=True).layers == (*plain, "fc")
+    assert analyze.coherence(model, classifier=True).layers == [*plain, "fc"]

@@ -116,12 +116,12 @@ def test_activations_that_float16_cannot_hold_are_refused_with_their_layer(path:
         deploy.export(of, path, "fp32", "cpu", False, {})
     images = reduced.Calibration([np.random.default_rng(0).standard_normal((4, 3, 32, 32), np.float32)], "4 images")
     said = reduced.convert(path, tmp_path / "half.onnx", "fp16", images)
-    assert 0 < said["greatest_activation"] < 65504
+    assert 0 < said.greatest_activation < 65504
     with pytest.raises(RuntimeError, match=r"^conv1 gives values to .* on 4 images, and float16 holds 65504 at most"):
         reduced.convert(scaled(path, 60000), tmp_path / "half.onnx", "fp16", images)
     said = reduced.convert(scaled(path, 60000), tmp_path / "half.onnx", "fp16", images, trained=False)
-    assert said["greatest_activation"] > 65504
-    assert len(said["warnings"]) == 1
+    assert said.greatest_activation > 65504
+    assert len(said.warnings) == 1
 
 
 def test_eight_bits_for_a_gpu_are_symmetric(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
+from msgspec import UNSET
 from onnxscript import ir
 from timm.models import save_for_hf
 from torch import nn
@@ -100,9 +101,9 @@ def test_the_exported_file_gives_torchs_logits_at_any_batch_size(
             expected = model(images).numpy()
         (actual,) = session.run(["logits"], {"input": images.numpy()})
         assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert result["opset"] == OPSET
-    assert result["rewrite_difference"] <= 1e-5
-    assert result["bytes"] == out.stat().st_size
+    assert result.opset == OPSET
+    assert result.rewrite_difference <= 1e-5
+    assert result.bytes == out.stat().st_size
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ""] == ["model.onnx"]
     assert {entry.key: entry.value for entry in onnx.load(str(out)).metadata_props}["model"] == name
 
@@ -138,7 +139,7 @@ def test_normalisations_of_one_architecture_export_to_the_same_operators(tmp_pat
         folder.mkdir()
         # Of np2 and np3 the two reduction blocks have a BatchNorm of the sum.
         save_for_hf(timm.create_model(f"resnet20_crelu_{norm}", num_classes=5), str(folder), safe_serialization=True)
-        found.append(export(folder, 32, folder / "model.onnx", {})["operators"])
+        found.append(export(folder, 32, folder / "model.onnx", {}).operators)
     assert found[0] == found[1] == found[2] == found[3]
     # 19 convolutions, a CReLU before each but the first and before the pool, 2 shortcuts.
     assert found[0] == {"Conv": 40, "Relu": 19, "Add": 9, "GlobalAveragePool": 1, "Reshape": 1, "Gemm": 1}
@@ -148,9 +149,9 @@ def test_an_export_that_is_not_rewritten_keeps_the_exporters_operators(
     saved: Callable[..., Path], tmp_path: Path
 ) -> None:
     result = export(saved(randomized("resnet20_crelu_np2")), 32, tmp_path / "model.onnx", {}, rewrite=False)
-    assert result["operators"]["Neg"] == 19
-    assert "BatchNormalization" not in result["operators"]
-    assert "rewrites" not in result
+    assert result.operators["Neg"] == 19
+    assert "BatchNormalization" not in result.operators
+    assert result.rewrites is UNSET
 
 
 def test_a_rewrite_that_changes_the_logits_is_refused(
@@ -171,7 +172,7 @@ def test_a_network_whose_logits_are_all_zero_exports(name: str, saved: Callable[
     model = randomized(name)
     nn.init.zeros_(model.fc.weight)  # type: ignore[union-attr, arg-type]
     nn.init.zeros_(model.fc.bias)  # type: ignore[union-attr, arg-type]
-    assert export(saved(model), 32, tmp_path / "model.onnx", {})["rewrite_difference"] == 0
+    assert export(saved(model), 32, tmp_path / "model.onnx", {}).rewrite_difference == 0
 
 
 def test_a_network_without_finite_logits_is_not_said_to_be_changed_by_rewriting(
@@ -215,7 +216,7 @@ def graph(path: Path, operator: str = "Relu", batch: str | int = "batch", opset:
 
 
 def test_check_accepts_a_good_file_and_counts_its_operators(tmp_path: Path) -> None:
-    assert check(graph(tmp_path / "g.onnx"))["operators"] == {"Relu": 1}
+    assert check(graph(tmp_path / "g.onnx")).operators == {"Relu": 1}
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,7 @@ def test_the_longest_run_of_a_network_is_taken(tmp_path: Path) -> None:
         with store.workspace() as folder:
             job = train.Job("resnet20_relu_bn", Batches(dataset, recipe, torch.device("cpu")), 0, folder)
             result = train.train(job, Engine("float32", "never"))
-            timing = result.pop("timing")
-            store.put("train", inputs | {"seed": 0}, result, {}, timing, folder)
+            store.put("train", inputs | {"seed": 0}, result.result, {}, {}, folder)
     trained = {curve.model: curve for curve in figures.curves(2, tmp_path, depth=20, images=20)}["resnet20_relu_bn"]
     assert trained.origin == ("shortened run of 2 steps on digits10, seed 0; measured on 20 test images of digits10")
     untrained = figures.curves(2, tmp_path / "none", depth=20, images=20)[1]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from msgspec import to_builtins
 from torch import Tensor, nn
 
 from suite.data import sets as data
@@ -14,6 +15,8 @@ from suite.data.batches import Batch, Batches
 from suite.data.sets import Dataset, Split
 from suite.tables import spec
 from suite.training import checkpoint, feasible, fitting, fused_norm, kernels, train
+from suite.training.job import Trained
+from suite.training.pack import Outcome
 from suite.training.stacked import Seed, Stack, State
 from suite.training.step import Engine, Step
 
@@ -50,22 +53,23 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def assert_same(found: dict[str, Any] | Exception, expected: dict[str, Any] | Exception) -> None:
+def assert_same(one: Outcome, other: Outcome) -> None:
     """Two results are of the same training but for rounding."""
-    assert isinstance(found, dict)
-    assert isinstance(expected, dict)
-    assert found.keys() == expected.keys()
-    assert (found["steps"], found["trained"], len(found["tries"])) == (
-        expected["steps"],
-        expected["trained"],
-        len(expected["tries"]),
+    assert isinstance(one, Trained)
+    assert isinstance(other, Trained)
+    found, expected = one.result, other.result
+    assert to_builtins(found).keys() == to_builtins(expected).keys()
+    assert (found.steps, found.trained, len(found.tries)) == (
+        expected.steps,
+        expected.trained,
+        len(expected.tries),
     )
-    for one, other in zip(found["tries"], expected["tries"], strict=True):
-        assert one["outcome"] == other["outcome"]
-        assert one["learning_rate"] == other["learning_rate"]
-    for one, other in zip(found["epochs"], expected["epochs"], strict=True):
-        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
-        assert one["learning_rate"] == other["learning_rate"]
+    for tried, again in zip(found.tries, expected.tries, strict=True):
+        assert tried.outcome == again.outcome
+        assert tried.learning_rate == again.learning_rate
+    for epoch, again in zip(found.epochs, expected.epochs, strict=True):
+        assert epoch.train_loss == pytest.approx(again.train_loss, rel=1e-3)
+        assert epoch.learning_rate == again.learning_rate
 
 
 def assert_same_weights(found: Path, expected: Path) -> None:
@@ -105,7 +109,7 @@ def test_steps_of_a_stack_are_those_of_each_network_alone(name: str, momentum: f
     def state(one: Step) -> State:
         found = {f"model.{key}": value for key, value in one.model.state_dict().items()}
         found |= {f"momentum.{key}": value for key, value in one.momenta().items()}
-        return found | {"loss_sum": one.loss_sum, "hits": one.hits}
+        return found | {"loss_sum": one.loss_sum, "hits": one.correct}
 
     alone = [step(network(seed)) for seed in range(SEEDS)]
     for one, batch in zip(alone, batches(0), strict=True):
@@ -118,7 +122,7 @@ def test_steps_of_a_stack_are_those_of_each_network_alone(name: str, momentum: f
         torch.testing.assert_close(torch.stack(losses), torch.stack(expected), rtol=1e-7, atol=0)
     for seed, one in zip(seeds, alone, strict=True):
         torch.testing.assert_close(seed.loss_sum, one.loss_sum)
-        assert float(seed.hits) == float(one.hits)
+        assert float(seed.correct) == float(one.correct)
         found, theirs = seed.momenta(), one.momenta()
         assert found.keys() == theirs.keys()
         assert bool(found) == (momentum > 0)
@@ -135,9 +139,9 @@ def test_a_pack_of_seeds_is_stacked_and_each_ends_as_alone(tmp_path: Path) -> No
     for seed, (one, other) in enumerate(zip(together, alone, strict=True)):
         assert_same(one, other)
         assert_same_weights(tmp_path / "stacked" / str(seed), tmp_path / "alone" / str(seed))
-        assert isinstance(one, dict)
-        assert isinstance(other, dict)
-        assert (one["timing"]["stacked"], other["timing"]["stacked"]) == (SEEDS, 1)
+        assert isinstance(one, Trained)
+        assert isinstance(other, Trained)
+        assert (one.timing.stacked, other.timing.stacked) == (SEEDS, 1)
 
 
 @pytest.mark.full
@@ -153,8 +157,8 @@ def test_networks_whose_layers_are_our_own_kernels_are_stacked(tmp_path: Path, m
     )
     alone = train.train_packed(jobs(tmp_path / "alone", batches, **of_sixteen), ALONE)
     for one, other in zip(together, alone, strict=True):
-        assert isinstance(one, dict)
-        assert (one["kernels"], one["timing"]["stacked"]) == ("triton", SEEDS)
+        assert isinstance(one, Trained)
+        assert (one.result.kernels, one.timing.stacked) == ("triton", SEEDS)
         assert_same(one, other)
 
 
@@ -164,7 +168,7 @@ def test_only_equal_networks_are_stacked(tmp_path: Path) -> None:
     other_recipe = Batches(batches.dataset, dataclasses.replace(RECIPE, epochs=1, weight_decay=0.0), CPU)
     mixed = [first, second, dataclasses.replace(third, batches=other_recipe)]
     outcomes = train.train_packed(mixed, STACKED)
-    assert [outcome["timing"]["stacked"] for outcome in outcomes if isinstance(outcome, dict)] == [2, 2, 1]
+    assert [outcome.timing.stacked for outcome in outcomes if isinstance(outcome, Trained)] == [2, 2, 1]
 
 
 class CrashError(Exception):
@@ -227,9 +231,9 @@ def test_a_seed_that_diverges_leaves_the_others_alone(tmp_path: Path, monkeypatc
         assert_same(outcomes[seed], expected[seed])
         assert_same_weights(tmp_path / "stacked" / str(seed), tmp_path / "alone" / str(seed))
     spoilt = outcomes[1]
-    assert isinstance(spoilt, dict)
-    assert [tried["learning_rate"] for tried in spoilt["tries"]] == [0.01, 0.005]
-    assert [tried["outcome"] for tried in spoilt["tries"]] == [feasible.NOT_FINITE, feasible.TRAINED]
+    assert isinstance(spoilt, Trained)
+    assert [tried.learning_rate for tried in spoilt.result.tries] == [0.01, 0.005]
+    assert [tried.outcome for tried in spoilt.result.tries] == [feasible.NOT_FINITE, feasible.TRAINED]
 
 
 @pytest.mark.parametrize("when", ["made", "first step"])
@@ -260,7 +264,7 @@ def test_a_stack_that_cannot_be_made_or_begun_leaves_each_seed_alone_and_says_wh
     assert "no memory left" in told[0]
     for one, other in zip(outcomes, expected, strict=True):
         assert_same(one, other)
-        assert one["timing"]["stacked"] == 1
+        assert one.timing.stacked == 1
 
 
 def test_a_seed_that_cannot_leave_its_stack_does_not_end_the_others(
@@ -283,7 +287,7 @@ def test_a_seed_that_cannot_leave_its_stack_does_not_end_the_others(
 
     monkeypatch.setattr(fitting.Fit, "leave_stack", fail_once)
     outcomes = train.train_packed([begun[0], dataclasses.replace(begun[1], on_step=broken), begun[2]], STACKED)
-    assert [type(outcome) for outcome in outcomes] == [MemoryError, RuntimeError, dict]
+    assert [type(outcome) for outcome in outcomes] == [MemoryError, RuntimeError, Trained]
     assert_same(outcomes[2], expected[2])
 
 

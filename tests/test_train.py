@@ -16,8 +16,10 @@ from suite.data.batches import Batches
 from suite.data.sets import Dataset, Split
 from suite.distributed import Group
 from suite.interrupt import Deadline, Interruption, TimeIsUp
+from suite.schema.outcomes import Epoch, TrainResult
 from suite.tables import spec
-from suite.training import checkpoint, feasible, fitting, step, testing, train
+from suite.training import checkpoint, feasible, fitting, state, step, testing, train
+from suite.training.job import Trained
 from suite.training.step import Engine
 
 CPU = torch.device("cpu")
@@ -35,7 +37,12 @@ def small(train_images: int = 60, test_images: int = 30) -> Dataset:
     return dataclasses.replace(whole, train=parts[0], test=parts[1])
 
 
-def fit(
+def fit(*arguments: Any, **more: Any) -> TrainResult:
+    """What `timed` returns, without its speed."""
+    return timed(*arguments, **more).result
+
+
+def timed(
     model: str,
     batches: Batches,
     seed: int,
@@ -43,11 +50,11 @@ def fit(
     engine: Engine = EXACT,
     interruption: Interruption | None = None,
     **job: Any,
-) -> dict[str, Any]:
+) -> Trained:
     return train.train(train.Job(model, batches, seed, out, **job), engine, interruption)
 
 
-def run(out: Path, recipe: spec.Recipe = RECIPE, seed: int = 0, **options: Any) -> dict[str, Any]:
+def run(out: Path, recipe: spec.Recipe = RECIPE, seed: int = 0, **options: Any) -> TrainResult:
     return fit("resnet20_relu_bn", Batches(small(), recipe, CPU), seed, out, **options)
 
 
@@ -60,27 +67,27 @@ def test_training_visits_every_step_and_records_every_epoch(tmp_path: Path) -> N
     result = run(tmp_path, on_step=lambda done, total, note: seen.append((done, total)))
     # 60 images in batches of 24 are three steps an epoch, the last of 12.
     assert seen == [(step, 6) for step in range(1, 7)]
-    assert result["steps"] == 6
-    assert [epoch["learning_rate"] for epoch in result["epochs"]] == pytest.approx([0.05, 0.005])
-    assert result["trained"]
-    (tried,) = result["tries"]
-    assert (tried["learning_rate"], tried["epochs"], tried["steps"], tried["outcome"]) == (0.05, 2, 6, "trained")
-    assert tried["train_error"] == result["epochs"][-1]["train_error"]
-    assert 0 <= tried["dead_units"] < 0.5
-    mean = sum(epoch["train_loss"] for epoch in result["epochs"]) / 2
-    assert tried["last_loss"] == pytest.approx(mean, rel=0.05)  # of all six steps, of which each counts the same
-    assert result["top1"] == result["epochs"][-1]["top1"]
-    assert result["best_top1"] == min(epoch["top1"] for epoch in result["epochs"])
-    assert result["test_images"] == 30
+    assert result.steps == 6
+    assert [epoch.learning_rate for epoch in result.epochs] == pytest.approx([0.05, 0.005])
+    assert result.trained
+    (tried,) = result.tries
+    assert (tried.learning_rate, tried.epochs, tried.steps, tried.outcome) == (0.05, 2, 6, "trained")
+    assert tried.train_error == result.epochs[-1].train_error
+    assert 0 <= tried.dead_units < 0.5
+    mean = sum(epoch.train_loss for epoch in result.epochs) / 2
+    assert tried.last_loss == pytest.approx(mean, rel=0.05)  # of all six steps, of which each counts the same
+    assert result.top1 == result.epochs[-1].top1
+    assert result.best_top1 == min(epoch.top1 for epoch in result.epochs)
+    assert result.test_images == 30
 
 
 @pytest.mark.full
 def test_a_few_epochs_on_real_digits_beat_chance(tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, batch_size=50, epochs=6, milestones=(6,))
     result = fit("resnet20_relu_bn", Batches(small(600, 200), recipe, CPU), 0, tmp_path)
-    first, *_, last = result["epochs"]
-    assert last["train_loss"] < first["train_loss"] - 0.1
-    assert last["train_error"] < 85
+    first, *_, last = result.epochs
+    assert last.train_loss < first.train_loss - 0.1
+    assert last.train_error < 85
 
 
 def test_a_seed_decides_the_trained_weights(tmp_path: Path) -> None:
@@ -123,10 +130,9 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_undisturbed(
     for steps in (2, 3, 2):
         with pytest.raises(CrashError):
             fit(model, batches, 0, parts, checkpoints=tmp_path / "saved", on_step=crash_after(steps))
-    result = fit(model, batches, 0, parts, checkpoints=tmp_path / "saved")
-    for outcome in (expected, result):
-        assert outcome.pop("timing")["images_per_second"] > 0
-    assert result == expected
+    result = timed(model, batches, 0, parts, checkpoints=tmp_path / "saved")
+    assert result.timing.images_per_second > 0
+    assert result.result == expected
     assert all(torch.equal(a, b) for a, b in zip(weights(parts), weights(whole), strict=True))
 
 
@@ -143,12 +149,12 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path, monk
         fit("resnet20_relu_bn", batches, 0, tmp_path, checkpoints=saved)
     monkeypatch.undo()
     (*_, path) = sorted(saved.iterdir())
-    tensors, state = checkpoint.read_one(path)
-    assert state["steps"] == 2
+    tensors, saved_state = checkpoint.read_one(path)
+    assert saved_state["steps"] == 2
     del tensors["last_losses"]
-    checkpoint.write(saved, 10**6, tensors, state)
-    (tried,) = fit("resnet20_relu_bn", batches, 0, tmp_path, checkpoints=saved)["tries"]
-    assert (tried["outcome"], tried["last_loss"]) == ("trained", None)
+    checkpoint.write(saved, 10**6, tensors, saved_state)
+    (tried,) = fit("resnet20_relu_bn", batches, 0, tmp_path, checkpoints=saved).tries
+    assert (tried.outcome, tried.last_loss) == ("trained", None)
 
 
 @pytest.mark.full
@@ -157,7 +163,7 @@ def test_a_run_killed_after_halving_goes_on_at_the_halved_rate(tmp_path: Path, m
     recipe = dataclasses.replace(RECIPE, learning_rate=1e6, max_steps=4)
     batches = Batches(small(), recipe, CPU)
     expected = fit("resnet20_relu_plain", batches, 0, tmp_path)
-    tries = len(expected["tries"])
+    tries = len(expected.tries)
     last = [0]
 
     def progress(done: int, total: int, note: str) -> None:
@@ -173,8 +179,8 @@ def test_a_run_killed_after_halving_goes_on_at_the_halved_rate(tmp_path: Path, m
         "resnet20_relu_plain", batches, 0, tmp_path, checkpoints=saved, on_step=lambda done, _, __: seen.append(done)
     )
     assert seen == [3, 4]
-    assert result["tries"] == expected["tries"]
-    assert result["epochs"] == expected["epochs"]
+    assert result.tries == expected.tries
+    assert result.epochs == expected.epochs
 
 
 def test_an_interruption_is_given_way_to_after_a_checkpoint(tmp_path: Path) -> None:
@@ -206,8 +212,8 @@ def test_the_callers_random_state_is_left_alone(tmp_path: Path) -> None:
 
 def test_steps_end_training_early(tmp_path: Path) -> None:
     result = run(tmp_path, dataclasses.replace(RECIPE, max_steps=2))
-    assert result["steps"] == 2
-    assert len(result["epochs"]) == 1
+    assert result.steps == 2
+    assert len(result.epochs) == 1
 
 
 def test_one_step_is_nesterov_sgd_with_decay_on_every_parameter(tmp_path: Path) -> None:
@@ -234,12 +240,12 @@ def test_an_infeasible_rate_is_halved_until_the_loss_is_finite(tmp_path: Path) -
     batches = Batches(small(), recipe, CPU)
     halvings = 40
     result = fit("resnet20_relu_plain", batches, 0, tmp_path)
-    rates = [attempt["learning_rate"] for attempt in result["tries"]]
+    rates = [attempt.learning_rate for attempt in result.tries]
     assert rates == [1e6 / 2**k for k in range(len(rates))]
     assert len(rates) < halvings
-    assert {attempt["outcome"] for attempt in result["tries"][:-1]} == {"the loss was not finite"}
-    assert result["tries"][-1]["outcome"] == "trained"
-    assert result["epochs"][-1]["learning_rate"] == rates[-1]
+    assert {attempt.outcome for attempt in result.tries[:-1]} == {"the loss was not finite"}
+    assert result.tries[-1].outcome == "trained"
+    assert result.epochs[-1].learning_rate == rates[-1]
     assert all(bool(value.isfinite().all()) for value in weights(tmp_path))
 
 
@@ -249,9 +255,9 @@ def test_below_the_floor_a_net_did_not_train_and_keeps_its_initial_weights(
     monkeypatch.setattr(feasible, "LEAST_LEARNING_RATE", 1e29)
     recipe = dataclasses.replace(RECIPE, learning_rate=1e30, max_steps=3)
     result = fit("resnet20_relu_plain", Batches(small(), recipe, CPU), 0, tmp_path)
-    assert not result["trained"]
-    assert result["top1"] is result["top5"] is result["best_top1"] is None
-    assert len(result["tries"]) == 4
+    assert not result.trained
+    assert result.top1 is result.top5 is result.best_top1 is None
+    assert len(result.tries) == 4
     torch.manual_seed(0)
     start = timm.create_model("resnet20_relu_plain", num_classes=10).state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path), start, strict=True))
@@ -262,8 +268,8 @@ def test_a_net_that_stays_at_chance_counts_as_not_training(tmp_path: Path, monke
     monkeypatch.setattr(feasible, "LEAST_LEARNING_RATE", 1e-12)
     recipe = dataclasses.replace(RECIPE, learning_rate=1.5e-12)
     result = fit("resnet20_relu_bn", Batches(small(), recipe, CPU), 0, tmp_path)
-    assert [attempt["outcome"] for attempt in result["tries"]] == ["no better than chance"]
-    assert not result["trained"]
+    assert [attempt.outcome for attempt in result.tries] == ["no better than chance"]
+    assert not result.trained
 
 
 def test_a_try_says_of_a_collapsed_network_that_its_units_are_dead(
@@ -276,11 +282,11 @@ def test_a_try_says_of_a_collapsed_network_that_its_units_are_dead(
         nn.init.constant_(model.layer3[-1].conv2.bias, -1e6)
         return model
 
-    monkeypatch.setattr(fitting.timm, "create_model", collapsed)
+    monkeypatch.setattr(timm, "create_model", collapsed)
     recipe = dataclasses.replace(RECIPE, learning_rate=1e-6, max_steps=2)
-    (tried,) = fit("resnet20_relu_plain", Batches(small(), recipe, CPU), 0, tmp_path)["tries"]
-    assert tried["dead_units"] == 1.0
-    assert tried["last_loss"] == pytest.approx(2.303, abs=0.05)
+    (tried,) = fit("resnet20_relu_plain", Batches(small(), recipe, CPU), 0, tmp_path).tries
+    assert tried.dead_units == 1.0
+    assert tried.last_loss == pytest.approx(2.303, abs=0.05)
 
 
 def test_a_try_whose_loss_was_not_finite_has_neither_loss_nor_dead_units(
@@ -288,10 +294,10 @@ def test_a_try_whose_loss_was_not_finite_has_neither_loss_nor_dead_units(
 ) -> None:
     monkeypatch.setattr(feasible, "LEAST_LEARNING_RATE", 1e29)
     recipe = dataclasses.replace(RECIPE, learning_rate=1e29, max_steps=3)
-    (tried,) = fit("resnet20_relu_plain", Batches(small(), recipe, CPU), 0, tmp_path)["tries"]
-    assert (tried["last_loss"], tried["dead_units"]) == (None, None)
-    assert tried["steps"] <= 3
-    assert tried["outcome"] == "the loss was not finite"
+    (tried,) = fit("resnet20_relu_plain", Batches(small(), recipe, CPU), 0, tmp_path).tries
+    assert (tried.last_loss, tried.dead_units) == (None, None)
+    assert tried.steps <= 3
+    assert tried.outcome == "the loss was not finite"
 
 
 def test_errors_are_counted_as_written_out_by_hand() -> None:
@@ -300,7 +306,8 @@ def test_errors_are_counted_as_written_out_by_hand() -> None:
     # Right; second best at rank five, so wrong for top-1 alone; not finite, so wrong for both.
     model = nn.Identity()
     result = testing.evaluate(model, [(logits, labels)])
-    assert result == {"top1": pytest.approx(200 / 3), "top5": pytest.approx(100 / 3), "finite": False}
+    assert (result.top1, result.top5) == pytest.approx((200 / 3, 100 / 3))
+    assert not result.finite
 
 
 def test_ten_crops_are_judged_by_their_summed_logits() -> None:
@@ -311,7 +318,7 @@ def test_ten_crops_are_judged_by_their_summed_logits() -> None:
     images = torch.zeros(1, 10, 3, 2, 2)
     images[0, :9, 1] = 1.0  # nine crops say class 1
     images[0, 9, 2] = 10.0  # one crop says class 2, and louder than the nine together
-    assert testing.evaluate(Mean(), [(images, torch.tensor([2]))])["top1"] == 0.0
+    assert testing.evaluate(Mean(), [(images, torch.tensor([2]))]).top1 == 0.0
 
 
 def test_weights_load_by_timm_with_the_data_sets_classes_and_statistics(tmp_path: Path) -> None:
@@ -337,10 +344,9 @@ def test_packed_networks_are_trained_as_each_would_be_alone(tmp_path: Path) -> N
         jobs.append(train.Job(name, Batches(small(), recipe, CPU), seed, folders[1]))
     packed = train.train_packed(jobs, EXACT)
     for name, one, other in zip(names, alone, packed, strict=True):
-        assert isinstance(other, dict)
-        assert other.pop("timing")["packed"] == 2
-        del one["timing"]
-        assert one == other
+        assert isinstance(other, Trained)
+        assert other.timing.packed == 2
+        assert other.result == one
         pairs = zip(weights(tmp_path / f"{name}alone"), weights(tmp_path / f"{name}packed"), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -353,7 +359,7 @@ def test_a_network_that_ends_makes_room_for_the_next_at_once(tmp_path: Path) -> 
         folder.mkdir()
         batches = Batches(small(), dataclasses.replace(RECIPE, max_steps=steps), CPU)
 
-        def end(outcome: dict[str, Any] | Exception) -> train.Job | None:
+        def end(outcome: Trained | Exception) -> train.Job | None:
             told.append((name, 0))
             return following.pop(0) if following else None
 
@@ -374,13 +380,12 @@ def test_a_network_that_ends_makes_room_for_the_next_at_once(tmp_path: Path) -> 
         *(("last", 0), ("long", 4)),
         *(("long", 5), ("long", 0)),
     ]
-    assert [isinstance(outcome, dict) for outcome in outcomes] == [True, True, False, True]
+    assert [isinstance(outcome, Trained) for outcome in outcomes] == [True, True, False, True]
     alone = fit("resnet20_relu_bn", last.batches, 3, tmp_path)
     packed = outcomes[-1]
-    assert isinstance(packed, dict)
-    assert packed.pop("timing")["packed"] == 2
-    del alone["timing"]
-    assert packed == alone
+    assert isinstance(packed, Trained)
+    assert packed.timing.packed == 2
+    assert packed.result == alone
     assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "last"), weights(tmp_path), strict=True))
 
 
@@ -389,8 +394,8 @@ def test_a_network_that_cannot_begin_does_not_end_the_others(tmp_path: Path) -> 
     jobs = [train.Job(name, batches, 0, tmp_path) for name in ("resnet20_gelu_bn", "resnet20_relu_bn")]
     failed, trained = train.train_packed(jobs, EXACT)
     assert isinstance(failed, RuntimeError)
-    assert isinstance(trained, dict)
-    assert trained["steps"] == 1
+    assert isinstance(trained, Trained)
+    assert trained.result.steps == 1
 
 
 def test_without_a_compiler_training_goes_on_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,13 +404,13 @@ def test_without_a_compiler_training_goes_on_and_says_why(tmp_path: Path, monkey
 
     monkeypatch.setattr("torch.compile", compiler)
     monkeypatch.setitem(step.WORTH_A_TRIAL, "cpu", 0.0)
-    monkeypatch.setattr(fitting, "TRIAL", 0)
+    monkeypatch.setattr(state, "TRIAL", 0)
     said: list[str] = []
     job = train.Job("resnet20_relu_bn", Batches(small(), dataclasses.replace(RECIPE, max_steps=1), CPU), 0, tmp_path)
     result = train.train(job, Engine("float32", "auto"), warn=said.append)
     why = "RuntimeError: no C++ compiler here"
     assert said == [f"resnet20_relu_bn: goes on without torch.compile, which failed: {why}"]
-    assert (result["compiled"], result["timing"]["compile_error"]) == (False, why)
+    assert (result.result.compiled, result.timing.compile_error) == (False, why)
 
 
 def test_every_test_is_of_the_statistics_that_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +421,7 @@ def test_every_test_is_of_the_statistics_that_are_saved(tmp_path: Path, monkeypa
         # Mean, variance and a count for each of ResNet-20's 19 convolutions.
         happened.append(f"spread {len(list(tensors))}")
 
-    def test(*arguments: Any) -> dict[str, Any]:
+    def test(*arguments: Any) -> testing.Tested:
         happened.append("test")
         return evaluate(*arguments)
 
@@ -439,11 +444,11 @@ def test_the_last_test_is_by_the_network_itself_and_those_before_by_the_quick_pa
         return forward
 
     expected = run(tmp_path)
-    monkeypatch.setattr(fitting, "quick_forward", quick_forward)
+    monkeypatch.setattr(state, "quick_forward", quick_forward)
     found = run(tmp_path)
     assert quick == [(False, True)]  # one batch of 30 images after the first of two epochs
     assert not torch.backends.cudnn.benchmark
-    assert found["epochs"][1] == expected["epochs"][1]
+    assert found.epochs[1] == expected.epochs[1]
 
 
 def test_on_a_cpu_no_test_is_quick() -> None:
@@ -489,30 +494,30 @@ def test_the_end_of_the_time_checkpoints_every_packed_network_and_begins_no_othe
 
 
 def test_every_epoch_is_told_with_its_speed(tmp_path: Path) -> None:
-    told: list[tuple[dict[str, Any], float]] = []
+    told: list[tuple[Epoch, float]] = []
     result = run(tmp_path, on_epoch=lambda epoch, speed: told.append((epoch, speed)))
-    assert [epoch for epoch, _ in told] == result["epochs"]
+    assert [epoch for epoch, _ in told] == result.epochs
     assert all(speed > 0 for _, speed in told)
 
 
 def test_bfloat16_trains_and_is_named(tmp_path: Path) -> None:
     result = run(tmp_path, engine=Engine(precision="bfloat16", compile="never"))
     exact = run(tmp_path)
-    assert (result["precision"], exact["precision"]) == ("bfloat16 autocast", "float32")
+    assert (result.precision, exact.precision) == ("bfloat16 autocast", "float32")
     # Eight bits of mantissa: near, but not the same.
-    losses = [[epoch["train_loss"] for epoch in each["epochs"]] for each in (result, exact)]
+    losses = [[epoch.train_loss for epoch in each.epochs] for each in (result, exact)]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert losses[0] != losses[1]
 
 
 def test_what_decided_on_compiling_is_kept_over_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(fitting, "TRIAL", 0)
+    monkeypatch.setattr(state, "TRIAL", 0)
     automatic = Engine(precision="float32", compile="auto")
     saved = tmp_path / "saved"
     with pytest.raises(CrashError):
         run(tmp_path, engine=automatic, checkpoints=saved, on_step=crash_after(3))
-    monkeypatch.setattr(fitting, "try_compile", lambda *_: pytest.fail("measured again"))
-    result = run(tmp_path, engine=automatic, checkpoints=saved)
-    assert result["compiled"] is False
-    assert 0 < result["timing"]["step_seconds"] < 10
+    monkeypatch.setattr(state, "try_compile", lambda *_: pytest.fail("measured again"))
+    result = timed("resnet20_relu_bn", Batches(small(), RECIPE, CPU), 0, tmp_path, automatic, checkpoints=saved)
+    assert result.result.compiled is False
+    assert 0 < result.timing.step_seconds < 10

@@ -1,24 +1,19 @@
-"""What the trained networks look like inside: the paper's Table 1 and its Figures 2 and 3.
-
-`analyze` does Table 1 and Figure 2 in one pass over the test images. `coherence` (Figure 3) needs no images.
-"""
+"""What the trained networks look like inside: the paper's Table 1 and its Figures 2 and 3."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from models import BasicBlock, Bottleneck, PreActBasicBlock, last_rectifier
 from suite.data.batches import Batches
+from suite.schema.outcomes import Activation, AnalyzeResult, Blocks, Coherence, Moments
 
-FloatArray = NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
 
 
@@ -26,83 +21,8 @@ def _silent(done: int, total: int, note: str) -> None:
     """Progress that nobody watches."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """A result that can be stored as JSON."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same values as dictionaries, lists and numbers."""
-
-        def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-            return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in items}
-
-        return asdict(self, dict_factory=plain)
-
-
-@dataclass(frozen=True)
-class Moments(Result):
-    """Mean and standard deviation (of the population) of `count` values; None where there are none."""
-
-    count: int
-    mean: float | None
-    std: float | None
-
-
-@dataclass(frozen=True)
-class ActivationStatistics(Result):
-    """Table 1: the last activation before the classifier, in three readings, because the paper does not name one.
-
-    Attributes:
-        nonzero: share of the entries that are not zero, 0 to 1, by count (the paper's NZR).
-        over_nonzero: over those entries.
-        over_all: over all entries: images, channels and positions. The paper cannot mean this one: a share p that is
-            not zero allows no std/mean below sqrt(1/p - 1), and three of its six rows are below.
-        pooled: over images and channels, after the global average pool.
-    """
-
-    nonzero: float
-    over_nonzero: Moments
-    over_all: Moments
-    pooled: Moments
-
-
-@dataclass(frozen=True, eq=False)
-class BlockDifferences(Result):
-    """Figure 2: how much each residual block changes what passes through it, in order of depth.
-
-    Attributes:
-        blocks: names of the B blocks, such as "layer1.0".
-        delta: (B,) the paper's Delta with the output that its definition names, f(x) + x, before the activation
-            that follows the addition: the size of what the residual path adds.
-        delta_after_relu: (B,) the same with what the block hands on: ReLU(f(x) + x), with NormProp's BatchNorm of the
-            sum and its constants where a network has them. A `PreActBasicBlock` hands on the sum, so that both are the
-            same there unless it has that BatchNorm.
-    """
-
-    blocks: tuple[str, ...]
-    delta: FloatArray
-    delta_after_relu: FloatArray
-
-
-@dataclass(frozen=True, eq=False)
-class Analysis(Result):
-    """Table 1 and Figure 2 of one network, measured on `images` test images."""
-
-    images: int
-    activation: ActivationStatistics
-    blocks: BlockDifferences
-
-
-@dataclass(frozen=True, eq=False)
-class Coherence(Result):
-    """Figure 3: coherence `mu` (L,), 0 to 1, of the layers named in `layers`, in order of depth."""
-
-    layers: tuple[str, ...]
-    mu: FloatArray
-
-
-def analyze(model: nn.Module, batches: Batches, progress: Progress = _silent) -> Analysis:
-    """Table 1's statistics and Figure 2's differences in one pass over the test images.
+def analyze(model: nn.Module, batches: Batches, progress: Progress = _silent) -> AnalyzeResult:
+    """Table 1's statistics and Figure 2's differences in one pass over the test images, and Figure 3's coherence.
 
     Args:
         model: a network of this project on the device of the batches. It is left in evaluation mode.
@@ -110,7 +30,7 @@ def analyze(model: nn.Module, batches: Batches, progress: Progress = _silent) ->
         progress: called with images done, images in all, and a note.
 
     Returns:
-        See `activation_statistics` and `block_differences`, which measure one of the two alone.
+        See `activation_statistics`, `block_differences` and `coherence`, which measure one of the three alone.
 
     Raises:
         ValueError: the model has no ReLU or CReLU, or no residual block.
@@ -118,10 +38,12 @@ def analyze(model: nn.Module, batches: Batches, progress: Progress = _silent) ->
     """
     activation, blocks = _LastActivation(model), _Blocks(model)
     images = _watch(model, batches, (activation, blocks), progress)
-    return Analysis(images, activation.result(), blocks.result())
+    return AnalyzeResult(
+        images=images, activation=activation.result(), blocks=blocks.result(), coherence=coherence(model)
+    )
 
 
-def activation_statistics(model: nn.Module, batches: Batches, progress: Progress = _silent) -> ActivationStatistics:
+def activation_statistics(model: nn.Module, batches: Batches, progress: Progress = _silent) -> Activation:
     """Table 1: mean, deviation and share of non-zero entries of the last activation before the classifier.
 
     Measured at the output of the last ReLU or CReLU ("after last ReLU", Table 1's caption), which is what the global
@@ -135,7 +57,7 @@ def activation_statistics(model: nn.Module, batches: Batches, progress: Progress
     return activation.result()
 
 
-def block_differences(model: nn.Module, batches: Batches, progress: Progress = _silent) -> BlockDifferences:
+def block_differences(model: nn.Module, batches: Batches, progress: Progress = _silent) -> Blocks:
     """Figure 2: Delta of every residual block ("Batch Normalization in ResNets").
 
     Delta is the L2 norm over channels of block input minus block output, averaged over positions and, a reading,
@@ -169,7 +91,7 @@ def coherence(model: nn.Module, shortcuts: bool = False, classifier: bool = Fals
         for name, module in model.named_modules()
         if isinstance(module, kinds) and (shortcuts or "shortcut" not in name.split("."))
     }
-    return Coherence(tuple(layers), np.array(list(layers.values()), np.float64))
+    return Coherence(layers=list(layers), mu=list(layers.values()))
 
 
 @torch.no_grad()
@@ -229,11 +151,11 @@ class _Running:
 
     def moments(self) -> Moments:
         if not self.count:
-            return Moments(0, None, None)
+            return Moments(count=0, mean=None, std=None)
         std = math.sqrt(self.squares / self.count) if math.isfinite(self.squares) else math.nan
         if not math.isfinite(std):
             raise RuntimeError("the last activation is not finite")
-        return Moments(self.count, self.mean, std)
+        return Moments(count=self.count, mean=self.mean, std=std)
 
 
 class _LastActivation:
@@ -255,10 +177,12 @@ class _LastActivation:
         self.over_nonzero.add(values[values != 0])
         self.pooled.add(values.mean((2, 3)))
 
-    def result(self) -> ActivationStatistics:
+    def result(self) -> Activation:
         over_all = self.over_all.moments()
         share = self.over_nonzero.count / self.over_all.count
-        return ActivationStatistics(share, self.over_nonzero.moments(), over_all, self.pooled.moments())
+        return Activation(
+            nonzero=share, over_nonzero=self.over_nonzero.moments(), over_all=over_all, pooled=self.pooled.moments()
+        )
 
 
 class _Blocks:
@@ -298,13 +222,14 @@ class _Blocks:
             self.sums[index][1] += _sum_of_norms(output - self.shortcut)
         self.shortcut = torch.empty(0)
 
-    def result(self) -> BlockDifferences:
+    def result(self) -> Blocks:
         sums = np.array([[float(value) for value in pair] for pair in self.sums])
         if not np.isfinite(sums).all():
             raise RuntimeError("the activations of a residual block are not finite")
         delta, after = (sums / np.array(self.counts)[:, None]).T
         same = np.array([_hands_on_its_sum(block) for block in self.blocks.values()])
-        return BlockDifferences(tuple(self.blocks), delta, np.where(same, delta, after))
+        after = np.where(same, delta, after)
+        return Blocks(blocks=list(self.blocks), delta=delta.tolist(), delta_after_relu=after.tolist())
 
 
 def _hands_on_its_sum(block: nn.Module) -> bool:

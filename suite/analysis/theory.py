@@ -7,17 +7,34 @@ that W is none of the exceptions that `proposition_3` names.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import models  # noqa: F401 - registers the networks with timm
 from models import NormPropConv2d
 from models.layers import activation, initialize
-from suite.analysis.analyze import FloatArray, Result, filter_coherence
+from suite.analysis.analyze import filter_coherence
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result that can be stored as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same values as dictionaries, lists and numbers."""
+
+        def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in items}
+
+        return asdict(self, dict_factory=plain)
 
 
 @dataclass(frozen=True, eq=False)

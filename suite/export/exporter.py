@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 import torch
+from msgspec import structs
 from onnxscript import ir
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -18,6 +19,7 @@ import models
 from suite.export.nodes import name_after_layers
 from suite.export.rewrite import TOLERANCE, apply_rewrites, difference
 from suite.export.weights import load_weights as load_weights
+from suite.schema.outcomes import ExportResult, File, known
 
 # The opset of PyTorch's dynamo exporter, which writes it whatever else is asked for.
 OPSET = 18
@@ -125,17 +127,12 @@ def cost(model: nn.Module, size: int) -> dict[str, int]:
     return {"parameters": parameters, "macs": counter.get_total_flops() // 2}
 
 
-def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrite: bool = True) -> dict[str, Any]:
+def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrite: bool = True) -> ExportResult:
     """Write the trained network in folder `weights` as the ONNX file `out`, for images of size x size pixels.
 
     The graph takes `input`, float32 (batch, channels, size, size) normalised as in training, with a free batch size,
     and gives `logits` (batch, classes). With `rewrite` it has the form that ONNX Runtime's CPU provider runs fastest
     (see `suite.export.rewrite`), and has been found to give the same logits; without, the exporter's own.
-
-    Returns:
-        `opset`, `operators` (how many of each), `parameters`, `macs`, `bytes`; and of a rewritten graph `rewrites`
-        (how often each was applied) and `rewrite_difference` (of its logits on random images, relative to the
-        largest). `macs` are the network's own, whatever form the graph has.
 
     Raises:
         RuntimeError: the file is not what this function promises; nothing can then be measured with it.
@@ -147,13 +144,14 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
     counts = apply_rewrites(graph) if rewrite else {}
     name_after_layers(graph)
     ir.save(graph, out)
-    result = {**check(out), **cost(model, size)}
-    if rewrite:
-        changed = difference(plain, out.read_bytes(), (2, _in_channels(model), size, size))
-        if not changed <= TOLERANCE:  # nor if it is not a number
-            raise RuntimeError(f"{out.name}: rewriting changed the logits by {changed:.1e} of the largest")
-        result |= {"rewrites": counts, "rewrite_difference": changed}
-    return result
+    taken = cost(model, size)
+    result = ExportResult(**structs.asdict(check(out)), parameters=taken["parameters"], macs=taken["macs"])
+    if not rewrite:
+        return result
+    changed = difference(plain, out.read_bytes(), (2, _in_channels(model), size, size))
+    if not changed <= TOLERANCE:  # nor if it is not a number
+        raise RuntimeError(f"{out.name}: rewriting changed the logits by {changed:.1e} of the largest")
+    return structs.replace(result, rewrites=counts, rewrite_difference=changed)
 
 
 def to_graph(model: nn.Module, size: int) -> ir.Model:
@@ -187,7 +185,7 @@ def _in_channels(model: nn.Module) -> int:
     return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
-def check(path: Path) -> dict[str, Any]:
+def check(path: Path) -> File:
     """Verify an exported file and describe it.
 
     Raises:
@@ -196,7 +194,7 @@ def check(path: Path) -> dict[str, Any]:
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path))
     description = describe(path)
-    opset, operators = description["opset"], description["operators"]
+    opset, operators = description.opset, known(description.operators) or {}
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     side_files = [t.name for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     for wrong, what in (
@@ -213,9 +211,9 @@ def check(path: Path) -> dict[str, Any]:
     return description
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """The `opset` of a file, its `operators` (how many of each) and its `bytes`."""
+def describe(path: Path) -> File:
+    """What an ONNX file is made of."""
     model = onnx.load(str(path))
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     operators = Counter(node.op_type for node in model.graph.node)
-    return {"opset": opset, "operators": dict(sorted(operators.items())), "bytes": path.stat().st_size}
+    return File(opset=opset, operators=dict(sorted(operators.items())), bytes=path.stat().st_size)

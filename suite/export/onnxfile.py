@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.errors import InputError, first_line
+from suite.schema.outcomes import known
 from suite.tables import spec
 
 
@@ -83,7 +84,7 @@ def precision(path: Path) -> str:
     """That of a file which this project wrote."""
     from suite.export.exporter import describe
 
-    if "QuantizeLinear" in describe(path)["operators"]:
+    if "QuantizeLinear" in (known(describe(path).operators) or {}):
         return "int8"
     import onnx
 

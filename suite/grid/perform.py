@@ -6,14 +6,11 @@ which everything is stored already does not load torch.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from types import MappingProxyType
-from typing import Protocol
 
-from msgspec import Struct
+from msgspec import Struct, ValidationError, convert, to_builtins
 
 from suite import env, progress
 from suite.distributed import Group
@@ -21,42 +18,11 @@ from suite.errors import InputError, in_words
 from suite.grid.effort import steps_of
 from suite.grid.plan import Options, Stage
 from suite.grid.stages import Stages
+from suite.grid.underway import NOTHING, End, Outcome, UnderWay
 from suite.interrupt import NEVER, Deadline
 from suite.results.store import Store
 
-# What came of a stage: its result, of the type that `suite.schema.outcomes` has for it, or what ended it.
-Outcome = Struct | Exception
 Work = Callable[[Stage, Path, progress.Steps], Struct]
-
-
-@dataclass(frozen=True)
-class UnderWay:
-    """A stage that was begun.
-
-    Attributes:
-        stage: what it is.
-        folder: for its files.
-        step: told of steps done.
-        start: when it was begun, by `perf_counter`.
-        ends: what ends its display, and then its folder.
-        together: how many were begun with it that take their time from the same processors.
-    """
-
-    stage: Stage
-    folder: Path
-    step: progress.Steps
-    start: float
-    ends: ExitStack
-    together: int
-
-
-class End(Protocol):
-    """Told of a stage that ends, with what it says of its own speed beside the seconds; gives a training to begin in
-    its place, or None."""
-
-    def __call__(
-        self, each: UnderWay, outcome: Outcome, timing: Mapping[str, object] = MappingProxyType({})
-    ) -> UnderWay | None: ...
 
 
 class Performer:
@@ -107,9 +73,7 @@ class Performer:
         with ExitStack() as stack:
             begun = [self._begin(stage, stack, len(stages)) for stage in stages]
 
-            def end(
-                each: UnderWay, outcome: Outcome, timing: Mapping[str, object] = MappingProxyType({})
-            ) -> UnderWay | None:
+            def end(each: UnderWay, outcome: Outcome, timing: Mapping[str, object] = NOTHING) -> UnderWay | None:
                 following = ended(each.stage, self._settle(each, outcome, timing))
                 return self._begin(following, stack, len(stages)) if following else None
 
@@ -148,7 +112,7 @@ class Performer:
             raise outcome
         if self.group.rank:
             return not isinstance(outcome, Exception)
-        stage = each.stage
+        stage, outcome = each.stage, _validated(outcome)
         if not isinstance(outcome, Exception):
             # The share of each, so that the seconds of several add up to those of a clock.
             took = {"seconds": (perf_counter() - each.start) / each.together, **timing}
@@ -173,7 +137,18 @@ class Performer:
         """Train networks at the same time; `end` is told of each that ends, and gives the next."""
         from suite.grid import trainings
 
-        trainings.train(self, begun, end)
+        trainings.train(self.stages, self.options, self.group, begun, end, self.deadline)
+
+
+def _validated(outcome: Outcome) -> Outcome:
+    """A result whose figures lie in the ranges that its type states, which constructors do not ask; else the error,
+    which must not end the stages beside this one."""
+    if not isinstance(outcome, Struct):
+        return outcome
+    try:
+        return convert(to_builtins(outcome), type(outcome))
+    except ValidationError as error:
+        return error
 
 
 @contextmanager

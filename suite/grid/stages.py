@@ -65,18 +65,17 @@ class Stages:
             "run": train.key,
             "form": "rewritten" if rewrite else "plain",
         }
-        return convert(export(weights, size, folder / "model.onnx", networks.metadata(of, more), rewrite), ExportResult)
+        return export(weights, size, folder / "model.onnx", networks.metadata(of, more), rewrite)
 
     def analyze(self, stage: Stage, folder: Path, step: progress.Steps) -> AnalyzeResult:
         """What the paper looks inside for: Table 1 and the curves of Figures 2 and 3."""
-        from suite.analysis.analyze import analyze, coherence
+        from suite.analysis.analyze import analyze
         from suite.export.exporter import load_weights
 
         weights = self._weights(stage.needs[0])
         model = load_weights(weights)
         cell = cell_of(stage)
-        found = analyze(model, self.batches(cell, cell.recipe, "cpu", weights=weights), step).to_dict()
-        return convert(found | {"coherence": coherence(model).to_dict()}, AnalyzeResult)
+        return analyze(model, self.batches(cell, cell.recipe, "cpu", weights=weights), step)
 
     def convert(self, stage: Stage, folder: Path, step: progress.Steps) -> ConvertResult:
         """The exported file in fewer bits, with images to calibrate int8 on and to see whether float16 holds them."""
@@ -90,8 +89,7 @@ class Stages:
         batches = self.batches(cell, cell.deployed, "cpu", weights=weights)
         activations = stage.inputs.get("activations", "unsigned")
         images = reduced.calibration(batches)
-        found = reduced.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
-        return convert(found, ConvertResult)
+        return reduced.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
 
     def parity(self, stage: Stage, folder: Path, step: progress.Steps) -> ParityResult:
         from suite.inference import departure

@@ -1,93 +1,92 @@
 """Trainings of a grid, done at the same time: what each is to train, and what is said of its epochs."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from msgspec import ValidationError, convert
+from msgspec import to_builtins
 
 from suite import env
-from suite.grid.stages import cell_of
-from suite.interrupt import Interruption
+from suite.distributed import Group
+from suite.grid.plan import Options, Stage
+from suite.grid.stages import Stages, cell_of
+from suite.grid.underway import End, UnderWay
+from suite.interrupt import Deadline, Interruption
 from suite.results.record import key_of
-from suite.schema.outcomes import TrainResult
+from suite.schema.outcomes import Epoch, known
 
 if TYPE_CHECKING:
-    from suite.grid.perform import End, Outcome, Performer, UnderWay
-    from suite.grid.plan import Stage
+    from suite.training.job import Job, Trained
 
 
-def train(performer: "Performer", begun: "Sequence[UnderWay]", end: "End") -> None:
-    """Train networks at the same time; `end` is told of each that ends, and gives the next."""
+def train(
+    stages: Stages, options: Options, group: Group, begun: Sequence[UnderWay], end: End, deadline: Deadline
+) -> None:
+    """Train networks at the same time; `end` is told of each that ends, and gives the next.
+
+    Raises:
+        TimeIsUp: trainings were stopped, of which there are checkpoints.
+    """
     import torch
 
     from suite.training.step import Engine
     from suite.training.train import Job, train_packed
 
     # torch knows of cores, not of a container's share of them.
-    if env.cpu_quota() is not None and torch.get_num_threads() > performer.stages.threads:
-        torch.set_num_threads(performer.stages.threads)
-    device = env.device_of(performer.options.device)
+    if env.cpu_quota() is not None and torch.get_num_threads() > stages.threads:
+        torch.set_num_threads(stages.threads)
+    device = env.device_of(options.device)
 
-    def job(each: "UnderWay") -> Job:
-        def on_end(outcome: dict[str, Any] | Exception) -> Job | None:
+    def job(each: UnderWay) -> Job:
+        def on_end(outcome: "Trained | Exception") -> "Job | None":
             if isinstance(outcome, Exception):
                 following = end(each, outcome)
             else:
-                following = end(each, _trained(outcome), outcome["timing"])
+                following = end(each, outcome.result, to_builtins(outcome.timing))
             return job(following) if following else None
 
         cell = cell_of(each.stage)
         return Job(
             cell.row.model,
-            performer.stages.batches(cell, cell.recipe, device, performer.group),
+            stages.batches(cell, cell.recipe, device, group),
             cell.seed,
             each.folder,
-            checkpoints=performer.store.checkpoints("train", each.stage.inputs),
+            checkpoints=stages.store.checkpoints("train", each.stage.inputs),
             on_step=each.step,
-            on_epoch=_epoch_log(performer, each.stage),
+            on_epoch=_epoch_log(each.stage, stages.display.log, options if group.rank == 0 else None),
             on_end=on_end,
         )
 
     jobs = [job(each) for each in begun]
-    with Interruption(performer.deadline) as interruption:
-        engine = Engine(performer.options.precision, performer.options.compile, performer.options.kernels)
-        train_packed(jobs, engine, interruption, performer.display.note)
+    with Interruption(deadline) as interruption:
+        engine = Engine(options.precision, options.compile, options.kernels)
+        train_packed(jobs, engine, interruption, stages.display.note)
 
 
-def _epoch_log(performer: "Performer", stage: "Stage") -> Callable[[dict[str, Any], float], None]:
-    """What is said of each epoch: a line where there is no bar, and the curves of TensorBoard."""
+def _epoch_log(stage: Stage, say: Callable[[str], None], options: Options | None) -> Callable[[Epoch, float], None]:
+    """What is said of each epoch: a line where there is no bar, and the curves of TensorBoard if the options of the
+    first process ask for them."""
     cell, writer = cell_of(stage), None
-    images = len(cell.dataset.train)
-    epochs = -(-cell.recipe.steps(images) // cell.recipe.steps_an_epoch(images))
-    if performer.options.tensorboard and performer.group.rank == 0:
+    epochs = -(-cell.recipe.steps(len(cell.dataset.train)) // cell.recipe.steps_an_epoch(len(cell.dataset.train)))
+    if options and options.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
         run = f"{cell.row.model}-{cell.dataset.name}-seed{cell.seed}-{key_of('train', stage.inputs)}"
-        writer = SummaryWriter(str(performer.options.tensorboard / run))
+        writer = SummaryWriter(str(options.tensorboard / run))
 
-    def log(epoch: dict[str, Any], images_per_second: float) -> None:
-        number = epoch["epoch"]
+    def log(epoch: Epoch, images_per_second: float) -> None:
         shown = {
-            "train loss": epoch["train_loss"],
-            "train error": epoch["train_error"],
-            "test error": epoch.get("top1"),
-            "learning rate": epoch["learning_rate"],
+            "train loss": known(epoch.train_loss),
+            "train error": known(epoch.train_error),
+            "test error": known(epoch.top1),
+            "learning rate": known(epoch.learning_rate),
             "images per second": images_per_second,
         }
         figures = ", ".join(f"{what} {value:.4g}" for what, value in shown.items() if value is not None)
-        performer.display.log(f"{stage.name}: epoch {number}/{epochs}, {figures}")
+        say(f"{stage.name}: epoch {epoch.epoch}/{epochs}, {figures}")
         if writer:
             for what, value in shown.items():
                 if value is not None:
-                    writer.add_scalar(what.replace(" ", "_"), value, number)
+                    writer.add_scalar(what.replace(" ", "_"), value, epoch.epoch)
             writer.flush()
 
     return log
-
-
-def _trained(outcome: Mapping[str, Any]) -> "Outcome":
-    """What a training found, without what it says of its speed."""
-    try:
-        return convert(outcome, TrainResult)
-    except ValidationError as error:  # which must not end the trainings beside this one
-        return error

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
+
 from suite import env
 from suite.errors import InputError
 from suite.export import onnxfile, zoo
@@ -56,15 +58,16 @@ def export(
         for form in forms:
             path = Path(scratch) / f"{form}.onnx"
             stated = networks.metadata(of, networks.training(of) | {"form": form})
-            result = exporting.export(of.weights, of.size, path, stated, form == "rewritten")
-            result |= {"form": form, "precision": precision}
+            exported = exporting.export(of.weights, of.size, path, stated, form == "rewritten")
+            result = to_builtins(exported) | {"form": form, "precision": precision}
             if precision == "fp32":
                 found[path] = result
                 continue
             kinds = _activations(provider, form == forms[0]) if precision == "int8" else ("unsigned",)
             for kind in kinds:
                 fewer = path.with_suffix(f".{kind}")
-                found[fewer] = result | reduced.convert(path, fewer, precision, images(), kind, of.trained)
+                converted = reduced.convert(path, fewer, precision, images(), kind, of.trained)
+                found[fewer] = result | to_builtins(converted)
                 found[fewer]["warnings"] = [*found[fewer].get("warnings", ()), *images().notes]
                 if precision == "int8":
                     found[fewer]["activations"] = kind

@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
+
 from suite.errors import InputError
 from suite.export import zoo
 from suite.registry import PROVIDERS
@@ -101,7 +103,8 @@ class Maker:
 
             if self.shape[1] != self.shape[2]:
                 raise InputError(f"{self.name}: takes squares")
-            return exporter.export(self.weights(), self.shape[1], path, self._metadata(rewrite), rewrite)
+            found = exporter.export(self.weights(), self.shape[1], path, self._metadata(rewrite), rewrite)
+            return dict(to_builtins(found))
         from suite.export import generic
 
         return generic.export(self.model, self.shape, path, self._metadata(rewrite), rewrite)

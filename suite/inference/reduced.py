@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET, structs
 
 from suite import env
+from suite.schema.outcomes import ConvertResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,12 +47,10 @@ def convert(
     images: Calibration,
     activations: "Activations" = "unsigned",
     trained: bool = True,
-) -> dict[str, Any]:
+) -> ConvertResult:
     """Write an exported file in fewer bits: "fp16", or "int8" calibrated on images, with `activations` of a kind.
 
-    Returns:
-        What `exporter.check` says of the file, and `calibration` in words; for float16 `greatest_activation` (in
-        float32, on these images), and if float16 does not hold it, and the network is not `trained`, `warnings`.
+    A file in float16 that does not hold an activation of a network that is not `trained` has a warning.
 
     Raises:
         RuntimeError: float16 does not hold a weight, or an activation of a trained network on these images; or the file
@@ -60,17 +61,21 @@ def convert(
 
     if form == "int8":
         to_int8(path, out, images.batches, activations=activations)
-        return check(out) | {"calibration": images.words}
+        return ConvertResult(**structs.asdict(check(out)), calibration=images.words)
     to_float16(path, out)
     found = magnitudes(path, images.batches, env.available_cores())
-    said = {"calibration": images.words, "greatest_activation": max(found.values())}
-    most = float(FLOAT16.max)
+    greatest, most, warnings = max(found.values()), float(FLOAT16.max), []
     for node, value in found.items():
         if not value <= most:  # nor if it is not a number
-            said["greatest_activation"] = value
+            greatest = value
             overflow = f"{node} gives values to {value:.3g} on {images.words}, and float16 holds {most:.0f} at most"
             if trained:
                 raise RuntimeError(f"{overflow}; legal: fp32, and int8 on the CPU provider")
-            said["warnings"] = [f"{overflow}: with these initial weights the file gives no numbers on a GPU"]
+            warnings = [f"{overflow}: with these initial weights the file gives no numbers on a GPU"]
             break
-    return check(out) | said
+    return ConvertResult(
+        **structs.asdict(check(out)),
+        calibration=images.words,
+        greatest_activation=greatest,
+        warnings=warnings or UNSET,
+    )

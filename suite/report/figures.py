@@ -17,6 +17,7 @@ from suite.report.plots import ZOOM
 from suite.report.render import escape_latex
 from suite.results.record import TrainRecord
 from suite.results.store import Store
+from suite.schema.outcomes import known
 from suite.tables import spec
 
 PROMISE = "normprop"
@@ -99,18 +100,18 @@ def curves(
             model = load_weights(of.weights)
             if figure == 3:
                 result = analyze.coherence(model)
-                names, values, measured, label = result.layers, result.mu, "", ""
+                names, values, measured, label = known(result.layers) or [], result.mu, "", ""
             else:
                 batches = networks.test_batches(of, data or {}, images)
                 differences = analyze.block_differences(model, batches)
-                names, values = differences.blocks, differences.delta
+                names, values = known(differences.blocks) or [], differences.delta
                 dataset = batches.dataset
                 measured = f"; measured on {batches.test_images} test images of {dataset.name}"
                 elsewhere = networks.trained_elsewhere(of, dataset, bool(data))
                 measured += f", but {elsewhere}" if elsewhere else ""
                 measured = "; ".join([measured, *map(printable, dataset.notes)])
                 label = f"on {dataset.name}, {elsewhere.partition(';')[0]}" if elsewhere else ""
-        found.append(Curve(name, tuple(names), tuple(map(float, values)), _origin(figure, record) + measured, label))
+        found.append(Curve(name, tuple(names), tuple(values), _origin(figure, record) + measured, label))
     return found
 
 

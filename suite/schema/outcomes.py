@@ -279,11 +279,14 @@ class Moments(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Activation(Struct, frozen=True, kw_only=True, gc=False):
-    """Table 1: the last activation before the classifier; `suite.analysis.analyze` defines its readings.
+    """Table 1: the last activation before the classifier, in three readings, because the paper does not name one.
 
     Attributes:
-        nonzero: share of the entries that are not zero, 0 to 1.
-        over_nonzero, over_all, pooled: over those entries, over all, and after the global average pool.
+        nonzero: share of the entries that are not zero, 0 to 1, by count (the paper's NZR).
+        over_nonzero: over those entries.
+        over_all: over all entries: images, channels and positions. The paper cannot mean this one: a share p that is
+            not zero allows no std/mean below sqrt(1/p - 1), and three of its six rows are below.
+        pooled: over images and channels, after the global average pool.
     """
 
     nonzero: float
@@ -293,7 +296,16 @@ class Activation(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Blocks(Struct, frozen=True, kw_only=True, gc=False):
-    """Figure 2: the paper's Delta of each of the named `blocks`, before and after the activation, in order of depth."""
+    """Figure 2: how much each of the named `blocks` changes what passes through it, in order of depth.
+
+    Attributes:
+        blocks: names, such as "layer1.0".
+        delta: the paper's Delta with the output that its definition names, f(x) + x, before the activation that follows
+            the addition: the size of what the residual path adds.
+        delta_after_relu: the same with what the block hands on: ReLU(f(x) + x), with NormProp's BatchNorm of the sum
+            and its constants where a network has them. A `PreActBasicBlock` hands on the sum, so that both are the same
+            there unless it has that BatchNorm.
+    """
 
     blocks: list[str] | UnsetType = UNSET
     delta: Numbers

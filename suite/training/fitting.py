@@ -1,30 +1,25 @@
 """The training of one network: tries at falling learning rates, epoch by epoch and step by step."""
 
 import math
-from collections import deque
-from collections.abc import Callable, Generator, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Callable, Generator
 from time import monotonic, perf_counter
-from typing import Any
 
-import timm
 import torch
-from timm.models import save_for_hf
-from torch import Tensor, nn
+from msgspec import UNSET, structs, to_builtins
+from torch import Tensor
 
 import models  # noqa: F401 - registers the networks with timm
-from suite.data.sets import Dataset
 from suite.interrupt import Interruption
-from suite.training import checkpoint, feasible, fused_norm, kernels, memory
-from suite.training.grouped import obstacle
-from suite.training.job import Job
-from suite.training.pack import Request, Run, synchronize
-from suite.training.position import Position
-from suite.training.stacked import Seed, Stack, State, below
-from suite.training.step import TRIAL, Engine, Step, try_compile
-from suite.training.testing import evaluate, measured_convolutions, quick_forward
+from suite.schema.outcomes import Epoch, Errors, TrainResult, Try, known
+from suite.schema.speed import CompileTrial, TrainTiming
+from suite.training import checkpoint, feasible, memory
+from suite.training.job import Job, Trained
+from suite.training.pack import Request, Run
+from suite.training.stacked import Seed
+from suite.training.state import TrainingState
+from suite.training.step import Engine
+from suite.training.testing import Tested, evaluate, measured_convolutions
+from suite.training.weights import save_weights
 
 # A kill costs at most the work of so long.
 CHECKPOINT_SECONDS = 30.0
@@ -32,166 +27,62 @@ CHECKPOINT_SECONDS = 30.0
 AGREE_EVERY = 10
 
 
-class Fit:
+class Fit(TrainingState):
     """The fitting of one network: tries at falling learning rates, each of which can be taken up at any step."""
 
     def __init__(self, job: Job, engine: Engine, packed: int, warn: Callable[[str], None]) -> None:
-        self.job, self.batches, self.packed = job, job.batches, packed
-        self.recipe, self.device, self.group = self.batches.recipe, self.batches.device, self.batches.group
-        self.model_args = {"num_classes": len(self.batches.dataset.classes)} | job.model_args
-        self.bfloat16 = engine.bfloat16_on(self.device)
-        self.own_kernels = engine.wants_kernels_on(self.device, self.recipe)
-        if self.own_kernels and (fault := kernels.fault(self.device) or fused_norm.fault(self.device)):
-            self.own_kernels = False
-            warn(f"{job.model_name}: goes on with the library's layers, since our kernels failed: {fault}")
-        self.warn = warn
-        self.stacks = engine.stacks(self.own_kernels) and self.group.size == 1
-        # Asked of the network as it is made: our kernels are layers of their own classes.
-        if self.stacks and obstacle(timm.create_model(job.model_name, device="meta", **self.model_args)):
-            self.stacks = False
-        self.total = self.recipe.steps(len(self.batches.dataset.train))
-        # Networks that are trained at the same time on one GPU overlap only in streams of their own.
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self.must_stop = False
-        saved = checkpoint.read(job.checkpoints, warn) if job.checkpoints and self.group.rank == 0 else None
-        saved = self.group.share(saved)
-        with self.stream():
-            if saved:
-                self._restore(*saved)
-            else:
-                self.at = Position(self.recipe.learning_rate, self._decide_on_compile(engine, warn))
-                self._begin()
+        super().__init__(job, engine, warn)
+        self.packed, self.must_stop = packed, False
         self._last_checkpoint = monotonic()
         self._mark = perf_counter()  # until when `at.seconds` counts
         self._waited = 0.0  # seconds of the present epoch in which the next batch was waited for
-
-    def stream(self) -> AbstractContextManager[Any]:
-        """Where this network's work is queued."""
-        return torch.cuda.stream(self._stream) if self._stream else nullcontext()
-
-    def _decide_on_compile(self, engine: Engine, warn: Callable[[str], None]) -> dict[str, Any]:
-        if engine.compile != "auto":
-            return {"compiled": engine.compile == "always"}
-        if self.group.size > 1:
-            return {"compiled": self.device.type == "cuda"}
-        if self.total <= 10 * TRIAL:  # which would take longer to decide on
-            return {"compiled": False}
-        images, labels = next(iter(self.batches.train(self.job.seed, 1)))
-        batch = images, labels
-        found = try_compile(self._start(), self.recipe, self.bfloat16, batch, self.total, self.own_kernels)
-        if error := found.get("compile_error"):
-            warn(f"{self.job.model_name}: goes on without torch.compile, which failed: {error}")
-        return found
-
-    def _start(self) -> nn.Module:
-        """The network with the initial weights of its seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.job.seed)
-            model: nn.Module = timm.create_model(self.job.model_name, **self.model_args)
-            return model
-
-    def _step_of(self, model: nn.Module, seeds: int = 1) -> Step:
-        """The step of a network, or of so many side by side."""
-        how = self.bfloat16, self.at.compile["compiled"], self.group, self.own_kernels, seeds
-        step = Step(model, self.recipe, self.device, *how)
-        step.set_learning_rate(self._learning_rate())
-        return step
-
-    def _learning_rate(self) -> float:
-        """That of the present epoch."""
-        tried = replace(self.recipe, learning_rate=self.at.learning_rate)
-        return tried.learning_rate_at(len(self.at.epochs) + 1)
-
-    def _begin(self) -> None:
-        """Initial weights and a fresh optimiser."""
-        self.step: Step | Seed = self._step_of(self._start())
-        self.model = self.step.model
-        self._quick = quick_forward(self.model, self.device, self.bfloat16)
-        self.watch = feasible.LossWatch(self.device)
-        self.last_losses: deque[Tensor] = deque(maxlen=feasible.LAST_STEPS)  # on the device
-
-    def _start_over(self, learning_rate: float) -> None:
-        """Begin again with initial weights; the tries so far stay in the record."""
-        self.at = replace(self.at, learning_rate=learning_rate, epochs=[], step=0, seen=0, steps=0)
-        self._begin()
-
-    def kind(self) -> Hashable | None:
-        """What trainings must have in common to be stacked now: the network, how it is trained and how far it is; None
-        for one that is not to be stacked."""
-        if not self.stacks:
-            return None
-        at, arguments = self.at, repr(sorted(self.model_args.items()))
-        network = self.job.model_name, arguments, self.bfloat16, self.own_kernels
-        return *network, self.batches.dataset, self.recipe, self.device, at.learning_rate, len(at.epochs), at.step
-
-    def stack(self, others: Sequence["Fit"]) -> None:
-        """Have the steps of this training and of others of its kind done together from now on."""
-        fits = [self, *others]
-        synchronize(self.device)
-        streams = [fit._stream for fit in fits if fit._stream]
-        stack = Stack(self._start(), self._step_of, [fit._tensors() for fit in fits], streams)
-        for number, fit in enumerate(fits):
-            fit.step = stack.seed(number, fit.model)
-            # Measured for each alone, where two may differ by noise.
-            fit.at.compile = fit.at.compile | {"compiled": self.at.compile["compiled"]}
-        synchronize(self.device)
-
-    def leave_stack(self) -> None:
-        """Go on alone, from before the stack's first step if that has not been done."""
-        assert isinstance(self.step, Seed)
-        synchronize(self.device)
-        before = self.step.stack.begun_from
-        with self.stream():
-            self._load(self._tensors() if before is None else before[self.step.number])
-        synchronize(self.device)  # before the memory of the stack is given to others
-
-    def stay_alone(self, others: Sequence["Fit"], reason: str) -> None:
-        """Never be stacked, nor these others; the reason is told."""
-        for fit in (self, *others):
-            fit.stacks = False
-        self.warn(f"{self.job.model_name}: its seeds go on one by one, since they could not be stacked: {reason}")
 
     def run(self) -> Run:
         """Do all that is left, asking for each step; returns the result."""
         least = feasible.LEAST_LEARNING_RATE
         while (yield from self._one_try()) != feasible.TRAINED and self.at.learning_rate / 2 >= least:
-            self._start_over(self.at.learning_rate / 2)
-        at, recipe = self.at, self.recipe
-        trained = at.tries[-1]["outcome"] == feasible.TRAINED
-        errors: dict[str, float | None] = dict.fromkeys(("top1", "top5", "best_top1"))
-        if trained:
-            last = at.epochs[-1]
-            errors = {"top1": last["top1"], "top5": last["top5"]}
-            errors["best_top1"] = min(epoch["top1"] for epoch in at.epochs)
-            if recipe.ten_crop:
-                ten = self._test(ten_crop=True)
-                errors |= {"top1_10crop": ten["top1"], "top5_10crop": ten["top5"]}
-        else:
-            self._start_over(recipe.learning_rate)  # initial weights, so that the net can still be exported and timed
+            self.start_over(self.at.learning_rate / 2)
+        trained, steps, epochs = self.at.tries[-1].outcome == feasible.TRAINED, self.at.steps, self.at.epochs
+        errors = self._errors() if trained else Errors(top1=None, top5=None)
+        if not trained:
+            self.start_over(self.recipe.learning_rate)  # so that the net can still be exported and timed
         if self.group.rank == 0:
-            _save(self.model, self.job.out, self.model_args, self.batches.dataset)
-        return {
-            **errors,
-            "trained": trained,
-            "tries": at.tries,
-            "epochs": at.epochs,
-            "steps": at.steps,
-            "test_images": self.batches.test_images,
-            "device": self.device.type,
-            "precision": "bfloat16 autocast" if self.bfloat16 else "float32",
-            "compiled": at.compile["compiled"],
-            "kernels": "triton" if self.step.convolutions_by_kernels else "library",
-            "processes": self.group.size,
-            "batch_per_process": -(-recipe.batch_size // self.group.size),
-            "timing": {
-                "training_seconds": at.seconds,
-                "images_per_second": at.images / at.seconds,
-                "packed": self.packed,
-                "stacked": at.stacked,
-                "blocks_twice": self.step.blocks_twice,
-                **{name: value for name, value in at.compile.items() if name != "compiled"},
-            },
-        }
+            save_weights(self.model, self.job.out, self.model_args, self.batches.dataset)
+        result = TrainResult(
+            **structs.asdict(errors),
+            best_top1=min(error for epoch in epochs if (error := known(epoch.top1)) is not None) if trained else None,
+            trained=trained,
+            tries=self.at.tries,
+            epochs=epochs,
+            steps=steps,
+            test_images=self.batches.test_images,
+            device=self.device.type,
+            precision="bfloat16 autocast" if self.bfloat16 else "float32",
+            compiled=self.at.compile.compiled,
+            kernels="triton" if self.step.convolutions_by_kernels else "library",
+            processes=self.group.size,
+            batch_per_process=-(-self.recipe.batch_size // self.group.size),
+        )
+        return Trained(result, self._timing())
+
+    def _errors(self) -> Errors:
+        """The test errors of the last epoch, and those by ten crops where the recipe asks for them."""
+        last = self.at.epochs[-1]
+        if not self.recipe.ten_crop:
+            return Errors(top1=last.top1, top5=last.top5)
+        ten = self._test(ten_crop=True)
+        return Errors(top1=last.top1, top5=last.top5, top1_10crop=ten.top1, top5_10crop=ten.top5)
+
+    def _timing(self) -> TrainTiming:
+        at = self.at
+        return TrainTiming(
+            training_seconds=at.seconds,
+            images_per_second=at.images / at.seconds,
+            packed=self.packed,
+            stacked=at.stacked,
+            blocks_twice=self.step.blocks_twice,
+            **{name: getattr(at.compile, name) for name in CompileTrial.__struct_fields__},
+        )
 
     def _one_try(self) -> Generator[Request | None, Tensor | None, str]:
         """Train at the present learning rate to the end, or until it turns out to be infeasible; says which."""
@@ -199,15 +90,15 @@ class Fit:
         while outcome == feasible.TRAINED and (self.at.steps < self.total or self.at.step):
             outcome = yield from self._epoch()
         last_loss = self._last_loss()
-        tried = {
-            "learning_rate": self.at.learning_rate,
-            "epochs": len(self.at.epochs),
-            "steps": self.at.steps,
-            "last_loss": last_loss if math.isfinite(last_loss) else None,
-            "train_error": self.at.epochs[-1]["train_error"],
-            "dead_units": None if outcome == feasible.NOT_FINITE else self._dead_units(),
-            "outcome": outcome,
-        }
+        tried = Try(
+            learning_rate=self.at.learning_rate,
+            epochs=len(self.at.epochs),
+            steps=self.at.steps,
+            last_loss=last_loss if math.isfinite(last_loss) else None,
+            train_error=self.at.epochs[-1].train_error,
+            dead_units=None if outcome == feasible.NOT_FINITE else self._dead_units(),
+            outcome=outcome,
+        )
         self.at.tries.append(tried)
         return outcome
 
@@ -228,41 +119,47 @@ class Fit:
     def _epoch(self) -> Generator[Request | None, Tensor | None, str]:
         """Do what is left of an epoch, and test; says what came of it."""
         at, number = self.at, len(self.at.epochs) + 1
-        rate = self._learning_rate()
+        rate = self.learning_rate()
         self.step.set_learning_rate(rate)
         images, seconds = at.images, at.seconds
         yield from self._steps(number)
-        loss_sum, hits = self.group.sums(float(self.step.loss_sum), float(self.step.hits))
+        loss_sum, correct = self.sums()
         self._count_time()  # reading the sums has waited for the device
-        loss, error = loss_sum / at.seen, 100 - 100 * hits / at.seen
+        loss, error = loss_sum / at.seen, 100 - 100 * correct / at.seen
         if self.device.type == "cpu":
             memory.give_back()
         # The last step can spoil the weights after its loss was read, so the test's logits must be finite too.
-        tested = self._test(quick=at.steps < self.total) if math.isfinite(loss) else {}
+        tested = self._test(quick=at.steps < self.total) if math.isfinite(loss) else None
         self._mark = perf_counter()
         judged = number == feasible.FIRST_EPOCHS and at.step == self.batches.steps_per_epoch
         outcome = feasible.TRAINED
-        if not tested.pop("finite", False):
+        if tested is None or not tested.finite:
             outcome = feasible.NOT_FINITE
         elif judged and not feasible.beats_chance(error, self.batches.dataset.train.labels):
             outcome = feasible.NO_BETTER
-        train_loss = loss if math.isfinite(loss) else None
-        entry = {"epoch": number, "learning_rate": rate, "train_loss": train_loss, "train_error": error, **tested}
-        at.epochs.append(entry)
-        self.job.on_epoch(entry, (at.images - images) / max(at.seconds - seconds, 1e-9))
+        epoch = Epoch(
+            epoch=number,
+            learning_rate=rate,
+            train_loss=loss if math.isfinite(loss) else None,
+            train_error=error,
+            top1=tested.top1 if tested else UNSET,
+            top5=tested.top5 if tested else UNSET,
+        )
+        at.epochs.append(epoch)
+        self.job.on_epoch(epoch, (at.images - images) / max(at.seconds - seconds, 1e-9))
         at.step = at.seen = 0
         self.step.loss_sum.zero_()
-        self.step.hits.zero_()
+        self.step.correct.zero_()
         return outcome
 
-    def _test(self, quick: bool = False, ten_crop: bool = False) -> dict[str, Any]:
+    def _test(self, quick: bool = False, ten_crop: bool = False) -> Tested:
         """Test the network that is saved: each process has had statistics of its own part of the last batch since.
 
         On a GPU a quick test is in the precision of training; the others are in float32, as on a CPU all are.
         """
         self.group.spread(self.model.buffers())
         with measured_convolutions():
-            return evaluate(self.model, self.batches.test(ten_crop), self.group, self._quick if quick else None)
+            return evaluate(self.model, self.batches.test(ten_crop), self.group, self.quick_forward if quick else None)
 
     def _steps(self, epoch: int) -> Generator[Request | None, Tensor | None]:
         """Do what is left of an epoch's steps; a loss that is not finite ends them early."""
@@ -330,41 +227,7 @@ class Fit:
         self._last_checkpoint = monotonic()
 
     def _checkpoint(self) -> None:
-        tensors = self._tensors()
+        tensors = self.tensors()
         if self.job.checkpoints is not None and self.group.rank == 0:
             # Counted over all tries, so that a later checkpoint has the higher number.
-            checkpoint.write(self.job.checkpoints, self.at.images, tensors, asdict(self.at))
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """All tensors that the rest of the training depends on; all processes of a group must call this."""
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"momentum.{name}": value for name, value in self.step.momenta().items()}
-        loss_sum, hits = self.group.sums(float(self.step.loss_sum), float(self.step.hits))
-        tensors |= {"loss_sum": torch.tensor(loss_sum), "hits": torch.tensor(hits)}
-        if self.last_losses:
-            tensors["last_losses"] = torch.stack(list(self.last_losses))
-        return tensors
-
-    def _restore(self, tensors: State, state: dict[str, Any]) -> None:
-        self.at = Position(**state)
-        self._load(tensors)
-
-    def _load(self, tensors: State) -> None:
-        """Go on from these, alone."""
-        self._begin()
-        assert isinstance(self.step, Step)
-        self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
-        self.step.set_momenta(below("momentum.", tensors))
-        if self.group.rank == 0:  # which then stands for all
-            self.step.loss_sum.copy_(tensors["loss_sum"])
-            self.step.hits.copy_(tensors["hits"])
-        if "last_losses" in tensors:  # which a checkpoint of an earlier version has not
-            self.last_losses.extend(tensors["last_losses"].to(self.device))
-
-
-def _save(model: nn.Module, out: Path, model_args: dict[str, Any], dataset: Dataset) -> None:
-    """Write weights and what timm needs to load them: class count, class names, mean and std on [0, 1]."""
-    statistics = {name: [value / 255 for value in getattr(dataset, name)] for name in ("mean", "std")}
-    config = {"pretrained_cfg": statistics | {"label_names": list(dataset.classes)}}
-    model = model.cpu().to(memory_format=torch.contiguous_format)
-    save_for_hf(model, str(out), model_config=config, model_args=model_args, safe_serialization=True)
+            checkpoint.write(self.job.checkpoints, self.at.images, tensors, to_builtins(self.at))

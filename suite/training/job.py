@@ -1,4 +1,4 @@
-"""What to train: one network with its data and seed, and who is told of its progress."""
+"""What to train, and what comes of it: one network with its data and seed, and who is told of its progress."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,6 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from suite.data.batches import Batches
+from suite.schema.outcomes import Epoch, TrainResult
+from suite.schema.speed import TrainTiming
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that has ended: its `result` and its `timing`, as records hold them."""
+
+    result: TrainResult
+    timing: TrainTiming
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,8 @@ class Job:
         checkpoints: folder of this run's checkpoints; None for none.
         on_step: called with steps done, steps in all, and a note on speed.
         on_epoch: called with an entry of the result's `epochs` and with the images/s of that epoch.
-        on_end: called with the result, or the exception that ended it; returns a job to begin in its place, or None.
+        on_end: called with what came of it, or the exception that ended it; returns a job to begin in its place, or
+            None.
     """
 
     model_name: str
@@ -31,5 +42,5 @@ class Job:
     model_args: dict[str, Any] = field(default_factory=dict)
     checkpoints: Path | None = None
     on_step: Callable[[int, int, str], None] = lambda done, total, note: None
-    on_epoch: Callable[[dict[str, Any], float], None] = lambda epoch, images_per_second: None
-    on_end: Callable[[dict[str, Any] | Exception], "Job | None"] = lambda outcome: None
+    on_epoch: Callable[[Epoch, float], None] = lambda epoch, images_per_second: None
+    on_end: Callable[[Trained | Exception], "Job | None"] = lambda outcome: None

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from suite.errors import in_words
 from suite.interrupt import Interruption
+from suite.training.job import Trained
 from suite.training.stacked import Seed, Stack
 from suite.training.step import Step
 
 # Images, labels, and how many images the step has over all processes.
 Request = tuple[Tensor, Tensor, int]
 # A training asks for a step and is sent its loss. Between two steps, where it can be saved, it asks for nothing.
-Run = Generator[Request | None, Tensor | None, dict[str, Any]]
-Outcome = dict[str, Any] | Exception
+Run = Generator[Request | None, Tensor | None, Trained]
+Outcome = Trained | Exception
 
 
 class Training(Protocol):

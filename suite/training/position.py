@@ -1,20 +1,38 @@
-"""How far the training of one network is."""
+"""How far the training of one network is: what a checkpoint holds of it besides tensors."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from msgspec import Struct, field
+
+from suite.schema.outcomes import Epoch, Try
+from suite.schema.speed import CompileTrial
 
 
-@dataclass
-class Position:
-    """How far training is: what a checkpoint holds besides tensors."""
+class Compiling(CompileTrial, frozen=True, kw_only=True):
+    """Whether torch.compile is used, and what was measured to decide on it."""
+
+    compiled: bool
+
+
+class Position(Struct, kw_only=True):
+    """How far a training is.
+
+    Attributes:
+        learning_rate: the initial one of the present try.
+        compile: whether torch.compile is used.
+        tries: what came of those before the present one.
+        epochs: of the present try.
+        step, seen: steps done and images seen in the present epoch.
+        steps: done in the present try.
+        images, seconds: seen in all tries, and what that took.
+        stacked: seeds that were trained as one network with this one, itself included; the most there were.
+    """
 
     learning_rate: float
-    compile: dict[str, Any]  # what was measured to decide on torch.compile, and `compiled`
-    tries: list[dict[str, Any]] = field(default_factory=list)
-    epochs: list[dict[str, Any]] = field(default_factory=list)  # of the present try
-    step: int = 0  # steps done in the present epoch
-    seen: int = 0  # images seen in the present epoch
-    steps: int = 0  # steps done in the present try
-    images: int = 0  # images seen in all tries, and the seconds that it took
+    compile: Compiling
+    tries: list[Try] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
+    step: int = 0
+    seen: int = 0
+    steps: int = 0
+    images: int = 0
     seconds: float = 0.0
-    stacked: int = 1  # seeds that were trained as one network with this one, itself included; the most there were
+    stacked: int = 1

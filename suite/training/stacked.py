@@ -15,7 +15,8 @@ from suite.data.batches import Batch
 from suite.training.grouped import join, part, share, side_by_side
 from suite.training.step import Step
 
-# Weights and buffers as "model.NAME", momentum as "momentum.NAME", and "loss_sum" and "hits" of the epoch.
+# Weights and buffers as "model.NAME", momentum as "momentum.NAME", and of the epoch "loss_sum" and "hits", its correct
+# predictions.
 State = Mapping[str, Tensor]
 
 
@@ -51,8 +52,8 @@ class Stack:
             joined = {name: join([state[name] for state in states]) for name in names}
             self.step.model.load_state_dict(below("model.", joined))
             self.step.set_momenta(below("momentum.", joined))
-            for name in _SUMS:
-                getattr(self.step, name).copy_(torch.stack([state[name] for state in states]))
+            for name, total in (("loss_sum", self.step.loss_sum), ("hits", self.step.correct)):
+                total.copy_(torch.stack([state[name] for state in states]))
         self._losses: Tensor | None = None
 
     def seed(self, number: int, model: nn.Module) -> "Seed":
@@ -84,7 +85,7 @@ class Seed:
 
     def __init__(self, stack: Stack, number: int, model: nn.Module) -> None:
         self.stack, self.number, self.model = stack, number, model
-        self.loss_sum, self.hits = stack.step.loss_sum[number], stack.step.hits[number]
+        self.loss_sum, self.correct = stack.step.loss_sum[number], stack.step.correct[number]
         self.blocks_twice = stack.step.blocks_twice
         self.convolutions_by_kernels = stack.step.convolutions_by_kernels
 
@@ -96,9 +97,6 @@ class Seed:
         """As `Step.momenta`."""
         momenta = self.stack.step.momenta()
         return {name: part(momentum, self.number, self.stack.size) for name, momentum in momenta.items()}
-
-
-_SUMS = ("loss_sum", "hits")
 
 
 def below(prefix: str, tensors: State) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from suite.distributed import ALONE, Group
 from suite.errors import in_words
 from suite.tables.spec import Recipe
 from suite.training import fused_norm, kernels, memory
+from suite.training.position import Compiling
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "always", "never"]
@@ -101,8 +102,8 @@ class Step:
 
     Attributes:
         model, optimizer: as they are trained.
-        loss_sum, hits: over all images since they were last zeroed, on the device, so that the host never waits for
-            a GPU's step. Of several seeds they are vectors (seeds,).
+        loss_sum, correct: loss and correct predictions over all images since they were last zeroed, on the device, so
+            that the host never waits for a GPU's step. Of several seeds they are vectors (seeds,).
         blocks_twice: how many blocks are computed twice to keep less (see `memory`); on the CPU and by CIFAR's
             recipe only, and not under torch.compile, which chooses what to keep itself.
         convolutions_by_kernels, norms_by_kernels: how many layers use our own kernels.
@@ -140,7 +141,7 @@ class Step:
             fused=True,
         )
         self.loss_sum = torch.zeros((seeds,) if seeds > 1 else (), device=device)
-        self.hits = torch.zeros_like(self.loss_sum)
+        self.correct = torch.zeros_like(self.loss_sum)
         forward: Callable[[Tensor], Tensor] = self.model
         if group.size > 1:
             forward = DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
@@ -202,7 +203,7 @@ class Step:
         torch.autograd.backward(loss, torch.full_like(loss, share))
         self.optimizer.step()
         self.loss_sum += loss.detach() * len(labels)
-        self.hits += (logits.detach().argmax(1) == labels).sum(0)
+        self.correct += (logits.detach().argmax(1) == labels).sum(0)
         if not self._fits:
             memory.give_back()  # which costs a tenth of a step
         return loss.detach()
@@ -294,13 +295,9 @@ def try_compile(
     batch: tuple[Tensor, Tensor],
     steps: int,
     own_kernels: bool = False,
-) -> dict[str, Any]:
-    """Measure on copies of a network whether torch.compile pays for so many steps.
-
-    Returns:
-        `compiled`: whether to use it; `step_seconds`; and if it was tried, `compiled_step_seconds` and
-        `compile_seconds`, which is what the first step took longer, or `compile_error`, why it could not be used.
-    """
+) -> Compiling:
+    """Measure on copies of a network whether torch.compile pays for so many steps; where it surely does not, it is not
+    even tried."""
     device = batch[0].device
 
     def seconds(compiled: bool) -> tuple[float, float]:
@@ -316,11 +313,15 @@ def try_compile(
         return taken[0], statistics.median(taken[-4:])
 
     _, plain = seconds(False)
-    found: dict[str, Any] = {"compiled": False, "step_seconds": plain}
-    if plain * steps >= WORTH_A_TRIAL[device.type]:
-        try:
-            first, compiled = seconds(True)
-        except Exception as error:  # such as a machine without a compiler, or with too little memory
-            return found | {"compile_error": in_words(error)}
-        found |= {"compiled": compiled < plain, "compiled_step_seconds": compiled, "compile_seconds": first - compiled}
-    return found
+    if plain * steps < WORTH_A_TRIAL[device.type]:
+        return Compiling(compiled=False, step_seconds=plain)
+    try:
+        first, compiled = seconds(True)
+    except Exception as error:  # such as a machine without a compiler, or with too little memory
+        return Compiling(compiled=False, step_seconds=plain, compile_error=in_words(error))
+    return Compiling(
+        compiled=compiled < plain,
+        step_seconds=plain,
+        compiled_step_seconds=compiled,
+        compile_seconds=first - compiled,
+    )

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,19 @@ from suite.training.step import Graph
 Forward = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Tested:
+    """Test errors in percent, and whether all logits were finite."""
+
+    top1: float
+    top5: float
+    finite: bool
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], group: Group = ALONE, forward: Forward | None = None
-) -> dict[str, Any]:
+) -> Tested:
     """Top-1 and top-5 error in percent; ten crops of an image have their logits summed.
 
     An image whose logits are not all finite counts as an error, and `finite` is then False. Several processes test
@@ -35,18 +44,14 @@ def evaluate(
             logits = forward(images)
         best = logits.topk(min(5, logits.shape[1])).indices
         sound = logits.isfinite().all(1, keepdim=True)
-        hits = (best == labels[:, None]) & sound
-        found = torch.stack((hits[:, 0].sum(), hits.sum(), sound.sum()))
+        correct = (best == labels[:, None]) & sound
+        found = torch.stack((correct[:, 0].sum(), correct.sum(), sound.sum()))
         counts = found if counts is None else counts + found
         images_seen += len(labels)
     right1, right5, sound_images, count = group.sums(
         *(counts.tolist() if counts is not None else (0, 0, 0)), images_seen
     )
-    return {
-        "top1": 100 * (count - right1) / count,
-        "top5": 100 * (count - right5) / count,
-        "finite": sound_images == count,
-    }
+    return Tested(100 * (count - right1) / count, 100 * (count - right5) / count, sound_images == count)
 
 
 def quick_forward(model: nn.Module, device: torch.device, bfloat16: bool) -> Forward | None:

@@ -1,12 +1,12 @@
 """Train networks by a recipe, one or several at the same time."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from suite.interrupt import Interruption
 from suite.tf32 import without_tf32
 from suite.training.fitting import Fit
 from suite.training.job import Job as Job
+from suite.training.job import Trained
 from suite.training.pack import Outcome, in_turns, synchronize
 from suite.training.step import AUTOMATIC, Engine
 
@@ -16,7 +16,7 @@ def train(
     engine: Engine = AUTOMATIC,
     interruption: Interruption | None = None,
     warn: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> Trained:
     """Train a network and write its weights to `out` in timm's local layout (`model.safetensors`, `config.json`).
 
     A learning rate at which training is infeasible (a loss that is not finite, or no better than chance after the
@@ -30,21 +30,6 @@ def train(
         engine: how to compute it.
         interruption: a pending one is delivered after a checkpoint.
         warn: told of a damaged checkpoint, and of a torch.compile or of kernels that failed.
-
-    Returns:
-        `top1`, `top5` (and `top1_10crop`, `top5_10crop`): test errors of the last epoch in percent, in float32, None
-        when no learning rate was feasible; `best_top1`: the least over epochs, which on a GPU are tested in the
-        precision of training but for the last; `trained`; `tries`: what came of each learning
-        rate, with `epochs` and `steps` (begun, done), `last_loss` (mean of the last 25 steps, None if not finite),
-        `train_error` (percent, of the last epoch), `dead_units` (share of the channels before the classifier that are
-        zero on a whole test batch of this process, None if not finite) and `outcome`, why it ended; `epochs`: learning
-        rate, training loss and error, and test errors of each epoch; `steps`; `test_images`; `device`; `precision`;
-        `compiled`;
-        `kernels`: of convolutions and BatchNorm, "triton" (our own, where they fit) or "library"; `processes` and the
-        `batch_per_process`; `timing`: `training_seconds`, without tests, `images_per_second`, `packed` (networks
-        trained at the same time, at most), `stacked` (those of them that were trained as one network with this one, at
-        most; 1 for none but itself), `blocks_twice` (blocks computed twice to save memory), and what was measured
-        to decide on torch.compile.
     """
     (outcome,) = train_packed([job], engine, interruption, warn)
     if isinstance(outcome, Exception):
@@ -57,7 +42,7 @@ def train_packed(
     engine: Engine = AUTOMATIC,
     interruption: Interruption | None = None,
     warn: Callable[[str], None] = lambda text: None,
-) -> list[dict[str, Any] | Exception]:
+) -> list[Outcome]:
     """Train several networks at the same time, each as `train` would alone.
 
     They take turns step by step, and on a GPU each has a stream of its own, so that the small kernels of one fill the

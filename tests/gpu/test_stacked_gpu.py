@@ -12,6 +12,7 @@ from suite.data.batches import Batches
 from suite.data.sets import Split
 from suite.tables import spec
 from suite.training import fitting, train
+from suite.training.job import Trained
 from suite.training.step import Engine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -20,7 +21,7 @@ RECIPE = dataclasses.replace(spec.load_table(2).recipe, epochs=5, learning_rate=
 SEEDS = 3
 
 
-def results(folder: Path, model: str, engine: Engine, **more: Any) -> list[dict[str, Any]]:
+def results(folder: Path, model: str, engine: Engine, **more: Any) -> list[Trained]:
     """Train all seeds at the same time: 9 batches of 128 and one of 80 an epoch, each of which becomes a CUDA graph."""
     whole = data.load("digits10")
     count = 9 * 128 + 80
@@ -35,7 +36,7 @@ def results(folder: Path, model: str, engine: Engine, **more: Any) -> list[dict[
     for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome
-    return [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    return [outcome for outcome in outcomes if isinstance(outcome, Trained)]
 
 
 @pytest.mark.parametrize("name", ["resnet20_relu_bn", "resnet20_crelu_np2", "resnet20_crelu_plain"])
@@ -47,9 +48,9 @@ def test_seeds_of_a_pack_are_stacked_and_each_ends_as_alone(
     stacked = results(tmp_path / "stacked", name, engine)
     alone = results(tmp_path / "alone", name, dataclasses.replace(engine, stack="never"))
     for one, other in zip(stacked, alone, strict=True):
-        assert (one["timing"]["stacked"], other["timing"]["stacked"]) == (SEEDS, 1)
-        assert one["kernels"] == ("library" if precision == "float32" else "triton")
-        losses, expected = ([epoch["train_loss"] for epoch in each["epochs"]] for each in (one, other))
+        assert (one.timing.stacked, other.timing.stacked) == (SEEDS, 1)
+        assert one.result.kernels == ("library" if precision == "float32" else "triton")
+        losses, expected = ([epoch.train_loss for epoch in each.result.epochs] for each in (one, other))
         assert losses == pytest.approx(expected, rel=tolerance)
 
 
@@ -66,7 +67,7 @@ def test_a_stack_goes_on_from_its_checkpoints(tmp_path: Path, monkeypatch: pytes
     parts = results(tmp_path / "parts", "resnet20_relu_bn", engine)
     whole = results(tmp_path / "whole", "resnet20_relu_bn", engine)
     for one, other in zip(parts, whole, strict=True):
-        assert one["timing"]["stacked"] == SEEDS
-        assert [epoch["train_loss"] for epoch in one["epochs"]] == pytest.approx(
-            [epoch["train_loss"] for epoch in other["epochs"]], rel=0.05
+        assert one.timing.stacked == SEEDS
+        assert [epoch.train_loss for epoch in one.result.epochs] == pytest.approx(
+            [epoch.train_loss for epoch in other.result.epochs], rel=0.05
         )

@@ -20,6 +20,7 @@ from suite.data.batches import Batches
 from suite.tables import spec
 from suite.tf32 import without_tf32
 from suite.training import fitting, fused_norm, testing, train
+from suite.training.job import Trained
 from suite.training.step import Engine, Step
 from suite.training.testing import QuickForward, measured_convolutions
 
@@ -141,11 +142,11 @@ def test_a_quick_pass_sees_weights_as_they_are_now(bfloat16: bool) -> None:
 
 
 def test_the_error_of_the_record_is_that_of_float32(tmp_path: Path) -> None:
-    result = train.train(job("resnet20_relu_bn", 0, tmp_path))
+    result = train.train(job("resnet20_relu_bn", 0, tmp_path)).result
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     again = testing.evaluate(model, Batches(source(), RECIPE, CPU).test())
-    assert result["precision"] == "bfloat16 autocast"
-    assert result["top1"] == pytest.approx(again["top1"], abs=0.81)  # two images whose logits are nearly equal
+    assert result.precision == "bfloat16 autocast"
+    assert result.top1 == pytest.approx(again.top1, abs=0.81)  # two images whose logits are nearly equal
 
 
 @pytest.mark.parametrize("precision", ["float32", "auto"])
@@ -154,9 +155,9 @@ def test_packed_networks_follow_each_alone(precision: Any, tmp_path: Path) -> No
     alone = [train.train(job("resnet20_crelu_bn", seed, tmp_path / f"alone{seed}"), engine) for seed in range(2)]
     packed = train.train_packed([job("resnet20_crelu_bn", seed, tmp_path / f"{seed}") for seed in range(2)], engine)
     for one, other in zip(alone, packed, strict=True):
-        assert isinstance(other, dict)
-        assert other["epochs"][0]["train_loss"] == pytest.approx(one["epochs"][0]["train_loss"], rel=0.02)
-    losses = [one["epochs"][0]["train_loss"] for one in alone]
+        assert isinstance(other, Trained)
+        assert other.result.epochs[0].train_loss == pytest.approx(one.result.epochs[0].train_loss, rel=0.02)
+    losses = [one.result.epochs[0].train_loss for one in alone]
     assert losses[0] != losses[1]
 
 
@@ -176,6 +177,6 @@ def test_a_run_that_was_killed_goes_on_as_it_would_have(tmp_path: Path, monkeypa
     with pytest.raises(CrashError):
         train.train(job(name, 0, tmp_path / "parts", checkpoints=tmp_path / "saved", on_step=crash), engine)
     parts = train.train(job(name, 0, tmp_path / "parts", checkpoints=tmp_path / "saved"), engine)
-    assert parts["steps"] == whole["steps"]
-    found, expected = ([epoch["train_loss"] for epoch in each["epochs"]] for each in (parts, whole))
+    assert parts.result.steps == whole.result.steps
+    found, expected = ([epoch.train_loss for epoch in each.result.epochs] for each in (parts, whole))
     assert found == pytest.approx(expected, rel=0.02)
