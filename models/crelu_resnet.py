@@ -83,20 +83,7 @@ class ResNet(nn.Module):
         init: Init | None = None,
     ) -> None:
         super().__init__()
-        _check("depth", depth, (*CIFAR_DEPTHS, *IMAGENET_BLOCKS))
-        _check("act", act, tuple(ACTIVATIONS))
-        _check("norm", norm, tuple(NORMALIZATIONS))
-        _check("np_constants", np_constants, NORMPROP_CONSTANTS)
-        _check("np_batchnorm", np_batchnorm, NORMPROP_BATCH_NORMS)
-        if np_constants != "branch":
-            _check_effect("np_constants", np_constants, norm, [n for n, of in NORMALIZATIONS.items() if of.constants])
-        if np_batchnorm != "trunk":
-            legal = [n for n, of in NORMALIZATIONS.items() if of.batch_norm_between_stages]
-            _check_effect("np_batchnorm", np_batchnorm, norm, legal)
-        _check("init", init, (None, *INITS))
-        if crelu_placement is not None:
-            basic_crelu = ACTIVATIONS[act].copies > 1 and depth not in BOTTLENECK_DEPTHS
-            _check("crelu_placement", crelu_placement, ("both", "inner") if basic_crelu else ("inner",))
+        _check_reading(depth, act, norm, crelu_placement, np_constants, np_batchnorm, init)
         if width is not None and not _is_count(width, 1):
             raise ValueError(f"width={width!r}: legal values are None and positive integers")
         if not _is_count(in_chans, 1):
@@ -250,6 +237,26 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+def _check_reading(
+    depth: int, act: str, norm: str, crelu_placement: str | None, np_constants: str, np_batchnorm: str, init: str | None
+) -> None:
+    """Raise ValueError unless there is such a network, in such a reading of the paper."""
+    _check("depth", depth, (*CIFAR_DEPTHS, *IMAGENET_BLOCKS))
+    _check("act", act, tuple(ACTIVATIONS))
+    _check("norm", norm, tuple(NORMALIZATIONS))
+    _check("np_constants", np_constants, NORMPROP_CONSTANTS)
+    _check("np_batchnorm", np_batchnorm, NORMPROP_BATCH_NORMS)
+    if np_constants != "branch":
+        _check_effect("np_constants", np_constants, norm, [n for n, of in NORMALIZATIONS.items() if of.constants])
+    if np_batchnorm != "trunk":
+        legal = [n for n, of in NORMALIZATIONS.items() if of.batch_norm_between_stages]
+        _check_effect("np_batchnorm", np_batchnorm, norm, legal)
+    _check("init", init, (None, *INITS))
+    if crelu_placement is not None:
+        basic_crelu = ACTIVATIONS[act].copies > 1 and depth not in BOTTLENECK_DEPTHS
+        _check("crelu_placement", crelu_placement, ("both", "inner") if basic_crelu else ("inner",))
 
 
 def _check(name: str, value: object, legal: Sequence[object]) -> None:

@@ -19,6 +19,7 @@ from suite.data.channels import InChannels, adapted
 from suite.data.sets import Dataset, Split
 from suite.export.exporter import load_weights
 from suite.inference import deploy, latency, networks
+from suite.schema.outcomes import LatencyResult
 from suite.tables.spec import load_table
 
 CPU = torch.device("cpu")
@@ -96,7 +97,7 @@ def test_a_network_of_any_count_of_channels_is_exported_checked_and_explained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Which int8 file is fastest is no matter here, and takes its time.
-    monkeypatch.setattr(latency, "measure", lambda requests: [{"samples": [0.1]} for _ in requests])
+    monkeypatch.setattr(latency, "measure", lambda requests: [LatencyResult(samples=[0.1]) for _ in requests])
     run, file = str(folder(channels)), tmp_path / "net.onnx"
     code, out, err = suite("export", run, str(file), "--precision", precision)
     assert code == 0, err
@@ -130,4 +131,4 @@ def test_a_network_of_one_channel_is_analysed_and_timed(folder: Callable[..., Pa
         answers = list(latency.measure(requests))
     assert found.images == 20
     assert np.isfinite(found.blocks.delta).all()
-    assert all(isinstance(answer, dict) and len(answer["samples"]) == 2 for answer in answers)
+    assert all(isinstance(answer, LatencyResult) and len(answer.rounds_ns[0]) == 2 for answer in answers)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from suite.inference import contest, latency, names
 from suite.inference.contest import Entrant
 from suite.inference.latency import Request
+from suite.schema.outcomes import LatencyResult, PeakResult
 
 Suite = Callable[..., tuple[int, str, str]]
 
@@ -44,7 +45,7 @@ def net(tmp_path: Path) -> Callable[..., Path]:
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     short = latency.Protocol(rounds=2, min_seconds=0.0, min_runs=5, max_runs=50, warmup=1)
     monkeypatch.setattr(contest, "QUICK", short)
-    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: {"flops": 1e12})
+    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: PeakResult(flops=1e12))
 
 
 def test_files_of_others_are_timed_and_compared_with_the_first(net: Callable[..., Path], suite: Suite) -> None:
@@ -149,21 +150,19 @@ def test_a_transformer_is_timed_with_its_token_ids_and_mask(tmp_path: Path, suit
     assert "'sequence' of input 'input_ids' is free; say its shape, as in --input input_ids=1x128" in err
 
 
+def answer(rounds: list[list[float]]) -> LatencyResult:
+    """As a process answers whose runs took so many seconds."""
+    provider = "CPUExecutionProvider"
+    return LatencyResult(samples=rounds[0], rounds=rounds, load_seconds=0.1, first_run_seconds=0.1, provider=provider)
+
+
 def test_a_slower_one_is_an_error_if_it_is_asked_for(
     net: Callable[..., Path], suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = {"a.onnx": 0.010, "b.onnx": 0.012}
 
-    def measure(requests: Sequence[Request], progress: Any) -> list[dict[str, Any]]:
-        return [
-            {
-                "rounds": [[seconds[Path(request.path).name]] * 30] * 4,
-                "load_seconds": 0.1,
-                "first_run_seconds": 0.1,
-                "provider": "CPUExecutionProvider",
-            }
-            for request in requests
-        ]
+    def measure(requests: Sequence[Request], progress: Any) -> list[LatencyResult]:
+        return [answer([[seconds[Path(request.path).name]] * 30] * 4) for request in requests]
 
     monkeypatch.setattr(latency, "measure", measure)
     files = [str(net("a.onnx")), str(net("b.onnx"))]
@@ -179,10 +178,9 @@ def test_a_slower_one_is_an_error_if_it_is_asked_for(
 def test_the_first_takes_part_in_every_group_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def measure(requests: Sequence[Request], progress: Any) -> list[dict[str, Any]]:
+    def measure(requests: Sequence[Request], progress: Any) -> list[LatencyResult]:
         asked.append([request.path for request in requests])
-        answer = {"load_seconds": 0.1, "first_run_seconds": 0.1, "provider": "cpu"}
-        return [answer | {"rounds": [[1.0 + int(request.path)] * 3] * 2} for request in requests]
+        return [answer([[1.0 + int(request.path)] * 3] * 2) for request in requests]
 
     monkeypatch.setattr(latency, "measure", measure)
     entrants = [
@@ -208,7 +206,7 @@ def test_one_that_fails_leaves_the_others_and_exits_with_1(net: Callable[..., Pa
 def test_a_share_of_more_than_the_peak_is_called_impossible(
     net: Callable[..., Path], suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: {"flops": 1.0})
+    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: PeakResult(flops=1.0))
     _, out, _ = suite("time", str(net("a.onnx")), "--quick")
     assert "impossible: more than the peak" in out
 

@@ -90,11 +90,11 @@ def test_the_layer_whose_weights_are_damaged_is_named(form: str, layer: str, net
     path = damaged(network.files[form], f"{layer}.weight", tmp_path / "damaged.onnx")
     found = first_departure(network.model, path, IMAGES)
     assert found is not None
-    assert (found["comparison"], found["node"], found["layer"]) == ("file", layer, layer)
-    assert found["operator"] == ("Gemm" if layer == "fc" else "Conv")
-    assert found["difference"] == pytest.approx(abs(found["expected"] - found["actual"]), rel=1e-3)
-    assert 1e-5 * found["scale"] < found["difference"]
-    assert len(found["position"]) == (2 if layer == "fc" else 4)
+    assert (found.comparison, found.node, found.layer) == ("file", layer, layer)
+    assert found.operator == ("Gemm" if layer == "fc" else "Conv")
+    assert found.difference == pytest.approx(abs(found.expected - found.actual), rel=1e-3)
+    assert 1e-5 * found.scale < found.difference
+    assert len(found.position) == (2 if layer == "fc" else 4)
 
 
 @pytest.mark.usefixtures("quick")
@@ -106,9 +106,9 @@ def test_a_constant_that_is_no_weight_is_named_by_its_module(network: Network, t
     onnx.save(model, tmp_path / "damaged.onnx")
     found = first_departure(network.model, tmp_path / "damaged.onnx", IMAGES)
     assert found is not None
-    assert (found["node"], found["operator"]) == (node.name, "Div")
-    assert node.name.startswith(found["layer"] + ".")
-    assert found["layer"] in dict(network.model.named_modules())
+    assert (found.node, found.operator) == (node.name, "Div")
+    assert node.name.startswith(found.layer + ".")
+    assert found.layer in dict(network.model.named_modules())
 
 
 @pytest.mark.usefixtures("quick")
@@ -119,8 +119,8 @@ def test_a_value_that_is_not_finite_departs(network: Network, tmp_path: Path) ->
     onnx.save(model, tmp_path / "damaged.onnx")
     found = first_departure(network.model, tmp_path / "damaged.onnx", IMAGES)
     assert found is not None
-    assert (found["layer"], found["difference"], found["actual"]) == ("layer1.0.conv1", None, None)
-    assert found["expected"] is not None
+    assert (found.layer, found.difference, found.actual) == ("layer1.0.conv1", None, None)
+    assert found.expected is not None
 
 
 def test_a_fault_of_folding_is_named_although_a_fresh_export_repeats_it(
@@ -137,7 +137,7 @@ def test_a_fault_of_folding_is_named_although_a_fresh_export_repeats_it(
     monkeypatch.setattr(export, "fold", spoil)
     found = first_departure(network.model, network.files["rewritten"], IMAGES)
     assert found is not None
-    assert (found["comparison"], found["layer"]) == ("export", "layer2.1.conv1")
+    assert (found.comparison, found.layer) == ("export", "layer2.1.conv1")
 
 
 @pytest.mark.usefixtures("quick")
@@ -154,7 +154,7 @@ def test_a_fault_of_the_runtimes_optimisations_is_named(network: Network, monkey
     monkeypatch.setattr(nodewise, "open_session", open_faulty)
     found = first_departure(network.model, network.files["rewritten"], IMAGES)
     assert found is not None
-    assert (found["comparison"], found["layer"]) == ("runtime", "layer1.2.conv2")
+    assert (found.comparison, found.layer) == ("runtime", "layer1.2.conv2")
 
 
 @pytest.mark.usefixtures("quick")

@@ -22,6 +22,7 @@ from suite.data import sets as data
 from suite.errors import InputError
 from suite.inference import deploy, latency, networks, parity, reduced
 from suite.registry import DATA_SETS
+from suite.schema.outcomes import LatencyResult
 
 Suite = Callable[..., tuple[int, str, str]]
 
@@ -43,10 +44,11 @@ def path(tmp_path: Path) -> Path:
 def test_eight_bits_have_the_form_and_type_that_ran_fastest_here(
     path: Path, fastest: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(requests: Sequence[latency.Request]) -> list[dict[str, Any]]:
+    def measure(requests: Sequence[latency.Request]) -> list[LatencyResult]:
         tried = [(file.stem, file.suffix[1:]) for file in (Path(request.path) for request in requests)]
         assert sorted(tried) == [("plain", "unsigned"), ("rewritten", "signed"), ("rewritten", "unsigned")]
-        return [{"samples": [0.1, 0.1, 9.0] if each == fastest else [0.2, 0.2, 0.2]} for each in tried]
+        times = [[0.1, 0.1, 9.0] if each == fastest else [0.2, 0.2, 0.2] for each in tried]
+        return [LatencyResult(samples=each) for each in times]
 
     monkeypatch.setattr(latency, "measure", measure)
     monkeypatch.setattr(reduced, "CALIBRATION_IMAGES", 20)
@@ -61,11 +63,11 @@ def test_eight_bits_have_the_form_and_type_that_ran_fastest_here(
 
 
 def test_a_form_that_does_not_run_leaves_the_choice_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: dict[str, dict[str, Any] | RuntimeError] = {
+    answers: dict[str, LatencyResult | RuntimeError] = {
         "a": RuntimeError("no kernel"),
-        "b": {"samples": [0.2]},
-        "c": {"samples": [0.1]},
-        "d": latency.NotFiniteError({"samples": [0.01, 0.05, 0.09]}),
+        "b": LatencyResult(samples=[0.2]),
+        "c": LatencyResult(samples=[0.1]),
+        "d": latency.NotFiniteError(LatencyResult(samples=[0.01, 0.05, 0.09])),
     }
     monkeypatch.setattr(latency, "measure", lambda requests: [answers[request.path] for request in requests])
     of = networks.Source(Path(), "resnet20_relu_np", 10, 32, trained=False)
@@ -84,7 +86,7 @@ def test_a_form_that_does_not_run_leaves_the_choice_to_the_others(monkeypatch: p
 def test_cuda_is_given_the_exporters_own_graph_and_the_time_it_takes(
     precision: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = latency.NotFiniteError({"samples": [0.002, 0.003, 0.9]})
+    answer = latency.NotFiniteError(LatencyResult(samples=[0.002, 0.003, 0.9]))
     monkeypatch.setattr(latency, "measure", lambda requests: [answer for _ in requests])
     monkeypatch.setattr(latency, "unavailable", lambda provider: None)
     with networks.source("resnet20_crelu_bn") as of:
@@ -127,7 +129,7 @@ def test_activations_that_float16_cannot_hold_are_refused_with_their_layer(path:
 def test_eight_bits_for_a_gpu_are_symmetric(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
-    def measure(requests: Sequence[latency.Request]) -> list[dict[str, Any]]:
+    def measure(requests: Sequence[latency.Request]) -> list[LatencyResult]:
         tried.extend(Path(request.path).name for request in requests)
         return [{"samples": [0.1]} for _ in requests]
 

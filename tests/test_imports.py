@@ -87,3 +87,34 @@ def test_answers_that_need_no_torch_do_not_load_it(arguments: list[str], tmp_pat
     after = os.times()
     # 0.3 s of a core's time; the bound leaves room for a slow core and none for an import of torch.
     assert after.children_user + after.children_system - before.children_user - before.children_system < 2
+
+
+# Of modules too long, those that somebody is dividing already.
+LONG_MODULES = {"suite/grid/plan.py", "suite/report/runs.py"}
+# Of functions too long: one GPU kernel is one function to Triton, and a session's closures share what they close over.
+LONG_FUNCTIONS = {"convolve", "in_onnxruntime"}
+
+
+@pytest.mark.parametrize(
+    "path", [*MODULES, *(ROOT / "models").glob("*.py")], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_no_module_is_longer_than_350_lines_and_no_function_than_60(path: Path) -> None:
+    text, name = path.read_text("utf-8"), path.relative_to(ROOT).as_posix()
+    assert (len(text.splitlines()) > 350) <= (name in LONG_MODULES), "divide it by topic"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in LONG_FUNCTIONS:
+            first = node.body[1:2] if ast.get_docstring(node) else node.body[:1]
+            lines = node.body[-1].end_lineno - first[0].lineno + 1 if first else 0
+            assert lines <= 60, f"{node.name} has {lines} lines beside its documentation"
+
+
+def test_at_most_12_modules_lie_outside_of_rooms() -> None:
+    assert len(list(SUITE.glob("*.py"))) <= 12
+
+
+@pytest.mark.parametrize(
+    "path", [*MODULES, *(ROOT / "models").glob("*.py")], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    first = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n\n")[0]
+    assert first.endswith((".", "?")) or path.name == "__init__.py", "a first sentence that a stranger understands"

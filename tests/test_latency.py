@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import timm
+from msgspec import UNSET
 from onnx import TensorProto, helper, save
 from timm.models import save_for_hf
 
@@ -14,6 +15,8 @@ from suite.export.exporter import export
 from suite.inference import latency
 from suite.inference.latency import Protocol, Request
 from suite.registry import PROVIDERS
+from suite.results.samples import timed
+from suite.schema.outcomes import LatencyResult
 
 SHORT = Protocol(rounds=2, min_seconds=0.0, min_runs=5, max_runs=50, warmup=1)
 
@@ -41,7 +44,7 @@ def request(path: Path, **changes: object) -> Request:
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def one(wanted: Request) -> dict[str, Any]:
+def one(wanted: Request) -> LatencyResult:
     (answer,) = latency.measure([wanted])
     if isinstance(answer, RuntimeError):
         raise answer
@@ -50,23 +53,25 @@ def one(wanted: Request) -> dict[str, Any]:
 
 def test_onnx_runtime_is_timed_in_seconds_on_the_provider_asked_for(onnx_file: Path) -> None:
     answer = one(request(onnx_file))
-    assert answer["provider"] == "CPUExecutionProvider"
-    assert [len(burst) for burst in answer["rounds"]] == [5, 5]
-    assert answer["samples"] == answer["rounds"][0] + answer["rounds"][1]
-    assert answer["nodes"] == {"CPUExecutionProvider": 1}
-    assert "host_samples" not in answer  # on the CPU there is no other memory
-    assert all(0 < seconds < 1 for seconds in answer["samples"])
-    assert 0 < answer["load_seconds"] < 10
-    assert answer["first_run_seconds"] > 0
+    assert answer.provider == "CPUExecutionProvider"
+    assert [len(burst) for burst in answer.rounds_ns] == [5, 5]
+    assert answer.nodes == {"CPUExecutionProvider": 1}
+    assert answer.host_samples_ns is UNSET  # on the CPU there is no other memory
+    found = timed(answer)
+    assert len(found.samples) == 10
+    assert all(0 < seconds < 1 for seconds in found.samples)
+    assert 0 < found.load_seconds < 10
+    assert found.first_run_seconds > 0
 
 
 def test_torch_is_timed_in_a_process_of_its_own(tmp_path: Path) -> None:
     save_for_hf(timm.create_model("resnet20_relu_bn"), str(tmp_path), safe_serialization=True)
     answer = one(request(tmp_path, runtime="torch", size=32))
-    assert answer["provider"] == "cpu"
-    assert len(answer["samples"]) == 10
+    assert answer.provider == "cpu"
+    samples = timed(answer).samples
+    assert len(samples) == 10
     # 41 million multiply-accumulates an image take a millisecond or so; 10 s would be another unit.
-    assert 1e-5 < statistics.median(answer["samples"]) < 10
+    assert 1e-5 < statistics.median(samples) < 10
 
 
 def test_a_failure_of_the_timing_process_is_one_line(tmp_path: Path) -> None:
@@ -86,7 +91,7 @@ def test_a_provider_is_proven_or_refused_and_never_replaced(provider: str, onnx_
     reason = latency.unavailable(provider)
     if reason is None:
         answer = one(request(onnx_file, provider=provider))
-        assert answer["provider"] == PROVIDERS[provider].name
+        assert answer.provider == PROVIDERS[provider].name
     else:
         assert "\n" not in reason
         with pytest.raises(RuntimeError):
@@ -107,7 +112,7 @@ def test_figures_that_are_compared_are_taken_in_turns(onnx_file: Path, monkeypat
 
     monkeypatch.setattr(latency._Fresh, "ask", ask)
     answers = latency.measure([request(onnx_file), request(onnx_file, batch_size=1)])
-    assert [answer["in_turns_with"] for answer in answers if isinstance(answer, dict)] == [1, 1]
+    assert [answer.in_turns_with for answer in answers if isinstance(answer, LatencyResult)] == [1, 1]
     first, second = dict.fromkeys(pid for pid, _ in asked)
     order = [("load", first, second), ("burst", first, second), ("burst", second, first), ("end", first, second)]
     assert asked == [(pid, action) for action, *pids in order for pid in pids]
@@ -117,7 +122,7 @@ def test_one_that_fails_does_not_take_the_others_with_it(onnx_file: Path, tmp_pa
     done: list[int] = []
     wanted = [request(tmp_path / "none.onnx"), request(onnx_file), request(tmp_path, runtime="torch")]
     answers = latency.measure(wanted, lambda count, total, note: done.append(count))
-    assert [type(answer) for answer in answers] == [RuntimeError, dict, RuntimeError]
+    assert [type(answer) for answer in answers] == [RuntimeError, LatencyResult, RuntimeError]
     assert done == [1, 2]
 
 
@@ -136,12 +141,12 @@ def measured(ratios: list[float], asked: list[list[str]], monkeypatch: pytest.Mo
     """Have "slow" take the next of `ratios` times as long as "fast", in all rounds of a pair of processes."""
     factors = iter(ratios)
 
-    def measure(requests: list[Request]) -> list[dict[str, Any]]:
+    def measure(requests: list[Request]) -> list[LatencyResult]:
         asked.append([each.path for each in requests])
         factor = next(factors)
         seconds = {"slow": factor, "fast": 1.0}
-        rounds = latency.PAIRED.rounds
-        return [{"rounds": [[seconds[each.path], 9.0, 0.0]] * rounds} for each in requests]
+        rounds = [[[seconds[each.path], 9.0, 0.0]] * latency.PAIRED.rounds for each in requests]
+        return [LatencyResult(samples=each[0], rounds=each) for each in rounds]
 
     monkeypatch.setattr(latency, "measure", measure)
 
@@ -177,13 +182,12 @@ def test_torch_is_not_timed_under_the_name_of_tensorrt(tmp_path: Path) -> None:
 
 def test_the_peak_is_that_of_the_fastest_product_or_convolution() -> None:
     found = latency.peak("cpu", 1)
-    assert 1e9 < found["flops"] < 1e14
-    trials = found["trials"]
-    assert found["flops"] == trials[found["of"]]["flops"] == max(trial["flops"] for trial in trials.values())
+    assert 1e9 < found.flops < 1e14
+    trials = found.trials
+    assert found.flops == trials[found.of].flops == max(trial.flops for trial in trials.values())
     assert [name.split(" of ")[0] for name in trials] == ["product"] * 3 + ["4 convolutions"] * 3
     square = trials["product of 512 x 512"]
-    assert square["flops"] == pytest.approx(2 * 512**3 / (min(square["samples_ns"]) / 1e9))
-    assert "samples" not in square
+    assert square.flops == pytest.approx(2 * 512**3 / (min(square.samples_ns) / 1e9))
 
 
 def test_runs_that_a_quota_has_stopped_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,8 +207,8 @@ def test_runs_that_a_quota_has_stopped_are_counted(monkeypatch: pytest.MonkeyPat
     stops = iter([0, 0, 5, 7, *[7] * 100])  # before and after each of two bursts
     monkeypatch.setattr(latency, "_Fresh", Instant)
     monkeypatch.setattr(latency.env, "throttled", lambda: next(stops))
-    assert one(request(Path("any")))["throttled"] == 2
-    assert "throttled" not in one(request(Path("any")))
+    assert one(request(Path("any"))).throttled == 2
+    assert one(request(Path("any"))).throttled is UNSET
 
 
 def test_a_timing_process_finds_this_project_first_from_any_folder(

@@ -5,11 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import to_builtins
 from onnx import TensorProto, helper, numpy_helper, save
 from torch import Tensor, nn
 
 from suite.inference.loaded import Request
 from suite.inference.parity import SHOWN, compare, judge, render
+from suite.schema.outcomes import ParityResult
 from suite.tables.spec import TOLERANCE
 
 RANDOM = np.random.default_rng(0)
@@ -19,18 +21,18 @@ LABELS = RANDOM.integers(0, 10, 200)
 
 def test_equal_logits_pass_with_no_difference() -> None:
     result = judge(LOGITS, LOGITS.copy(), LABELS)
-    assert result["passed"]
-    assert result["agreement"] == 100
-    assert result["max_logit_difference"] == result["difference"] == 0
-    assert result["torch_top1"] == result["onnx_top1"] == pytest.approx(100 * np.mean(LOGITS.argmax(1) != LABELS))
-    assert result["scale"] == pytest.approx(np.abs(LOGITS).max())
+    assert result.passed
+    assert result.agreement == 100
+    assert result.max_logit_difference == result.difference == 0
+    assert result.torch_top1 == result.onnx_top1 == pytest.approx(100 * np.mean(LOGITS.argmax(1) != LABELS))
+    assert result.scale == pytest.approx(np.abs(LOGITS).max())
 
 
 def test_noise_below_the_tolerance_passes_and_above_it_fails() -> None:
     for share, passed in ((0.9, True), (1.1, False)):
         other = LOGITS.copy()
         other[3, 4] -= share * TOLERANCE * np.abs(LOGITS).max()
-        assert judge(LOGITS, other, LABELS)["passed"] is passed
+        assert judge(LOGITS, other, LABELS).passed is passed
 
 
 def test_a_logit_may_differ_by_1e_4_of_the_greatest_as_the_readme_says() -> None:
@@ -39,7 +41,7 @@ def test_a_logit_may_differ_by_1e_4_of_the_greatest_as_the_readme_says() -> None
     for difference, passed in ((0.00199, True), (0.00201, False)):
         other = expected.copy()
         other[1, 2] += difference
-        assert judge(expected, other, np.zeros(2))["passed"] is passed
+        assert judge(expected, other, np.zeros(2)).passed is passed
 
 
 def test_reduced_precision_may_lose_1_percent_of_the_right_answers_or_what_chance_explains() -> None:
@@ -49,7 +51,7 @@ def test_reduced_precision_may_lose_1_percent_of_the_right_answers_or_what_chanc
         labels, other = np.zeros(1000, int), expected.copy()
         labels[900:] = 1  # 900 right answers, of which 9 may be lost; beyond that 2 sqrt(40 + won), which is 16
         other[:lost] = other[900 : 900 + won] = (0.0, 1.0)
-        assert judge(expected, other, labels, exact=False)["passed"] is passed
+        assert judge(expected, other, labels, exact=False).passed is passed
 
 
 def test_another_answer_by_a_clear_margin_fails_and_is_listed() -> None:
@@ -57,10 +59,10 @@ def test_another_answer_by_a_clear_margin_fails_and_is_listed() -> None:
     first, second = np.argsort(LOGITS[7])[[-1, -2]]
     other[7, second] = LOGITS[7, first] + 1
     result = judge(LOGITS, other, LABELS)
-    assert not result["passed"]
-    assert [item["image"] for item in result["disagreements"]] == [7]
-    assert result["disagreements"][0]["margin"] == pytest.approx(LOGITS[7, first] - LOGITS[7, second])
-    assert result["agreement"] == 99.5
+    assert not result.passed
+    assert [item.image for item in result.disagreements] == [7]
+    assert result.disagreements[0].margin == pytest.approx(LOGITS[7, first] - LOGITS[7, second])
+    assert result.agreement == 99.5
 
 
 def test_a_tie_that_flips_is_no_failure() -> None:
@@ -69,16 +71,16 @@ def test_a_tie_that_flips_is_no_failure() -> None:
     other = expected.copy()
     other[5, :2] = 9.0 - 1e-6, 9.0
     result = judge(expected, other, LABELS)
-    assert result["passed"]
-    assert result["ties"] == 1
-    assert result["agreement"] == 99.5
+    assert result.passed
+    assert result.ties == 1
+    assert result.agreement == 99.5
 
 
 def test_the_difference_of_errors_is_onnx_minus_torch() -> None:
     expected = np.eye(4, dtype=np.float32)
     other = expected[[1, 0, 2, 3]]
     result = judge(expected, other, np.arange(4))
-    assert (result["torch_top1"], result["onnx_top1"], result["difference"]) == (0, 50, 50)
+    assert (result.torch_top1, result.onnx_top1, result.difference) == (0, 50, 50)
 
 
 @pytest.mark.parametrize("which", ["torch", "ONNX Runtime"])
@@ -105,9 +107,9 @@ def test_reduced_precision_may_lose_what_chance_or_one_percent_explains(lost: in
     other[:lost] = answers((labels[:lost] + 1) % 10)
     other[1000 : 1000 + won] = answers(labels[1000 : 1000 + won])
     result = judge(expected, other, labels, exact=False)
-    assert (result["lost"], result["won"]) == (lost, won)
-    assert result["passed"] is passed
-    assert not judge(expected, other, labels)["passed"]
+    assert (result.lost, result.won) == (lost, won)
+    assert result.passed is passed
+    assert not judge(expected, other, labels).passed
 
 
 class Mean(nn.Module):
@@ -149,7 +151,7 @@ def onnx_file(tmp_path: Path) -> Path:
     return path
 
 
-def compared(model: nn.Module, path: Path, **arguments: Any) -> dict[str, Any]:
+def compared(model: nn.Module, path: Path, **arguments: Any) -> ParityResult:
     return compare(model, path, Images(), 1, **arguments)  # type: ignore[arg-type]
 
 
@@ -157,18 +159,18 @@ def test_a_file_is_run_beside_its_network_on_every_image(onnx_file: Path) -> Non
     seen: list[int] = []
     result = compared(Mean(), onnx_file, progress=lambda done, total, note: seen.append(done))
     assert seen == [30, 50]
-    assert result["images"] == 50
-    assert result["onnx_top1"] == 0
-    assert result["passed"]
-    assert (result["provider"], result["precision"], result["tf32"]) == ("CPUExecutionProvider", "fp32", False)
+    assert result.images == 50
+    assert result.onnx_top1 == 0
+    assert result.passed
+    assert (result.provider, result.precision, result.tf32) == ("CPUExecutionProvider", "fp32", False)
 
 
 @pytest.mark.parametrize(("precision", "passed"), [("fp32", False), ("fp16", True), ("int8", True)])
 def test_a_logit_difference_fails_float32_only(precision: str, passed: bool, onnx_file: Path) -> None:
     result = compared(Mean(1.01), onnx_file, precision=precision)
-    assert result["max_logit_difference"] > 0.005 * result["scale"]
-    assert result["agreement"] == 100
-    assert result["passed"] is passed
+    assert result.max_logit_difference > 0.005 * result.scale
+    assert result.agreement == 100
+    assert result.passed is passed
 
 
 def test_torch_runs_without_tf32_and_has_it_back_afterwards(onnx_file: Path) -> None:
@@ -197,16 +199,16 @@ def test_tensorrt_which_multiplies_in_tf32_is_judged_by_its_answers(
         return InSession(request, open_session(request.path, "cpu", request.threads))
 
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
-    assert compared(Mean(1.01), onnx_file, provider="tensorrt", load=on_cpu)["passed"]
+    assert compared(Mean(1.01), onnx_file, provider="tensorrt", load=on_cpu).passed
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert not compared(Mean(1.01), onnx_file, provider="tensorrt", load=on_cpu)["passed"]
+    assert not compared(Mean(1.01), onnx_file, provider="tensorrt", load=on_cpu).passed
 
 
 def test_a_provider_that_is_not_there_is_an_error(onnx_file: Path) -> None:
     from suite.inference.latency import unavailable
 
     if unavailable("cuda") is None:
-        assert compared(Mean(), onnx_file, provider="cuda")["provider"] == "CUDAExecutionProvider"
+        assert compared(Mean(), onnx_file, provider="cuda").provider == "CUDAExecutionProvider"
     else:
         with pytest.raises(RuntimeError, match="CUDAExecutionProvider"):
             compared(Mean(), onnx_file, provider="cuda")
@@ -219,7 +221,7 @@ def test_an_unknown_precision_is_an_error(onnx_file: Path) -> None:
 
 def told(expected: np.ndarray, actual: np.ndarray, **more: Any) -> str:
     used = {"provider": "CPUExecutionProvider", "precision": "fp32", "tf32": False}
-    return render(judge(expected, actual, LABELS) | used | more)
+    return render(to_builtins(judge(expected, actual, LABELS)) | used | more)
 
 
 def test_the_text_says_errors_differences_and_the_margin_of_each_disagreement() -> None:
@@ -238,10 +240,10 @@ def test_the_text_says_errors_differences_and_the_margin_of_each_disagreement() 
 
 def test_of_many_disagreements_the_text_says_the_widest() -> None:
     found = judge(LOGITS, LOGITS[:, ::-1], LABELS)
-    widest = max(found["disagreements"], key=lambda each: each["margin"])
+    widest = max(found.disagreements, key=lambda each: each.margin)
     text = told(LOGITS, LOGITS[:, ::-1])
     assert text.count("image ") == SHOWN
-    assert f"margins: image {widest['image']} by {widest['margin']:.3g}, image" in text
+    assert f"margins: image {widest.image} by {widest.margin:.3g}, image" in text
 
 
 def test_the_text_names_the_layer_and_both_values_where_a_file_departs() -> None:

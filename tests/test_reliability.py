@@ -432,7 +432,7 @@ def test_a_process_without_a_network_misses_nothing(tmp_path: Path) -> None:
         "from suite.inference.latency import *\n"
         "protocol = Protocol(1, 0, 1, 1, 0)\n"
         "(answer,) = measure([Request('onnxruntime', net, 'cpu', 1, 32, 1, protocol)])\n"
-        "assert answer['samples']\n"
+        "assert answer.rounds_ns\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "net.onnx"), str(tmp_path)],

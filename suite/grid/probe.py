@@ -123,6 +123,7 @@ def _measure(request: Request, start: float) -> Probe:
     from suite.data.sets import Dataset, Split
     from suite.export.exporter import export, load_weights
     from suite.inference import latency
+    from suite.results.samples import timed
     from suite.training.step import STEPS_BEFORE_CAPTURE, Engine
     from suite.training.testing import evaluate
     from suite.training.train import Job, train
@@ -168,7 +169,7 @@ def _measure(request: Request, start: float) -> Probe:
         elapsed = perf_counter() - begin
         if isinstance(answer, RuntimeError):
             raise answer
-    run = statistics.median(answer["samples"])
+    run = statistics.median(timed(answer).samples)
     timing_start = max(0.0, elapsed - 5 * run)  # two more than the samples: the first of the process and of the burst
     per_image = test_per_image, run / LEAST
     return Probe(*_line(sizes, step_seconds), *_line(sizes, memory), *per_image, exported, start, timing_start)

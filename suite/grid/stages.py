@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec import convert
-
 from suite import distributed, env, progress
 from suite.distributed import Group
 from suite.grid.plan import Cell, Stage
 from suite.registry import ORT
-from suite.results import samples
 from suite.results.store import Store
 from suite.schema.outcomes import (
     AnalyzeResult,
@@ -101,15 +98,13 @@ class Stages:
         cell = cell_of(stage)
         batches = self.batches(cell, cell.deployed, "cpu", weights=weights)
         runtime = stage.inputs.get("runtime", ORT)
-        found = departure.check(weights, path, batches, form, stage.inputs["provider"], step, runtime)
-        return convert(found, ParityResult)
+        return departure.check(weights, path, batches, form, stage.inputs["provider"], step, runtime)
 
     def peak(self, stage: Stage, folder: Path, step: progress.Steps) -> PeakResult:
         from suite.inference import latency
 
         inputs = stage.inputs
-        found = latency.peak(inputs["provider"], inputs["threads"], inputs.get("precision", "fp32"))
-        return convert(found, PeakResult)
+        return latency.peak(inputs["provider"], inputs["threads"], inputs.get("precision", "fp32"))
 
     def latency(self, stages: Sequence[Stage], steps: Sequence[progress.Steps]) -> Sequence[LatencyResult | Exception]:
         """Measure these against each other."""
@@ -119,10 +114,7 @@ class Stages:
             for each in steps:
                 each(done, total, note)
 
-        answers = latency.measure([self._request(stage) for stage in stages], step)
-        return [
-            each if isinstance(each, RuntimeError) else convert(samples.packed(each), LatencyResult) for each in answers
-        ]
+        return latency.measure([self._request(stage) for stage in stages], step)
 
     def _request(self, stage: Stage) -> "Request":
         from suite.inference import latency

@@ -3,14 +3,16 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
+from msgspec import convert
 from numpy.typing import NDArray
 
 from suite.inference import latency
 from suite.inference.latency import Protocol, Request
 from suite.results.compare import CONFIDENCE, RESAMPLES, TWINS
+from suite.results.samples import timed
+from suite.schema.outcomes import LatencyResult, known
 
 # Of each network so many processes are started, one after the other: where its pages lie can make a process faster than
 # its twin for all its life. Together 600 runs or more of a network that takes 6 ms.
@@ -121,7 +123,7 @@ def hold(
     return outcomes
 
 
-def _take(outcome: Outcome, answer: dict[str, Any] | RuntimeError) -> list[list[float]]:
+def _take(outcome: Outcome, answer: LatencyResult | RuntimeError) -> list[list[float]]:
     """Add one sitting to an outcome; returns its rounds."""
     if isinstance(answer, latency.NotFiniteError):
         outcome.notes.append("gave values that are not finite on these inputs")
@@ -129,14 +131,16 @@ def _take(outcome: Outcome, answer: dict[str, Any] | RuntimeError) -> list[list[
     if isinstance(answer, RuntimeError):
         outcome.error = str(answer)
         return []
-    outcome.rounds += answer["rounds"]
-    outcome.load.append(answer["load_seconds"])
-    outcome.first.append(answer["first_run_seconds"])
-    outcome.provider, outcome.nodes = answer["provider"], answer.get("nodes", {})
-    outcome.settings = answer.get("settings", {})
-    if answer.get("throttled"):
+    found = timed(answer)
+    rounds = [list(each) for each in found.by_round()]
+    outcome.rounds += rounds
+    outcome.load.append(found.load_seconds or 0.0)
+    outcome.first.append(found.first_run_seconds or 0.0)
+    outcome.provider, outcome.nodes = str(answer.provider), convert(known(answer.nodes) or {}, dict[str, int])
+    outcome.settings = convert(known(answer.settings) or {}, dict[str, Any])
+    if found.throttled:
         outcome.notes.append("the container's CPU quota stopped the machine meanwhile")
-    return list(answer["rounds"])
+    return rounds
 
 
 def _compare(
@@ -190,7 +194,7 @@ def against_peak(outcomes: Sequence[Outcome], report: Callable[[str], None] = la
         if key not in peaks:
             report(f"what {key[0]} can do in {key[2]}")
             try:
-                peaks[key] = latency.peak(*key)["flops"]
+                peaks[key] = latency.peak(*key).flops
             except RuntimeError:
                 peaks[key] = None
         if peak := peaks[key]:

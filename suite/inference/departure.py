@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 from onnxscript import ir
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from suite.export.rewrite import apply_rewrites
 from suite.export.weights import load_weights
 from suite.inference.nodewise import Source, first_apart, graph_values
 from suite.registry import ORT
+from suite.schema.outcomes import Departure, ParityResult
 
 if TYPE_CHECKING:
     from suite.data.batches import Batches
@@ -31,7 +33,7 @@ SAME_RUNTIME = 1e-5
 
 def first_departure(
     model: nn.Module, path: Path, images: Tensor, provider: str = "cpu", threads: int = 1
-) -> dict[str, Any] | None:
+) -> Departure | None:
     """The first node at which an exported float32 file does not compute its network.
 
     A rewritten graph has other tensors than the network: other orders of channels, factors, halves of convolutions. So
@@ -56,10 +58,7 @@ def first_departure(
         threads: of ONNX Runtime.
 
     Returns:
-        None if nothing departs. Else `comparison` ("export", "file" or "runtime"); `node` and `operator` of the graph,
-        and the `layer` that it comes from; the greatest `difference` (None if shapes differ or a value is not finite),
-        and the `scale`, the greatest magnitude expected; and at the worst `position` (index in the tensor, None if the
-        shapes differ) the values `expected` and `actual`.
+        None if nothing departs.
 
     Raises:
         RuntimeError: the file has no node in common with an export of this network.
@@ -92,7 +91,7 @@ def first_departure(
         if found:
             node = found["node"]
             layer = _layer(model, node)
-            return {"comparison": comparison, "layer": layer, "operator": operators.get(node)} | found
+            return Departure(comparison=comparison, layer=layer, operator=operators.get(node), **found)
     return None
 
 
@@ -148,7 +147,7 @@ def check(
     provider: str = "cpu",
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     runtime: str = ORT,
-) -> dict[str, Any]:
+) -> ParityResult:
     """What `parity.compare` says of a file and the weights that it was made from; and if a float32 file fails in ONNX
     Runtime, `departure`: the first node that departs, as `first_departure` finds it.
 
@@ -159,7 +158,7 @@ def check(
 
     model = load_weights(weights)
 
-    def first_apart_here() -> dict[str, Any] | None:
+    def first_apart_here() -> Departure | None:
         images, _ = next(iter(batches.test()))
         return first_departure(model, path, images[:4].contiguous(), provider)
 
@@ -168,6 +167,8 @@ def check(
         found = compare(model, path, batches, env.available_cores(), progress, provider, precision, runtime)
     except LogitsError as error:
         if by_node and error.of != "torch" and (first := first_apart_here()):
-            raise RuntimeError(f"{error}; it departs first at {first['node']}") from None
+            raise RuntimeError(f"{error}; it departs first at {first.node}") from None
         raise
-    return found if found["passed"] or not by_node else found | {"departure": first_apart_here()}
+    if found.passed or not by_node:
+        return found
+    return structs.replace(found, departure=first_apart_here())

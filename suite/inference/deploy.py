@@ -136,6 +136,7 @@ def _fastest(of: networks.Source, files: list[Path], provider: str) -> tuple[Pat
     import statistics
 
     from suite.inference.latency import THOROUGH, NotFiniteError, Request, measure
+    from suite.results.samples import timed
 
     threads = env.available_cores()
     requests = [Request("onnxruntime", str(file), provider, 1, of.size, threads, THOROUGH) for file in files]
@@ -144,11 +145,11 @@ def _fastest(of: networks.Source, files: list[Path], provider: str) -> tuple[Pat
     errors = []
     for file, answer in zip(files, measure(requests), strict=True):
         if isinstance(answer, NotFiniteError) and not of.trained:
-            not_finite[file] = statistics.median(answer.answer["samples"])
+            not_finite[file] = statistics.median(timed(answer.answer).samples)
         elif isinstance(answer, RuntimeError):
             errors.append(answer)
         else:
-            times[file] = statistics.median(answer["samples"])
+            times[file] = statistics.median(timed(answer).samples)
     if not (times or not_finite):
         raise errors[0]
     warnings = [] if times else ["the timed network gave logits that are not finite, as initial weights may"]
@@ -245,7 +246,7 @@ def parity(
         dataset = batches.dataset
         said = {"elsewhere": networks.trained_elsewhere(of, dataset, bool(data)), "notes": notes}
         made = {"runtime": runtime, "model": of.model, "trained": of.trained, "data": dataset.name}
-        return {**made, **said, **found}
+        return {**made, **said, **to_builtins(found)}
 
 
 # How long images are compared where nobody says how many, and on how many it is found out how long one takes.

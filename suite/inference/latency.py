@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 from typing import Protocol as Interface
 
+from msgspec import convert
+
 import suite
 from suite import env
 from suite.inference import processes
@@ -30,6 +32,7 @@ from suite.inference.loaded import Request as Request
 from suite.inference.timing import serve_torch
 from suite.registry import PROVIDERS, RUNTIMES
 from suite.results import samples
+from suite.schema.outcomes import LatencyResult, PeakResult
 
 # Sessions that are alive at the same time; a ResNet-101 in float32 with a batch of 8 takes about 1 GB.
 ALIVE = 6
@@ -53,14 +56,14 @@ TIGHT = 0.02
 class NotFiniteError(RuntimeError):
     """The timed network's logits are not finite; `answer` is what `measure` would else have answered."""
 
-    def __init__(self, answer: dict[str, Any]) -> None:
+    def __init__(self, answer: LatencyResult) -> None:
         super().__init__("the timed network gave logits that are not finite")
         self.answer = answer
 
 
 def measure(
     requests: Sequence[Request], progress: Callable[[int, int, str], None] = lambda done, total, note: None
-) -> list[dict[str, Any] | RuntimeError]:
+) -> list[LatencyResult | RuntimeError]:
     """Measure requests against each other, in turns and in fresh processes. All must have the same protocol.
 
     Args:
@@ -68,15 +71,12 @@ def measure(
         progress: called with bursts done, bursts in all, and a note.
 
     Returns:
-        For each request the error that its process ended with, a `NotFiniteError`, or `load_seconds` (session creation
-        or loading of weights), `first_run_seconds`, `rounds` (for each round the seconds of its runs, inputs and
-        outputs staying on the device), `samples` (all of them), `in_turns_with` (how many others took turns with it),
-        `provider` as the runtime names it, `nodes` (of the graph, as given out to providers; fusion comes later, and
-        `explain` counts what is executed), `settings`, `throttled` (how often a container's CPU quota stopped the
-        machine during these runs, if it did), and for other devices than the CPU `host_samples` (seconds of runs from
-        host memory to host memory).
+        For each request what was measured (`suite.results.samples.timed` gives it in seconds), the error that its
+        process ended with, or a `NotFiniteError`. Inputs and outputs of a run stay on the device, but for
+        `host_samples_ns`. `nodes` are those of the graph as given out to providers: fusion comes later, and `explain`
+        counts what is executed.
     """
-    answers: list[dict[str, Any] | RuntimeError] = []
+    answers: list[LatencyResult | RuntimeError] = []
     rounds = max((request.protocol.rounds for request in requests), default=0)
     for start in range(0, len(requests), ALIVE):
         together = requests[start : start + ALIVE]
@@ -89,7 +89,7 @@ def measure(
     return answers
 
 
-def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[dict[str, Any] | RuntimeError]:
+def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[LatencyResult | RuntimeError]:
     answers: dict[int, dict[str, Any] | RuntimeError] = {}
     workers: dict[int, _Worker] = {}
     bursts = 0
@@ -129,12 +129,17 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[d
                     say(bursts)
                 else:
                     answer |= reply
-                    answer["samples"] = [seconds for burst in answer["rounds"] for seconds in burst]
-                    answers[index] = answer if answer.pop("finite") else NotFiniteError(answer)
+                    answers[index] = answer if answer["finite"] else NotFiniteError(_typed(answer))
     finally:
         for worker in workers.values():
             worker.close()
-    return [answers[index] for index in range(len(requests))]
+    found = (answers[index] for index in range(len(requests)))
+    return [each if isinstance(each, RuntimeError) else _typed(each) for each in found]
+
+
+def _typed(answer: dict[str, Any]) -> LatencyResult:
+    """What a process has said of its network, as its record keeps it."""
+    return convert(samples.packed(answer), LatencyResult)
 
 
 def pairs(first: Request, second: Request) -> list[tuple[float, float]]:
@@ -156,7 +161,7 @@ def pairs(first: Request, second: Request) -> list[tuple[float, float]]:
         for answer in reversed(answers) if turned else answers:
             if isinstance(answer, RuntimeError):
                 raise answer
-            medians.append([statistics.median(burst) for burst in answer["rounds"]])
+            medians.append([statistics.median(burst) for burst in samples.timed(answer).by_round()])
         rounds = sorted(zip(*medians, strict=True), key=lambda both: both[0] / both[1])
         found.append(rounds[len(rounds) // 2])
         _, low, high = samples.interval([a / b for a, b in found])
@@ -176,18 +181,17 @@ def unavailable(provider: str) -> str | None:
     return None
 
 
-def peak(provider: str, threads: int, precision: str = "fp32") -> dict[str, Any]:
+def peak(provider: str, threads: int, precision: str = "fp32") -> PeakResult:
     """What the machine can do in "fp32", "fp16" or "int8" (unsigned by signed), in a fresh process.
 
     Returns:
-        `flops`, additions and multiplications a second in ONNX Runtime, of the fastest of several products of matrices
-        and convolutions (`peak`); `of`, which of them that is; and `trials`, of each its own `flops`, those of
-        the fastest of its runs, and its runs in `samples_ns`.
+        The additions and multiplications a second in ONNX Runtime of the fastest of several products of matrices and
+        convolutions (`suite.inference.peak`), and of each those of the fastest of its runs.
 
     Raises:
         RuntimeError: the provider is not here, or has no product or convolution of this type.
     """
-    return _once({"peak": provider, "threads": threads, "precision": precision}, threads)
+    return convert(_once({"peak": provider, "threads": threads, "precision": precision}, threads), PeakResult)
 
 
 class _Worker(Interface):

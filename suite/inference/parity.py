@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import nn
 
 from suite.data.batches import Batches
 from suite.inference.loaded import Loaded, Request, load
 from suite.registry import ORT, REDUCED, RUNTIMES
+from suite.schema.outcomes import Disagreement, ParityResult
 from suite.tables.spec import LOSS, TOLERANCE
 from suite.tf32 import without_tf32
 
@@ -45,7 +47,7 @@ def compare(
     precision: str = "fp32",
     runtime: str = ORT,
     load: Callable[[Request, bool], Loaded] = load,
-) -> dict[str, Any]:
+) -> ParityResult:
     """Run a network in float32 and its ONNX file in its own precision on the same images. TF32 is off on both sides.
 
     Args:
@@ -60,14 +62,9 @@ def compare(
         load: loads the file to be checked; see `suite.inference.loaded.load`.
 
     Returns:
-        `images`; `torch_top1`, `onnx_top1`: errors in percent; `difference`: the latter minus the former;
-        `scale`: the greatest magnitude of torch's logits; `max_logit_difference`, `mean_logit_difference`;
-        `agreement`: share of images in percent whose first class is the same; `disagreements`: for each of the
-        others its index, and the margin between torch's two first logits; `ties`: those of them whose margin is
-        within the logit difference, so that neither answer is wrong; `lost`, `won`: images that only torch, or only
-        the file has right; `provider` as the runtime names it; `precision`, of a float32 file what the runtime computes
-        it in; `tf32`: whether TensorRT used it; and `passed`. In float32: every logit is within the tolerance, and
-        nothing but ties disagrees. In fewer bits, TF32 among them, where logits differ of necessity: no more right
+        What was found, and whether it passed; of a float32 file `precision` is what the runtime computes it in. In
+        float32 it passes if every logit is within the tolerance, and nothing but ties disagrees. In reduced precision,
+        TF32 among them, where logits differ of necessity: no more right
         answers are lost on balance than 1 % of torch's, or than chance explains (two standard deviations of as many
         coins as answers changed).
 
@@ -91,13 +88,13 @@ def compare(
     tf32 = used == "tf32"
     exact, of = used == "fp32", RUNTIMES[runtime].label
     found = judge(np.concatenate(expected), np.concatenate(actual), np.concatenate(targets), exact, of)
-    return found | {"provider": deployed.provider, "precision": "fp32" if tf32 else used, "tf32": tf32}
+    return structs.replace(found, provider=deployed.provider, precision="fp32" if tf32 else used, tf32=tf32)
 
 
 def judge(
     expected: np.ndarray, actual: np.ndarray, labels: np.ndarray, exact: bool = True, of: str = RUNTIMES[ORT].label
-) -> dict[str, Any]:
-    """Compare two sets of logits (N, classes); see `compare` for what is returned, and for what passes.
+) -> ParityResult:
+    """Compare two sets of logits (N, classes); see `compare` for what passes.
 
     Args:
         expected: torch's logits.
@@ -125,26 +122,27 @@ def judge(
     else:
         passed = lost - won <= max(LOSS * right.sum(), 2 * sqrt(lost + won))
     errors = [100 * float((~answers).mean()) for answers in (right, still)]
-    return {
-        "images": len(labels),
-        "torch_top1": errors[0],
-        "onnx_top1": errors[1],
-        "difference": errors[1] - errors[0],
-        "scale": scale,
-        "max_logit_difference": float(difference.max()),
-        "mean_logit_difference": float(difference.mean()),
-        "agreement": 100 * float((first == other).mean()),
-        "disagreements": [{"image": int(i), "margin": float(margins[i])} for i in apart],
-        "ties": len(ties),
-        "lost": lost,
-        "won": won,
-        "passed": bool(passed),
-    }
+    return ParityResult(
+        images=len(labels),
+        torch_top1=errors[0],
+        onnx_top1=errors[1],
+        difference=errors[1] - errors[0],
+        scale=scale,
+        max_logit_difference=float(difference.max()),
+        mean_logit_difference=float(difference.mean()),
+        agreement=100 * float((first == other).mean()),
+        disagreements=[Disagreement(image=int(i), margin=float(margins[i])) for i in apart],
+        ties=len(ties),
+        lost=lost,
+        won=won,
+        passed=bool(passed),
+    )
 
 
 def render(found: Mapping[str, Any]) -> str:
-    """What `compare` found as text for a terminal, ending in a newline, with `departure` if that was looked for, and
-    beside the errors where the network was trained if that is `elsewhere`; `runtime` is ONNX Runtime if not given."""
+    """What `compare` found (its fields by name) as text for a terminal, ending in a newline, with `departure` if that
+    was looked for, and beside the errors where the network was trained if that is `elsewhere`; `runtime` is ONNX
+    Runtime if not given."""
     scale, apart = found["scale"], found["disagreements"]
     runtime = RUNTIMES[found.get("runtime", ORT)].label
     widest = sorted(apart, key=lambda each: -each["margin"])[:SHOWN]

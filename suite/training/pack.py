@@ -93,68 +93,92 @@ def in_turns(
     Returns:
         The outcomes in the order of the beginnings.
     """
-    outcomes: dict[int, Outcome] = {}
-    waiting = dict(enumerate(jobs))
-    turns: dict[int, _Turn[J]] = {}
+    pack = _Pack(jobs, begin, end, interruption)
+    while pack.waiting or pack.turns:
+        pack.round()
+    return [pack.outcomes[index] for index in sorted(pack.outcomes)]
 
-    def ended(index: int, job: J, outcome: Outcome) -> None:
-        if isinstance(outcome, Exception):
-            traceback.clear_frames(outcome.__traceback__)  # which hold its memory
-        turns.pop(index, None)
-        outcomes[index] = outcome
-        following = end(job, outcome)
-        if following is not None:
-            waiting[len(outcomes) + len(turns) + len(waiting)] = following
 
-    def advance(index: int, loss: Tensor | None) -> None:
+class _Pack(Generic[J]):
+    """Trainings that take turns, by the order of their beginnings: `waiting` to begin, under way in `turns`, or ended
+    with one of the `outcomes`."""
+
+    def __init__(
+        self,
+        jobs: Sequence[J],
+        begin: Callable[[J, bool], Training],
+        end: Callable[[J, Outcome], J | None],
+        interruption: Interruption,
+    ) -> None:
+        self.waiting, self.turns = dict(enumerate(jobs)), dict[int, _Turn[J]]()
+        self.outcomes: dict[int, Outcome] = {}
+        self._begin, self._end, self._interruption = begin, end, interruption
+
+    def round(self) -> None:
+        """Begin what waits, and have each training do a step."""
+        while self.waiting:
+            self._begin_next()
+        for index in list(self.turns):
+            if self.turns[index].request is None:
+                self._advance(index, None)
+        if self.waiting:
+            return  # what takes the place of one that ended is to have its first step with the others' next
+        for index, reason in _arrange({index: turn.fit for index, turn in self.turns.items()}).items():
+            self._ended(index, self.turns[index].job, reason)
+        if self.waiting:
+            return
+        for together in _together(self.turns):
+            self._step(together)
+        if any(turn.fit.must_stop for turn in self.turns.values()):
+            for turn in self.turns.values():
+                turn.fit.checkpoint()
+            self._interruption.deliver()
+
+    def _begin_next(self) -> None:
+        index = next(iter(self.waiting))
+        job = self.waiting.pop(index)
+        try:
+            fit = self._begin(job, bool(self.turns))
+            self.turns[index] = _Turn(job, fit, fit.run())
+        except Exception as error:
+            self._ended(index, job, error)
+
+    def _advance(self, index: int, loss: Tensor | None) -> None:
         """Have a training go on until it asks for a step, or has done one."""
-        turn = turns[index]
+        turn = self.turns[index]
         try:
             with turn.fit.stream():
                 turn.request = turn.run.send(loss)
         except StopIteration as last:
-            ended(index, turn.job, last.value)
+            self._ended(index, turn.job, last.value)
         except Exception as error:
-            ended(index, turn.job, error)
+            self._ended(index, turn.job, error)
 
-    while waiting or turns:
-        while waiting:
-            index = next(iter(waiting))
-            job = waiting.pop(index)
-            try:
-                fit = begin(job, bool(turns))
-                turns[index] = _Turn(job, fit, fit.run())
-            except Exception as error:
-                ended(index, job, error)
-        for index in list(turns):
-            if turns[index].request is None:
-                advance(index, None)
-        if waiting:
-            continue  # what takes the place of one that ended is to have its first step with the others' next
-        for index, reason in _arrange({index: turn.fit for index, turn in turns.items()}).items():
-            ended(index, turns[index].job, reason)
-        if waiting or not turns:
-            continue
-        for together in _together(turns):
-            try:
-                losses = _compute([turns[index] for index in together])
-            except Exception as error:
-                for index, reason in _failed({index: turns[index].fit for index in together}, error).items():
-                    ended(index, turns[index].job, reason)
-                continue
-            for index, loss in zip(together, losses, strict=True):
-                advance(index, loss)
-            fits = [turns[index].fit for index in together if index in turns]
-            # Seeds that are saved at the same step are stacked again after a kill.
-            due = [fit.due(interruption) for fit in fits]
-            if any(due):
-                for fit in fits:
-                    fit.checkpoint()
-        if any(turn.fit.must_stop for turn in turns.values()):
-            for turn in turns.values():
-                turn.fit.checkpoint()
-            interruption.deliver()
-    return [outcomes[index] for index in sorted(outcomes)]
+    def _step(self, together: Sequence[int]) -> None:
+        """Do a step of trainings that do it together, and save those that are due."""
+        try:
+            losses = _compute([self.turns[index] for index in together])
+        except Exception as error:
+            for index, reason in _failed({index: self.turns[index].fit for index in together}, error).items():
+                self._ended(index, self.turns[index].job, reason)
+            return
+        for index, loss in zip(together, losses, strict=True):
+            self._advance(index, loss)
+        fits = [self.turns[index].fit for index in together if index in self.turns]
+        # Seeds that are saved at the same step are stacked again after a kill.
+        due = [fit.due(self._interruption) for fit in fits]
+        if any(due):
+            for fit in fits:
+                fit.checkpoint()
+
+    def _ended(self, index: int, job: J, outcome: Outcome) -> None:
+        if isinstance(outcome, Exception):
+            traceback.clear_frames(outcome.__traceback__)  # which hold its memory
+        self.turns.pop(index, None)
+        self.outcomes[index] = outcome
+        following = self._end(job, outcome)
+        if following is not None:
+            self.waiting[len(self.outcomes) + len(self.turns) + len(self.waiting)] = following
 
 
 def _arrange(fits: Mapping[int, Training]) -> dict[int, Exception]:

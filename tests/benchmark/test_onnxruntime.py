@@ -12,7 +12,7 @@ import pytest
 from suite import env
 from suite.inference import latency
 from suite.registry import lacks
-from suite.results.samples import percentiles
+from suite.results.samples import percentiles, timed
 from suite.tables import spec
 
 PROTOCOL = latency.Protocol(rounds=8, min_seconds=0.2, min_runs=2, max_runs=100, warmup=2)
@@ -101,7 +101,8 @@ def test_latency(
     answer = measured[group][model]
     if isinstance(answer, RuntimeError):
         raise answer
-    samples = answer["samples"]
+    found = timed(answer)
+    samples = list(found.samples)
     benchmark.extra_info.update(
         provider=provider,
         batch_size=batch_size,
@@ -109,11 +110,11 @@ def test_latency(
         threads=threads,
         model=model,
         file_sha256=hashlib.sha256(files.exported(model, size, form, provider).read_bytes()).hexdigest(),
-        nodes=answer["nodes"],
+        nodes=answer.nodes,
         percentiles=percentiles(samples),
-        rounds=[len(burst) for burst in answer["rounds"]],
-        load_seconds=answer["load_seconds"],
-        first_run_seconds=answer["first_run_seconds"],
+        rounds=list(found.rounds),
+        load_seconds=found.load_seconds,
+        first_run_seconds=found.first_run_seconds,
     )
     benchmark._timer = Replay(samples)
     benchmark.pedantic(lambda: None, rounds=len(samples))

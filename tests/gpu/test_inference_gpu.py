@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from suite.inference import departure, deploy, latency, networks
+from suite.results.samples import timed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,16 +30,16 @@ def test_an_exported_file_computes_its_network_and_is_timed(model: str, precisio
         made = deploy.export(of, file, precision, "cuda", plain=False, data={})
         assert made["form"] == "plain"
         found = departure.check(of.weights, file, networks.test_batches(of, {}, 100), precision, "cuda")
-        assert found["passed"], found
+        assert found.passed, found
     for batch_size in (1, 8):
         request = latency.Request("onnxruntime", str(file), "cuda", batch_size, 32, 1, PROTOCOL)
         (answer,) = latency.measure([request])
         assert not isinstance(answer, RuntimeError), answer
-        assert all(0 < seconds < 1 for seconds in answer["samples"])
+        assert all(0 < seconds < 1 for seconds in timed(answer).samples)
 
 
 def test_torch_is_timed_on_the_same_gpu(tmp_path: Path) -> None:
     with networks.source("resnet20_relu_bn") as of:
         (answer,) = latency.measure([latency.Request("torch", str(of.weights), "cuda", 8, 32, 1, PROTOCOL)])
     assert not isinstance(answer, RuntimeError), answer
-    assert all(0 < seconds < 1 for seconds in answer["samples"])
+    assert all(0 < seconds < 1 for seconds in timed(answer).samples)
