@@ -51,7 +51,7 @@ def export_onnx(
         shape: of one input of a module, without the batch, as (3, 224, 224).
         precision: "fp32"; of a name or folder also "fp16" and "int8", for which embedded images are used.
         provider: which it is for: "cpu", "cuda" or "tensorrt".
-        plain: without rewrites.
+        plain: the default export, without rewrites.
         weights: a file of safetensors for a name.
 
     Returns:

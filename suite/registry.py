@@ -68,7 +68,7 @@ class Provider:
     Attributes:
         name: as ONNX Runtime has it.
         graph: which graph it is given where nothing else is asked for, "rewritten" for the CPU provider or "plain", the
-            exporter's own. The rewrites are for the CPU provider: a CReLU network takes 1.7 times as long with them on
+            default export. The rewrites are for the CPU provider: a CReLU network takes 1.7 times as long with them on
             the CUDA provider.
         device: torch's name of the device that it computes on.
         lacks: forms that it cannot run, and why: no file is made and nothing timed, and a table says so.
@@ -96,19 +96,40 @@ PROVIDERS = {
 
 
 def lacks(provider: str, form: str) -> str | None:
-    """Why an execution provider cannot run files of a form, or None if it can."""
+    """Why an execution provider cannot run files of a form (a key of `FORMS`), or None if it can."""
     return PROVIDERS[provider].lacks.get(form) if provider in PROVIDERS else None
 
 
-# Forms of an exported file, and what they are.
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of a network's ONNX file: of each network there may be one file in each form.
+
+    A form is a precision and a graph. The graph is what PyTorch's exporter writes, the default export, or that
+    rewritten for ONNX Runtime's CPU provider (see `suite.export.rewrite`); every provider has one of the two that it is
+    usually given (`Provider.graph`). So one name tells a form: `--forms`, tables and, under `precision`, the records of
+    parities and latencies have the keys of `FORMS`. Where a precision is named alone, as by `--precision`, the graph is
+    the provider's, and `--plain` asks for the default export.
+
+    Attributes:
+        precision: of weights and activations.
+        is_default_export: whether the graph is the default export, whatever the provider.
+    """
+
+    precision: Precision
+    is_default_export: bool = False
+
+
 FORMS = {
-    "fp32": "float32, in the provider's own graph",
-    "plain": "float32, in the exporter's own graph, without rewrites",
-    "fp16": "float16",
-    "int8": "8-bit weights and activations",
+    "fp32": Form("fp32"),
+    "plain": Form("fp32", is_default_export=True),
+    "fp16": Form("fp16"),
+    "int8": Form("int8"),
 }
-# Those that a file has instead of float32.
-REDUCED = ("fp16", "int8")
+# Reduced precisions: those that a file has instead of float32.
+REDUCED: tuple[Precision, ...] = ("fp16", "int8")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Latencies in their earlier forms: read as ever, and written anew with the same content."""
+"""Latencies in their earlier layouts: read as ever, and written anew with the same content."""
 
 import hashlib
 import json
@@ -227,7 +227,7 @@ def test_the_command_says_sizes_and_how_far_runs_moved_and_verifies(store: Store
     assert code == 1, "its export is not there"
     assert others[-1] == "1 records and 0 files of 0 bytes: 1 problem"
     _, out, _ = suite("verify", "--rewrite", "--results", str(store.root))
-    assert out.startswith("no record of an earlier form to write anew\n")
+    assert out.startswith("no record of an earlier layout to write anew\n")
 
 
 def test_a_thorough_latency_takes_an_eighth_of_the_room(store: Store) -> None:

@@ -20,4 +20,4 @@ def test_what_is_no_time_is_refused_with_what_is_legal(text: str) -> None:
     ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (60, "1 min"), (3540, "59 min"), (7500, "2 h 05 min")]
 )
 def test_a_time_is_written_for_people(seconds: float, text: str) -> None:
-    assert duration.written(seconds) == text
+    assert duration.format_duration(seconds) == text

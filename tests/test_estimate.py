@@ -9,7 +9,7 @@ from suite.errors import InputError
 from suite.grid import duration, estimate
 from suite.grid.estimate import Cost
 from suite.grid.plan import Cell, Grid, Options, plan
-from suite.grid.probe import Probe, Prober, Request
+from suite.grid.probe import Probe, Prober, ProbeRequest
 from suite.results.store import Store
 from suite.tables.spec import load_table
 
@@ -94,7 +94,7 @@ def test_a_probe_that_dies_is_one_line_and_the_start_is_measured_once() -> None:
     prober = Prober()
     with pytest.raises(RuntimeError, match=r"^its process ended with code 3$"):
         prober.probe(Fatal())  # type: ignore[arg-type]
-    request = Request("resnet20_relu_bn", 10, load_table(2).recipe, "cpu", "float32", 32)
+    request = ProbeRequest("resnet20_relu_bn", 10, load_table(2).recipe, "cpu", "float32", 32)
     first, second = prober.probe(request), prober.probe(request)
     assert first.start == second.start > 0
 
@@ -107,7 +107,7 @@ def test_the_start_of_a_run_counts_once(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(estimate, "costs", measured)
     every = estimate.expect(options, None, lambda text: None)
-    assert f"about {duration.written(10.0 * len(every.grid.cells) + 15.0)}" in every.render()
+    assert f"about {duration.format_duration(10.0 * len(every.grid.cells) + 15.0)}" in every.render()
     assert len(estimate.expect(options, 36.0, lambda text: None).chosen) == 2
 
 

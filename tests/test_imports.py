@@ -110,11 +110,3 @@ def test_no_module_is_longer_than_350_lines_and_no_function_than_60(path: Path) 
 
 def test_at_most_12_modules_lie_outside_of_rooms() -> None:
     assert len(list(SUITE.glob("*.py"))) <= 12
-
-
-@pytest.mark.parametrize(
-    "path", [*MODULES, *(ROOT / "models").glob("*.py")], ids=lambda path: str(path.relative_to(ROOT))
-)
-def test_every_module_says_what_it_is_for(path: Path) -> None:
-    first = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n\n")[0]
-    assert first.endswith((".", "?")) or path.name == "__init__.py", "a first sentence that a stranger understands"

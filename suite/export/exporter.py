@@ -131,8 +131,8 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
     """Write the trained network in folder `weights` as the ONNX file `out`, for images of size x size pixels.
 
     The graph takes `input`, float32 (batch, channels, size, size) normalised as in training, with a free batch size,
-    and gives `logits` (batch, classes). With `rewrite` it has the form that ONNX Runtime's CPU provider runs fastest
-    (see `suite.export.rewrite`), and has been found to give the same logits; without, the exporter's own.
+    and gives `logits` (batch, classes). With `rewrite` it is the graph that ONNX Runtime's CPU provider runs fastest
+    (see `suite.export.rewrite`), and has been found to give the same logits; without, the default export.
 
     Raises:
         RuntimeError: the file is not what this function promises; nothing can then be measured with it.

@@ -109,7 +109,7 @@ def to_int8(
 
     Measured on two cores of a CPU with AVX-512 VNNI, 224x224, batch 1, against the rewritten float32 graph, in
     interleaved runs: ResNet-50 ReLU 0.28; CReLU 0.34 as two halves, 0.40 as signed convolution (see `rewrite`;
-    in another spell the signed convolution 0.31, and the exporter's own Neg and Concat 0.33). Of untrained logits the
+    in another spell the signed convolution 0.31, and the default export's Neg and Concat 0.33). Of untrained logits the
     error was 2.5 % with halves and 2.1 % in the other forms. So there is no form for this precision alone.
 
     Without VNNI the CPU provider adds pairs of products in 16 bits, which saturates. With initial weights and

@@ -6,7 +6,7 @@ import re
 LONGEST = 10 * 365 * 86400
 
 
-def written(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time such as `40 s`, `12 min` or `2 h 05 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"

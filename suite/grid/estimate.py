@@ -14,7 +14,7 @@ from suite import env
 from suite.errors import InputError
 from suite.grid import duration, remaining
 from suite.grid.plan import Cell, Grid, Options, Stage, plan, within_reach
-from suite.grid.probe import Probe, Prober, Request
+from suite.grid.probe import Probe, Prober, ProbeRequest
 from suite.results.store import Store
 from suite.tables import spec
 from suite.tables.spec import Row
@@ -52,10 +52,12 @@ def probe(cell: Cell, options: Options, store: Store, prober: Prober) -> Probe:
     return msgspec.convert(found.result, Probe)
 
 
-def _asked(cell: Cell, options: Options) -> tuple[Request, dict[str, Any]]:
+def _asked(cell: Cell, options: Options) -> tuple[ProbeRequest, dict[str, Any]]:
     """What is to be measured of a cell's network, and the inputs of its record."""
     classes = len(cell.dataset.classes)
-    request = Request(cell.row.model, classes, cell.recipe, env.device_of(options.device), options.precision, cell.size)
+    request = ProbeRequest(
+        cell.row.model, classes, cell.recipe, env.device_of(options.device), options.precision, cell.size
+    )
     more = {"version": spec.VERSIONS["probe"], "machine": env.machine()["id"], "versions": env.versions()}
     return request, asdict(request) | more
 
@@ -239,7 +241,7 @@ class Expected:
             if cell in self.chosen:
                 state = "stored" if cost.stored == cost.stages else "to do"
             about = "" if cost.measured else "~ "
-            time = f"{about}{duration.written(cost.seconds)}" if cost.seconds else ""
+            time = f"{about}{duration.format_duration(cost.seconds)}" if cost.seconds else ""
             memory = f"{about}{cost.memory / 1e9:.1f}" if cost.seconds else ""
             time = "not measured" if cost.seconds is None else time
             rows.append((cell.name, state, f"{cost.stored}/{cost.stages}", time, memory))
@@ -248,7 +250,7 @@ class Expected:
         total = self.start + sum(seconds for seconds in known if seconds is not None)
         count = self.asked.workers or 1
         shared = f" of work, shared by {count} workers" if count > 1 else ""
-        lines = [f"total on {env.machine()['id']}: about {duration.written(total)}{shared}"]
+        lines = [f"total on {env.machine()['id']}: about {duration.format_duration(total)}{shared}"]
         if missing := known.count(None):
             lines[0] += f", without {missing} cells that were not measured"
         if not all(self.costs[cell].measured for cell in self.chosen):

@@ -52,7 +52,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Request:
+class ProbeRequest:
     """What to probe: a network for so many classes, trained by a recipe on "cpu" or "cuda" in the precision of
     `Options`, and deployed for images of `size` x `size` pixels."""
 
@@ -71,7 +71,7 @@ class Prober:
         self._context = processes.context(["models", "suite.export.exporter", "suite.training.train"])
         self._start: float | None = None
 
-    def probe(self, request: Request) -> Probe:
+    def probe(self, request: ProbeRequest) -> Probe:
         """Measure a network.
 
         Raises:
@@ -98,7 +98,7 @@ class Prober:
         return answer
 
 
-def _answer(pipe: Any, request: Request, begun: float, start: float | None) -> None:
+def _answer(pipe: Any, request: ProbeRequest, begun: float, start: float | None) -> None:
     """Send the probe, or what went wrong with it, in one line."""
     # Libraries print what does not belong between the lines of the process that asks.
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -114,7 +114,7 @@ def _answer(pipe: Any, request: Request, begun: float, start: float | None) -> N
         pipe.send(in_words(error))
 
 
-def _measure(request: Request, start: float) -> Probe:
+def _measure(request: ProbeRequest, start: float) -> Probe:
     """Probe a network in this process, whose memory is then that of a training."""
     import numpy as np
     import torch

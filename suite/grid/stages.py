@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from suite import distributed, env, progress
 from suite.distributed import Group
 from suite.grid.plan import Cell, Stage
-from suite.registry import ORT
+from suite.registry import FORMS, ORT
 from suite.results.store import Store
 from suite.schema.outcomes import (
     AnalyzeResult,
@@ -75,7 +75,7 @@ class Stages:
         return analyze(model, self.batches(cell, cell.recipe, "cpu", weights=weights), step)
 
     def convert(self, stage: Stage, folder: Path, step: progress.Steps) -> ConvertResult:
-        """The exported file in fewer bits, with images to calibrate int8 on and to see whether float16 holds them."""
+        """The exported file in reduced precision; int8 is calibrated on images, and float16 checked on them."""
         from suite.inference import reduced
 
         (export,) = stage.needs
@@ -93,12 +93,11 @@ class Stages:
 
         train, file = stage.needs
         weights, path = self._weights(train), self._file(file, "model.onnx")
-        # The exporter's own graph is in float32 as well.
-        form = "fp32" if stage.inputs["precision"] == "plain" else stage.inputs["precision"]
+        precision = FORMS[stage.inputs["precision"]].precision
         cell = cell_of(stage)
         batches = self.batches(cell, cell.deployed, "cpu", weights=weights)
         runtime = stage.inputs.get("runtime", ORT)
-        return departure.check(weights, path, batches, form, stage.inputs["provider"], step, runtime)
+        return departure.check(weights, path, batches, precision, stage.inputs["provider"], step, runtime)
 
     def peak(self, stage: Stage, folder: Path, step: progress.Steps) -> PeakResult:
         from suite.inference import latency

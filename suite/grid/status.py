@@ -86,7 +86,7 @@ def render(found: Sequence[Status], records: int = 0) -> str:
         lines = [status.command]
         lines.append("  done: " + ", ".join(f"{kind} {done[kind]}/{all_of[kind]}" for kind in kinds))
         if len(status.done) < len(status.stages):
-            left = "not known yet" if status.seconds_left is None else duration.written(status.seconds_left)
+            left = "not known yet" if status.seconds_left is None else duration.format_duration(status.seconds_left)
             idle = "" if status.under_way else "; nobody is at it: give the command again to go on"
             lines.append(f"  time left: {left}{idle}")
         if status.under_way:

@@ -214,14 +214,14 @@ class Worker:
         stages = [each for each in self._of_cell[cell] if each.kind not in TIMED or cell in self._told]
         self.display.note(rows.line(self.grid.table, cell, stages, self.store))
         if first and len(self.grid.cells) > 1 and (left := self._seconds_left()):
-            self.display.note(f"about {duration.written(left)} left for the other rows and for all timings")
+            self.display.note(f"about {duration.format_duration(left)} left for the other rows and for all timings")
 
     def _time_left(self) -> str:
         """In words for the display, which asks more often than it is worth to look."""
         when, words = self._estimate
         if monotonic() - when > ESTIMATED:
             left = self._seconds_left()
-            words = "" if left is None else f"about {duration.written(left)} left"
+            words = "" if left is None else f"about {duration.format_duration(left)} left"
             self._estimate = monotonic(), words
         return words
 

@@ -18,7 +18,7 @@ from suite.export.exporter import last_convolution, to_graph
 from suite.export.nodes import name_after_layers
 from suite.export.rewrite import apply_rewrites
 from suite.export.weights import load_weights
-from suite.inference.nodewise import Source, first_apart, graph_values
+from suite.inference.nodewise import ValuesOf, first_apart, graph_values
 from suite.registry import ORT
 from suite.schema.outcomes import Departure, ParityResult
 
@@ -65,13 +65,13 @@ def first_departure(
     """
     file = onnx.load(path)
     exported = to_graph(model, images.shape[-1])
-    plain = _named(ir.from_proto(ir.to_proto(exported)))
-    same_form = plain
+    default_export = _named(ir.from_proto(ir.to_proto(exported)))
+    same_graph = default_export
     if all(node.op_type != "ReduceMean" for node in file.graph.node):  # the pool, which rewriting replaces
         apply_rewrites(exported)
-        same_form = _named(exported)
+        same_graph = _named(exported)
     operators = {node.name: node.op_type for node in file.graph.node}
-    common = [node.name for node in same_form.graph.node if node.name in operators]
+    common = [node.name for node in same_graph.graph.node if node.name in operators]
     if not common:
         raise RuntimeError(f"{path.name} has no node in common with an export of this network")
 
@@ -80,9 +80,9 @@ def first_departure(
     on_cpu = partial(graph_values, images=pixels, threads=threads)
     as_run = partial(graph_values, file, images=pixels, threads=threads, provider=provider)
     as_written = partial(on_cpu, file)
-    comparisons: list[tuple[str, Source, Source, Sequence[str], float]] = [
-        ("export", lambda names: layers, partial(on_cpu, plain), list(layers), ACROSS_RUNTIMES),
-        ("file", partial(on_cpu, same_form), as_written, common, SAME_RUNTIME),
+    comparisons: list[tuple[str, ValuesOf, ValuesOf, Sequence[str], float]] = [
+        ("export", lambda names: layers, partial(on_cpu, default_export), list(layers), ACROSS_RUNTIMES),
+        ("file", partial(on_cpu, same_graph), as_written, common, SAME_RUNTIME),
         ("runtime", as_written, as_run, list(operators), ACROSS_RUNTIMES),
         ("runtime", as_written, as_run, [file.graph.node[-1].name], ACROSS_RUNTIMES),
     ]

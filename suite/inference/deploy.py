@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 def export(
     of: networks.Source, out: Path, precision: str, provider: str, plain: bool, data: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Write a network as an ONNX file in the form that is fastest on a provider, whole or not at all.
+    """Write a network as the ONNX file that is fastest on a provider, whole or not at all.
 
-    On the CPU provider that is the rewritten graph, on the CUDA provider the exporter's own. In int8, and for TensorRT,
-    candidates are timed against each other here: the rewritten and the exporter's own graph, and in int8 on the CPU
+    On the CPU provider that is the rewritten graph, on the CUDA provider the default export. In int8, and for TensorRT,
+    candidates are timed against each other here: the rewritten graph and the default export, and in int8 on the CPU
     provider also signed activations instead of unsigned ones. For a GPU the file is timed in any case, which shows that
     it runs there.
 
     Returns:
-        What `exporter.export` does, with `precision` and `form` ("rewritten" or "plain"); of a file in fewer bits
-        what `convert` adds, and for int8 `activations` ("unsigned", "signed", or for GPUs "symmetric") and
+        What `exporter.export` does, with `precision` and `form` ("rewritten" or "plain"); of a file in reduced
+        precision what `convert` adds, and for int8 `activations` ("unsigned", "signed", or for GPUs "symmetric") and
         `difference_from_fp32` (of its logits on the calibration images, root mean square over root mean square); of a
         timed one the `milliseconds` of one image, the median; and `warnings`, sentences.
 
@@ -43,9 +43,9 @@ def export(
     from suite.export import exporter as exporting
 
     check(out, precision, provider)
-    forms = ["plain"] if plain else [PROVIDERS[provider].graph]
+    graphs = ["plain"] if plain else [PROVIDERS[provider].graph]
     if not plain and (provider == "tensorrt" or precision == "int8"):
-        forms = ["rewritten", "plain"]  # to be measured
+        graphs = ["rewritten", "plain"]  # to be measured
 
     @cache
     def images() -> reduced.Calibration:
@@ -55,15 +55,15 @@ def export(
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
         found: dict[Path, dict[str, Any]] = {}
-        for form in forms:
-            path = Path(scratch) / f"{form}.onnx"
-            stated = networks.metadata(of, networks.training(of) | {"form": form})
-            exported = exporting.export(of.weights, of.size, path, stated, form == "rewritten")
-            result = to_builtins(exported) | {"form": form, "precision": precision}
+        for graph in graphs:
+            path = Path(scratch) / f"{graph}.onnx"
+            stated = networks.metadata(of, networks.training(of) | {"form": graph})
+            exported = exporting.export(of.weights, of.size, path, stated, graph == "rewritten")
+            result = to_builtins(exported) | {"form": graph, "precision": precision}
             if precision == "fp32":
                 found[path] = result
                 continue
-            kinds = _activations(provider, form == forms[0]) if precision == "int8" else ("unsigned",)
+            kinds = _activations(provider, graph == graphs[0]) if precision == "int8" else ("unsigned",)
             for kind in kinds:
                 fewer = path.with_suffix(f".{kind}")
                 converted = reduced.convert(path, fewer, precision, images(), kind, of.trained)
@@ -101,13 +101,13 @@ def check(out: Path, precision: str, provider: str) -> None:
     if not os.access(out.parent, os.W_OK):
         raise InputError(f"{out}: cannot write there")
     if reason := lacks(provider, precision):
-        legal = ", ".join(form for form in ("fp32", *REDUCED) if not lacks(provider, form))
+        legal = ", ".join(each for each in ("fp32", *REDUCED) if not lacks(provider, each))
         raise InputError(f"--precision {precision} --provider {provider}: {reason}; this provider has {legal}")
     require(provider)
 
 
 def _activations(provider: str, first: bool) -> tuple["Activations", ...]:
-    """Kinds of int8 activations to try on a provider; signed ones in the first form alone."""
+    """Kinds of int8 activations to try on a provider; signed ones in the first graph alone."""
     if provider != "cpu":
         return ("symmetric",)
     return ("unsigned", "signed") if first else ("unsigned",)

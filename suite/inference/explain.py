@@ -77,9 +77,9 @@ def explain(
 
     with tempfile.TemporaryDirectory() as folder:
 
-        def profile(options: Any) -> None:
-            options.enable_profiling = True
-            options.profile_file_prefix = f"{folder}/profile"
+        def profile(session_options: Any) -> None:
+            session_options.enable_profiling = True
+            session_options.profile_file_prefix = f"{folder}/profile"
 
         session = open_session(str(path), provider, threads, tf32=True, configure=profile)
         for _ in range(WARM_UP + RUNS):

@@ -26,7 +26,7 @@ class Maker:
         folder: for the files.
         say: told what is being done.
         weights: a file of safetensors with its weights; None for those of its folder, or initial ones.
-        plain: without rewrites, whatever the provider.
+        plain: the default export, whatever the provider.
         calibration: batches of images for int8 and float16; by default embedded ones.
     """
 
@@ -60,7 +60,7 @@ class Maker:
 
     @cached_property
     def macs(self) -> int | None:
-        """Multiply-accumulates of one input, of the network itself, whatever form its graph has."""
+        """Multiply-accumulates of one input, of the network itself, whichever graph its file has."""
         from suite.export.generic import cost_of
 
         return cost_of(self.model, self.shape)["macs"]
@@ -122,7 +122,7 @@ class Maker:
         return stated
 
     def _reduced(self, whole: Path, out: Path, precision: str, kind: str) -> dict[str, Any]:
-        """Write `whole` in fewer bits.
+        """Write `whole` in reduced precision.
 
         Returns:
             `bytes`, `calibration` in words, for int8 `difference_from_fp32`, and `warnings`.
@@ -173,7 +173,7 @@ def export(
         out: the file.
         precision: "fp32", "fp16" or "int8".
         provider: which it is for.
-        plain: without rewrites.
+        plain: the default export, without rewrites.
         size: side of an image in pixels; None for the network's own.
         weights: a file of safetensors; None for those of its folder, or initial ones.
         images: a folder of images that int8 is calibrated on and fp16 checked on; None for embedded ones.
@@ -199,7 +199,6 @@ def export(
             maker.calibration = list(islice(read, pictures.MOST))
         path = maker.file(precision, provider)
         os.replace(path, out)
-        form = "plain" if plain else PROVIDERS[provider].graph
-        return {"weights": "given" if maker.trained else "initial", "form": form, "precision": precision} | maker.said[
-            path
-        ]
+        graph = "plain" if plain else PROVIDERS[provider].graph
+        weights_are = "given" if maker.trained else "initial"
+        return {"weights": weights_are, "form": graph, "precision": precision} | maker.said[path]

@@ -16,7 +16,7 @@ AT_A_TIME = 50
 
 Values = Mapping[str, NDArray[Any]]
 # The values of so many nodes, given by name.
-Source = Callable[[Sequence[str]], Values]
+ValuesOf = Callable[[Sequence[str]], Values]
 
 
 def first_between(a: Path, b: Path, values: Values, tolerance: float, threads: int = 1) -> dict[str, Any] | None:
@@ -57,7 +57,7 @@ def first_between(a: Path, b: Path, values: Values, tolerance: float, threads: i
     return found | {"node": name, "tensor": tensor, "operator": operator}
 
 
-def first_apart(expected: Source, actual: Source, nodes: Sequence[str], tolerance: float) -> dict[str, Any] | None:
+def first_apart(expected: ValuesOf, actual: ValuesOf, nodes: Sequence[str], tolerance: float) -> dict[str, Any] | None:
     for start in range(0, len(nodes), AT_A_TIME):
         names = nodes[start : start + AT_A_TIME]
         wanted, got = expected(names), actual(names)
@@ -98,9 +98,9 @@ def graph_values(
     """What nodes give out for images or other inputs, by name: optimised on a provider, or on the CPU as the graph is
     written."""
 
-    def configure(options: Any) -> None:
+    def configure(session_options: Any) -> None:
         if provider is None:
-            options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+            session_options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
 
     outputs = {node.name: node.output[0] for node in model.graph.node if node.name in set(nodes)}
     exposed = onnx.ModelProto()

@@ -43,12 +43,12 @@ def calibration(batches: "Batches", elsewhere: str = "") -> Calibration:
 def convert(
     path: Path,
     out: Path,
-    form: str,
+    precision: str,
     images: Calibration,
     activations: "Activations" = "unsigned",
     trained: bool = True,
 ) -> ConvertResult:
-    """Write an exported file in fewer bits: "fp16", or "int8" calibrated on images, with `activations` of a kind.
+    """Write an exported file in "fp16", or in "int8" calibrated on images, with `activations` of a kind.
 
     A file in float16 that does not hold an activation of a network that is not `trained` has a warning.
 
@@ -59,7 +59,7 @@ def convert(
     from suite.export.exporter import check
     from suite.export.precision import FLOAT16, magnitudes, to_float16, to_int8
 
-    if form == "int8":
+    if precision == "int8":
         to_int8(path, out, images.batches, activations=activations)
         return ConvertResult(**structs.asdict(check(out)), calibration=images.words)
     to_float16(path, out)

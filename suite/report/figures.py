@@ -154,26 +154,28 @@ def _as_json(curve: Curve) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(curve).items() if name != "label" or value}
 
 
-def render(figure: int | str, found: list[Curve], form: str, remarks: Sequence[str] = ()) -> str:
+def render(figure: int | str, found: list[Curve], text_format: str, remarks: Sequence[str] = ()) -> str:
     """The curves as text, ending in a newline: "github", "latex", "csv" or "json"."""
     names = max((curve.names for curve in found), key=len)
     headings = ["number", "block" if figure == 2 else "convolution", *(curve.heading for curve in found)]
     values = zip_longest(*(curve.values for curve in found))
     rows = [[number, name, *line] for number, (name, line) in enumerate(zip(names, values, strict=True), start=1)]
-    if form == "json":
+    if text_format == "json":
         content: dict[str, Any] = {"title": TITLES[figure], "curves": [_as_json(curve) for curve in found]}
         return json.dumps(content | {"remarks": list(remarks)}, indent=1) + "\n"
-    if form == "csv":
+    if text_format == "csv":
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([headings, *rows])
         return out.getvalue()
     from tabulate import tabulate
 
-    body = tabulate(rows, headings, tablefmt={"github": "github", "latex": "latex_booktabs"}[form], floatfmt=".4g")
+    body = tabulate(
+        rows, headings, tablefmt={"github": "github", "latex": "latex_booktabs"}[text_format], floatfmt=".4g"
+    )
     foot = [*(f"{curve.model}: {curve.origin}" for curve in found), *remarks]
     if figure == 2 and len(names) > ZOOM:
         foot.append(f"the paper zooms on the first {ZOOM} blocks")
-    if form == "latex":
+    if text_format == "latex":
         title, *foot = [f"\\par {escape_latex(text)}" for text in (TITLES[figure], *foot)]
     else:
         title, foot = TITLES[figure], [f"- {text}" for text in foot]

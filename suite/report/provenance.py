@@ -10,7 +10,7 @@ from msgspec import UnsetType
 
 from suite.registry import DATA_SETS
 from suite.report.runs import Entry, kind_of, words_of
-from suite.results.record import Record, Source, TimedRecord
+from suite.results.record import Checkout, Record, TimedRecord
 from suite.schema.inputs import Inputs, LatencyInputs, OnData, TrainInputs
 from suite.schema.outcomes import known
 
@@ -97,5 +97,5 @@ def _plain(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else str(value)
 
 
-def _commit(source: Source) -> str:
+def _commit(source: Checkout) -> str:
     return f"{source.commit}{' with changes' if source.dirty else ''}" if source.commit else ""

@@ -59,9 +59,9 @@ class Report:
     remarks: list[str]
 
 
-def render(report: Report, form: str) -> str:
+def render(report: Report, text_format: str) -> str:
     """The report as text, ending in a newline: "github" (Markdown), "csv", "latex" (booktabs) or "json"."""
-    return {"github": _github, "csv": _csv, "latex": _latex, "json": _json}[form](report)
+    return {"github": _github, "csv": _csv, "latex": _latex, "json": _json}[text_format](report)
 
 
 def chosen(report: Report, names: Sequence[str] = ()) -> Report:
@@ -187,17 +187,17 @@ def printed(report: Report, mark: str) -> tuple[list[list[str]], list[tuple[int,
     return rows, [(number, text) for text, number in numbers.items()]
 
 
-def _body(report: Report, form: str) -> str:
+def _body(report: Report, text_format: str) -> str:
     """Headings and rows without what stands above and below them."""
     import tabulate
 
     rows, _ = printed(report, "[{}]")
     cells = [[column.heading for column in report.columns], *rows]
     cells = [[text.replace("] [", ",") for text in row] for row in cells]  # several marks
-    if form == "github":
+    if text_format == "github":
         cells = [[text.replace("|", "\\|") for text in row] for row in cells]
     tabulate.MIN_PADDING = 0  # beside a heading; a terminal has no room for it
-    text: str = tabulate.tabulate(cells[1:], cells[0], tablefmt=form, disable_numparse=True)
+    text: str = tabulate.tabulate(cells[1:], cells[0], tablefmt=text_format, disable_numparse=True)
     return text
 
 

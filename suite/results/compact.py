@@ -1,4 +1,4 @@
-"""Records of latencies in their earlier forms, written anew in today's: each run once, as whole nanoseconds.
+"""Records of latencies in their earlier layouts, written anew in today's: each run once, as whole nanoseconds.
 
 Nothing is lost but what lies below a nanosecond, which no clock has counted: each new text is read back and compared
 with the old one before it takes its place.
@@ -21,7 +21,7 @@ from suite.results.store import Store
 from suite.results.verify import places, read_sound
 from suite.schema.outcomes import LatencyResult
 
-# What a timing holds of its runs, in all forms.
+# What a timing holds of its runs, in all layouts.
 _TIMES = {"samples", "rounds", "host_samples", "samples_ns", "rounds_ns", "host_samples_ns"}
 # Greatest rounding in seconds.
 HALF = 0.5e-9
@@ -41,13 +41,13 @@ class Rewritten:
     def __str__(self) -> str:
         size = f"{self.records} records written anew, {self.before:,} bytes before and {self.after:,} after"
         same = f"{self.runs:,} runs within half a nanosecond of what they were (at most {1e9 * self.furthest:.2g} ns)"
-        return f"{size}: {same}, all else equal" if self.records else "no record of an earlier form to write anew"
+        return f"{size}: {same}, all else equal" if self.records else "no record of an earlier layout to write anew"
 
 
 def rewrite(store: Store, progress: Callable[[int, int, str], None] = lambda done, total, note: None) -> Rewritten:
-    """Write records of earlier forms anew.
+    """Write records of earlier layouts anew.
 
-    A record is replaced by a single rename, so that after a kill each is in one of its forms, and the same command goes
+    A record is replaced by a single rename, so that after a kill each has one of its layouts, and the same command goes
     on. Left alone is all that `verify` has something against, and every timing whose samples are not those of its
     rounds.
 
@@ -73,7 +73,7 @@ def rewrite(store: Store, progress: Callable[[int, int, str], None] = lambda don
 
 
 def _earlier(root: Path, path: Path) -> bytes | None:
-    """The text of a sound record in an earlier form; None of everything else."""
+    """The text of a sound record in an earlier layout; None of everything else."""
     try:
         text = read_if_file(path)
         read_sound(root, path)
@@ -83,7 +83,7 @@ def _earlier(root: Path, path: Path) -> bytes | None:
 
 
 def _anew(text: bytes) -> tuple[bytes, list[float]] | None:
-    """A record's text in today's form, and what `differences` says of the two; None if they are not equal."""
+    """A record's text in today's layout, and what `differences` says of the two; None if they are not equal."""
     content: dict[str, object] = msgspec.json.decode(text)  # as it is, and not as it may be printed
     result = msgspec.json.decode(text, type=_Result).result
     try:
@@ -99,7 +99,7 @@ class _Result(msgspec.Struct):
 
 
 def differences(old: AnyRecord, new: AnyRecord) -> list[float] | None:
-    """Hold a latency's record against the same in another form, both as readers are given them.
+    """Hold a latency's record against the same in another layout, both as readers are given them.
 
     Returns:
         Of each run, from host memory too, the difference in seconds, none above half a nanosecond; None if anything

@@ -29,7 +29,7 @@ TWINS = 0.009
 ROUNDS = 6
 # What names a cell: of a latency's inputs, and the data set that the network was trained on.
 
-Cell = tuple[tuple[str, str | int], ...]
+Case = tuple[tuple[str, str | int], ...]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Ratio:
     """One cell in both: medians in seconds, their ratio b / a, and its interval of 95 %; `doubts` say why not to trust
     them."""
 
-    cell: Cell
+    cell: Case
     machine: str
     a: float
     b: float
@@ -62,9 +62,9 @@ class Comparison:
 
     ratios: list[Ratio]
     regressions: list[Ratio]
-    missing: list[Cell]
-    elsewhere: list[tuple[Cell, str, str]]
-    new: list[Cell]
+    missing: list[Case]
+    elsewhere: list[tuple[Case, str, str]]
+    new: list[Case]
     fail_above: float | None
 
     @property
@@ -86,7 +86,7 @@ class _Measured:
     """Seconds of one cell on one machine, in the rounds that they were taken in if that is known; `way` is the version
     of the suite's way to measure, where records say it."""
 
-    cell: Cell
+    cell: Case
     machine: str
     samples: NDArray[np.float64]
     rounds: list[NDArray[np.float64]]
@@ -128,7 +128,7 @@ def compare(a: Path, b: Path, fail_above: float | None = None) -> Comparison:
     return Comparison(ratios, slow, missing, elsewhere, [cell for cell in after if cell not in before], fail_above)
 
 
-def name(cell: Cell) -> str:
+def name(cell: Case) -> str:
     """A cell as text: its values, and the names of those that are numbers."""
     return " ".join(f"{key.removesuffix('_size')} {value}" if isinstance(value, int) else value for key, value in cell)
 
@@ -184,21 +184,21 @@ def _medians(measured: _Measured, random: np.random.Generator) -> NDArray[np.flo
     return medians
 
 
-def _read(path: Path) -> dict[Cell, dict[str, _Measured]]:
+def _read(path: Path) -> dict[Case, dict[str, _Measured]]:
     """What was measured of each cell on each machine."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; legal: a results folder, or a JSON file of pytest-benchmark")
     return _from_records(path) if path.is_dir() else _from_benchmark(path)
 
 
-def _from_records(folder: Path) -> dict[Cell, dict[str, _Measured]]:
+def _from_records(folder: Path) -> dict[Case, dict[str, _Measured]]:
     store = Store(folder)
     records = list(store.typed(LatencyRecord))
     if not records:
         raise InputError(f"{folder}: no latency records in it; legal: the --results folder of a finished run")
     data = {record.key: record.inputs.data.name for record in store.typed(TrainRecord)}
     trained = {record.key: data.get(record.inputs.train) for record in store.typed(ExportRecord)}
-    found: dict[Cell, dict[str, _Measured]] = {}
+    found: dict[Case, dict[str, _Measured]] = {}
     # The most thorough of a cell counts, and of these the latest, as in tables.
     for record in sorted(records, key=_thoroughness):
         measured = _measured(record, trained.get(record.inputs.export))
@@ -239,7 +239,7 @@ def _checked(samples: Any, where: str) -> NDArray[np.float64]:
     return seconds
 
 
-def _from_benchmark(path: Path) -> dict[Cell, dict[str, _Measured]]:
+def _from_benchmark(path: Path) -> dict[Case, dict[str, _Measured]]:
     try:
         content = json.loads(path.read_text("utf-8"))
         machine = _benchmark_machine(content["machine_info"])
@@ -248,7 +248,7 @@ def _from_benchmark(path: Path) -> dict[Cell, dict[str, _Measured]]:
         raise InputError(f"{path}: not a JSON file of pytest-benchmark; legal: what --benchmark-json writes") from None
     if not entries:
         raise InputError(f"{path}: no benchmarks in it; legal: a file of a run in which some were not skipped")
-    found: dict[Cell, dict[str, _Measured]] = {}
+    found: dict[Case, dict[str, _Measured]] = {}
     for fullname, stats, more in entries:
         if not isinstance(stats, Mapping) or "data" not in stats:
             raise InputError(f"{path}: {fullname} has no raw samples; legal: what --benchmark-json writes")

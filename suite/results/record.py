@@ -71,7 +71,7 @@ class Machine(Struct, frozen=True, kw_only=True, gc=False):
     id: str = ""
 
 
-class Source(Struct, frozen=True, kw_only=True, gc=False):
+class Checkout(Struct, frozen=True, kw_only=True, gc=False):
     """The `commit` of the checkout, empty if there was none, and whether files differed from it."""
 
     commit: str = ""
@@ -83,7 +83,7 @@ class Environment(Struct, frozen=True, kw_only=True, gc=False):
 
     machine: Machine = msgspec.field(default_factory=Machine)
     versions: dict[str, object] = msgspec.field(default_factory=dict)
-    source: Source = msgspec.field(default_factory=Source)
+    source: Checkout = msgspec.field(default_factory=Checkout)
     command: list[str] = msgspec.field(default_factory=list)
 
 
@@ -154,7 +154,7 @@ class ExportRecord(Record[ExportInputs, ExportResult], frozen=True, gc=False):
 
 
 class ConvertRecord(Record[ConvertInputs, ConvertResult], frozen=True, gc=False):
-    """A conversion of an exported file to fewer bits."""
+    """A conversion of an exported file to reduced precision."""
 
     of = "convert"
 
@@ -184,7 +184,7 @@ class TimedRecord(Record[LatencyInputs, Timed], frozen=True, gc=False):
 
 
 def in_seconds(record: LatencyRecord) -> TimedRecord:
-    """The record with its runs in seconds, in whatever form it has kept them."""
+    """The record with its runs in seconds, in whatever layout it has kept them."""
     return TimedRecord(
         stage=record.stage,
         key=record.key,

@@ -44,7 +44,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 class Timed(Struct, frozen=True, kw_only=True, gc=False):
-    """A timing as readers are given it, whatever form its record has.
+    """A timing as readers are given it, whatever layout its record has.
 
     Attributes:
         samples: the seconds of all runs.

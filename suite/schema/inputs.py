@@ -71,7 +71,7 @@ class TrainInputs(OnData, frozen=True, kw_only=True, gc=False):
 
 
 class ExportInputs(Inputs, frozen=True, kw_only=True, gc=False):
-    """An export of the network of a training, whose key is `train`; `plain` is the exporter's own graph."""
+    """An export of the network of a training, whose key is `train`; `plain` is the default export."""
 
     train: str
     plain: bool = False
@@ -106,7 +106,7 @@ class LatencyInputs(Inputs, frozen=True, kw_only=True, gc=False):
         machine: with its processors, as tables name it.
         runtime: a key of `suite.registry.RUNTIMES`.
         provider: execution provider.
-        precision: "fp32", "plain" (the exporter's own graph), "fp16" or "int8".
+        precision: "fp32", "plain" (the default export), "fp16" or "int8".
         batch_size: images.
         size: side of an image in pixels.
         threads: of the runtime.

@@ -118,8 +118,8 @@ class ExportResult(File, frozen=True, kw_only=True, gc=False):
 
     Attributes:
         parameters: trainable numbers.
-        macs: multiply-accumulates of convolutions and linear layers for one image, whatever form the graph has.
-        rewrites: how often each was applied; not of a plain graph.
+        macs: multiply-accumulates of convolutions and linear layers for one image, of the network itself.
+        rewrites: how often each was applied; not of the default export.
         rewrite_difference: what they changed of the logits on random images, as a share of the largest.
     """
 
@@ -130,7 +130,7 @@ class ExportResult(File, frozen=True, kw_only=True, gc=False):
 
 
 class ConvertResult(File, frozen=True, kw_only=True, gc=False):
-    """A file in fewer bits.
+    """A file in reduced precision.
 
     Attributes:
         calibration: in words, the images that fixed it.
@@ -214,7 +214,7 @@ class ParityResult(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class LatencyResult(Struct, frozen=True, kw_only=True, gc=False):
-    """The times of all runs, in one of three forms, of which `suite.results.samples.timed` makes one.
+    """The times of all runs, in one of three layouts, of which `suite.results.samples.timed` makes one.
 
     Attributes:
         rounds_ns: whole nanoseconds, round by round.
@@ -245,10 +245,10 @@ class LatencyResult(Struct, frozen=True, kw_only=True, gc=False):
     settings: object = UNSET
 
     def __post_init__(self) -> None:
-        forms = [name for name in ("rounds_ns", "samples_ns", "samples") if getattr(self, name) is not UNSET]
-        if len(forms) > 1:
-            raise ValueError(f"both {' and '.join(forms)}")
-        if not forms or not (self.samples_ns or self.samples or any(known(self.rounds_ns) or ())):
+        layouts = [name for name in ("rounds_ns", "samples_ns", "samples") if getattr(self, name) is not UNSET]
+        if len(layouts) > 1:
+            raise ValueError(f"both {' and '.join(layouts)}")
+        if not layouts or not (self.samples_ns or self.samples or any(known(self.rounds_ns) or ())):
             raise ValueError("no samples")
 
 

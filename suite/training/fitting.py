@@ -14,7 +14,7 @@ from suite.schema.outcomes import Epoch, Errors, TrainResult, Try, known
 from suite.schema.speed import CompileTrial, TrainTiming
 from suite.training import checkpoint, feasible, memory
 from suite.training.job import Job, Trained
-from suite.training.pack import Request, Run
+from suite.training.pack import Run, StepBatch
 from suite.training.stacked import Seed
 from suite.training.state import TrainingState
 from suite.training.step import Engine
@@ -84,7 +84,7 @@ class Fit(TrainingState):
             **{name: getattr(at.compile, name) for name in CompileTrial.__struct_fields__},
         )
 
-    def _one_try(self) -> Generator[Request | None, Tensor | None, str]:
+    def _one_try(self) -> Generator[StepBatch | None, Tensor | None, str]:
         """Train at the present learning rate to the end, or until it turns out to be infeasible; says which."""
         outcome = feasible.TRAINED
         while outcome == feasible.TRAINED and (self.at.steps < self.total or self.at.step):
@@ -116,7 +116,7 @@ class Fit(TrainingState):
         self._mark = perf_counter()
         return share
 
-    def _epoch(self) -> Generator[Request | None, Tensor | None, str]:
+    def _epoch(self) -> Generator[StepBatch | None, Tensor | None, str]:
         """Do what is left of an epoch, and test; says what came of it."""
         at, number = self.at, len(self.at.epochs) + 1
         rate = self.learning_rate()
@@ -161,7 +161,7 @@ class Fit(TrainingState):
         with measured_convolutions():
             return evaluate(self.model, self.batches.test(ten_crop), self.group, self.quick_forward if quick else None)
 
-    def _steps(self, epoch: int) -> Generator[Request | None, Tensor | None]:
+    def _steps(self, epoch: int) -> Generator[StepBatch | None, Tensor | None]:
         """Do what is left of an epoch's steps; a loss that is not finite ends them early."""
         at = self.at
         self.model.train()

@@ -21,9 +21,9 @@ from suite.training.stacked import Seed, Stack
 from suite.training.step import Step
 
 # Images, labels, and how many images the step has over all processes.
-Request = tuple[Tensor, Tensor, int]
+StepBatch = tuple[Tensor, Tensor, int]
 # A training asks for a step and is sent its loss. Between two steps, where it can be saved, it asks for nothing.
-Run = Generator[Request | None, Tensor | None, Trained]
+Run = Generator[StepBatch | None, Tensor | None, Trained]
 Outcome = Trained | Exception
 
 
@@ -72,7 +72,7 @@ class _Turn(Generic[J]):
     job: J
     fit: Training
     run: Run
-    request: Request | None = None
+    request: StepBatch | None = None
 
 
 def in_turns(
