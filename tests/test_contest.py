@@ -153,7 +153,13 @@ def test_a_transformer_is_timed_with_its_token_ids_and_mask(tmp_path: Path, suit
 def answer(rounds: list[list[float]]) -> LatencyResult:
     """As a process answers whose runs took so many seconds."""
     provider = "CPUExecutionProvider"
-    return LatencyResult(samples=rounds[0], rounds=rounds, load_seconds=0.1, first_run_seconds=0.1, provider=provider)
+    return LatencyResult(
+        samples=[run for each in rounds for run in each],
+        rounds=rounds,
+        load_seconds=0.1,
+        first_run_seconds=0.1,
+        provider=provider,
+    )
 
 
 def test_a_slower_one_is_an_error_if_it_is_asked_for(

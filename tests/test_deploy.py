@@ -131,7 +131,7 @@ def test_eight_bits_for_a_gpu_are_symmetric(path: Path, monkeypatch: pytest.Monk
 
     def measure(requests: Sequence[latency.Request]) -> list[LatencyResult]:
         tried.extend(Path(request.path).name for request in requests)
-        return [{"samples": [0.1]} for _ in requests]
+        return [LatencyResult(samples=[0.1]) for _ in requests]
 
     monkeypatch.setattr(latency, "measure", measure)
     monkeypatch.setattr(latency, "unavailable", lambda provider: None)

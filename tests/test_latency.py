@@ -146,7 +146,7 @@ def measured(ratios: list[float], asked: list[list[str]], monkeypatch: pytest.Mo
         factor = next(factors)
         seconds = {"slow": factor, "fast": 1.0}
         rounds = [[[seconds[each.path], 9.0, 0.0]] * latency.PAIRED.rounds for each in requests]
-        return [LatencyResult(samples=each[0], rounds=each) for each in rounds]
+        return [LatencyResult(samples=[run for burst in each for run in burst], rounds=each) for each in rounds]
 
     monkeypatch.setattr(latency, "measure", measure)
 

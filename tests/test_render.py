@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from suite.report import tables as report
-from suite.report.render import FORMATS, PARTS, Report, chosen, render
+from suite.report.formats import FORMATS
+from suite.report.render import PARTS, Report, chosen, render
 from suite.results.store import Store
 from suite.tables import spec
 

@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 from suite.errors import InputError
 from suite.grid import duration
 from suite.registry import PROVIDERS, STAND_INS
-from suite.report.render import FORMATS
+from suite.report.formats import FORMATS
 from suite.tables import spec
 
 RESULTS = Path("results/local")

@@ -6,7 +6,6 @@ the only thing here that is not measured.
 """
 
 import os
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -169,7 +168,7 @@ def _measure(request: ProbeRequest, start: float) -> Probe:
         elapsed = perf_counter() - begin
         if isinstance(answer, RuntimeError):
             raise answer
-    run = statistics.median(timed(answer).samples)
+    run = timed(answer).median
     timing_start = max(0.0, elapsed - 5 * run)  # two more than the samples: the first of the process and of the burst
     per_image = test_per_image, run / LEAST
     return Probe(*_line(sizes, step_seconds), *_line(sizes, memory), *per_image, exported, start, timing_start)

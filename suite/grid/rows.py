@@ -1,7 +1,6 @@
 """One line of key figures for each cell of a grid, told as it is done."""
 
 import contextlib
-import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -63,4 +62,4 @@ def _latency(inputs: Mapping[str, Any], result: LatencyResult) -> str:
     if inputs["runtime"] != "onnxruntime" or inputs["batch_size"] != 1:
         return ""
     form = "" if inputs["precision"] == "fp32" else f" {inputs['precision']}"
-    return f"{inputs['provider']}{form} {1e3 * statistics.median(timed(result).samples):.3g} ms"
+    return f"{inputs['provider']}{form} {1e3 * timed(result).median:.3g} ms"

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from msgspec import convert
-from numpy.typing import NDArray
 
 from suite.inference import latency
 from suite.inference.latency import Protocol, Request
-from suite.results.compare import CONFIDENCE, RESAMPLES, TWINS
+from suite.results import bootstrap, samples
+from suite.results.derived import percent_of_peak
 from suite.results.samples import timed
 from suite.schema.outcomes import LatencyResult, known
 
@@ -119,7 +119,7 @@ def hold(
     for outcome in outcomes:
         outcome.notes = list(dict.fromkeys(outcome.notes))
         if outcome.error is None:
-            outcome.median = _interval(outcome.rounds, sittings)
+            outcome.median = _interval(outcome, sittings)
     return outcomes
 
 
@@ -156,30 +156,17 @@ def _compare(
     if not pairs or outcome.error is not None:
         return
     random = np.random.default_rng(0)
-    drawn = np.median(np.array(pairs)[random.integers(0, len(pairs), (RESAMPLES, len(pairs)))], axis=1)
-    outcome.ratio = (float(np.median(pairs)), *_limits(drawn * _twins(random, sittings, 2)))
+    drawn = bootstrap.median_of_runs(np.array(pairs), random)
+    low, high = bootstrap.limits(drawn * bootstrap.twins(random, 2 / sittings))
+    outcome.ratio = (samples.median(pairs), low, high)
 
 
-def _interval(rounds: Sequence[Sequence[float]], sittings: int) -> tuple[float, float, float]:
-    """The median of all runs with its interval, of which whole rounds are drawn: runs of one share the machine's
-    mood."""
+def _interval(outcome: Outcome, sittings: int) -> tuple[float, float, float]:
+    """The median of all runs with its interval."""
     random = np.random.default_rng(0)
-    arrays = [np.array(each) for each in rounds]
-    draws = random.integers(0, len(arrays), (RESAMPLES, len(arrays)))
-    drawn = np.array([np.median(np.concatenate([arrays[index] for index in draw])) for draw in draws])
-    median = float(np.median(np.concatenate(arrays)))
-    return (median, *_limits(drawn * _twins(random, sittings, 1)))
-
-
-def _twins(random: np.random.Generator, sittings: int, sides: int) -> NDArray[np.float64]:
-    """What the mean of so many processes of one file differs by from others', as a factor."""
-    factors: NDArray[np.float64] = np.exp(TWINS * np.sqrt(sides / sittings) * random.standard_normal(RESAMPLES))
-    return factors
-
-
-def _limits(drawn: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    drawn = bootstrap.medians([np.array(each) for each in outcome.rounds], random)
+    low, high = bootstrap.limits(drawn * bootstrap.twins(random, 1 / sittings))
+    return samples.median(outcome.samples), low, high
 
 
 def against_peak(outcomes: Sequence[Outcome], report: Callable[[str], None] = lambda text: None) -> None:
@@ -198,7 +185,7 @@ def against_peak(outcomes: Sequence[Outcome], report: Callable[[str], None] = la
             except RuntimeError:
                 peaks[key] = None
         if peak := peaks[key]:
-            outcome.share = 2 * entrant.macs / outcome.median[0] / peak
+            outcome.share = percent_of_peak(entrant.macs, outcome.median[0], peak) / 100
 
 
 def slower(outcomes: Sequence[Outcome], allowed: float) -> list[Outcome]:

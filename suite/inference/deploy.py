@@ -133,8 +133,6 @@ def _fastest(of: networks.Source, files: list[Path], provider: str) -> tuple[Pat
     Raises:
         RuntimeError: none of them runs.
     """
-    import statistics
-
     from suite.inference.latency import THOROUGH, NotFiniteError, Request, measure
     from suite.results.samples import timed
 
@@ -145,11 +143,11 @@ def _fastest(of: networks.Source, files: list[Path], provider: str) -> tuple[Pat
     errors = []
     for file, answer in zip(files, measure(requests), strict=True):
         if isinstance(answer, NotFiniteError) and not of.trained:
-            not_finite[file] = statistics.median(timed(answer.answer).samples)
+            not_finite[file] = timed(answer.answer).median
         elif isinstance(answer, RuntimeError):
             errors.append(answer)
         else:
-            times[file] = statistics.median(timed(answer).samples)
+            times[file] = timed(answer).median
     if not (times or not_finite):
         raise errors[0]
     warnings = [] if times else ["the timed network gave logits that are not finite, as initial weights may"]

@@ -1,7 +1,6 @@
 """Does the exported file still compute the trained network? What runs it against torch on test images."""
 
 from collections.abc import Callable, Mapping
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from torch import nn
 from suite.data.batches import Batches
 from suite.inference.loaded import Loaded, Request, load
 from suite.registry import ORT, REDUCED, RUNTIMES
+from suite.results.derived import allowed_loss
 from suite.schema.outcomes import Disagreement, ParityResult
-from suite.tables.spec import LOSS, TOLERANCE
+from suite.tables.spec import TOLERANCE
 from suite.tf32 import without_tf32
 
 PRECISIONS = ("fp32", *REDUCED)
@@ -120,7 +120,7 @@ def judge(
     if exact:
         passed = difference.max() <= TOLERANCE * scale and len(ties) == len(apart)
     else:
-        passed = lost - won <= max(LOSS * right.sum(), 2 * sqrt(lost + won))
+        passed = lost - won <= allowed_loss(int(right.sum()), lost, won)
     errors = [100 * float((~answers).mean()) for answers in (right, still)]
     return ParityResult(
         images=len(labels),

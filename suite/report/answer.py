@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from suite.registry import DATA_SETS
 from suite.report import choices, findings, look
 from suite.report.plots import how_sure
-from suite.report.runs import Entry, Kind, Metric, errors, median
+from suite.report.runs import Entry, Kind, Metric, errors
+from suite.results.derived import latency_ratio
 
 CHECKED = ("cpu", "int8")
 
@@ -75,7 +76,7 @@ def _common(*nets: Entry) -> list[Kind]:
 
 
 def _ratio(net: Entry, other: Entry, kind: Kind) -> float:
-    return median(net.runs.timed[kind]) / median(other.runs.timed[kind])
+    return latency_ratio(net.runs.timed[kind].result, other.runs.timed[kind].result)
 
 
 def _quick(groups: dict[tuple[str, str], list[Entry]]) -> Iterator[Answer]:
@@ -109,7 +110,7 @@ def _files(entries: Sequence[Entry]) -> Iterator[Answer]:
     failed = [net for net in nets if not all(record.result.passed for record in net.runs.parity)]
     main = f"{len(nets) - len(failed)} of {len(nets)} networks answer in ONNX Runtime as they do in PyTorch"
     ratios = [
-        median(net.runs.timed[form]) / median(net.runs.timed[kind])
+        latency_ratio(net.runs.timed[form].result, net.runs.timed[kind].result)
         for net in nets
         for kind in _common(net)[:1]
         if (form := (*kind[:4], CHECKED[1])) in net.runs.timed

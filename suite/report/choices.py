@@ -1,12 +1,12 @@
 """What a choice of normalisation and activation costs and brings: every net beside BatchNorm and ReLU."""
 
-import statistics
 from collections.abc import Sequence
 
 from suite.registry import DATA_SETS
 from suite.report.render import Column, Line, Report
 from suite.report.runs import Entry, Kind, Metric, errors, median, quick, shortfalls, unstable, words_of
 from suite.report.tables import QUICK, three_digits
+from suite.results.derived import over_seeds
 
 # The choice beside which the others stand.
 USUAL = "relu_bn"
@@ -106,8 +106,7 @@ def _times(value: float) -> str:
 
 
 def _error(net: Entry, metric: Metric) -> float | None:
-    values = errors(net.runs, "top1", metric)
-    return statistics.median(values) if values else None
+    return over_seeds(errors(net.runs, "top1", metric))
 
 
 def _same(a: Entry, b: Entry) -> bool:

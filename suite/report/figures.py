@@ -1,9 +1,6 @@
 """Figures 2 and 3 of the paper as numbers, and NormProp's promise: a column for each curve, a line for each layer."""
 
-import csv
 import dataclasses
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -13,8 +10,8 @@ from typing import Any
 from suite.errors import InputError
 from suite.files import printable
 from suite.inference import networks
+from suite.report.formats import paragraphs, to_csv, to_grid, to_json
 from suite.report.plots import ZOOM
-from suite.report.render import escape_latex
 from suite.results.record import TrainRecord
 from suite.results.store import Store
 from suite.schema.outcomes import known
@@ -162,21 +159,15 @@ def render(figure: int | str, found: list[Curve], text_format: str, remarks: Seq
     rows = [[number, name, *line] for number, (name, line) in enumerate(zip(names, values, strict=True), start=1)]
     if text_format == "json":
         content: dict[str, Any] = {"title": TITLES[figure], "curves": [_as_json(curve) for curve in found]}
-        return json.dumps(content | {"remarks": list(remarks)}, indent=1) + "\n"
+        return to_json(content | {"remarks": list(remarks)})
     if text_format == "csv":
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([headings, *rows])
-        return out.getvalue()
-    from tabulate import tabulate
-
-    body = tabulate(
-        rows, headings, tablefmt={"github": "github", "latex": "latex_booktabs"}[text_format], floatfmt=".4g"
-    )
+        return to_csv([headings, *rows])
+    body = to_grid(headings, rows, text_format, floatfmt=".4g")
     foot = [*(f"{curve.model}: {curve.origin}" for curve in found), *remarks]
     if figure == 2 and len(names) > ZOOM:
         foot.append(f"the paper zooms on the first {ZOOM} blocks")
     if text_format == "latex":
-        title, *foot = [f"\\par {escape_latex(text)}" for text in (TITLES[figure], *foot)]
+        title, *foot = paragraphs([TITLES[figure], *foot])
     else:
         title, foot = TITLES[figure], [f"- {text}" for text in foot]
     return "\n".join([title, "", body, "", *foot]) + "\n"

@@ -16,6 +16,7 @@ from suite.registry import DATA_SETS, ORT, RUNTIMES
 from suite.report import look
 from suite.report.drawing import SHARES, Figure, Plot, Points, Series, axis, named, thin
 from suite.report.runs import PLAIN, Entry, Kind, Runs, by_epoch, errors, median, reduced, runtime_words
+from suite.results.derived import latency_ratio
 from suite.results.samples import quantiles
 from suite.schema.outcomes import Epoch, known
 
@@ -156,7 +157,7 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
         for number, kind in enumerate([kind for kind in _kinds(group) if kind[4] == PLAIN], start=1):
             rewritten = (*kind[:4], "fp32")
             ratios = {
-                entry.row.model: median(timed[rewritten]) / median(timed[kind])
+                entry.row.model: latency_ratio(timed[rewritten].result, timed[kind].result)
                 for entry in group
                 if kind in (timed := entry.runs.timed) and rewritten in timed
             }

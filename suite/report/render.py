@@ -1,8 +1,5 @@
 """A table as text: Markdown, CSV, LaTeX or JSON, with what is to be said of single cells as footnotes."""
 
-import csv
-import io
-import json
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,13 +7,12 @@ from typing import Any
 
 from suite.errors import InputError
 from suite.files import printable
+from suite.report.formats import paragraphs, to_csv, to_grid, to_json
 
 # Characters of a line of a footnote in Markdown, and of a row of brief columns.
 WIDTH = 100
 # Parts of a table, by which its columns are chosen; there may be none of a part, where nothing was measured.
 PARTS = ("model", "paper", "ours", "parity", "size", "latency", "speed", "peak")
-
-FORMATS = ("github", "csv", "latex", "json")
 
 Value = str | float | int | None
 
@@ -134,23 +130,19 @@ def _item(text: str) -> str:
 
 def _latex(report: Report) -> str:
     _, notes = printed(report, "[{}]")
-    body = _body(report, "latex_booktabs")
+    body = _body(report, "latex")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
-    lines = [f"\\par {escape_latex(text)}" for text in [report.title, *foot]]
+    lines = paragraphs([report.title, *foot])
     return "\n".join(["% needs \\usepackage{booktabs}", lines[0], "", body, "", *lines[1:]]) + "\n"
 
 
 def _csv(report: Report) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*(_no_formula(column.key) for column in report.columns), "notes"])
+    rows: list[list[str | float]] = [[*(column.key for column in report.columns), "notes"]]
     for line in report.lines:
         notes = [f"{key}: {'; '.join(texts)}" for key, texts in line.notes.items()]
         values = [line.values.get(column.key) for column in report.columns]
-        writer.writerow(
-            [*("" if value is None else _no_formula(value) for value in values), _no_formula(" | ".join(notes))]
-        )
-    return out.getvalue()
+        rows.append([*("" if value is None else value for value in values), " | ".join(notes)])
+    return to_csv([_no_formula(value) for value in row] for row in rows)
 
 
 def _no_formula(value: str | float) -> str | float:
@@ -159,7 +151,7 @@ def _no_formula(value: str | float) -> str | float:
 
 
 def _json(report: Report) -> str:
-    return json.dumps(content(report), indent=1, ensure_ascii=False) + "\n"
+    return to_json(content(report))
 
 
 def content(report: Report) -> dict[str, Any]:
@@ -197,12 +189,4 @@ def _body(report: Report, text_format: str) -> str:
     if text_format == "github":
         cells = [[text.replace("|", "\\|") for text in row] for row in cells]
     tabulate.MIN_PADDING = 0  # beside a heading; a terminal has no room for it
-    text: str = tabulate.tabulate(cells[1:], cells[0], tablefmt=text_format, disable_numparse=True)
-    return text
-
-
-def escape_latex(text: str) -> str:
-    """The text with LaTeX's special characters as themselves."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {character: f"\\{character}" for character in "&%$#_{}"}
-    return "".join(special.get(character, character) for character in text)
+    return to_grid(cells[0], cells[1:], text_format, disable_numparse=True)

@@ -6,7 +6,7 @@ machines never share a column.
 
 import statistics
 from collections.abc import Callable, Collection, Sequence
-from math import floor, sqrt
+from math import floor
 from operator import attrgetter
 
 from suite.files import printable
@@ -26,8 +26,9 @@ from suite.report.runs import (
     untrained,
     words_of,
 )
+from suite.results.derived import allowed_loss, over_seeds, percent_of_peak
 from suite.results.record import TimedRecord
-from suite.results.samples import percentiles, quantiles
+from suite.results.samples import percentiles
 from suite.results.store import Store
 from suite.schema.outcomes import Activation, ParityResult, known
 from suite.tables.spec import LOSS, METRICS, TOLERANCE, VERSIONS, Table
@@ -137,8 +138,7 @@ def _errors(
             if quick(table, runs.train):
                 for column in (ours, difference, spread) if detail else (ours,):
                     line.put(column, QUICK, *note)
-            elif values:
-                median = statistics.median(values)
+            elif (median := over_seeds(values)) is not None:
                 line.put(ours, median, *note)
                 if detail:
                     line.put(difference, median - stated if stated is not None else None, *note)
@@ -184,7 +184,7 @@ def _activation(table: Table, found: list[Runs], lines: list[Line], index: Recor
                     continue
                 figures = [_at(record.result.activation, path) for record in runs.analyze]
                 values = [value for value in figures if value is not None]
-                line.put(column, statistics.median(values) if values else None, *shortfalls(table, row, runs.train))
+                line.put(column, over_seeds(values), *shortfalls(table, row, runs.train))
     return columns
 
 
@@ -250,7 +250,7 @@ def _why(result: ParityResult) -> str:
     if lost is None or won is None or error is None:
         return ""
     right = round(result.images * (1 - error / 100))
-    allowed = max(LOSS * right, 2 * sqrt(abs(lost + won)))
+    allowed = allowed_loss(right, lost, won)
     said = f"{lost - won} of {right} right answers lost on balance"
     return f"{said}, {floor(allowed)} allowed ({LOSS:.0%}, or what chance explains)"
 
@@ -307,12 +307,12 @@ def _latency(
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue
-            (p50,) = quantiles(records[kind].result.samples, (0.5,))
+            p50 = records[kind].result.median
             line.put(median, 1e3 * p50, *unstable(records[kind]))
             line.put(speed, batch / p50)
             peak = index.peak.get((machine, provider, records[kind].inputs.threads or 0, units))
             if has_peak and peak and runs.export:
-                percent = 100 * 2 * runs.export.result.macs * batch / p50 / peak.result.flops
+                percent = percent_of_peak(runs.export.result.macs * batch, p50, peak.result.flops)
                 beyond = BEYOND if peak.result.of else BEYOND_ONE
                 line.put(share, percent, *([beyond] if percent > 100 else []))
         columns += _beside_the_median(key, name, [records.get(kind) for records in timed], lines, detail)

@@ -14,21 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suite.errors import InputError
-from suite.results import samples
+from suite.results import bootstrap, samples
 from suite.results.record import ExportRecord, LatencyRecord, TrainRecord
 from suite.results.store import Store
 from suite.schema.outcomes import known
 
-RESAMPLES = 1000
-CONFIDENCE = 0.95
-# Standard deviation of a process from its twins, relative: where its pages lie can make it slower for all its life. Of
-# 24 processes of one file that took turns it was 0.003 for ResNet-20, 0.009 for ResNet-50 and 0.005 for its int8 file.
-TWINS = 0.009
 # Fewest rounds whose spread says how certain a median is: six are the fewest whose least and greatest have the true one
 # between them in 19 of 20 cases.
 ROUNDS = 6
-# What names a cell: of a latency's inputs, and the data set that the network was trained on.
-
+# What names a case: of a latency's inputs, and the data set that the network was trained on.
 Case = tuple[tuple[str, str | int], ...]
 
 
@@ -162,26 +156,21 @@ def _verdict(found: Ratio) -> tuple[str, ...]:
 
 
 def _ratio(a: _Measured, b: _Measured) -> Ratio:
-    before, after = (float(np.median(each.samples)) for each in (a, b))
+    before, after = (samples.median(each.samples.tolist()) for each in (a, b))
     random = np.random.default_rng(0)
-    twins = np.exp(TWINS * np.sqrt(2) * random.standard_normal(RESAMPLES))
-    drawn = twins * _medians(b, random) / _medians(a, random)
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    twins = bootstrap.twins(random, 2)
+    low, high = bootstrap.limits(twins * _medians(b, random) / _medians(a, random))
     few = min((len(each.rounds) for each in (a, b) if each.rounds), default=ROUNDS)
     doubts = [f"quick, {few} rounds"] if few < ROUNDS else []
     doubts += ["measured in two ways"] if a.way != b.way else []
-    return Ratio(a.cell, a.machine, before, after, after / before, float(low), float(high), tuple(doubts))
+    return Ratio(a.cell, a.machine, before, after, after / before, low, high, tuple(doubts))
 
 
 def _medians(measured: _Measured, random: np.random.Generator) -> NDArray[np.float64]:
-    """Medians of resamples (RESAMPLES,): of rounds, or of runs where there are not two rounds."""
-    rounds = measured.rounds
-    if len(rounds) > 1:
-        draws = random.integers(0, len(rounds), (RESAMPLES, len(rounds)))
-        return np.array([np.median(np.concatenate([rounds[index] for index in draw])) for draw in draws])
-    draws = random.integers(0, len(measured.samples), (RESAMPLES, len(measured.samples)))
-    medians: NDArray[np.float64] = np.median(measured.samples[draws], axis=1)
-    return medians
+    """Medians of resamples: of rounds, or of runs where there are not two rounds."""
+    if len(measured.rounds) > 1:
+        return bootstrap.medians(measured.rounds, random)
+    return bootstrap.median_of_runs(measured.samples, random)
 
 
 def _read(path: Path) -> dict[Case, dict[str, _Measured]]:

@@ -27,6 +27,11 @@ def quantiles(values: Sequence[float], shares: Sequence[float]) -> list[float]:
     return found
 
 
+def median(values: Sequence[float]) -> float:
+    """The value below which half of all lie."""
+    return quantiles(values, (0.5,))[0]
+
+
 def percentiles(values: Sequence[float]) -> dict[str, float]:
     """Those of "p50", "p90", "p95" and "p99" for which there are enough samples."""
     known = [percent for percent, fewest in SAMPLES_FOR.items() if len(values) >= fewest]
@@ -60,6 +65,11 @@ class Timed(Struct, frozen=True, kw_only=True, gc=False):
     throttled: int
     load_seconds: float | None
     first_run_seconds: float | None
+
+    @property
+    def median(self) -> float:
+        """Of the seconds of all runs."""
+        return median(self.samples)
 
     def by_round(self) -> "list[array[float]]":
         """The seconds of each round."""

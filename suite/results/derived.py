@@ -1,0 +1,41 @@
+"""Figures computed from those of records: medians over seeds, ratios of latencies, shares of a peak, limits."""
+
+import statistics
+from collections.abc import Iterable
+from math import sqrt
+
+from suite.results.samples import Timed
+from suite.tables.spec import LOSS
+
+
+def over_seeds(values: Iterable[float]) -> float | None:
+    """The median of what was found with each seed, which is what the paper reports; None if there is nothing."""
+    found = list(values)
+    return statistics.median(found) if found else None
+
+
+def latency_ratio(timed: Timed, base: Timed) -> float:
+    """How many times the latency of the second the first one takes, by their medians."""
+    return timed.median / base.median
+
+
+def percent_of_peak(macs: int, seconds: float, flops: float) -> float:
+    """What a run reaches of the most that its machine can do, in percent.
+
+    Args:
+        macs: multiply-accumulates of the whole run, each a multiplication and an addition.
+        seconds: that the run takes.
+        flops: multiplications and additions a second, at most.
+    """
+    return 100 * 2 * macs / seconds / flops
+
+
+def allowed_loss(right: int, lost: int, won: int) -> float:
+    """How many right answers a file in reduced precision may lose on balance: 1 % of torch's, or as many as chance
+    explains, which is two standard deviations of as many coins as answers changed.
+
+    Args:
+        right: answers of torch.
+        lost, won: answers that only torch, or only the file has right.
+    """
+    return max(LOSS * right, 2 * sqrt(abs(lost + won)))
