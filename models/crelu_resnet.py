@@ -84,11 +84,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_reading(depth, act, norm, crelu_placement, np_constants, np_batchnorm, init)
-        if width is not None and not _is_count(width, 1):
-            raise ValueError(f"width={width!r}: legal values are None and positive integers")
-        if not _is_count(in_chans, 1):
-            raise ValueError(f"in_chans={in_chans!r}: legal values are positive integers")
-        _check_classes(num_classes)
+        _check_counts(width, in_chans, num_classes)
         cifar = depth in CIFAR_DEPTHS
         block: type[BasicBlock] | type[PreActBasicBlock] | type[Bottleneck] = BasicBlock
         if depth in BOTTLENECK_DEPTHS:
@@ -99,13 +95,10 @@ class ResNet(nn.Module):
         scheme = Scheme(act, norm, np_constants, np_batchnorm, "A" if cifar else "B")
 
         self.init: Init = init or NORMALIZATIONS[norm].init
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
+        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.grad_checkpointing = False
 
-        if width is None:
-            width = 16 if cifar else 64
+        width = width or (16 if cifar else 64)
         self.conv1, self.norm1 = conv_norm(norm, in_chans, width, 3 if cifar else 7, 1 if cifar else 2)
         self.act1 = nn.Identity() if preact else scheme.rectifier("stem", keep_channels=True)
         self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(3, stride=2, padding=1)
@@ -257,6 +250,14 @@ def _check_reading(
     if crelu_placement is not None:
         basic_crelu = ACTIVATIONS[act].copies > 1 and depth not in BOTTLENECK_DEPTHS
         _check("crelu_placement", crelu_placement, ("both", "inner") if basic_crelu else ("inner",))
+
+
+def _check_counts(width: int | None, in_chans: int, num_classes: int) -> None:
+    if width is not None and not _is_count(width, 1):
+        raise ValueError(f"width={width!r}: legal values are None and positive integers")
+    if not _is_count(in_chans, 1):
+        raise ValueError(f"in_chans={in_chans!r}: legal values are positive integers")
+    _check_classes(num_classes)
 
 
 def _check(name: str, value: object, legal: Sequence[object]) -> None:

@@ -8,7 +8,7 @@ from onnxscript import ir
 from torch import Tensor, nn
 
 from suite.export.blocks import BLOCK, fill
-from suite.export.exporter import _to_onnx
+from suite.export.exporter import to_onnx
 
 FEW = 5
 
@@ -33,7 +33,8 @@ def filled(*modules: nn.Module) -> tuple[int, bool, list[list[int]]]:
     network = nn.Sequential(*modules).eval()
     for parameter in network.parameters():
         parameter.data.random_(-3, 4)
-    model = _to_onnx(network, 9).model
+    channels = next(each.in_channels for each in modules if isinstance(each, nn.Conv2d))
+    model = to_onnx(network, torch.randn(2, channels, 9, 9), ["logits"])
     before = ir.to_proto(model).SerializeToString()
     count = fill(model.graph)
     ir.passes.common.RemoveUnusedNodesPass()(model)

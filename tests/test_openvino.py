@@ -18,6 +18,7 @@ from suite.inference import contest, latency, loaded
 from suite.inference.feeds import Input
 from suite.inference.loaded import Request
 from suite.registry import RUNTIMES
+from suite.schema.outcomes import LatencyResult
 
 Suite = Callable[..., tuple[int, str, str]]
 SHORT = latency.Protocol(rounds=2, min_seconds=0.0, min_runs=5, max_runs=50, warmup=1)
@@ -85,16 +86,16 @@ def test_all_runtimes_have_one_form(net: Path) -> None:
 
 def test_it_is_told_float32_one_stream_and_the_threads(net: Path) -> None:
     answer, own = latency.measure([asked(net), asked(net, runtime=DEFAULT)])
-    assert isinstance(answer, dict)
-    assert isinstance(own, dict)
-    settings = answer["settings"]
+    assert isinstance(answer, LatencyResult)
+    assert isinstance(own, LatencyResult)
+    settings: Any = answer.settings
     assert (settings["INFERENCE_PRECISION_HINT"], settings["NUM_STREAMS"]) == ("f32", "1")
     assert (settings["INFERENCE_NUM_THREADS"], settings["PERFORMANCE_HINT"]) == ("1", "LATENCY")
     assert settings["runtimePrecision"] == {"f32": sum(settings["runtimePrecision"].values())}
-    assert answer["provider"] == "CPU"
-    assert [len(burst) for burst in answer["rounds"]] == [5, 5]
+    assert answer.provider == "CPU"
+    assert [len(burst) for burst in answer.rounds_ns] == [5, 5]
     expected = "bf16" if env.cpu_multiplies_bfloat16() else "f32"
-    assert own["settings"]["INFERENCE_PRECISION_HINT"] == expected
+    assert own.settings["INFERENCE_PRECISION_HINT"] == expected
 
 
 def test_a_file_of_quantized_values_runs_in_8_bits(net: Path) -> None:

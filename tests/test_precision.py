@@ -14,7 +14,7 @@ from onnxscript import ir
 from torch import nn
 
 import models  # noqa: F401 - registers the networks with timm
-from suite.export.exporter import _to_onnx, check, fold, to_graph
+from suite.export.exporter import check, to_graph
 from suite.export.nodes import name_after_layers
 from suite.export.precision import Activations, difference, magnitudes, to_float16, to_int8
 from suite.export.rewrite import apply_rewrites
@@ -31,7 +31,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.2, 0.6)
             nn.init.uniform_(norm.bias, -0.3, 0.3)
-    model = _to_onnx(fold(module), 32).model
+    model = to_graph(module, 32)
     apply_rewrites(model)
     name_after_layers(model)
     path = tmp_path_factory.mktemp(request.param) / "model.onnx"

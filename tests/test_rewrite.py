@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import models
 from suite.export.blocks import BLOCK
-from suite.export.exporter import _to_onnx, fold
+from suite.export.exporter import to_graph, to_onnx
 from suite.export.nodes import name_after_layers
 from suite.export.rewrite import apply_rewrites, difference
 
@@ -64,7 +64,7 @@ class Exported:
 
     def __init__(self, module: nn.Module, size: int) -> None:
         self.module = module
-        model = _to_onnx(fold(module), size).model
+        model = to_graph(module, size)
         self.plain = serialized(model)
         self.counts = apply_rewrites(model)
         name_after_layers(model)
@@ -240,7 +240,7 @@ def test_the_file_says_nothing_of_the_machine_that_wrote_it(exported: Callable[[
 def rewritten(module: nn.Module, channels: int, size: int = 9) -> tuple[bytes, bytes, Counter[str]]:
     """A module's graph before and after, behind a convolution that takes three channels to its own."""
     whole = nn.Sequential(nn.Conv2d(3, channels, 1), module).eval()
-    model = _to_onnx(whole, size).model
+    model = to_onnx(whole, torch.randn(2, 3, size, size), ["logits"])
     before = serialized(model)
     apply_rewrites(model)
     return before, serialized(model), Counter(node.op_type for node in model.graph)

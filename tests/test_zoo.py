@@ -213,3 +213,11 @@ def test_what_a_model_gives_may_have_several_parts() -> None:
 
     parts: Any = {"a": torch.ones(1), "b": (torch.zeros(2), [torch.ones(3)])}
     assert [len(each) for each in tensors(parts)] == [1, 2, 3]
+
+
+def test_the_callers_random_state_is_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    zoo.build(zoo.named("resnet20_relu_bn"))
+    assert torch.equal(torch.rand(3), expected)

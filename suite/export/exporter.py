@@ -157,11 +157,18 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
 def to_graph(model: nn.Module, size: int) -> ir.Model:
     """The exporter's graph of the folded network, for images of size x size pixels; its input and output as `export`
     says, its nodes with the names of their modules in their metadata."""
-    return _to_onnx(fold(model), size).model
+    return to_onnx(fold(model), torch.randn(2, _in_channels(model), size, size), ["logits"])
 
 
-def _to_onnx(model: nn.Module, size: int) -> torch.onnx.ONNXProgram:
-    example = torch.randn(2, _in_channels(model), size, size)  # a batch of one would be taken for a constant
+def to_onnx(model: nn.Module, example: Tensor, outputs: list[str] | None, free: bool = True) -> ir.Model:
+    """What PyTorch's exporter makes of a network: the graph of the default export.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        example: for which it is traced; of two inputs, since a batch of one would be taken for a constant.
+        outputs: their names; None for the exporter's own.
+        free: whether the batch size is free.
+    """
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter's own use of what PyTorch deprecates; nothing that a caller could change.
         warnings.simplefilter("ignore")
@@ -169,15 +176,15 @@ def _to_onnx(model: nn.Module, size: int) -> torch.onnx.ONNXProgram:
             model,
             (example,),
             input_names=["input"],
-            output_names=["logits"],
+            output_names=outputs,
             opset_version=OPSET,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if free else None,
             dynamo=True,
             optimize=True,
             verbose=False,
         )
     assert program is not None  # only the old exporter returns nothing
-    return program
+    return program.model
 
 
 def _in_channels(model: nn.Module) -> int:

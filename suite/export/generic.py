@@ -5,7 +5,6 @@ each rewrite is tried by itself, run against the graph before it, and left out w
 """
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from suite import env
 from suite.errors import first_line
-from suite.export.exporter import OPSET, cost
+from suite.export.exporter import OPSET, cost, to_onnx
 from suite.export.nodes import name_after_layers
 from suite.export.rewrite import RULES, TOLERANCE, difference
 from suite.session import open_session
@@ -131,11 +130,11 @@ def _graph(model: nn.Module, shape: Sequence[int]) -> tuple[ir.Model, str, list[
     outputs = _tensors(result)
     names = ["logits"] if isinstance(result, Tensor) else None
     try:
-        return _exported(model, example, names, free=True), "free", said, outputs
+        return to_onnx(model, example, names), "free", said, outputs
     except Exception as error:  # the exporter's own, of which there are many kinds
         said.append(f"the batch size is fixed at 1, since the exporter finds no free one: {first_line(error)[:120]}")
     try:
-        return _exported(model, example[:1], names, free=False), "1", said, outputs
+        return to_onnx(model, example[:1], names, free=False), "1", said, outputs
     except Exception as error:
         raise RuntimeError(f"PyTorch's exporter cannot make a graph of it: {first_line(error)}") from None
 
@@ -146,25 +145,6 @@ def _tensors(output: Any) -> list[Tensor]:
         return [output]
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
     return [tensor for part in parts for tensor in _tensors(part)]
-
-
-def _exported(model: nn.Module, example: Tensor, names: list[str] | None, free: bool) -> ir.Model:
-    with torch.no_grad(), warnings.catch_warnings():
-        # The exporter's own use of what PyTorch deprecates; nothing that a caller could change.
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model,
-            (example,),
-            input_names=["input"],
-            output_names=names,
-            opset_version=OPSET,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if free else None,
-            dynamo=True,
-            optimize=True,
-            verbose=False,
-        )
-    assert program is not None  # only the old exporter returns nothing
-    return program.model
 
 
 def rewritten(graph: ir.Model, shape: tuple[int, ...]) -> tuple[ir.Model, dict[str, int], list[str]]:

@@ -143,9 +143,10 @@ def build(of: Network, weights: Path | None = None) -> "nn.Module":
     arguments = dict(of.arguments)
     if tensors and (classes := _classes(of, tensors)) is not None:
         arguments.setdefault("num_classes", classes)
-    torch.manual_seed(0)
     try:
-        model: nn.Module = timm.create_model(of.model, pretrained=False, **arguments)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: nn.Module = timm.create_model(of.model, pretrained=False, **arguments)
     except Exception as error:  # of a model that is not this project's it may be any
         raise InputError(f"{of.model}: timm cannot make it: {in_words(error)}") from None
     if path:

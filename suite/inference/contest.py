@@ -65,7 +65,7 @@ class Outcome:
     first: list[float] = field(default_factory=list)
     provider: str = ""
     nodes: dict[str, int] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     median: tuple[float, float, float] | None = None
     ratio: tuple[float, float, float] | None = None
@@ -137,7 +137,7 @@ def _take(outcome: Outcome, answer: LatencyResult | RuntimeError) -> list[list[f
     outcome.load.append(found.load_seconds or 0.0)
     outcome.first.append(found.first_run_seconds or 0.0)
     outcome.provider, outcome.nodes = str(answer.provider), convert(known(answer.nodes) or {}, dict[str, int])
-    outcome.settings = convert(known(answer.settings) or {}, dict[str, Any])
+    outcome.settings = convert(known(answer.settings) or {}, dict[str, object])
     if found.throttled:
         outcome.notes.append("the container's CPU quota stopped the machine meanwhile")
     return rounds

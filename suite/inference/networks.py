@@ -91,9 +91,10 @@ def source(name: str, size: int | None = None) -> Iterator[Source]:
                 )
             import torch
 
-            torch.manual_seed(0)
             folder = Path(scratch)
-            save_for_hf(timm.create_model(name), str(folder), safe_serialization=True)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                save_for_hf(timm.create_model(name), str(folder), safe_serialization=True)
         config = read_config(folder)
         usual = timm.get_pretrained_cfg(config.model)
         assert usual is not None  # every network of this project has one
