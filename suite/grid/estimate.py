@@ -13,8 +13,9 @@ import msgspec
 from suite import env
 from suite.errors import InputError
 from suite.grid import duration, remaining
-from suite.grid.plan import Cell, Grid, Options, Stage, plan, within_reach
+from suite.grid.plan import Cell, Grid, Options, Stage, plan
 from suite.grid.probe import Probe, Prober, Request
+from suite.grid.reach import within_reach
 from suite.results.store import Store
 from suite.tables import spec
 from suite.tables.spec import Row

@@ -13,7 +13,8 @@ from suite.errors import InputError
 from suite.grid import cleaning, status, workers
 from suite.grid.claims import Claims
 from suite.grid.perform import Performer, device_of
-from suite.grid.plan import Grid, Options, Stage, lacking, left_out, plan, within_reach
+from suite.grid.plan import Grid, Options, Stage, plan
+from suite.grid.reach import lacking, left_out, within_reach
 from suite.grid.worker import LOOK as LOOK
 from suite.grid.worker import Worker as Worker
 from suite.grid.worker import has_files, is_stored

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from suite.registry import DATA_SETS
 from suite.report import choices, findings, look
+from suite.report.entries import Entry, Metric, errors
+from suite.report.kinds import Kind, median
 from suite.report.plots import how_sure
-from suite.report.runs import Entry, Kind, Metric, errors, median
 
 CHECKED = ("cpu", "int8")
 

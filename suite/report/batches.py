@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from suite.registry import DATA_SETS
+from suite.report.entries import Entry
+from suite.report.kinds import Kind, median, words_of
 from suite.report.render import Column, Line, Report
-from suite.report.runs import Entry, Kind, median, words_of
 
 
 def table(entries: Sequence[Entry]) -> Report | None:

@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Sequence
 
 from suite.registry import DATA_SETS
+from suite.report.entries import Entry, Metric, errors, quick, shortfalls
+from suite.report.kinds import Kind, median, unstable, words_of
 from suite.report.render import Column, Line, Report
-from suite.report.runs import Entry, Kind, Metric, errors, median, quick, shortfalls, unstable, words_of
 from suite.report.tables import QUICK, three_digits
 
 # The choice beside which the others stand.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from suite.registry import DATA_SETS
-from suite.report.runs import Entry, Metric, errors
+from suite.report.entries import Entry, Metric, errors
 from suite.tables import spec
 
 Verdict = Literal["confirmed", "contradicted", "too close to tell", "not yet measured"]

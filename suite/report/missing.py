@@ -4,7 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
-from suite.report.runs import Entry
+from suite.report.entries import Entry
 from suite.report.tables import ANALYSED
 from suite.results.store import Store
 from suite.tables import spec

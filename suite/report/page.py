@@ -17,10 +17,11 @@ from suite.report import batches, choices, findings, look, plots, svg
 from suite.report import tables as report
 from suite.report.answer import answers
 from suite.report.drawing import Figure
+from suite.report.entries import Entry, Metric
 from suite.report.missing import lacking
 from suite.report.provenance import Provenance
 from suite.report.render import Report, render
-from suite.report.runs import Entry, Metric, Records
+from suite.report.runs import Records
 from suite.report.sheet import sheet
 from suite.report.template import asset, fill
 from suite.results.store import Store

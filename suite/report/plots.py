@@ -15,7 +15,9 @@ from typing import Literal
 from suite.registry import DATA_SETS, ORT, RUNTIMES
 from suite.report import look
 from suite.report.drawing import SHARES, Figure, Plot, Points, Series, axis, named, thin
-from suite.report.runs import PLAIN, Entry, Kind, Runs, by_epoch, errors, median, reduced, runtime_words
+from suite.report.entries import Entry, by_epoch, errors
+from suite.report.kinds import PLAIN, Kind, median, reduced, runtime_words
+from suite.report.runs import Runs
 from suite.results.samples import quantiles
 from suite.schema.outcomes import Epoch, known
 

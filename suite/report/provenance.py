@@ -9,7 +9,8 @@ from typing import Any
 from msgspec import UnsetType
 
 from suite.registry import DATA_SETS
-from suite.report.runs import Entry, kind_of, words_of
+from suite.report.entries import Entry
+from suite.report.kinds import kind_of, words_of
 from suite.results.record import Record, Source, TimedRecord
 from suite.schema.inputs import Inputs, LatencyInputs, OnData, TrainInputs
 from suite.schema.outcomes import known

@@ -11,21 +11,10 @@ from operator import attrgetter
 
 from suite.files import printable
 from suite.registry import ORT, RUNTIMES, lacks
+from suite.report.entries import Metric, errors, quick, shortfalls, untrained
+from suite.report.kinds import PLAIN, reduced, runtime_words, unstable, words_of
 from suite.report.render import Column, Line, Report
-from suite.report.runs import (
-    PLAIN,
-    Metric,
-    Records,
-    Runs,
-    errors,
-    quick,
-    reduced,
-    runtime_words,
-    shortfalls,
-    unstable,
-    untrained,
-    words_of,
-)
+from suite.report.runs import Records, Runs
 from suite.results.record import TimedRecord
 from suite.results.samples import percentiles, quantiles
 from suite.results.store import Store
