@@ -12,7 +12,7 @@ import msgspec
 
 from suite import env
 from suite.errors import InputError
-from suite.grid import duration, remaining
+from suite.grid import duration, own, remaining
 from suite.grid.plan import Cell, Grid, Options, Stage, plan
 from suite.grid.probe import Probe, Prober, Request
 from suite.grid.reach import within_reach
@@ -58,9 +58,13 @@ def _asked(cell: Cell, options: Options) -> tuple[Request, dict[str, Any]]:
     from suite.grid.perform import device_of
 
     classes = len(cell.dataset.classes)
-    request = Request(cell.row.model, classes, cell.recipe, device_of(options.device), options.precision, cell.size)
+    how = device_of(options.device), options.precision, cell.size
+    request = Request(cell.row.model, classes, cell.recipe, *how, dict(cell.row.arguments), options.imports)
     more = {"version": spec.VERSIONS["probe"], "machine": env.machine()["id"], "versions": env.versions()}
-    return request, asdict(request) | more
+    more |= {"source": cell.source} if cell.source else {}
+    # The modules are known by their text, and arguments no part of what was measured before there were any.
+    left_out = ("modules",) if request.arguments else ("modules", "arguments")
+    return request, {name: value for name, value in asdict(request).items() if name not in left_out} | more
 
 
 class Probes:
@@ -128,7 +132,7 @@ class Probes:
 
 def _name(cell: Cell) -> str:
     """What cells have in common whose measurement is the same."""
-    return json.dumps([cell.row.model, asdict(cell.recipe), len(cell.dataset.classes)])
+    return json.dumps([cell.row.model, cell.row.arguments, asdict(cell.recipe), len(cell.dataset.classes)])
 
 
 def costs(grid: Grid, store: Store, probes: Probes) -> dict[Cell, Cost]:
@@ -201,7 +205,7 @@ def choose(grid: Grid, found: Mapping[Cell, Cost], seconds: float) -> list[Cell]
 
 
 def _worth(cell: Cell, chosen: Collection[Cell]) -> float:
-    rows = {other.row.model + other.row.data: other.row for other in chosen}
+    rows = {(other.row.title, other.row.data): other.row for other in chosen}
     repeated = sum(other.row == cell.row for other in chosen)
     return (1 + sum(_compares(cell.row, row) for row in rows.values())) / (1 + repeated)
 
@@ -269,6 +273,8 @@ def expect(options: Options, budget: float | None, say: Callable[[str], None], w
     """
     start = perf_counter()
     grid, store = plan(options), Store(options.results)
+    if grid.table.own:
+        own.check_networks(grid.cells)
     grid, beyond = within_reach(
         grid,
         lambda stage: store.standing(stage.kind, stage.inputs) is not None,

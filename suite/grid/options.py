@@ -8,15 +8,17 @@ from typing import Literal
 
 from suite.registry import ORT
 from suite.tables import spec
+from suite.tables.spec import Table
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to run, as the command line takes it; `suite run --help` explains each. Of the cells `only` those of these
-    names are run, or all, and nothing is begun after the moment `until`. With 0 `workers` there are as many as suit the
-    work, and unless `keep` is set a finished quick run removes its weights and ONNX files."""
+    """What to run, as the command line takes it; `suite run --help` explains each. A `table` is one of the paper's by
+    its number, or a user's own, whose models the modules `imports` register with timm. Of the cells `only` those of
+    these names are run, or all, and nothing is begun after the moment `until`. With 0 `workers` there are as many as
+    suit the work, and unless `keep` is set a finished quick run removes its weights and ONNX files."""
 
-    table: int
+    table: int | Table
     results: Path
     profile: Literal["quick", "paper"] = "quick"
     rows: tuple[str, ...] = ()
@@ -45,8 +47,10 @@ class Options:
     until: datetime | None = None
     tensorboard: Path | None = None
     keep: bool = True
+    imports: tuple[str, ...] = ()
 
     @property
     def is_quick(self) -> bool:
         """Whether networks are trained for a few steps, to try all else."""
-        return self.profile == "quick" and self.epochs is None
+        shortened = isinstance(self.table, int) or bool(self.table.quick)
+        return shortened and self.profile == "quick" and self.epochs is None

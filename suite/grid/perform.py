@@ -223,6 +223,7 @@ class Performer:
                 self._batches(cell, cell.recipe, device, self.group),
                 cell.seed,
                 each.folder,
+                dict(cell.row.arguments),
                 checkpoints=self.store.checkpoints("train", each.stage.inputs),
                 on_step=each.step,
                 on_epoch=self._epoch_log(each.stage),
@@ -265,7 +266,7 @@ class Performer:
         return log
 
     def _export(self, stage: Stage, folder: Path, step: progress.Steps) -> ExportResult:
-        from suite.export.exporter import export
+        from suite.export.trained import export
         from suite.inference import networks
 
         (train,), cell, size = stage.needs, _cell(stage), stage.inputs["size"]
@@ -293,6 +294,7 @@ class Performer:
 
     def _convert(self, stage: Stage, folder: Path, step: progress.Steps) -> ConvertResult:
         """The exported file in fewer bits, with images to calibrate int8 on and to see whether float16 holds them."""
+        from suite.export import zoo
         from suite.inference import reduced
 
         (export,) = stage.needs
@@ -303,7 +305,8 @@ class Performer:
         batches = self._batches(cell, cell.deployed, "cpu", weights=weights)
         activations = stage.inputs.get("activations", "unsigned")
         images = reduced.calibration(batches)
-        found = reduced.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
+        ours = zoo.is_ours(cell.row.model)
+        found = reduced.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations, ours=ours)
         return convert(found, ConvertResult)
 
     def _parity(self, stage: Stage, folder: Path, step: progress.Steps) -> ParityResult:
@@ -344,10 +347,12 @@ class Performer:
 
         (source,) = stage.needs
         path = self._weights(source) if source.kind == "train" else self._file(source, "model.onnx")
+        modules = self.options.imports
         fields = dataclasses.fields(latency.Request)
         names = {field.name for field in fields if field.default is dataclasses.MISSING} - {"path", "protocol"}
         settings = {name: stage.inputs[name] for name in names}
-        return latency.Request(path=str(path), protocol=latency.Protocol(**stage.inputs["protocol"]), **settings)
+        protocol = latency.Protocol(**stage.inputs["protocol"])
+        return latency.Request(path=str(path), protocol=protocol, modules=modules, **settings)
 
     def _batches(
         self,
@@ -396,19 +401,23 @@ def _length(stage: Stage) -> float:
     images = cell.recipe.epochs * len(cell.dataset.train)
     if cell.recipe.max_steps is not None:
         images = min(images, cell.recipe.max_steps * cell.recipe.batch_size)
-    return images * _macs(cell.row.model, len(cell.dataset.classes), cell.recipe.train_size)
+    arguments = json.dumps({"num_classes": len(cell.dataset.classes), **cell.row.arguments})
+    return images * _macs(cell.row.model, arguments, cell.recipe.train_size)
 
 
 @cache
-def _macs(model: str, classes: int, size: int) -> int:
-    """Multiply-accumulates of a network for one image; 0 of one that cannot be made, as its training will say."""
+def _macs(model: str, arguments: str, size: int) -> int:
+    """Multiply-accumulates of a network for one image; 0 of one that cannot be made, as its training will say, or in
+    which they cannot be counted."""
     import timm
+    import torch
 
-    from suite.export.exporter import cost
+    from suite.export.generic import cost_of
 
     try:
-        return cost(timm.create_model(model, num_classes=classes, device="meta"), size)["macs"]
-    except RuntimeError:
+        with torch.device("meta"):
+            return cost_of(timm.create_model(model, **json.loads(arguments)), (3, size, size))["macs"] or 0
+    except Exception:  # what a stranger's network does there cannot be foreseen
         return 0
 
 

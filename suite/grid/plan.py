@@ -5,12 +5,10 @@ inputs hold the keys of those before it, so that a key stands for all that was a
 which device, is in the result: whoever does a stage first does it for all.
 """
 
-import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from suite.errors import InputError
+from suite.grid import datasets, own
 from suite.grid import stages as making
 from suite.grid.options import Options as Options
 from suite.grid.stages import TIMED as TIMED
@@ -18,12 +16,9 @@ from suite.grid.stages import Cell as Cell
 from suite.grid.stages import Stage as Stage
 from suite.grid.stages import asked_as as asked_as
 from suite.grid.stages import turn_of as turn_of
-from suite.registry import REDUCED, STAND_INS, lacks
+from suite.registry import REDUCED, lacks
 from suite.tables import spec
 from suite.tables.spec import Table
-
-if TYPE_CHECKING:
-    from suite.data.sets import Dataset
 
 
 @dataclass(frozen=True)
@@ -50,21 +45,21 @@ def plan(options: Options, processes: int = 1) -> Grid:
         processes: that share each training batch.
 
     Raises:
-        InputError: the paper profile without data, data that no row uses, data that cannot be read, or a table without
-            the stages asked for.
+        InputError: the paper profile without data, data that no row uses, data that cannot be read, a model that there
+            is not, or a table without the stages asked for.
     """
     table = spec.selected(options.table, options.rows, options.depth)
-    datasets = _datasets(table, options)
+    sources = own.sources(table, options.imports)
     cells = tuple(
         Cell(
             row,
             spec.recipe_for(table, row, options.profile, options.epochs, options.steps),
-            datasets[row.data],
+            dataset,
             seed,
             spec.recipe_for(table, row).test_size,
+            sources.get(row.model),
         )
-        for row in table.rows
-        if row.data in datasets
+        for row, dataset in datasets.of_rows(table, options)
         for seed in range(options.seeds)
     )
     if options.only is not None:
@@ -98,35 +93,5 @@ def plan(options: Options, processes: int = 1) -> Grid:
     asked = tuple(stage for stage in stages if asked_as(stage.kind) in options.stages)
     if stages and not asked:
         legal = ", ".join(name for name in spec.STAGES if name in {asked_as(stage.kind) for stage in stages})
-        raise InputError(f"--stages {','.join(options.stages)}: table {table.number} has none, but {legal}")
+        raise InputError(f"--stages {','.join(options.stages)}: {table.label} has none, but {legal}")
     return Grid(table, cells, asked, tuple(stage for stage in stages if stage.kind == "train"))
-
-
-def with_downloads(options: Options, folder: Path) -> Options:
-    """The options with the CIFAR data of their rows, as far as not given, fetched into `folder`.
-
-    Raises:
-        InputError: a data set cannot be fetched.
-    """
-    from suite.data import sets as data
-
-    table = spec.selected(options.table, options.rows, options.depth)
-    lacking = sorted({row.data for row in table.rows} - set(options.data))
-    return dataclasses.replace(
-        options, data={**options.data, **{name: data.download(name, folder) for name in lacking}}
-    )
-
-
-def _datasets(table: Table, options: Options) -> dict[str, "Dataset"]:
-    from suite.data import sets as data
-
-    wanted = {row.data for row in table.rows}
-    for name in options.data:
-        if name not in wanted:
-            raise InputError(f"--data {name}=...: no row to run uses {name}, but {', '.join(sorted(wanted))}")
-    if options.profile == "paper" and not options.data:
-        names = " ".join(f"--data {name}=PATH" for name in sorted(wanted))
-        raise InputError(f"--profile paper trains on the paper's data: give {names} (one of them runs its rows)")
-    if options.data:
-        return {name: data.load(name, path) for name, path in options.data.items()}
-    return {name: data.load(STAND_INS[name]) for name in sorted(wanted)}

@@ -23,13 +23,14 @@ TIMED = ("peak", "latency")
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One row with one seed: a network to train by `recipe`, and to export, check and time for images of the paper's
-    size, which a quick run does not train at."""
+    size, which a quick run does not train at. `source` is the digest of the module that defines a user's own model."""
 
     row: Row
     recipe: Recipe
     dataset: "Dataset"
     seed: int
     size: int
+    source: str | None = None
 
     @property
     def deployed(self) -> Recipe:
@@ -39,7 +40,7 @@ class Cell:
     @property
     def name(self) -> str:
         """For people: the network, its data, and its seed unless that is the first."""
-        return f"{self.row.model} on {self.dataset.name}" + (f" seed {self.seed}" if self.seed else "")
+        return f"{self.row.title} on {self.dataset.name}" + (f" seed {self.seed}" if self.seed else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,17 +86,21 @@ def turn_of(stage: Stage) -> tuple[Any, ...]:
 def beside(stage: Stage) -> str:
     """What brings the timings together that a reader compares, of networks that differ in activation or width alone."""
     depth, *parts = str(stage.inputs["model"]).split("_")
-    return f"{depth}_{parts[-1]}"
+    return f"{depth}_{parts[-1]}" if parts else depth
 
 
 def _inputs(kind: str, cell: Cell, **inputs: Any) -> dict[str, Any]:
-    return {"model": cell.row.model, "version": spec.version_of(kind, cell.row.model, inputs.get("form")), **inputs}
+    # Neither is among the inputs of the paper's rows, whose keys they would change.
+    arguments = {"arguments": dict(cell.row.arguments)} if cell.row.arguments else {}
+    version = spec.version_of(kind, cell.row.model, inputs.get("form"))
+    return {"model": cell.row.model, "version": version, **arguments, **inputs}
 
 
 def training(cell: Cell, options: Options, processes: int) -> Stage:
     """The training of a cell by so many processes."""
     # BatchNorm's statistics are a process's own, so that the result depends on how many share a batch.
-    shared = {"processes": processes} if processes > 1 else {}
+    shared: dict[str, Any] = {"processes": processes} if processes > 1 else {}
+    shared |= {"source": cell.source} if cell.source else {}
     inputs = _inputs(
         "train",
         cell,

@@ -44,22 +44,26 @@ def convert(
     images: Calibration,
     activations: "Activations" = "unsigned",
     trained: bool = True,
+    ours: bool = True,
 ) -> dict[str, Any]:
-    """Write an exported file in fewer bits: "fp16", or "int8" calibrated on images, with `activations` of a kind.
+    """Write an exported file in fewer bits: "fp16", or "int8" calibrated on images, with `activations` of a kind; of a
+    network that is not `ours` nothing is known beforehand.
 
     Returns:
-        What `exporter.check` says of the file, and `calibration` in words; for float16 `greatest_activation` (in
-        float32, on these images), and if float16 does not hold it, and the network is not `trained`, `warnings`.
+        What `exporter.check` says of the file, or `exporter.describe` unless it is `ours`, and `calibration` in words;
+        for float16 `greatest_activation` (in float32, on these images), and if float16 does not hold it, and the
+        network is not `trained`, `warnings`.
 
     Raises:
         RuntimeError: float16 does not hold a weight, or an activation of a trained network on these images; or the file
             is not what it is meant to be.
     """
-    from suite.export.exporter import check
+    from suite.export import exporter
     from suite.export.precision import FLOAT16, magnitudes, to_float16, to_int8
 
+    check = exporter.check if ours else exporter.describe
     if form == "int8":
-        to_int8(path, out, images.batches, activations=activations)
+        to_int8(path, out, images.batches, activations=activations, normprop=ours)
         return check(out) | {"calibration": images.words}
     to_float16(path, out)
     found = magnitudes(path, images.batches, env.available_cores())

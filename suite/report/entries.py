@@ -9,7 +9,7 @@ from suite.registry import DATA_SETS
 from suite.report.runs import Runs
 from suite.results.record import TrainRecord
 from suite.schema.outcomes import Epoch, Try, known
-from suite.tables.spec import Row, Table, within_an_epoch
+from suite.tables.spec import Row, Table, recipe_for, within_an_epoch
 
 Metric = Literal["last", "best"]
 
@@ -68,6 +68,12 @@ class Entry:
     runs: Runs
 
     @property
+    def depth(self) -> str:
+        """What the nets of one group have in common, as in "resnet20"; empty of a table of a user's own, whose rows are
+        all of one group."""
+        return "" if self.table.own else self.row.model.partition("_")[0]
+
+    @property
     def comparable(self) -> bool:
         """Whether its errors may be compared with the paper's."""
         return comparable(self.table, self.row, self.runs)
@@ -104,8 +110,8 @@ def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
         parts.append(f"on the embedded {data.name}, not on {row.data}")
     if recipe.max_steps is not None:
         parts.append(f"{result.steps} training steps")
-    elif recipe.epochs < table.recipe.epochs:
-        parts.append(f"{recipe.epochs} of {table.recipe.epochs} epochs")
+    elif recipe.epochs < (epochs := recipe_for(table, row).epochs):
+        parts.append(f"{recipe.epochs} of {epochs} epochs")
     if result.test_images < data.test:
         parts.append(f"{result.test_images} of {data.test} test images")
     registered = DATA_SETS.get(data.name)
@@ -115,11 +121,11 @@ def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
     notes = []
     limited = recipe.max_steps is not None or data.name != row.data
     if parts:
-        notes.append(
-            f"{'quick run' if limited else 'shortened run'}, not comparable with the paper: {', '.join(parts)}"
-        )
+        whom = "whole runs" if table.own else "the paper"
+        notes.append(f"{'quick run' if limited else 'shortened run'}, not comparable with {whom}: {', '.join(parts)}")
     if not limited and len(train) < table.seeds:
-        notes.append(f"{len(train)} of the {table.seeds} runs whose median the paper gives")
+        whole = "that the table asks for" if table.own else "whose median the paper gives"
+        notes.append(f"{len(train)} of the {table.seeds} runs {whole}")
     if rates != {recipe.learning_rate} and any(run.result.trained for run in train):
         notes.append(f"trained at a learning rate of {', '.join(f'{r:g}' for r in sorted(rates))} after halving")
     return notes

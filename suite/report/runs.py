@@ -10,8 +10,9 @@ from typing import TypeVar
 
 import msgspec
 
+from suite import modules
 from suite.files import printable
-from suite.registry import ORT, STAND_INS
+from suite.registry import ORT, stand_in
 from suite.report.kinds import Kind, kind_of
 from suite.results.notes import Failure
 from suite.results.record import (
@@ -27,13 +28,17 @@ from suite.results.record import (
     in_seconds,
 )
 from suite.results.store import Store
-from suite.schema.inputs import Inputs
+from suite.schema.inputs import Data, Inputs
+from suite.tables.own import OwnTable
 from suite.tables.spec import Row, Table, outdated, recipe_for
 
 S = TypeVar("S", bound=Record[Inputs, object])
 
 # What is said of a row whose only runs are of an earlier version of its network.
 OUTDATED = "run before its initial weights or its BatchNorm were corrected, which does not count; run it anew"
+
+# And of one that was only run with another text of the module that defines its model.
+CHANGED = "run with another text of its module, which does not count; run it anew"
 
 # Execution provider of a parity, behind the runtime if that is not ONNX Runtime, and precision; and those of the one
 # that every row has.
@@ -79,9 +84,10 @@ class Records:
         models: only records of these models; None for all.
         trained: keys of the training records to use; None for all.
         failed: of which kinds of stages failures are told; None for all.
+        imports: the modules that define models of a user's own; what was run with another text of them does not count.
 
     Raises:
-        InputError: a record cannot be read.
+        InputError: a record cannot be read, or there is no such module.
     """
 
     def __init__(
@@ -90,7 +96,9 @@ class Records:
         models: Collection[str] | None = None,
         trained: frozenset[str] | None = None,
         failed: Collection[str] | None = None,
+        imports: Sequence[str] = (),
     ) -> None:
+        sources = modules.digests(imports)
 
         def each(kind: type[K], kept: Callable[[K], S]) -> list[S]:
             found: dict[str, S] = {}
@@ -102,9 +110,13 @@ class Records:
 
         self.train: dict[str, list[TrainRecord]] = {}
         self._outdated: set[tuple[str, str]] = set()  # model and data
+        self._changed: set[tuple[str, str]] = set()
         for train in each(TrainRecord, _same):
             model = train.inputs.model
-            if outdated(model, train.inputs.version):
+            source = train.inputs.source
+            if source is not None and sources and source not in sources:
+                self._changed.add((model, train.inputs.data.name))
+            elif outdated(model, train.inputs.version):
                 self._outdated.add((model, train.inputs.data.name))
             elif trained is None or train.key in trained:
                 self.train.setdefault(model, []).append(train)
@@ -148,14 +160,19 @@ class Records:
             if epochs not in legal:
                 legal[epochs] = _recipes(table, row, epochs)
             own = any(all(recipe.get(name, value) == value for name, value in each.items()) for each in legal[epochs])
-            if own and inputs.data.name in (row.data, STAND_INS[row.data]):
+            same = inputs.arguments == row.arguments and _as_stated(table, inputs.data)
+            if own and same and inputs.data.name in _names(row):
                 # What else decides a result: seeds of one group are repetitions of the same thing.
-                how = inputs.version, inputs.precision, inputs.processes
+                how = [inputs.version, inputs.precision, inputs.processes, inputs.source]
                 came_to = record.result.precision  # what "auto" came to
                 group = msgspec.json.encode([inputs.data, recipe, how, came_to], order="sorted")
                 groups.setdefault(group, []).append(record)
         if not groups:
             return Runs([], None, [], [], [], {})
+
+        if any(runs[0].inputs.source for runs in groups.values()):  # of which the latest counts
+            latest = max(groups.values(), key=lambda runs: max(r.finished for r in runs))[0].inputs.source
+            groups = {group: runs for group, runs in groups.items() if runs[0].inputs.source == latest}
 
         def merit(runs: list[TrainRecord]) -> tuple[bool, int, int, int, str]:
             inputs = runs[0].inputs
@@ -176,15 +193,18 @@ class Records:
 
     def missing(self, row: Row) -> str:
         """Why there is no run of a row."""
-        old = any((row.model, data) in self._outdated for data in (row.data, STAND_INS[row.data]))
-        return self.reason(row, "train") or (OUTDATED if old else "not run")
+        places = [(row.model, data) for data in _names(row)]
+        why = OUTDATED if any(place in self._outdated for place in places) else "not run"
+        why = CHANGED if any(place in self._changed for place in places) else why
+        return self.reason(row, "train") or why
 
     def reason(self, row: Row, stage: str) -> str | None:
         """Why this stage of the row failed last time, if it did."""
         for failure in self.failures:
-            if failure.stage == stage and failure.model == row.model:
+            same = failure.model == row.model and failure.arguments == row.arguments
+            if failure.stage == stage and same:
                 of = self._data_of(failure)
-                if of is None or of in (row.data, STAND_INS[row.data]):
+                if of is None or of in _names(row):
                     return f"{stage} failed: {failure.reason}"
         return None
 
@@ -201,6 +221,20 @@ class Records:
 
 def _same(record: K) -> K:
     return record
+
+
+def _names(row: Row) -> tuple[str, ...]:
+    """The data sets on which a row may be run."""
+    embedded = stand_in(row.data)
+    return (row.data, embedded) if embedded else (row.data,)
+
+
+def _as_stated(table: Table, data: Data) -> bool:
+    """Whether images of a user's own data set were normalised as the table says now."""
+    if not isinstance(table, OwnTable) or data.name not in table.images:
+        return True
+    images = table.images[data.name]
+    return (data.mean, data.std) == ([255 * value for value in images.mean], [255 * value for value in images.std])
 
 
 def _recipes(table: Table, row: Row, epochs: int) -> list[dict[str, object]]:

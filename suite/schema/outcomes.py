@@ -118,13 +118,14 @@ class ExportResult(File, frozen=True, kw_only=True, gc=False):
 
     Attributes:
         parameters: trainable numbers.
-        macs: multiply-accumulates of convolutions and linear layers for one image, whatever form the graph has.
+        macs: multiply-accumulates of convolutions and linear layers for one image, whatever form the graph has; None of
+            a network in which they cannot be counted.
         rewrites: how often each was applied; not of a plain graph.
         rewrite_difference: what they changed of the logits on random images, as a share of the largest.
     """
 
     parameters: Int
-    macs: Int
+    macs: Int | None
     rewrites: dict[str, Int] | UnsetType = UNSET
     rewrite_difference: float | UnsetType = UNSET
 

@@ -11,13 +11,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import models  # noqa: F401 - registers the networks with timm
 from suite.data.batches import Batch, Batches
-from suite.data.sets import Dataset
 from suite.distributed import ALONE, Group
+from suite.export import trained as weights
 from suite.interrupt import Interruption
 from suite.tf32 import without_tf32
 from suite.training import checkpoint, feasible, fused_norm, kernels, memory
@@ -198,8 +197,9 @@ class _Fit:
         self.warn = warn
         self.stacks = engine.stacks(self.own_kernels) and self.group.size == 1
         # Asked of the network as it is made: our kernels are layers of their own classes.
-        if self.stacks and obstacle(timm.create_model(job.model_name, device="meta", **self.model_args)):
-            self.stacks = False
+        if self.stacks:
+            with torch.device("meta"):
+                self.stacks = not obstacle(timm.create_model(job.model_name, **self.model_args))
         self.total = self.recipe.steps(len(self.batches.dataset.train))
         # Networks that are trained at the same time on one GPU overlap only in streams of their own.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -320,7 +320,7 @@ class _Fit:
         else:
             self._start_over(recipe.learning_rate)  # initial weights, so that the net can still be exported and timed
         if self.group.rank == 0:
-            _save(self.model, self.job.out, self.model_args, self.batches.dataset)
+            _save(self.model, self.job, self.model_args)
         return {
             **errors,
             "trained": trained,
@@ -513,9 +513,9 @@ class _Fit:
             self.last_losses.extend(tensors["last_losses"].to(self.device))
 
 
-def _save(model: nn.Module, out: Path, model_args: dict[str, Any], dataset: Dataset) -> None:
+def _save(model: nn.Module, job: Job, model_args: dict[str, Any]) -> None:
     """Write weights and what timm needs to load them: class count, class names, mean and std on [0, 1]."""
-    statistics = {name: [value / 255 for value in getattr(dataset, name)] for name in ("mean", "std")}
-    config = {"pretrained_cfg": statistics | {"label_names": list(dataset.classes)}}
-    model = model.cpu().to(memory_format=torch.contiguous_format)
-    save_for_hf(model, str(out), model_config=config, model_args=model_args, safe_serialization=True)
+    dataset = job.batches.dataset
+    statistics: dict[str, Any] = {name: [value / 255 for value in getattr(dataset, name)] for name in ("mean", "std")}
+    described = statistics | {"label_names": list(dataset.classes)}
+    weights.keep(model, job.model_name, model_args, described, job.out)
