@@ -108,6 +108,8 @@ def _made(model: str, arguments: Mapping[str, Any], device: str) -> "nn.Module":
     import timm
     import torch
 
+    import models  # noqa: F401 - registers the networks with timm
+
     with torch.device(device):
         made: nn.Module = timm.create_model(model, pretrained=False, **arguments)
     return made.eval()
