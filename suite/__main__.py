@@ -40,6 +40,7 @@ def suite() -> None:
 
 for command in (
     run,
+    results.init,
     results.show,
     results.status_,
     results.report_,

@@ -7,6 +7,7 @@
     fast, slow = api.time_models(["net.onnx", "resnet18"])
     print(slow.ratio)
     api.explain_model("net.onnx")["expensive"]
+    [row.model for row in api.load_table("my_table.toml").rows]
 
 Each does what the command of its name does, and says nothing while it works.
 """
@@ -21,15 +22,39 @@ from typing import TYPE_CHECKING, Any
 from suite import env
 from suite.errors import InputError
 from suite.grid.machine import Machine
+from suite.grid.own import sources
 from suite.inference import contest, entrants, subjects
 from suite.inference.agreement import TOLERANCE, Found
 from suite.inference.contest import Outcome
 from suite.inference.feeds import Given
+from suite.tables import own, spec
+from suite.tables.spec import Table
 
 if TYPE_CHECKING:
     from torch import nn
 
     from suite.inference.subjects import Subject
+
+
+def load_table(source: int | str | Path, *, imports: Sequence[str] = ()) -> Table:
+    """Read one of the paper's tables, or a table of one's own, which is checked as `python -m suite run` checks it.
+
+    Args:
+        source: 1, 2, 3 or 4, or a TOML file.
+        imports: modules that register models of the table with timm, beside those that it names: importable names, or
+            paths of .py files. They are imported.
+
+    Returns:
+        The table, of a file a `suite.tables.own.OwnTable`: its `rows`, its `recipe` and the rest.
+
+    Raises:
+        InputError: there is no such table, its file is not legal, or there is no model of a row's name.
+    """
+    if isinstance(source, int):
+        return spec.load_table(source)
+    table = own.load(Path(source))
+    sources(table, (*table.imports, *imports))
+    return table
 
 
 def export_onnx(

@@ -34,8 +34,8 @@ class DataSet:
     stand_in: str | None = None
 
 
-# CIFAR and ImageNet: the constants of fb.resnet.torch (datasets/*.lua). Digits: measured from the training images, to
-# one decimal.
+# CIFAR and ImageNet: the constants of fb.resnet.torch (datasets/*.lua). SVHN and digits: measured from the training
+# images, to one decimal.
 DATA_SETS = {
     "cifar10": DataSet(
         "CIFAR-10", 10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7), "cifar", (50_000, 10_000), "digits10"
@@ -52,6 +52,7 @@ DATA_SETS = {
         (1_281_167, 50_000),
         "digits1000",
     ),
+    "svhn": DataSet("SVHN", 10, (111.6, 113.2, 120.6), (50.5, 51.3, 50.2), "svhn", (73_257, 26_032), "digits10"),
     "digits10": DataSet("embedded digits, 10 classes", 10, (128.4, 128.6, 127.4), (69.5, 74.0, 67.9), "digits"),
     "digits100": DataSet("embedded digits, 100 classes", 100, (126.9, 127.2, 127.8), (70.6, 77.4, 68.9), "digits"),
     "digits1000": DataSet("embedded digits, 1000 classes", 1000, (126.9, 127.3, 127.4), (72.4, 80.5, 71.3), "digits"),
@@ -59,6 +60,17 @@ DATA_SETS = {
 
 # The embedded data set that stands in for each that is read from a path.
 STAND_INS = {name: each.stand_in for name, each in DATA_SETS.items() if each.stand_in}
+
+
+def stand_in(name: str) -> str | None:
+    """The embedded data set that is used for one where no path is given: itself if it is embedded, None for one that
+    is not of the suite."""
+    return STAND_INS.get(name, name if name in DATA_SETS else None)
+
+
+def label_of(name: str) -> str:
+    """What a data set is called in tables and plots; one that is not of the suite has its name."""
+    return DATA_SETS[name].label if name in DATA_SETS else name
 
 
 @dataclass(frozen=True)

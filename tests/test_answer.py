@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from suite.report.answer import Answer, answers
-from suite.report.runs import Entry, Records
+from suite.report.entries import Entry
+from suite.report.runs import Records
 from suite.results.store import Store
 from suite.tables import spec
 

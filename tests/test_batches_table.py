@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from suite.report import batches
+from suite.report.entries import Entry
 from suite.report.render import Report
-from suite.report.runs import Entry, Records
+from suite.report.runs import Records
 from suite.results.store import Store
 from suite.tables import spec
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from suite.report import findings
+from suite.report.entries import Entry
 from suite.report.findings import Finding
-from suite.report.runs import Entry, Records
+from suite.report.runs import Records
 from suite.results.store import Store
 from suite.tables import spec
 

@@ -7,7 +7,8 @@ import pytest
 
 from suite.report import figures, plots
 from suite.report.drawing import Figure
-from suite.report.runs import Entry, Records
+from suite.report.entries import Entry
+from suite.report.runs import Records
 from suite.results.store import Store
 from suite.tables import spec
 

@@ -50,6 +50,10 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
     ),
     "uv run -m suite report": ({}, ""),
     "uv run -m suite list models": ({}, ""),
+    "uv run -m suite init my_table.toml": ({}, ""),
+    "uv run -m suite run --table my_table.toml": ({}, "--rows lcnet_050 --steps 1 --stages train"),
+    "uv run -m suite show --table my_table.toml": ({}, ""),
+    "uv run -m suite report --table my_table.toml": ({}, ""),
     "uv run -m suite export resnet50_crelu_bn net.onnx --precision fp32|fp16|int8 --provider cpu|cuda|tensorrt": (
         {"resnet50": "resnet20", "fp32|fp16|int8": "fp32", "cpu|cuda|tensorrt": "cpu"},
         "",

@@ -19,6 +19,7 @@ from suite.grid import estimate, perform, runner
 from suite.grid import plan as grid
 from suite.grid.claims import Claims
 from suite.grid.plan import Grid, Options, Stage
+from suite.grid.reach import lacking, within_reach
 from suite.results import store
 from suite.results.record import key_of
 from suite.tables import spec
@@ -148,7 +149,7 @@ def test_gpus_share_the_exporters_own_graph_and_cuda_has_no_eight_bits(tmp_path:
             if stage.inputs["precision"] == "int8":
                 assert stage.inputs["provider"] != "cuda"
                 assert (made.inputs.get("activations") == "symmetric") == (not on_cpu)
-    told = list(grid.lacking(dataclasses.replace(options, providers=("cpu", "cuda", "tensorrt"))))
+    told = list(lacking(dataclasses.replace(options, providers=("cpu", "cuda", "tensorrt"))))
     assert len(told) == 1
     assert told[0].startswith("left out: int8 on cuda: ")
 
@@ -210,23 +211,23 @@ def test_what_needs_a_stage_that_is_neither_asked_for_nor_stored_is_left_out_in_
     def is_stored(stage: Stage) -> bool:
         return store.Store(tmp_path).get(stage.kind, stage.inputs) is not None
 
-    found, said = grid.within_reach(grid.plan(options), is_stored)
+    found, said = within_reach(grid.plan(options), is_stored)
     # Of the first network everything, of the second what torch alone does.
     assert sorted(stage.kind for stage in found.stages) == ["latency", "latency", "latency", "parity", "peak"]
     assert said == [
         "left out: 2 parity, 3 latency; what they need (export, train) is neither among --stages nor stored"
     ]
     # What is asked for is reached through what is asked for.
-    exported, said = grid.within_reach(
+    exported, said = within_reach(
         grid.plan(dataclasses.replace(options, stages=("export", "parity", "latency"))), is_stored
     )
     assert len(of_kind(exported, "export")) == len(of_kind(exported, "parity")) == 2
     assert said == [
         "left out: 1 export, 1 parity, 2 latency; what they need (train) is neither among --stages nor stored"
     ]
-    nothing, _ = grid.within_reach(grid.plan(dataclasses.replace(options, results=tmp_path / "x")), lambda _: False)
+    nothing, _ = within_reach(grid.plan(dataclasses.replace(options, results=tmp_path / "x")), lambda _: False)
     assert nothing.stages == ()  # nor the machine's peak, which nothing would stand beside
-    assert grid.within_reach(whole, lambda _: False) == (whole, [])
+    assert within_reach(whole, lambda _: False) == (whole, [])
 
 
 def test_a_dry_run_counts_only_what_is_asked_for_and_can_be_done(

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from suite.cli.options import in_words
+from suite.cli.options import imports_of, in_words
 from suite.errors import InputError
 from suite.tables import spec
+from suite.tables.own import OwnTable
 from suite.tables.spec import Table
 
 if TYPE_CHECKING:
@@ -49,11 +50,38 @@ def elsewhere(table: Table, store: "Store") -> Iterator[str]:
             yield f"{store.root} has no run of these rows, but some of ResNet-{other}: give {how} to see them"
 
 
-def write_page(results: Sequence[Path], out: Path, metric: Any) -> Path:
+def checked(table: int | OwnTable | None, modules: Sequence[str]) -> tuple[str, ...]:
+    """The modules of a table that is to be shown, of which none is imported.
+
+    Raises:
+        InputError: modules for a table that is not the user's own, or a model that there is not.
+    """
+    if not isinstance(table, OwnTable):
+        if modules:
+            raise InputError(f"--import {modules[0]}: is for a table of your own, as in --table my_table.toml")
+        return ()
+    from suite.grid import own
+
+    imports = imports_of(table, modules)
+    if not imports:
+        own.check_names(table)
+    return imports
+
+
+def write_page(
+    results: Sequence[Path],
+    out: Path | None,
+    metric: Any,
+    table: int | OwnTable | None = None,
+    imports: Sequence[str] = (),
+) -> Path:
+    """Write the page of the paper's tables, or of a user's own, and tell where it is."""
     from suite.report import page
     from suite.results.store import Store
 
+    of = table if isinstance(table, OwnTable) else None
+    out = out or results[0] / (f"report-{of.name}" if of else "report")
     try:
-        return page.write([Store(folder) for folder in results], out, metric)
+        return page.write([Store(folder) for folder in results], out, metric, of, imports)
     except OSError as error:
         raise InputError(f"{out}: cannot write the report there: {error.strerror}") from None

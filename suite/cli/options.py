@@ -11,7 +11,8 @@ from suite.errors import InputError
 from suite.grid import duration
 from suite.registry import PROVIDERS, STAND_INS
 from suite.report.formats import FORMATS
-from suite.tables import spec
+from suite.tables import own, spec
+from suite.tables.own import OwnTable
 
 RESULTS = Path("results/local")
 
@@ -108,17 +109,19 @@ def glob(text: str) -> str:
 
 
 def data_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    """NAME=PATH, repeated."""
-    return data_sets_of(values)
+    """NAME=PATH, repeated; a table of the user's own may have more data sets."""
+    table = ctx.params.get("table")
+    return data_sets_of(values, table.images if isinstance(table, OwnTable) else ())
 
 
-def data_sets_of(values: Iterable[str]) -> dict[str, Path]:
-    """The paths of data sets by name, from texts NAME=PATH."""
+def data_sets_of(values: Iterable[str], more: Iterable[str] = ()) -> dict[str, Path]:
+    """The paths of data sets by name, those of the suite and `more`, from texts NAME=PATH."""
     found: dict[str, Path] = {}
+    legal = (*STAND_INS, *more)
     for value in values:
         name, separator, path = value.partition("=")
-        if name not in STAND_INS or not separator or not path:
-            raise InputError(f"--data {value}: must be NAME=PATH with NAME one of {', '.join(STAND_INS)}")
+        if name not in legal or not separator or not path:
+            raise InputError(f"--data {value}: must be NAME=PATH with NAME one of {', '.join(legal)}")
         if name in found:
             raise InputError(f"--data {name} is given twice")
         found[name] = Path(path)
@@ -132,11 +135,28 @@ def folder_of(values: Sequence[str]) -> Path | None:
     return Path(values[0]) if values else None
 
 
-def table_number(ctx: click.Context, param: click.Parameter, value: int) -> int:
-    """The number of one of the paper's tables."""
-    if value not in spec.NUMBERS:
-        raise InputError(f"--table {value}: is not one of {in_words(map(str, spec.NUMBERS))}")
-    return value
+class AnyTable(click.ParamType[int | OwnTable]):
+    """One of the paper's tables by its number, or a user's own by its file."""
+
+    name = "N|FILE.toml"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | OwnTable:
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        number = int(value) if value.removeprefix("-").isdecimal() else None
+        if number in spec.NUMBERS:
+            return int(value)
+        if number is not None or (not value.endswith(".toml") and not Path(value).is_file()):
+            legal = in_words(map(str, spec.NUMBERS))
+            raise InputError(
+                f"--table {value}: is not one of {legal}, nor a TOML file; suite init FILE.toml writes one"
+            )
+        return own.load(Path(value))
+
+
+def imports_of(table: int | OwnTable, modules: Sequence[str]) -> tuple[str, ...]:
+    """The modules that register a table's models: those that it names and others."""
+    return tuple(dict.fromkeys([*(table.imports if isinstance(table, OwnTable) else ()), *modules]))
 
 
 class Percent(click.ParamType[float]):
@@ -166,11 +186,13 @@ def complete_rows(ctx: click.Context, param: click.Parameter, incomplete: str) -
     before, comma, last = incomplete.rpartition(",")
     asked = ctx.params.get("table"), ctx.params.get("depth")
     tables = [table for table in _tables() if asked[0] in (None, table.number)]
-    if asked[1]:
+    if isinstance(asked[0], OwnTable):
+        tables = [asked[0]]
+    elif asked[1]:
         tables = [table for table in tables if table.depth == int(asked[1])]
     elif asked[0]:
         tables = [spec.load_table(int(asked[0]))]
-    names = [name for table in tables for row in table.rows for name in (row.model, f"{row.model}@{row.data}")]
+    names = [name for table in tables for row in table.rows for name in row.aliases]
     return [CompletionItem(before + comma + name) for name in dict.fromkeys(names) if name.startswith(last)]
 
 
@@ -184,6 +206,13 @@ def _tables() -> list[spec.Table]:
     ]
 
 
+table = click.option(
+    "--table",
+    type=AnyTable(),
+    required=True,
+    is_eager=True,  # since it says which data sets there are
+    help="1, 2, 3 or 4, as in the paper, or the TOML file of a table of your own (suite init writes one).",
+)
 results = click.option("--results", type=Location(), default=RESULTS, show_default=True, help="Folder of the records.")
 metric = click.option(
     "--metric",
@@ -212,7 +241,7 @@ rows = click.option(
     type=Choices("GLOB,...", glob),
     default=(),
     shell_complete=complete_rows,
-    help="Only rows whose model, or model@data, matches, as in 'resnet50_*_bn'.",
+    help="Only rows whose model or name, alone or with @data, matches, as in 'resnet50_*_bn'.",
 )
 test_data = click.option(
     "--data",
@@ -236,7 +265,11 @@ inputs = click.option(
     help="Shape of an input with free dimensions, as ids=1x128, or a file with an array a name; repeat.",
 )
 modules = click.option(
-    "--import", "modules", multiple=True, metavar="MODULE", help="Module that registers models with timm; repeat."
+    "--import",
+    "modules",
+    multiple=True,
+    metavar="MODULE",
+    help="Module that registers models with timm, by its name or the path of a .py file; repeat.",
 )
 one_provider = click.option("--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True)
 size = click.option(

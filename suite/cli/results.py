@@ -1,19 +1,24 @@
 """Commands for results: tables, the page, status, verification and comparison; and lists of what may be named."""
 
+import shlex
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import click
 
 from suite.cli import folders, options
-from suite.files import printable
+from suite.errors import InputError
+from suite.files import printable, write
 from suite.registry import DATA_SETS, STAND_INS
 from suite.report.render import chosen, render
 from suite.tables import spec
+from suite.tables.own import OwnTable
 
 
 @click.command(short_help="Print a table from what is stored.")
-@click.option("--table", type=int, required=True, callback=options.table_number, help="1, 2, 3 or 4, as in the paper.")
+@options.table
+@options.modules
 @options.rows
 @options.results
 @options.depth
@@ -21,7 +26,8 @@ from suite.tables import spec
 @options.columns
 @options.form
 def show(
-    table: int,
+    table: int | OwnTable,
+    modules: tuple[str, ...],
     rows: tuple[str, ...],
     results: Path,
     depth: str | None,
@@ -34,10 +40,28 @@ def show(
     from suite.results.store import Store
 
     folders.must_be_there_if_given(results)
+    imports = folders.checked(table, modules)
     wanted, store = spec.selected(table, rows, int(depth) if depth else None), Store(results)
-    click.echo(render(chosen(report.build(wanted, store, metric), columns), form), nl=False)
+    click.echo(render(chosen(report.build(wanted, store, metric, imports=imports), columns), form), nl=False)
     for line in folders.elsewhere(wanted, store):
         click.echo(line, err=True)
+    return 0
+
+
+@click.command(short_help="Write the example of a table of your own.")
+@click.argument("file", type=options.Location(), metavar="FILE.toml")
+def init(file: Path) -> int:
+    """Write a commented example of a table of one's own, which runs on embedded images within three minutes."""
+    if file.suffix != ".toml":
+        raise InputError(
+            f"{file}: is to be a TOML file, whose name ends in .toml, as in {file.stem or 'my_table'}.toml"
+        )
+    if file.exists():
+        raise InputError(f"{file}: is there already; legal: a new name")
+    if not file.parent.is_dir():
+        raise InputError(f"{file.parent}: no such folder")
+    write(file, (resources.files("suite") / "tables" / "example.toml").read_bytes())
+    click.echo(f"{file}: written; next: python -m suite run --table {shlex.quote(str(file))}")
     return 0
 
 
@@ -67,13 +91,31 @@ def status_(results: Path) -> int:
 @click.option(
     "--out", type=options.Location(), help="Folder to write; by default report/ in the first folder of records."
 )
+@click.option(
+    "--table",
+    type=options.AnyTable(),
+    help="The TOML file of a table of your own, for a page of it alone, by default in report-NAME/.",
+)
+@options.modules
 @options.metric
 @click.option("--open", "opened", is_flag=True, help="Show it in the browser.")
-def report_(results: tuple[Path, ...], out: Path | None, metric: Any, opened: bool) -> int:
+def report_(
+    results: tuple[Path, ...],
+    out: Path | None,
+    table: int | OwnTable | None,
+    modules: tuple[str, ...],
+    metric: Any,
+    opened: bool,
+) -> int:
     """Write a page with the tables, plots and provenance of all records, and the same as plain files beside it."""
     for folder in results:
         folders.must_be_there(folder)
-    path = folders.write_page(results, out or results[0] / "report", metric)
+    if isinstance(table, int):
+        raise InputError(
+            f"--table {table}: the page has all of the paper's; legal: the TOML file of a table of your own"
+        )
+    imports = folders.checked(table, modules)
+    path = folders.write_page(results, out, metric, table, imports)
     click.echo(path)
     if opened:
         click.launch(str(path))

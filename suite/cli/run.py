@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from suite.cli import folders, options
+from suite.cli import options as opts  # which a function's argument of that name hides
 from suite.errors import InputError
 from suite.registry import FORMS, PROVIDERS, RUNTIMES, STAND_INS
 from suite.report.render import check_names, render
 from suite.report.render import chosen as brief
 from suite.tables import spec
+from suite.tables.own import OwnTable
 
 if TYPE_CHECKING:
     from suite.grid.plan import Options
@@ -30,7 +32,8 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
 
 
 @click.command(short_help="Do what a table lacks, and print it.")
-@click.option("--table", type=int, required=True, callback=options.table_number, help="1, 2, 3 or 4, as in the paper.")
+@options.table
+@options.modules
 @click.option(
     "--profile",
     type=click.Choice(["quick", "paper"]),
@@ -44,13 +47,13 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
     multiple=True,
     metavar="NAME=PATH",
     callback=options.data_sets,
-    help=f"{options.in_words(STAND_INS)}; repeat.",
+    help=f"{options.in_words(STAND_INS)}, or one of your own table; repeat.",
 )
 @click.option(
     "--data-download",
     type=options.Location(),
     metavar="DIR",
-    help="Fetch the CIFAR sets of the rows into DIR and use them.",
+    help="Fetch the CIFAR sets and SVHN, as far as rows use them, into DIR and use them.",
 )
 @options.results
 @click.option(
@@ -174,7 +177,8 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
 @options.columns
 @options.form
 def run(
-    table: int,
+    table: int | OwnTable,
+    modules: tuple[str, ...],
     data_download: Path | None,
     depth: str | None,
     dry_run: bool,
@@ -190,16 +194,18 @@ def run(
 
     A first try, of two rows: suite run --table 4 --rows 'resnet50_*_bn'
     """
+    from suite.grid import datasets
     from suite.grid import plan as grid
 
+    imports = opts.imports_of(table, modules)
     until = datetime.now(UTC) + timedelta(seconds=time_limit) if time_limit else None
     workers = workers or (0 if options["executor"] == "local" else 1)
     quick = options["profile"] == "quick" and options["epochs"] is None
     asked = {name: value for name, value in options.items() if value is not None}
-    options = (QUICK if quick else {}) | asked
-    chosen = grid.Options(table=table, depth=int(depth) if depth else None, until=until, workers=workers, **options)
+    options = (QUICK if quick else {}) | asked | {"until": until, "workers": workers, "imports": imports}
+    chosen = grid.Options(table=table, depth=int(depth) if depth else None, **options)
     if data_download:
-        chosen = grid.with_downloads(chosen, data_download)
+        chosen = datasets.with_downloads(chosen, data_download)
     _check_columns(chosen, columns, metric)
     execute = _executor(chosen)
     if dry_run or budget:
@@ -221,9 +227,11 @@ def run(
 
     failed = {kind for kind in spec.VERSIONS if grid.asked_as(kind) in chosen.stages}
     store = Store(chosen.results)
-    built = report.build(outcome.table, store, metric, outcome.trained, failed=failed, forms=chosen.forms)
+    built = report.build(
+        outcome.table, store, metric, outcome.trained, failed=failed, forms=chosen.forms, imports=imports
+    )
     click.echo(render(brief(built, columns), form), nl=False)
-    page = folders.write_page([chosen.results], chosen.results / "report", metric)
+    page = folders.write_page([chosen.results], None, metric, table, imports)
     click.echo(f"report: {page}", err=True)
     if outcome.failed:
         click.echo(f"{outcome.failed} stages failed; the footnotes say why", err=True)

@@ -53,6 +53,17 @@ def list_imagenet(path: Path) -> tuple[Listing, Listing]:
     return _both(root, "val")
 
 
+def list_own(name: str, path: Path) -> tuple[Listing, Listing]:
+    """List the images of a data set of a user's own, class folders in `train/` and in `val/` or else `test/`.
+
+    They lie where `list_imagenet` looks for ImageNet's, and it raises what that raises.
+    """
+    root = _class_folders(name, path)
+    if root is None:
+        raise InputError(f"{path}: holds no train/ and val/ class folders")
+    return _both(root, "val" if (root / "val").is_dir() or not (root / "test").is_dir() else "test")
+
+
 def read_cifar(name: str, path: Path) -> tuple[cifar.Contents, tuple[str, ...]] | None:
     """Read "cifar10" or "cifar100" from class folders of 32x32 images, in `train/` and either `test/` or `val/`.
 
@@ -69,7 +80,7 @@ def read_cifar(name: str, path: Path) -> tuple[cifar.Contents, tuple[str, ...]] 
     if len(train.classes) != wanted:
         raise InputError(f"{root / 'train'}: {len(train.classes)} class folders, {name} has {wanted}")
     notes = tuple(split.left_out for split in (train, test) if split.left_out)
-    return (train.classes, _decode(train), _decode(test)), notes
+    return (train.classes, decode(train), decode(test)), notes
 
 
 def _class_folders(name: str, path: Path) -> Path | None:
@@ -210,12 +221,14 @@ def _list_anew(folder: Path, classes: Sequence[str]) -> tuple[Listing, dict[str,
     return Listing(tuple(classes), tuple(files), labels, tuple(sizes), listing), dict(odd)
 
 
-def _decode(listing: Listing) -> cifar.Arrays:
-    images = np.empty((len(listing.files), 32, 32, 3), np.uint8)
+def decode(listing: Listing, side: int = 32, why: str = "CIFAR's images are") -> cifar.Arrays:
+    """The images of a list, which are squares of `side` pixels, in memory. Raises InputError for one of another size,
+    which says `why` it is wrong."""
+    images = np.empty((len(listing.files), side, side, 3), np.uint8)
     for index, file in enumerate(listing.files):
         image = read_image(file)
-        if image.shape != (32, 32, 3):
-            raise InputError(f"{file}: {image.shape[1]}x{image.shape[0]} pixels, CIFAR's images are 32x32")
+        if image.shape != (side, side, 3):
+            raise InputError(f"{file}: {image.shape[1]}x{image.shape[0]} pixels, {why} {side}x{side}")
         images[index] = image
     return images, listing.labels
 

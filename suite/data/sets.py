@@ -1,4 +1,4 @@
-"""The one place where images come from: embedded digits, CIFAR-10/100 and ImageNet.
+"""The one place where images come from: embedded digits, CIFAR-10/100, SVHN, ImageNet and a user's own folders.
 
 Three sets of composed digits come with the package (from scikit-learn) and stand in for the three data
 sets of the paper; the paper's own are read from a path.
@@ -9,7 +9,7 @@ import hashlib
 import http.client
 import json
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from suite.data import cifar, digits, folders
 from suite.errors import InputError
-from suite.registry import DATA_SETS, STAND_INS, Triple
+from suite.registry import DATA_SETS, STAND_INS, DataSet, Triple
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +113,9 @@ def load(name: str, path: Path | None = None) -> Dataset:
     """Return the data set `name`, one of DATA_SETS, read once per process for each path.
 
     The digits are embedded and take no path. CIFAR takes the folder of an official layout (binary or
-    python) or `train/<class>/` and `test/<class>/` of 32x32 images, ImageNet the folder of `train/<class>/`
-    and `val/<class>/`; the folder around it does as well. Raises InputError for anything else.
+    python) or `train/<class>/` and `test/<class>/` of 32x32 images, SVHN that of `train_32x32.mat` and
+    `test_32x32.mat`, ImageNet the folder of `train/<class>/` and `val/<class>/`; the folder around it does as well.
+    Raises InputError for anything else.
     """
     if name not in DATA_SETS:
         raise InputError(f"unknown data set {name!r}, must be one of {', '.join(DATA_SETS)}")
@@ -124,8 +125,32 @@ def load(name: str, path: Path | None = None) -> Dataset:
         return _embedded(name)
     if path is None:
         raise InputError(f"{name} needs the path of its files; {STAND_INS[name]} is its embedded stand-in")
-    try:
+    with _in_one_line(path):
         return _from_path(name, path.expanduser().resolve())
+
+
+def load_own(name: str, path: Path, mean: Triple, std: Triple, side: int | None = None) -> Dataset:
+    """Return a data set that is not one of DATA_SETS: a folder of `train/<class>/` and `val/<class>/`, or `test/`.
+
+    Its fingerprint holds mean and std too, which for others are constants.
+
+    Args:
+        name: any.
+        path: of the folder.
+        mean, std: of each channel, on the 0-255 scale.
+        side: of images that are all squares of so many pixels, which are then held in memory; None for any sizes.
+
+    Raises:
+        InputError: there is no such folder, or its images are not as said.
+    """
+    with _in_one_line(path):
+        return _own(name, path.expanduser().resolve(), mean, std, side)
+
+
+@contextlib.contextmanager
+def _in_one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"{error.filename or path}: {error.strerror or error}") from error
     except RuntimeError as error:  # links in a circle, or the home of nobody
@@ -139,9 +164,27 @@ def _embedded(name: str) -> Dataset:
 
 @cache
 def _from_path(name: str, path: Path) -> Dataset:
+    _must_be_folder(path)
+    return _READERS[DATA_SETS[name].reader](name, path)
+
+
+@cache
+def _own(name: str, path: Path, mean: Triple, std: Triple, side: int | None) -> Dataset:
+    _must_be_folder(path)
+    of = DataSet(name, 0, mean, std, "class folders")
+    train, test = folders.list_own(name, path)
+    if side is None:
+        dataset = _in_files(name, train, test, of)
+    else:
+        wanted = 'augment = "cifar" takes the images as they are, and is to have'
+        images, tested = (folders.decode(split, side, wanted) for split in (train, test))
+        dataset = replace(_in_memory(name, train.classes, images, tested, of), notes=_notes(train, test))
+    return replace(dataset, fingerprint={**dataset.fingerprint, "mean": list(mean), "std": list(std)})
+
+
+def _must_be_folder(path: Path) -> None:
     if not path.is_dir():
         raise InputError(f"{path}: {'is no folder' if path.exists() else 'does not exist'}")
-    return _READERS[DATA_SETS[name].reader](name, path)
 
 
 def _read_class_folders(name: str, path: Path) -> Dataset:
@@ -160,35 +203,63 @@ def _read_cifar(name: str, path: Path) -> Dataset:
     return replace(_in_memory(name, *found[0]), notes=found[1])
 
 
-_READERS = {"cifar": _read_cifar, "class folders": _read_class_folders}
+def _read_svhn(name: str, path: Path) -> Dataset:
+    from torchvision import datasets
+
+    def read(split: str) -> cifar.Arrays:
+        try:
+            found = datasets.SVHN(str(path), split)
+        except (RuntimeError, ValueError) as error:  # which torchvision raises for a missing file and for another hash
+            file = path / f"{split}_32x32.mat"
+            why = "is not SVHN's, or is cut short" if file.exists() else "does not exist"
+            raise InputError(f"{file}: {why}; http://ufldl.stanford.edu/housenumbers has it") from error
+        return np.ascontiguousarray(found.data.transpose(0, 2, 3, 1)), found.labels.astype(np.int64)
+
+    return _in_memory(name, tuple("0123456789"), read("train"), read("test"))
 
 
-def _in_memory(name: str, classes: tuple[str, ...], train: cifar.Arrays, test: cifar.Arrays) -> Dataset:
+_READERS = {"cifar": _read_cifar, "class folders": _read_class_folders, "svhn": _read_svhn}
+
+
+def _in_memory(
+    name: str, classes: tuple[str, ...], train: cifar.Arrays, test: cifar.Arrays, of: DataSet | None = None
+) -> Dataset:
     splits = Split(*train), Split(*test)
-    return _dataset(name, classes, *splits, "pixels", (train[0].data, test[0].data))
+    return _dataset(name, classes, *splits, "pixels", (train[0].data, test[0].data), of)
 
 
-def _in_files(name: str, train: folders.Listing, test: folders.Listing) -> Dataset:
+def _in_files(name: str, train: folders.Listing, test: folders.Listing, of: DataSet | None = None) -> Dataset:
     splits = [Split(split.files, split.labels, split.sizes, split.kept) for split in (train, test)]
-    dataset = _dataset(name, train.classes, splits[0], splits[1], "listing", (train.listing, test.listing))
-    return replace(dataset, notes=tuple(split.left_out for split in (train, test) if split.left_out))
+    dataset = _dataset(name, train.classes, splits[0], splits[1], "listing", (train.listing, test.listing), of)
+    return replace(dataset, notes=_notes(train, test))
+
+
+def _notes(train: folders.Listing, test: folders.Listing) -> tuple[str, ...]:
+    return tuple(split.left_out for split in (train, test) if split.left_out)
 
 
 def _dataset(
-    name: str, classes: tuple[str, ...], train: Split, test: Split, hash_of: str, content: Iterable[Any]
+    name: str,
+    classes: tuple[str, ...],
+    train: Split,
+    test: Split,
+    hash_of: str,
+    content: Iterable[Any],
+    of: DataSet | None = None,
 ) -> Dataset:
-    """Put a data set together; `content` is the bytes that identify its images."""
+    """Put a data set together; `content` is the bytes that identify its images, and `of` what else is known of it,
+    which for one of DATA_SETS stands there."""
     digest = hashlib.sha256(json.dumps([classes, len(train), len(test)]).encode())
     for part in chain((split.labels.astype("<i8").data for split in (train, test)), content):
         digest.update(part)
     counts = {"name": name, "classes": len(classes), "train": len(train), "test": len(test)}
     fingerprint: dict[str, object] = {**counts, "sha256": digest.hexdigest(), "hash_of": hash_of}
-    of = DATA_SETS[name]
+    of = of or DATA_SETS[name]
     return Dataset(name, classes, train, test, of.mean, of.std, fingerprint)
 
 
 def download(name: str, root: Path) -> Path:
-    """Fetch CIFAR-10 or CIFAR-100 through torchvision and return the folder for `load`.
+    """Fetch CIFAR-10, CIFAR-100 or SVHN through torchvision and return the folder for `load`.
 
     What is complete already is not fetched again. Raises InputError without a network.
     """
@@ -197,8 +268,10 @@ def download(name: str, root: Path) -> Path:
 
     # Not datasets.CIFAR10(download=True): its constructor unpickles the batches without restriction.
     sources = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+    if name == "svhn":
+        return _download_svhn(root / name)
     if name not in sources:
-        raise InputError(f"{name!r} cannot be downloaded, must be one of {', '.join(sources)}")
+        raise InputError(f"{name!r} cannot be downloaded, must be one of {', '.join([*sources, 'svhn'])}")
     source = sources[name]
     folder: Path = root / source.base_folder
     if all(utils.check_integrity(folder / file, md5) for file, md5 in source.train_list + source.test_list):
@@ -208,4 +281,16 @@ def download(name: str, root: Path) -> Path:
     except (OSError, RuntimeError, EOFError, tarfile.TarError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"cannot download {name} from {source.url} to {root}: {reason}") from error
+    return folder
+
+
+def _download_svhn(folder: Path) -> Path:
+    from torchvision import datasets
+
+    for split in ("train", "test"):
+        try:
+            datasets.SVHN(str(folder), split, download=True)
+        except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"cannot download svhn from {datasets.SVHN.split_list[split][0]}: {reason}") from error
     return folder

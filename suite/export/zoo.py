@@ -4,13 +4,13 @@ This project's own networks have a stricter reader, `suite.export.weights`.
 """
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from suite import modules
 from suite.errors import InputError, first_line, in_words
 from suite.export.weights import CONFIG, WEIGHTS, load_weights, shape_in_words
 
@@ -57,10 +57,7 @@ def import_modules(names: Sequence[str]) -> None:
         InputError: one cannot be imported.
     """
     for name in names:
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever its author has written
-            raise InputError(f"--import {name}: cannot be imported: {in_words(error)}") from None
+        modules.load(name)
 
 
 def known(name: str) -> bool:
@@ -68,6 +65,13 @@ def known(name: str) -> bool:
     import timm
 
     return ":" not in name and timm.is_model(name.partition(".")[0])
+
+
+def is_ours(name: str) -> bool:
+    """Whether a model is one of this project's, and not of a module that is imported and calls its own so."""
+    import timm
+
+    return name in timm.list_models(module=OURS)
 
 
 def named(name: str) -> Network:
@@ -86,7 +90,7 @@ def named(name: str) -> Network:
         described = timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # of a tag that it has not
         raise InputError(f"{name}: {first_line(error)}") from None
-    ours = name in timm.list_models(module=OURS)
+    ours = is_ours(name)
     found: dict[str, Any] = dataclasses.asdict(described) if described else {}
     return Network(name, None, ours, {}, found)
 
@@ -97,7 +101,6 @@ def in_folder(folder: Path) -> Network:
     Raises:
         InputError: the folder has no such layout, or its network is not timm's.
     """
-    import timm
 
     import models  # noqa: F401 - registers the networks with timm
 
@@ -119,7 +122,7 @@ def in_folder(folder: Path) -> Network:
             raise InputError(f"{path}: model_args: {name!r} is not legal; legal: the model's own numbers and texts")
     if type(classes) is int and classes >= 0:
         arguments.setdefault("num_classes", classes)
-    return Network(model, folder, model in timm.list_models(module=OURS), arguments, described)
+    return Network(model, folder, is_ours(model), arguments, described)
 
 
 def _is_plain(value: Any) -> bool:

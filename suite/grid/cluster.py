@@ -269,6 +269,7 @@ def _anywhere(options: Options) -> Options:
         options,
         results=absolute(options.results),
         data={name: absolute(path) for name, path in options.data.items()},
+        imports=tuple(str(absolute(Path(name))) if name.endswith(".py") else name for name in options.imports),
         tensorboard=options.tensorboard and absolute(options.tensorboard),
     )
 

@@ -1,10 +1,11 @@
 """How much work a stage is, compared with others: its steps, and the order in which to begin trainings."""
 
+import json
 from collections.abc import Iterable
 from functools import cache
 
+from suite.grid.calls import cell_of
 from suite.grid.plan import Stage
-from suite.grid.stages import cell_of
 
 
 def steps_of(stage: Stage, together: int = 1) -> int | None:
@@ -31,17 +32,21 @@ def _length(stage: Stage) -> float:
     images = cell.recipe.epochs * len(cell.dataset.train)
     if cell.recipe.max_steps is not None:
         images = min(images, cell.recipe.max_steps * cell.recipe.batch_size)
-    return images * _macs(cell.row.model, len(cell.dataset.classes), cell.recipe.train_size)
+    arguments = json.dumps({"num_classes": len(cell.dataset.classes), **cell.row.arguments})
+    return images * _macs(cell.row.model, arguments, cell.recipe.train_size)
 
 
 @cache
-def _macs(model: str, classes: int, size: int) -> int:
-    """Multiply-accumulates of a network for one image; 0 of one that cannot be made, as its training will say."""
+def _macs(model: str, arguments: str, size: int) -> int:
+    """Multiply-accumulates of a network for one image; 0 of one that cannot be made, as its training will say, or in
+    which they cannot be counted."""
     import timm
+    import torch
 
-    from suite.export.exporter import cost
+    from suite.export.generic import cost_of
 
     try:
-        return cost(timm.create_model(model, num_classes=classes, device="meta"), size)["macs"]
-    except RuntimeError:
+        with torch.device("meta"):
+            return cost_of(timm.create_model(model, **json.loads(arguments)), (3, size, size))["macs"] or 0
+    except Exception:  # what a stranger's network does there cannot be foreseen
         return 0

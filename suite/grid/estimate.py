@@ -12,9 +12,10 @@ import msgspec
 
 from suite import env
 from suite.errors import InputError
-from suite.grid import duration, remaining
-from suite.grid.plan import Cell, Grid, Options, Stage, plan, within_reach
+from suite.grid import duration, own, remaining
+from suite.grid.plan import Cell, Grid, Options, Stage, plan
 from suite.grid.probe import Probe, Prober, ProbeRequest
+from suite.grid.reach import within_reach
 from suite.results.store import Store
 from suite.tables import spec
 from suite.tables.spec import Row
@@ -55,11 +56,13 @@ def probe(cell: Cell, options: Options, store: Store, prober: Prober) -> Probe:
 def _asked(cell: Cell, options: Options) -> tuple[ProbeRequest, dict[str, Any]]:
     """What is to be measured of a cell's network, and the inputs of its record."""
     classes = len(cell.dataset.classes)
-    request = ProbeRequest(
-        cell.row.model, classes, cell.recipe, env.device_of(options.device), options.precision, cell.size
-    )
+    how = env.device_of(options.device), options.precision, cell.size
+    request = ProbeRequest(cell.row.model, classes, cell.recipe, *how, dict(cell.row.arguments), options.imports)
     more = {"version": spec.VERSIONS["probe"], "machine": env.machine()["id"], "versions": env.versions()}
-    return request, asdict(request) | more
+    more |= {"source": cell.source} if cell.source else {}
+    # The modules are known by their text, and arguments no part of what was measured before there were any.
+    left_out = ("modules",) if request.arguments else ("modules", "arguments")
+    return request, {name: value for name, value in asdict(request).items() if name not in left_out} | more
 
 
 class Probes:
@@ -127,7 +130,7 @@ class Probes:
 
 def _name(cell: Cell) -> str:
     """What cells have in common whose measurement is the same."""
-    return json.dumps([cell.row.model, asdict(cell.recipe), len(cell.dataset.classes)])
+    return json.dumps([cell.row.model, cell.row.arguments, asdict(cell.recipe), len(cell.dataset.classes)])
 
 
 def costs(grid: Grid, store: Store, probes: Probes) -> dict[Cell, Cost]:
@@ -200,7 +203,7 @@ def choose(grid: Grid, found: Mapping[Cell, Cost], seconds: float) -> list[Cell]
 
 
 def _worth(cell: Cell, chosen: Collection[Cell]) -> float:
-    rows = {other.row.model + other.row.data: other.row for other in chosen}
+    rows = {(other.row.title, other.row.data): other.row for other in chosen}
     repeated = sum(other.row == cell.row for other in chosen)
     return (1 + sum(_compares(cell.row, row) for row in rows.values())) / (1 + repeated)
 
@@ -268,6 +271,8 @@ def expect(options: Options, budget: float | None, say: Callable[[str], None], w
     """
     start = perf_counter()
     grid, store = plan(options), Store(options.results)
+    if grid.table.own:
+        own.check_networks(grid.cells)
     grid, beyond = within_reach(
         grid,
         lambda stage: store.standing(stage.kind, stage.inputs) is not None,

@@ -1,6 +1,6 @@
 """Do the stages of a grid, one or several at a time, and keep what came of each.
 
-Each stage is a function of values; `suite.grid.stages` calls it. A stage is imported when it is done, so that a run of
+Each stage is a function of values; `suite.grid.calls` calls it. A stage is imported when it is done, so that a run of
 which everything is stored already does not load torch.
 """
 
@@ -15,9 +15,9 @@ from msgspec import Struct, ValidationError, convert, to_builtins
 from suite import env, progress
 from suite.distributed import Group
 from suite.errors import InputError, in_words
+from suite.grid.calls import Stages
 from suite.grid.effort import steps_of
 from suite.grid.plan import Options, Stage
-from suite.grid.stages import Stages
 from suite.grid.underway import NOTHING, End, Outcome, UnderWay
 from suite.interrupt import NEVER, Deadline
 from suite.results.store import Store
@@ -48,7 +48,7 @@ class Performer:
     ) -> None:
         self.options, self.store, self.group, self.display, self.say = options, store, group, display, say
         self.deadline = deadline
-        self.stages = Stages(store, display)
+        self.stages = Stages(store, display, options.imports)
         self._single: Mapping[str, Work] = {
             "export": self.stages.export,
             "analyze": self.stages.analyze,

@@ -7,8 +7,8 @@ the only thing here that is not measured.
 
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -53,7 +53,8 @@ class Probe:
 @dataclass(frozen=True)
 class ProbeRequest:
     """What to probe: a network for so many classes, trained by a recipe on "cpu" or "cuda" in the precision of
-    `Options`, and deployed for images of `size` x `size` pixels."""
+    `Options`, and deployed for images of `size` x `size` pixels; made with further `arguments`, after an import of the
+    `modules` that register it with timm."""
 
     model: str
     classes: int
@@ -61,6 +62,8 @@ class ProbeRequest:
     device: str
     precision: Literal["auto", "float32", "bfloat16"]
     size: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
 
 
 class Prober:
@@ -120,13 +123,15 @@ def _measure(request: ProbeRequest, start: float) -> Probe:
 
     from suite.data.batches import Batches
     from suite.data.sets import Dataset, Split
-    from suite.export.exporter import export, load_weights
+    from suite.export import zoo
+    from suite.export.trained import export
     from suite.inference import latency
     from suite.results.samples import timed
     from suite.training.step import STEPS_BEFORE_CAPTURE, Engine
     from suite.training.testing import evaluate
     from suite.training.train import Job, train
 
+    zoo.import_modules(request.modules)
     recipe, device = request.recipe, torch.device(request.device)
     on_gpu = device.type == "cuda"
     large = max(2, min(recipe.batch_size, max(LEAST, PIXELS // recipe.train_size**2)))
@@ -146,12 +151,13 @@ def _measure(request: ProbeRequest, start: float) -> Probe:
             short = replace(recipe, batch_size=size, max_steps=steps, epochs=steps, milestones=(), learning_rate=1e-6)
             batches = Batches(source, replace(short, max_test_images=1, ten_crop=False), device)
             ends: list[float] = []
-            job = Job(request.model, batches, 0, Path(scratch), on_step=partial(_note, ends, on_gpu))
+            arguments = dict(request.arguments)
+            job = Job(request.model, batches, 0, Path(scratch), arguments, on_step=partial(_note, ends, on_gpu))
             train(job, Engine(request.precision, "never"))
             # The fastest, since whatever else the machine does can only add to it.
             step_seconds.append(min(later - earlier for earlier, later in pairwise(ends)))
             memory.append(_memory(device))
-        model = load_weights(Path(scratch)).to(device)
+        model = zoo.load(Path(scratch)).to(device)
         seen = replace(recipe, test_size=request.size, max_test_images=LEAST)
         test = [next(iter(Batches(source, seen, device).test()))]
         begin = perf_counter()

@@ -10,10 +10,11 @@ import psutil
 
 from suite import distributed, env, progress
 from suite.errors import InputError
-from suite.grid import cleaning, status, workers
+from suite.grid import cleaning, own, status, workers
 from suite.grid.claims import Claims
 from suite.grid.perform import Performer
-from suite.grid.plan import Grid, Options, Stage, lacking, left_out, plan, within_reach
+from suite.grid.plan import Grid, Options, Stage, plan
+from suite.grid.reach import lacking, left_out, within_reach
 from suite.grid.worker import LOOK as LOOK
 from suite.grid.worker import Worker as Worker
 from suite.grid.worker import has_files, is_stored
@@ -68,6 +69,8 @@ def lead(options: Options, grid: Grid, group: distributed.Group, have_done: Call
     """Show the work on a grid, and that of others on it, while `have_done` has all of it done or given up, or until the
     time is up."""
     store = Store(options.results)
+    if grid.table.own and not all(is_stored(store, stage) for stage in grid.trainings):
+        own.check_networks(grid.cells)
     grid, beyond = _within_reach(grid, store)
     display = progress.display(len(grid.stages))
     try:

@@ -1,154 +1,221 @@
-"""Each stage as a call of its function: what it reads from the store, and its result as records have it."""
+"""The stages of a cell, which is a row with a seed: each with the inputs of its record, and so with its key."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from suite import distributed, env, progress
-from suite.distributed import Group
-from suite.grid.plan import Cell, Stage
-from suite.registry import FORMS, ORT
-from suite.results.store import Store
-from suite.schema.outcomes import (
-    AnalyzeResult,
-    ConvertResult,
-    ExportResult,
-    LatencyResult,
-    ParityResult,
-    PeakResult,
-)
-from suite.tables.spec import Recipe
+from suite import env
+from suite.grid.options import Options
+from suite.registry import ORT, PROVIDERS, REDUCED, RUNTIMES, lacks
+from suite.results.record import key_of
+from suite.tables import spec
+from suite.tables.spec import Recipe, Row
 
 if TYPE_CHECKING:
-    from suite.data.batches import Batches
-    from suite.inference.latency import Request
+    from suite.data.sets import Dataset
+
+# Stages that have the machine to themselves.
+TIMED = ("peak", "latency")
 
 
-class Stages:
-    """What does one stage of a kind at a time, and timings in turns. A stage is imported when it is done.
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One row with one seed: a network to train by `recipe`, and to export, check and time for images of the paper's
+    size, which a quick run does not train at. `source` is the digest of the module that defines a user's own model."""
 
-    Args:
-        store: where the files and records are that stages need.
-        display: told what there is to say of a data set.
+    row: Row
+    recipe: Recipe
+    dataset: "Dataset"
+    seed: int
+    size: int
+    source: str | None = None
+
+    @property
+    def deployed(self) -> Recipe:
+        """The recipe by which images are prepared for the exported network."""
+        return dataclasses.replace(self.recipe, test_size=self.size)
+
+    @property
+    def name(self) -> str:
+        """For people: the network, its data, and its seed unless that is the first."""
+        return f"{self.row.title} on {self.dataset.name}" + (f" seed {self.seed}" if self.seed else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One step of a cell, which leaves one record.
+
+    Attributes:
+        kind: "train", "export", "convert", "parity", "analyze", "latency" or "peak" (of the machine, for all cells).
+        cell: what it belongs to; None for "peak".
+        inputs: of its record.
+        needs: the stages whose files or records it reads.
+        detail: what tells it from others of its kind in the cell, for people.
     """
 
-    def __init__(self, store: Store, display: progress.Lines) -> None:
-        self.store, self.display = store, display
-        self.threads = env.available_cores()
+    kind: str
+    cell: Cell | None
+    inputs: Mapping[str, Any]
+    needs: tuple["Stage", ...] = ()
+    detail: str = ""
 
-    def _file(self, stage: Stage, name: str) -> Path:
-        """A file that a stage has left."""
-        record = self.store.get(stage.kind, stage.inputs)
-        if record is None:
-            raise RuntimeError(f"{stage.name}: its record or files are gone from {self.store.root}")
-        return self.store.artifact(record, name)
+    @cached_property
+    def key(self) -> str:
+        """Of its record."""
+        return key_of(self.kind, self.inputs)
 
-    def _weights(self, train: Stage) -> Path:
-        return self._file(train, "model.safetensors").parent
-
-    def export(self, stage: Stage, folder: Path, step: progress.Steps) -> ExportResult:
-        from suite.export.exporter import export
-        from suite.inference import networks
-
-        (train,), cell, size = stage.needs, cell_of(stage), stage.inputs["size"]
-        weights = self._weights(train)
-        of = networks.Source(weights, cell.row.model, len(cell.dataset.classes), size, trained=True)
-        rewrite = not stage.inputs.get("plain", False)
-        more = {
-            "recipe": json.dumps(dataclasses.asdict(cell.recipe)),
-            "data": json.dumps(cell.dataset.fingerprint),
-            "run": train.key,
-            "form": "rewritten" if rewrite else "plain",
-        }
-        return export(weights, size, folder / "model.onnx", networks.metadata(of, more), rewrite)
-
-    def analyze(self, stage: Stage, folder: Path, step: progress.Steps) -> AnalyzeResult:
-        """What the paper looks inside for: Table 1 and the curves of Figures 2 and 3."""
-        from suite.analysis.analyze import analyze
-        from suite.export.exporter import load_weights
-
-        weights = self._weights(stage.needs[0])
-        model = load_weights(weights)
-        cell = cell_of(stage)
-        return analyze(model, self.batches(cell, cell.recipe, "cpu", weights=weights), step)
-
-    def convert(self, stage: Stage, folder: Path, step: progress.Steps) -> ConvertResult:
-        """The exported file in reduced precision; int8 is calibrated on images, and float16 checked on them."""
-        from suite.inference import reduced
-
-        (export,) = stage.needs
-        path, train = self._file(export, "model.onnx"), export.needs[0]
-        # The file alone would do, were it not for the mean and std that the weights state.
-        weights = self._weights(train) if self.store.get("train", train.inputs) else None
-        cell = cell_of(stage)
-        batches = self.batches(cell, cell.deployed, "cpu", weights=weights)
-        activations = stage.inputs.get("activations", "unsigned")
-        images = reduced.calibration(batches)
-        return reduced.convert(path, folder / "model.onnx", stage.inputs["form"], images, activations)
-
-    def parity(self, stage: Stage, folder: Path, step: progress.Steps) -> ParityResult:
-        from suite.inference import departure
-
-        train, file = stage.needs
-        weights, path = self._weights(train), self._file(file, "model.onnx")
-        precision = FORMS[stage.inputs["precision"]].precision
-        cell = cell_of(stage)
-        batches = self.batches(cell, cell.deployed, "cpu", weights=weights)
-        runtime = stage.inputs.get("runtime", ORT)
-        return departure.check(weights, path, batches, precision, stage.inputs["provider"], step, runtime)
-
-    def peak(self, stage: Stage, folder: Path, step: progress.Steps) -> PeakResult:
-        from suite.inference import latency
-
-        inputs = stage.inputs
-        return latency.peak(inputs["provider"], inputs["threads"], inputs.get("precision", "fp32"))
-
-    def latency(self, stages: Sequence[Stage], steps: Sequence[progress.Steps]) -> Sequence[LatencyResult | Exception]:
-        """Measure these against each other."""
-        from suite.inference import latency
-
-        def step(done: int, total: int, note: str) -> None:
-            for each in steps:
-                each(done, total, note)
-
-        return latency.measure([self._request(stage) for stage in stages], step)
-
-    def _request(self, stage: Stage) -> "Request":
-        from suite.inference import latency
-
-        (source,) = stage.needs
-        path = self._weights(source) if source.kind == "train" else self._file(source, "model.onnx")
-        fields = dataclasses.fields(latency.Request)
-        names = {field.name for field in fields if field.default is dataclasses.MISSING} - {"path", "protocol"}
-        settings = {name: stage.inputs[name] for name in names}
-        return latency.Request(path=str(path), protocol=latency.Protocol(**stage.inputs["protocol"]), **settings)
-
-    def batches(
-        self,
-        cell: Cell,
-        recipe: Recipe,
-        device: str,
-        group: Group = distributed.ALONE,
-        weights: Path | None = None,
-    ) -> "Batches":
-        """A cell's images by a recipe; for trained `weights` normalised as these were, of which an earlier version may
-        have had another mean and std."""
-        import torch
-
-        from suite.data.batches import Batches
-        from suite.inference import networks
-
-        workers = 0 if cell.dataset.train.in_memory else self.threads
-        place = torch.device(device, group.local_rank) if device == "cuda" else torch.device(device)
-        dataset = cell.dataset if weights is None else networks.as_trained(cell.dataset, weights)
-        for note in dataset.notes[len(cell.dataset.notes) :]:
-            self.display.note(f"{cell.name}: {note}")
-        return Batches(dataset, recipe, place, workers, group)
+    @property
+    def name(self) -> str:
+        """For people."""
+        owner = f"{self.cell.name}: " if self.cell else ""
+        return f"{owner}{self.kind}{self.detail}"
 
 
-def cell_of(stage: Stage) -> Cell:
-    """The cell of a stage that has one."""
-    assert stage.cell is not None
-    return stage.cell
+def asked_as(kind: str) -> str:
+    """The one of `spec.STAGES` with which stages of this kind are asked for."""
+    return {"convert": "export", "peak": "latency"}.get(kind, kind)
+
+
+def turn_of(stage: Stage) -> tuple[Any, ...]:
+    """What the timings that are measured in turns have in common."""
+    return tuple(stage.inputs[name] for name in ("runtime", "provider", "batch_size", "precision"))
+
+
+def beside(stage: Stage) -> str:
+    """What brings the timings together that a reader compares, of networks that differ in activation or width alone."""
+    depth, *parts = str(stage.inputs["model"]).split("_")
+    return f"{depth}_{parts[-1]}" if parts else depth
+
+
+def _inputs(kind: str, cell: Cell, **inputs: Any) -> dict[str, Any]:
+    # Neither is among the inputs of the paper's rows, whose keys they would change.
+    arguments = {"arguments": dict(cell.row.arguments)} if cell.row.arguments else {}
+    version = spec.version_of(kind, cell.row.model, inputs.get("form"))
+    return {"model": cell.row.model, "version": version, **arguments, **inputs}
+
+
+def training(cell: Cell, options: Options, processes: int) -> Stage:
+    """The training of a cell by so many processes."""
+    # BatchNorm's statistics are a process's own, so that the result depends on how many share a batch.
+    shared: dict[str, Any] = {"processes": processes} if processes > 1 else {}
+    shared |= {"source": cell.source} if cell.source else {}
+    inputs = _inputs(
+        "train",
+        cell,
+        data=cell.dataset.fingerprint,
+        recipe=dataclasses.asdict(cell.recipe),
+        seed=cell.seed,
+        precision=options.precision,
+        **shared,
+    )
+    return Stage("train", cell, inputs)
+
+
+def analysis(cell: Cell, train: Stage) -> Stage:
+    """The look inside the network of a training."""
+    recipe = dataclasses.asdict(cell.recipe)
+    inputs = _inputs("analyze", cell, train=train.key, data=cell.dataset.fingerprint, recipe=recipe)
+    return Stage("analyze", cell, inputs, (train,))
+
+
+def files(cell: Cell, train: Stage, forms: tuple[str, ...], provider: str) -> dict[str, Stage]:
+    """The stages that write the ONNX files of a cell for a provider, by form; that in float32 is always among them.
+
+    GPUs have the exporter's own graph, which is the CPU's form "plain", and in int8 a form of their own. What a
+    provider cannot run is left out.
+    """
+    from suite.inference.reduced import CALIBRATION_IMAGES
+
+    inputs = _inputs("export", cell, train=train.key, size=cell.size)
+    plain = Stage("export", cell, inputs | {"plain": True}, (train,), " without rewrites")
+    rewritten = PROVIDERS[provider].graph == "rewritten"
+    export = Stage("export", cell, inputs, (train,)) if rewritten else plain
+    found = {"fp32": export}
+    for form in forms:
+        if form == "plain" and rewritten:
+            found[form] = plain
+        elif form in REDUCED and not lacks(provider, form):
+            converted = _inputs("convert", cell, export=export.key, form=form)
+            converted |= {"images": CALIBRATION_IMAGES, "data": cell.dataset.fingerprint}
+            detail = f" to {form}" + ("" if rewritten else " for GPUs")
+            if form == "int8" and not rewritten:
+                converted["activations"] = "symmetric"
+            found[form] = Stage("convert", cell, converted, (export,), detail)
+    return found
+
+
+def checked_in(options: Options, provider: str, form: str) -> list[str]:
+    """The runtimes in which a form of a file is checked: ONNX Runtime in any case, and others that time it."""
+    timed = [name for name in options.runtimes if provider in RUNTIMES[name].providers and form in RUNTIMES[name].forms]
+    return list(dict.fromkeys((ORT, *timed)))
+
+
+def parity(cell: Cell, train: Stage, files: Mapping[str, Stage], form: str, provider: str, runtime: str = ORT) -> Stage:
+    """The check of a file of a form on a provider; `files` are the provider's, by form."""
+    # Where nothing is said of it, as in records of before, it is ONNX Runtime.
+    other = {} if runtime == ORT else {"runtime": runtime}
+    inputs = _inputs(
+        "parity",
+        cell,
+        export=files["fp32"].key,
+        data=cell.dataset.fingerprint,
+        recipe=dataclasses.asdict(cell.deployed),
+        provider=provider,
+        precision=form,
+        file=files[form].key,
+        **other,
+    )
+    usual = {ORT, "cpu", "fp32"}
+    detail = "".join(f" {name}" for name in (runtime, provider, form) if name not in usual)
+    return Stage("parity", cell, inputs, (train, files[form]), detail)
+
+
+def timings(cell: Cell, train: Stage, files: Mapping[str, Mapping[str, Stage]], options: Options) -> Iterator[Stage]:
+    """What is to be timed of one network; `files` by provider and form."""
+    from suite.inference import latency
+
+    thorough = options.timings == "thorough" or (options.timings == "auto" and options.profile == "paper")
+    protocol = latency.THOROUGH if thorough else latency.QUICK
+    for runtime in options.runtimes:
+        kind = RUNTIMES[runtime]
+        packages = ("onnxruntime", "torch", *([kind.library] if kind.extra else []))
+        versions = {name: version for name, version in env.versions().items() if name.startswith(packages)}
+        for provider in options.providers:
+            if provider not in kind.providers:
+                continue
+            if kind.reads_files:
+                wanted = [(form, batch) for form in files[provider] for batch in options.batch_sizes]
+                wanted = [pair for pair in wanted if pair[0] in kind.forms]
+            else:
+                wanted = [("fp32", min(options.batch_sizes))]
+            for form, batch in wanted:
+                inputs = _inputs(
+                    "latency",
+                    cell,
+                    export=files[provider]["fp32"].key,
+                    file=files[provider][form].key,
+                    precision=form,
+                    machine=env.machine()["id"],
+                    versions=versions,
+                    runtime=runtime,
+                    provider=provider,
+                    batch_size=batch,
+                    size=cell.size,
+                    threads=env.available_cores(),
+                    protocol=dataclasses.asdict(protocol),
+                )
+                needs = files[provider][form] if kind.reads_files else train
+                reduced = "" if form == "fp32" else f" {form}"
+                yield Stage("latency", cell, inputs, (needs,), f" {runtime} {provider}{reduced} batch {batch}")
+
+
+def peak(provider: str, form: str) -> Stage:
+    """What the machine can do in float32 or fewer bits, beside which latencies are shown."""
+    versions = {k: v for k, v in env.versions().items() if k.startswith("onnxruntime")}
+    inputs = {"model": "peak", "version": spec.VERSIONS["peak"], "machine": env.machine()["id"], "versions": versions}
+    inputs |= {"provider": provider, "threads": env.available_cores()}
+    if form != "fp32":
+        inputs["precision"] = form
+    return Stage("peak", None, inputs, detail=f" of {provider}" + ("" if form == "fp32" else f" {form}"))

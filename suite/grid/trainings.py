@@ -7,8 +7,8 @@ from msgspec import to_builtins
 
 from suite import env
 from suite.distributed import Group
+from suite.grid.calls import Stages, cell_of
 from suite.grid.plan import Options, Stage
-from suite.grid.stages import Stages, cell_of
 from suite.grid.underway import End, UnderWay
 from suite.interrupt import Deadline, Interruption
 from suite.results.record import key_of
@@ -50,6 +50,7 @@ def train(
             stages.batches(cell, cell.recipe, device, group),
             cell.seed,
             each.folder,
+            dict(cell.row.arguments),
             checkpoints=stages.store.checkpoints("train", each.stage.inputs),
             on_step=each.step,
             on_epoch=_epoch_log(each.stage, stages.display.log, options if group.rank == 0 else None),

@@ -11,7 +11,8 @@ from suite.grid.claims import BEAT, PATIENCE, Claims
 from suite.grid.effort import longest_first
 from suite.grid.machine import Machine
 from suite.grid.perform import Performer
-from suite.grid.plan import TIMED, Cell, Grid, Options, Stage, for_their_own_sake, turn_of
+from suite.grid.plan import TIMED, Cell, Grid, Options, Stage, turn_of
+from suite.grid.reach import for_their_own_sake
 from suite.inference.latency import ALIVE
 from suite.interrupt import Deadline, TimeIsUp
 from suite.results.store import Store

@@ -14,10 +14,10 @@ from onnxscript import ir
 from torch import Tensor, nn
 
 from suite import env
+from suite.export import zoo
 from suite.export.exporter import last_convolution, to_graph
 from suite.export.nodes import name_after_layers
 from suite.export.rewrite import apply_rewrites
-from suite.export.weights import load_weights
 from suite.inference.nodewise import ValuesOf, first_apart, graph_values
 from suite.registry import ORT
 from suite.schema.outcomes import Departure, ParityResult
@@ -148,21 +148,22 @@ def check(
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     runtime: str = ORT,
 ) -> ParityResult:
-    """What `parity.compare` says of a file and the weights that it was made from; and if a float32 file fails in ONNX
-    Runtime, `departure`: the first node that departs, as `first_departure` finds it.
+    """What `parity.compare` says of a file and the weights that it was made from; and if a float32 file of one of this
+    project's networks fails in ONNX Runtime, `departure`: the first node that departs, as `first_departure` finds it.
 
     Raises:
         RuntimeError: nothing can be compared; where that is a float32 file's fault, with the first node that departs.
     """
     from suite.inference.parity import LogitsError, compare
 
-    model = load_weights(weights)
+    of = zoo.in_folder(weights)
+    model = zoo.build(of)
 
     def first_apart_here() -> Departure | None:
         images, _ = next(iter(batches.test()))
         return first_departure(model, path, images[:4].contiguous(), provider)
 
-    by_node = precision == "fp32" and runtime == ORT
+    by_node = of.ours and precision == "fp32" and runtime == ORT
     try:
         found = compare(model, path, batches, env.available_cores(), progress, provider, precision, runtime)
     except LogitsError as error:

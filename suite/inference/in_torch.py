@@ -1,6 +1,5 @@
 """Networks in torch, eager or compiled."""
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -23,19 +22,21 @@ def load(request: Request, checked: bool) -> Loaded:
     """A network from its folder of weights; see `suite.inference.loaded.load`."""
     import torch
 
-    from suite.export.zoo import load as read
+    from suite.export import zoo
 
     torch.set_num_threads(request.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not checked
     torch.backends.cudnn.benchmark = not checked
-    for module in request.modules:
-        importlib.import_module(module)
+    zoo.import_modules(request.modules)
     start = perf_counter()
     device = PROVIDERS[request.provider].device
-    model: Any = read(Path(request.path)).to(device).to(memory_format=torch.channels_last)
+    model: Any = zoo.load(Path(request.path)).to(device).to(memory_format=torch.channels_last)
     if request.runtime == "torch.compile":
         model.compile(dynamic=checked)
-    return InTorch(model, device, perf_counter() - start, request.runtime == "torch.compile", channels_last=True)
+    loaded = InTorch(model, device, perf_counter() - start, request.runtime == "torch.compile", channels_last=True)
+    if not loaded.channels:  # of a user's own network, which need not say
+        loaded.channels = zoo.in_folder(Path(request.path)).input_size[0]
+    return loaded
 
 
 class InTorch(Loaded):

@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib.util
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,20 @@ def check(name: str, what: str = "a model of this project or of timm") -> None:
     Raises:
         InputError: there is none; it offers the nearest names.
     """
-    bare = name.partition(".")[0]
-    if name in ours() or bare in of_timm():
-        return
-    near = difflib.get_close_matches(bare, ours() | of_timm(), OFFERED, 0.6)
+    if not known(name):
+        hint = nearest(name, ours() | of_timm())
+        raise InputError(f"{name}: neither a file or folder that is there nor {what}{hint}")
+
+
+def known(name: str) -> bool:
+    """Whether this project or timm itself has a model of this name, whatever tag it has."""
+    return name in ours() or name.partition(".")[0] in of_timm()
+
+
+def nearest(name: str, legal: Iterable[str]) -> str:
+    """The names that are nearest to one, to be put behind a sentence that it is none; empty if there are none."""
+    bare, legal = name.partition(".")[0], sorted(set(legal))
+    near = difflib.get_close_matches(bare, legal, OFFERED, 0.6)
     if not near and bare:
-        near = sorted(each for each in ours() | of_timm() if bare.lower() in each)[:OFFERED]
-    hint = f"; the nearest names: {', '.join(near)}" if near else ""
-    raise InputError(f"{name}: neither a file or folder that is there nor {what}{hint}")
+        near = [each for each in legal if bare.lower() in each][:OFFERED]
+    return f"; the nearest names: {', '.join(near)}" if near else ""

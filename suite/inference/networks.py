@@ -154,9 +154,15 @@ def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "B
 def as_trained(dataset: "Dataset", weights: Path) -> "Dataset":
     """A data set with the mean and std that a run's folder states.
 
+    Those of a network that is not this project's were trained with the mean and std of the data set's fingerprint.
+
     Raises:
         InputError: they are not of three channels.
     """
+    from suite.export import zoo
+
+    if not zoo.in_folder(weights).ours:
+        return dataset
     config = read_config(weights)
     if config.channels != 3:  # for which `suite.data.channels` does it
         return dataset
@@ -188,8 +194,13 @@ def metadata(of: Source, more: dict[str, str]) -> dict[str, str]:
     """What an exported file says of itself, as text: model, weights' hash, mean and std on [0, 1], class names,
     versions, and `more`."""
     from suite.data.channels import statistics_of
+    from suite.export import zoo
 
-    known = statistics_of(read_config(of.weights).statistics, of.channels)
+    network = zoo.in_folder(of.weights)
+    if network.ours:
+        known = statistics_of(read_config(of.weights).statistics, of.channels)
+    else:
+        known = {name: network.described[name] for name in ("mean", "std", "label_names") if name in network.described}
     with open(of.weights / "model.safetensors", "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     stated = {"model": of.model, "weights_sha256": digest, "trained": str(of.trained).lower()}

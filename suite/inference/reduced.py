@@ -47,8 +47,10 @@ def convert(
     images: Calibration,
     activations: "Activations" = "unsigned",
     trained: bool = True,
+    ours: bool = True,
 ) -> ConvertResult:
-    """Write an exported file in "fp16", or in "int8" calibrated on images, with `activations` of a kind.
+    """Write an exported file in "fp16", or in "int8" calibrated on images, with `activations` of a kind; of a network
+    that is not `ours` nothing is known beforehand.
 
     A file in float16 that does not hold an activation of a network that is not `trained` has a warning.
 
@@ -56,11 +58,12 @@ def convert(
         RuntimeError: float16 does not hold a weight, or an activation of a trained network on these images; or the file
             is not what it is meant to be.
     """
-    from suite.export.exporter import check
+    from suite.export import exporter
     from suite.export.precision import FLOAT16, magnitudes, to_float16, to_int8
 
+    check = exporter.check if ours else exporter.describe
     if precision == "int8":
-        to_int8(path, out, images.batches, activations=activations)
+        to_int8(path, out, images.batches, activations=activations, normprop=ours)
         return ConvertResult(**structs.asdict(check(out)), calibration=images.words)
     to_float16(path, out)
     found = magnitudes(path, images.batches, env.available_cores())

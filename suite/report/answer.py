@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from suite.registry import DATA_SETS
+from suite.registry import label_of
 from suite.report import choices, findings, look
+from suite.report.entries import Entry, Metric, errors
+from suite.report.kinds import Kind
 from suite.report.plots import how_sure
-from suite.report.runs import Entry, Kind, Metric, errors
 from suite.results.derived import latency_ratio
 
 CHECKED = ("cpu", "int8")
@@ -37,7 +38,7 @@ def answers(entries: Sequence[Entry], metric: Metric = "last") -> list[Answer]:
 
 
 def _place(data: str, depth: str) -> str:
-    return f"{DATA_SETS[data].label} with {depth.replace('resnet', 'ResNet-')}"
+    return label_of(data) + (f" with {depth.replace('resnet', 'ResNet-')}" if depth else "")
 
 
 def _trained(where: str, nets: Sequence[Entry], metric: Metric) -> Answer:
@@ -45,14 +46,14 @@ def _trained(where: str, nets: Sequence[Entry], metric: Metric) -> Answer:
     longest = max(net.epochs for net in nets)
     ranked = sorted((net for net in nets if net.epochs == longest), key=lambda net: findings.top1(net, metric)[0])
     best, error = ranked[0], findings.top1(ranked[0], metric)[0]
-    name = look.net(best.row.model).title
+    name = look.net(best.row.title).title
     if len(ranked) == 1:
         return Answer(where, f"{name} errs on {error:.1f} %", "nothing is there to compare it with", how_sure(ranked))
     usual = [net for net in ranked[1:] if net.row.model.endswith(choices.USUAL) and "_w" not in net.row.model]
     other = (usual or ranked[1:])[0]
     part = findings.less(best, other, metric)
     points = findings.top1(other, metric)[0] - error
-    rest = f"{points:.1f} points less than {look.net(other.row.model).title}{_cost(best, other)}"
+    rest = f"{points:.1f} points less than {look.net(other.row.title).title}{_cost(best, other)}"
     sure = how_sure([best, other])
     if part.holds is None:
         sure = f"Too close to tell: {part.margin}" + (f" ({sure})" if sure else "")
@@ -91,8 +92,10 @@ def _quick(groups: dict[tuple[str, str], list[Entry]]) -> Iterator[Answer]:
             ratios.append(_ratio(net, other, kinds[0]))
     places: dict[str, list[str]] = {}
     for data, depth in groups:
-        places.setdefault(DATA_SETS[data].label, []).append(depth.removeprefix("resnet"))
-    where = "; ".join(f"{data} with ResNet-{', '.join(depths)}" for data, depths in places.items())
+        places.setdefault(label_of(data), []).append(depth.removeprefix("resnet"))
+    where = "; ".join(
+        data + (f" with ResNet-{', '.join(depths)}" if any(depths) else "") for data, depths in places.items()
+    )
     if ratios:
         low, high = f"{min(ratios):.1f}", f"{max(ratios):.1f}"
         times = low if low == high else f"{low} to {high}"

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from suite.registry import DATA_SETS
+from suite.registry import label_of
+from suite.report.entries import Entry
+from suite.report.kinds import Kind, median, words_of
 from suite.report.render import Column, Line, Report
-from suite.report.runs import Entry, Kind, median, words_of
 
 
 def table(entries: Sequence[Entry]) -> Report | None:
@@ -14,7 +15,7 @@ def table(entries: Sequence[Entry]) -> Report | None:
     """
     nets: dict[tuple[str, str], Entry] = {}
     for entry in entries:
-        nets.setdefault((entry.row.model, entry.row.data), entry)
+        nets.setdefault((entry.row.title, entry.row.data), entry)
     ratios = {place: found for place, net in nets.items() if (found := _ratios(net))}
     if not ratios:
         return None
@@ -26,7 +27,7 @@ def table(entries: Sequence[Entry]) -> Report | None:
     for (name, of), found in ratios.items():
         line = Line()
         line.put(model, name)
-        line.put(data, DATA_SETS[of].label)
+        line.put(data, label_of(of))
         for pair, column in columns.items():
             line.put(column, found.get(pair), *([] if pair in found else ["not run"]))
         lines.append(line)

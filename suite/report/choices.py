@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from suite.registry import DATA_SETS
+from suite.registry import label_of
+from suite.report.entries import Entry, Metric, errors, quick, shortfalls
+from suite.report.kinds import Kind, median, unstable, words_of
 from suite.report.render import Column, Line, Report
-from suite.report.runs import Entry, Kind, Metric, errors, median, quick, shortfalls, unstable, words_of
 from suite.report.tables import QUICK, three_digits
 from suite.results.derived import over_seeds
 
@@ -17,8 +18,7 @@ def groups(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
     found: dict[tuple[str, str], dict[str, Entry]] = {}
     for entry in entries:
         if entry.runs.train and "top1" in entry.table.metrics:
-            depth, _, _ = entry.row.model.partition("_")
-            found.setdefault((entry.row.data, depth), {}).setdefault(entry.row.model, entry)
+            found.setdefault((entry.row.data, entry.depth), {}).setdefault(entry.row.title, entry)
     return {place: list(nets.values()) for place, nets in found.items()}
 
 
@@ -46,7 +46,7 @@ def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Repo
         error = line.values["top1"]
         return line.values["model"] in quick, not isinstance(error, float), error if isinstance(error, float) else 0.0
 
-    title = f"{DATA_SETS[data].label}, {depth.replace('resnet', 'ResNet-')}"
+    title = f"{label_of(data)}, {depth.replace('resnet', 'ResNet-')}"
     return Report(title, columns + latency, sorted(lines, key=merit), remarks)
 
 
@@ -74,7 +74,7 @@ def _sizes(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]) ->
         if net.runs.export and base:
             cost, usually = net.runs.export.result, base.result
             line.put(parameters, cost.parameters / usually.parameters)
-            line.put(macs, cost.macs / usually.macs)
+            line.put(macs, cost.macs / usually.macs if cost.macs and usually.macs else None)
         else:
             line.put(parameters, None, "not exported")
             line.put(macs, None, "not exported")

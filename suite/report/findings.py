@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from suite.registry import DATA_SETS
-from suite.report.runs import Entry, Metric, errors
+from suite.registry import label_of
+from suite.report.entries import Entry, Metric, errors
 from suite.tables import spec
 
+TITLE = "The paper's claims, and what was measured"
 Verdict = Literal["confirmed", "contradicted", "too close to tell", "not yet measured"]
 # Entries of one data set and depth by the rest of the model's name, such as "crelu_bn".
 Nets = Mapping[str, Entry]
@@ -111,7 +112,7 @@ def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim
 
 def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -> Finding | None:
     data, depth = place
-    where = f"{DATA_SETS[data].label}, {depth.replace('resnet', 'ResNet-')}"
+    where = f"{label_of(data)}, {depth.replace('resnet', 'ResNet-')}"
     pairs = [(nets[a], nets[b]) for a, b in claim.pairs if a in nets and b in nets]
     if claim.pairs and not pairs:
         return None  # the table has but one net of each pair
@@ -121,44 +122,46 @@ def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -
     parts += claim.look(inside)
     if not parts:
         return Finding(where, "not yet measured")
-    caveats = [note for part in parts for net in part.nets for note in _caveats(net)]
+    notes = [note for part in parts for net in part.nets for note in caveats(net)]
     if lacking:
-        caveats.append(
+        notes.append(
             f"{lacking} of {len(pairs) + len(claim.of)} {'nets' if claim.of else 'comparisons'} not yet measured"
         )
-    return Finding(where, _verdict(parts), tuple(parts), tuple(dict.fromkeys(caveats)))
+    return Finding(where, verdict(parts), tuple(parts), tuple(dict.fromkeys(notes)))
 
 
-def _verdict(parts: Sequence[Part]) -> Verdict:
+def verdict(parts: Sequence[Part]) -> Verdict:
     if any(part.holds is False for part in parts):
         return "contradicted"
     return "confirmed" if all(part.holds for part in parts) else "too close to tell"
 
 
-def _caveats(net: Entry) -> list[str]:
-    """How the runs differ from the paper's."""
+def caveats(net: Entry) -> list[str]:
+    """How the runs differ from the paper's, or from what a table of one's own asks for."""
     notes = []
-    if (epochs := net.epochs) < net.table.recipe.epochs:
-        notes.append(f"shortened runs: {epochs} of {net.table.recipe.epochs} epochs")
+    if (epochs := net.epochs) < (whole := spec.recipe_for(net.table, net.row).epochs):
+        notes.append(f"shortened runs: {epochs} of {whole} epochs")
     if (seeds := len(net.runs.train)) < net.table.seeds:
         notes.append(f"{seeds} of {net.table.seeds} seeds")
+    if net.table.own:
+        return notes
     if (papers := spec.load_table(net.table.number).depth) != net.table.depth:
         notes.append(f"ResNet-{net.table.depth}, the paper has ResNet-{papers}")
     return notes
 
 
-def less(better: Entry, worse: Entry, metric: Metric) -> Part:
-    """Whether the first net errs less. A net that did not train errs most."""
-    (a, a_error, a_freedom), (b, b_error, b_freedom) = top1(better, metric), top1(worse, metric)
-    error = math.hypot(a_error, b_error)
+def less(better: Entry, worse: Entry, metric: Metric, of: str = "top1") -> Part:
+    """Whether the first net errs less, in one of the errors that there are. A net that did not train errs most."""
+    (a, a_error, a_freedom), (b, b_error, b_freedom) = error(better, metric, of), error(worse, metric, of)
+    spread = math.hypot(a_error, b_error)
     share = a_error**4 / a_freedom + b_error**4 / b_freedom
-    freedom = error**4 / share if share else math.inf  # Welch and Satterthwaite
+    freedom = spread**4 / share if share else math.inf  # Welch and Satterthwaite
     trained = math.isfinite(a) and math.isfinite(b)
-    margin = _sure(freedom) * error
+    margin = _sure(freedom) * spread
     clear = math.isinf(a) != math.isinf(b) or abs(a - b) > margin
-    figures = f"{_in_words(better, a)} {_sign(a, b)} {_in_words(worse, b)}"
+    figures = f"{_in_words(better, a, of)} {_sign(a, b)} {_in_words(worse, b, of)}"
     figures += "" if clear else ", too close to tell"
-    stated = [net.row.paper.get("top1") for net in (better, worse)]
+    stated = [net.row.paper.get(of) for net in (better, worse)]
     paper = "" if None in stated else _pair(*(value or 0.0 for value in stated))
     words = f"{abs(a - b):.2f} points apart, chance makes up to {margin:.2f}" if trained else ""
     return Part(a < b if clear else None, figures, (better, worse), _pair(a, b), paper, words)
@@ -174,9 +177,14 @@ def _pair(a: float, b: float) -> str:
 
 
 def top1(net: Entry, metric: Metric) -> tuple[float, float, float]:
+    """`error` of the first class."""
+    return error(net, metric, "top1")
+
+
+def error(net: Entry, metric: Metric, of: str) -> tuple[float, float, float]:
     """The median test error in percent, its standard error, and the degrees of freedom of that: from the seeds, or
     where they are fewer than three from what test images and seeds usually make of an error."""
-    values = errors(net.runs, "top1", metric)
+    values = errors(net.runs, of, metric)
     if not values:
         return math.inf, 0.0, math.inf
     median, count = statistics.median(values), len(values)
@@ -196,10 +204,10 @@ def _sure(freedom: float) -> float:
     return float(stdtrit(freedom, 0.975))
 
 
-def _in_words(net: Entry, error: float) -> str:
+def _in_words(net: Entry, error: float, of: str) -> str:
     ours = "did not train" if math.isinf(error) else f"{error:.2f}"
-    stated = net.row.paper.get("top1")
-    return f"{net.row.model} {ours}" + (f" (paper {stated:.2f})" if stated is not None else "")
+    stated = net.row.paper.get(of)
+    return f"{net.row.title} {ours}" + (f" (paper {stated:.2f})" if stated is not None else "")
 
 
 def _deltas(nets: Nets) -> Iterator[tuple[Entry, list[float]]]:
@@ -304,9 +312,9 @@ CLAIMS = (
 )
 
 
-def markdown(judged: Sequence[tuple[Claim, Sequence[Finding]]]) -> str:
+def markdown(judged: Sequence[tuple[Claim, Sequence[Finding]]], title: str = TITLE) -> str:
     """The findings as Markdown, ending in a newline."""
-    lines = ["# The paper's claims, and what was measured"]
+    lines = [f"# {title}"]
     for claim, found in judged:
         lines += ["", f"## {claim.title}", "", f"{claim.words} Here: {claim.criterion}.", ""]
         for finding in found:

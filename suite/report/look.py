@@ -30,6 +30,9 @@ NORMALIZATIONS = {
     "np3": ("NormProp3", 6),
 }
 ACTIVATIONS: dict[str, tuple[str, Shape]] = {"relu": ("ReLU", "circle"), "crelu": ("CReLU", "triangle")}
+SHAPES: tuple[Shape, ...] = ("circle", "triangle", "diamond")
+# What networks are held against that is none of a table.
+PLAIN_CNN = "plain CNN"
 # Filters of the first blocks of a network whose name does not say.
 WIDTH = 16
 
@@ -58,8 +61,12 @@ class Net:
 
 
 def net(model: str) -> Net:
-    """A model such as "resnet20_w32_crelu_bn" as it looks and reads; another name than of a network is a reference."""
+    """A model such as "resnet20_w32_crelu_bn" as it looks and reads; a row of another name has a look that its name
+    draws, and what is no network of a table is a reference."""
     depth, *parts = model.split("_")
+    if model != PLAIN_CNN and (len(parts) < 2 or not re.fullmatch(r"resnet\d+", depth)):
+        number = zlib.crc32(model.encode())
+        return Net("", model, model, model, number % len(PALETTE), SHAPES[number % len(SHAPES)], 1.0)
     if len(parts) < 2:
         return Net("", model, model, model, REFERENCE, "diamond", 1.0)
     *others, activation, normalization = parts

@@ -4,7 +4,8 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
-from suite.report.runs import Entry
+from suite.registry import stand_in
+from suite.report.entries import Entry
 from suite.report.tables import ANALYSED
 from suite.results.store import Store
 from suite.tables import spec
@@ -38,12 +39,12 @@ def _gap(table: Table, entry: Entry) -> str:
 
 
 def _command(folders: Sequence[Store], table: Table, rows: Sequence[Row]) -> str:
-    paper = spec.load_table(table.number)
-    words = ["python", "-m", "suite", "run", "--table", str(table.number)]
+    paper = table if table.own else spec.load_table(table.number)
+    words = ["python", "-m", "suite", "run", "--table", f"{table.label}.toml" if table.own else str(table.number)]
     if len(rows) < len(paper.rows):
-        words += ["--rows", ",".join(f"{row.model}@{row.data}" for row in rows)]
+        words += ["--rows", ",".join(f"{row.title}@{row.data}" for row in rows)]
     words += ["--depth", str(table.depth)] if table.depth != paper.depth else []
     words += ["--profile", "paper", "--seeds", str(table.seeds)]
-    for data in dict.fromkeys(row.data for row in rows):
+    for data in dict.fromkeys(row.data for row in rows if stand_in(row.data) != row.data):
         words += ["--data", f"{data}=PATH"]
     return shlex.join([*words, "--results", str(folders[0].root)] if folders else words)

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from suite.files import write as write_file
-from suite.registry import DATA_SETS
-from suite.report import batches, choices, findings, look, plots, svg
+from suite.registry import DATA_SETS, label_of
+from suite.report import batches, choices, findings, look, plots, stated, svg
 from suite.report import tables as report
 from suite.report.answer import answers
 from suite.report.drawing import Figure
+from suite.report.entries import Entry, Metric
 from suite.report.missing import lacking
 from suite.report.provenance import Provenance
 from suite.report.render import Report, render
-from suite.report.runs import Entry, Metric, Records
+from suite.report.runs import Records
 from suite.report.sheet import sheet
 from suite.report.template import asset, fill
 from suite.results.store import Store
 from suite.tables import spec
+from suite.tables.own import OwnTable
 from suite.tables.spec import CIFAR_DEPTHS, Table
 
 ENDINGS = {"github": "md", "csv": "csv", "latex": "tex"}
@@ -42,6 +44,8 @@ class _Section:
     @property
     def short(self) -> str:
         """Such as "Table 2, ResNet-20"."""
+        if self.table.own:
+            return self.table.label
         return f"Table {self.table.number}" + (f", ResNet-{self.table.depth}" if "-" in self.name else "")
 
     @property
@@ -64,7 +68,13 @@ class _Section:
         return not entry.runs.train and not any("failed" in note for some in notes for note in some)
 
 
-def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -> Path:
+def write(
+    stores: Store | Sequence[Store],
+    out: Path,
+    metric: Metric = "last",
+    own: OwnTable | None = None,
+    imports: Sequence[str] = (),
+) -> Path:
     """Write `index.html` and the plain files into a folder, which is made if need be.
 
     Beside the page lie `table2.md`, `.csv` and `.tex` (booktabs) for each table, `table2-resnet20.*` for those run
@@ -74,6 +84,8 @@ def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -
         stores: one or several results folders, of one or several machines.
         out: the folder.
         metric: errors of the last epoch, or the least over all epochs.
+        own: a table of a user's own, for a page of it and its claims alone.
+        imports: the modules that define its models.
 
     Returns:
         Where the page is.
@@ -83,26 +95,29 @@ def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -
         OSError: the folder cannot be written.
     """
     folders = [stores] if isinstance(stores, Store) else list(stores)
-    records = Records(folders)
-    sections = list(_sections(records, metric))
+    records = Records(folders, imports=imports)
+    sections = [_own_section(records, own, metric)] if own else list(_sections(records, metric))
     entries = [entry for section in sections for entry in section.entries]
-    judged = findings.judge(entries, metric)
-    chosen = choices.tables(entries, metric)
+    judged = stated.judge(entries, metric) if own else findings.judge(entries, metric)
+    chosen = {} if own else choices.tables(entries, metric)
     larger = batches.table(entries)
     drawings = {
         "question": plots.error_against_latency(entries),
         "curves": plots.learning_curves(entries),
         "speed": [*plots.latency_distributions(entries), *plots.rewrite_gains(entries)],
-        "inside": [*plots.inside(entries), *plots.promise()],
+        "inside": [] if own else [*plots.inside(entries), *plots.promise()],
     }
     shown = chosen | {section.name: section.report for section in sections} | ({"batches": larger} if larger else {})
     # All of it is made before any of it is written, so that what a record spoils leaves the report from before.
     texts = {f"{name}.{ending}": render(each, form) for name, each in shown.items() for form, ending in ENDINGS.items()}
-    texts["findings.md"] = findings.markdown(judged)
+    whose = f"Claims of {own.title}" if own else findings.TITLE
+    texts["findings.md"] = findings.markdown(judged, whose)
     for figure in (figure for group in drawings.values() for figure in group):
         texts |= {f"plots/{plot.name}.svg": svg.render(plot, figure.title) for plot in figure.plots}
     texts["index.html"] = fill(
         "report.html",
+        title=own.title if own else "Normalisation and CReLU in residual networks",
+        own=own,
         style=asset("report.css"),
         colors=[look.PALETTE, look.DARK],
         key=list(look.NORMALIZATIONS.values()),
@@ -119,6 +134,11 @@ def write(stores: Store | Sequence[Store], out: Path, metric: Metric = "last") -
     for name, text in texts.items():
         write_file(out / name, text.encode())
     return out / "index.html"
+
+
+def _own_section(records: Records, own: OwnTable, metric: Metric) -> _Section:
+    entries = [Entry(own, row, records.runs(own, row)) for row in own.rows]
+    return _Section(own.name, own, entries, report.build(own, records, metric, detail=True))
 
 
 def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
@@ -180,7 +200,7 @@ def _undrawn(entries: Sequence[Entry]) -> str:
     """The data sets of which there are only quick runs."""
     run = {entry.row.data for entry in entries if entry.runs.train}
     counts = {entry.row.data for entry in entries if entry.counts}
-    return ", ".join(DATA_SETS[data].label for data in DATA_SETS if data in run - counts)
+    return ", ".join(label_of(data) for data in dict.fromkeys([*DATA_SETS, *sorted(run)]) if data in run - counts)
 
 
 def _summary(folders: Sequence[Store], provenance: Provenance) -> str:

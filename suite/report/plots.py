@@ -12,10 +12,12 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Literal
 
-from suite.registry import DATA_SETS, ORT, RUNTIMES
+from suite.registry import DATA_SETS, ORT, RUNTIMES, label_of
 from suite.report import look
 from suite.report.drawing import SHARES, Figure, Plot, Points, Series, axis, named, thin
-from suite.report.runs import PLAIN, Entry, Kind, Runs, by_epoch, errors, median, reduced, runtime_words
+from suite.report.entries import Entry, by_epoch, errors
+from suite.report.kinds import PLAIN, Kind, median, reduced, runtime_words
+from suite.report.runs import Runs
 from suite.results.derived import latency_ratio
 from suite.results.samples import quantiles
 from suite.schema.outcomes import Epoch, known
@@ -40,7 +42,7 @@ def error_against_latency(entries: Sequence[Entry]) -> list[Figure]:
             if found:
                 plots.append(_pareto(f"{data}-error-latency-{number}", kind, found))
         if plots:
-            figures.append(Figure(f"Test error against latency, {DATA_SETS[data].label}", PARETO, tuple(plots)))
+            figures.append(Figure(f"Test error against latency, {label_of(data)}", PARETO, tuple(plots)))
     return figures
 
 
@@ -48,12 +50,12 @@ PARETO = "Lower left is better. No net beats those on the grey line, the Pareto 
 
 
 def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) -> Plot:
-    looks = {entry.row.model: look.net(entry.row.model) for _, _, entry in found}
+    looks = {entry.row.title: look.net(entry.row.title) for _, _, entry in found}
     series = []
-    for words, full in dict.fromkeys((looks[entry.row.model].kind, entry.comparable) for _, _, entry in found):
-        some = [each for each in found if (looks[each[2].row.model].kind, each[2].comparable) == (words, full)]
-        like = looks[some[0][2].row.model]
-        labels = tuple(entry.row.model for _, _, entry in some)
+    for words, full in dict.fromkeys((looks[entry.row.title].kind, entry.comparable) for _, _, entry in found):
+        some = [each for each in found if (looks[each[2].row.title].kind, each[2].comparable) == (words, full)]
+        like = looks[some[0][2].row.title]
+        labels = tuple(entry.row.title for _, _, entry in some)
         title = words if full else f"{words}, shortened"
         points = [[x, y] for x, y, _ in some]
         series.append(Series(title, "points", points, like.color, not full, labels, like.shape))
@@ -113,7 +115,7 @@ def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
     for data, depth, group in _by_depth(entries):
         plots = []
         for key, label, of in LEARNED:
-            curves = [(entry.row.model, _curve(entry.runs, of)) for entry in group]
+            curves = [(entry.row.title, _curve(entry.runs, of)) for entry in group]
             plots += _lines(f"{data}-{depth}-{key}", label, "epoch", label, curves)
         if plots:
             title = f"Learning curves, {_place(data, depth)}"
@@ -135,7 +137,7 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
     for data, group in _by_data(entries):
         plots = []
         for number, kind in enumerate(_kinds(group), start=1):
-            found = [(entry.row.model, timed[kind]) for entry in group if kind in (timed := entry.runs.timed)]
+            found = [(entry.row.title, timed[kind]) for entry in group if kind in (timed := entry.runs.timed)]
             boxes = [
                 [i, *(1e3 * value for value in quantiles(r.result.samples, SHARES))] for i, (_, r) in enumerate(found)
             ]
@@ -145,7 +147,7 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
             plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, named(models), series))
         if plots:
             caption = "Boxes are quartiles and median of all samples, whiskers 5 % and 95 %."
-            figures.append(Figure(f"Latency, {DATA_SETS[data].label}", caption, tuple(plots)))
+            figures.append(Figure(f"Latency, {label_of(data)}", caption, tuple(plots)))
     return figures
 
 
@@ -157,7 +159,7 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
         for number, kind in enumerate([kind for kind in _kinds(group) if kind[4] == PLAIN], start=1):
             rewritten = (*kind[:4], "fp32")
             ratios = {
-                entry.row.model: latency_ratio(timed[rewritten].result, timed[kind].result)
+                entry.row.title: latency_ratio(timed[rewritten].result, timed[kind].result)
                 for entry in group
                 if kind in (timed := entry.runs.timed) and rewritten in timed
             }
@@ -169,7 +171,7 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
                 plots.append(Plot(f"{data}-rewrite-{number}", _title(rewritten), x, named(models), series))
         if plots:
             caption = "Left of 1 the rewritten graph is faster than the graph that PyTorch's exporter writes."
-            figures.append(Figure(f"Gains of the rewrites, {DATA_SETS[data].label}", caption, tuple(plots)))
+            figures.append(Figure(f"Gains of the rewrites, {label_of(data)}", caption, tuple(plots)))
     return figures
 
 
@@ -206,7 +208,7 @@ def inside(entries: Sequence[Entry]) -> list[Figure]:
     figures = []
     for data, depth, group in _by_depth(entries):
         stem = f"{data}-{depth}"
-        analysed = [(entry.row.model, entry.runs.analyze[0].result) for entry in group if entry.runs.analyze]
+        analysed = [(entry.row.title, entry.runs.analyze[0].result) for entry in group if entry.runs.analyze]
         plots: list[Plot] = []
         blocks = [(model, result.blocks) for model, result in analysed if result.blocks]
         before = [(model, _numbered(each.delta)) for model, each in blocks]
@@ -252,23 +254,27 @@ def _by_data(entries: Iterable[Entry]) -> list[tuple[str, list[Entry]]]:
     groups: dict[str, dict[str, Entry]] = {}
     for entry in entries:
         if entry.runs.train:
-            groups.setdefault(entry.row.data, {}).setdefault(entry.row.model, entry)
-    return [(data, sorted(groups[data].values(), key=_depth)) for data in DATA_SETS if data in groups]
+            groups.setdefault(entry.row.data, {}).setdefault(entry.row.title, entry)
+    return [
+        (data, sorted(groups[data].values(), key=_depth))
+        for data in dict.fromkeys([*DATA_SETS, *groups])
+        if data in groups
+    ]
 
 
 def _depth(entry: Entry) -> int:
-    return int(re.findall(r"\d+", entry.row.model)[0])
+    return 0 if entry.table.own else int(re.findall(r"\d+", entry.row.title)[0])
 
 
 def _by_depth(entries: Sequence[Entry]) -> Iterator[tuple[str, str, list[Entry]]]:
     """Data set and depth ("resnet20") with the nets of which there are runs that count."""
     for data, group in _by_data(entry for entry in entries if entry.counts):
-        for depth in dict.fromkeys(entry.row.model.partition("_")[0] for entry in group):
-            yield data, depth, [entry for entry in group if entry.row.model.partition("_")[0] == depth]
+        for depth in dict.fromkeys(entry.depth for entry in group):
+            yield data, depth, [entry for entry in group if entry.depth == depth]
 
 
 def _place(data: str, depth: str) -> str:
-    return f"{DATA_SETS[data].label}, {depth.replace('resnet', 'ResNet-')}"
+    return label_of(data) + (f", {depth.replace('resnet', 'ResNet-')}" if depth else "")
 
 
 def _kinds(group: Sequence[Entry]) -> list[Kind]:

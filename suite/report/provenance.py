@@ -8,8 +8,9 @@ from typing import Any
 
 from msgspec import UnsetType
 
-from suite.registry import DATA_SETS
-from suite.report.runs import Entry, kind_of, words_of
+from suite.registry import label_of
+from suite.report.entries import Entry
+from suite.report.kinds import kind_of, words_of
 from suite.results.record import Checkout, Record, TimedRecord
 from suite.schema.inputs import Inputs, LatencyInputs, OnData, TrainInputs
 from suite.schema.outcomes import known
@@ -53,7 +54,7 @@ class Provenance:
                 "command": shlex.join(environment.command),
             }
             number = self.setups.setdefault(json.dumps(setup), len(self.setups) + 1)
-            key = (table, entry.row.model, entry.row.data, record.stage, number)
+            key = (table, entry.row.title, entry.row.data, record.stage, number)
             self.rows.setdefault(key, []).append(record)
 
     def shown(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class Provenance:
             detail += [words_of(kind_of(record)) for record in records if isinstance(record, TimedRecord)]
             lines.append(
                 {
-                    "words": (table, model, DATA_SETS[data].label, stage, ", ".join(detail)),
+                    "words": (table, model, label_of(data), stage, ", ".join(detail)),
                     "setup": setup,
                     "recipes": sorted(recipes),
                     "finished": max(record.finished for record in records),

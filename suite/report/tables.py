@@ -11,21 +11,11 @@ from operator import attrgetter
 
 from suite.files import printable
 from suite.registry import ORT, RUNTIMES, lacks
+from suite.report import stated
+from suite.report.entries import Entry, Metric, errors, quick, shortfalls, untrained
+from suite.report.kinds import PLAIN, reduced, runtime_words, unstable, words_of
 from suite.report.render import Column, Line, Report
-from suite.report.runs import (
-    PLAIN,
-    Metric,
-    Records,
-    Runs,
-    errors,
-    quick,
-    reduced,
-    runtime_words,
-    shortfalls,
-    unstable,
-    untrained,
-    words_of,
-)
+from suite.report.runs import Records, Runs
 from suite.results.derived import allowed_loss, over_seeds, percent_of_peak
 from suite.results.record import TimedRecord
 from suite.results.samples import percentiles
@@ -54,6 +44,7 @@ def build(
     detail: bool = False,
     failed: Collection[str] | None = None,
     forms: Collection[str] = (),
+    imports: Sequence[str] = (),
 ) -> Report:
     """Put a table together.
 
@@ -66,12 +57,13 @@ def build(
             percentiles for which there are samples enough, the time to load and that of the first run.
         failed: of which kinds of stages failures are told, if `source` is a folder; None for all.
         forms: that were asked for; where a provider cannot run one of them, or one that others have, the table says so.
+        imports: modules that define models of a user's own table, if `source` is a folder.
 
     Raises:
         InputError: a record cannot be read.
     """
     if isinstance(source, Store):
-        index = Records([source], {row.model for row in table.rows}, trained, failed)
+        index = Records([source], {row.model for row in table.rows}, trained, failed, imports)
     else:
         index = source
     found = [index.runs(table, row) for row in table.rows]
@@ -79,7 +71,8 @@ def build(
     model = Column("model", "Model", part="model")
     lines = [Line() for _ in table.rows]
     for line, row in zip(lines, table.rows, strict=True):
-        for column, text in zip([*headings, model], [*row.heading, row.model], strict=True):
+        arguments = (f"{name}={printable(str(value))}" for name, value in row.arguments.items())
+        for column, text in zip([*headings, model], [*row.heading, " ".join([row.model, *arguments])], strict=True):
             line.put(column, text)
     columns = [*headings, model]
     if table.number == ANALYSED:
@@ -88,6 +81,8 @@ def build(
     columns += _parity(table, found, lines, index)
     columns += _cost(found, lines)
     latency, remarks = _latency(table, found, lines, index, detail, forms)
+    entries = [Entry(table, row, runs) for row, runs in zip(table.rows, found, strict=True)]
+    remarks += stated.remarks(entries, metric)
     return Report(table.title, columns + latency, lines, [*remarks, *_untold(table, lines, index)])
 
 
@@ -95,7 +90,7 @@ def _untold(table: Table, lines: list[Line], index: Records) -> list[str]:
     """What failed, and has no cell that could say so: an int8 file, or a latency that no network has."""
     told = {note for line in lines for notes in line.notes.values() for note in notes}
     failed = [(row, index.reason(row, stage)) for row in table.rows for stage in VERSIONS]
-    return [f"{row.model} on {row.data}: {why}" for row, why in failed if why and printable(why) not in told]
+    return [f"{row.title} on {row.data}: {why}" for row, why in failed if why and printable(why) not in told]
 
 
 def _readable(value: float) -> str:
@@ -119,14 +114,17 @@ def _errors(
     seeds = Column("seeds", "seeds", part="ours")
     for name in table.metrics:
         words, first = METRICS[name], name == table.metrics[0]
+        known = any(name in row.paper for row in table.rows)
+        brief = words if not known else f"ours {words}"
         paper = Column(f"paper_{name}", f"paper {words}", _decimals(2), "paper", f"paper {words}" if first else "")
-        ours = Column(name, f"ours {words}", _decimals(2), "ours", f"ours {words}" if first else "")
+        ours = Column(name, f"ours {words}", _decimals(2), "ours", brief if first else "")
         difference = Column(f"difference_{name}", f"ours - paper {words}", lambda value: f"{value:+.2f}", "ours")
         spread = Column(f"spread_{name}", f"max - min {words}", _decimals(2), "ours")
-        columns += [paper, ours, difference, spread] if detail else [paper, ours]
+        shown = [paper, ours, difference, spread] if detail else [paper, ours]
+        columns += [column for column in shown if known or column not in (paper, difference)]
         for row, runs, line in zip(table.rows, found, lines, strict=True):
-            stated = row.paper.get(name)
-            line.put(paper, stated, *([] if stated is not None else ["not in the paper"]))
+            theirs = row.paper.get(name)
+            line.put(paper, theirs, *([] if theirs is not None else ["not in the paper"]))
             if detail:
                 line.put(seeds, len(runs.train))
             if not runs.train:
@@ -141,7 +139,7 @@ def _errors(
             elif (median := over_seeds(values)) is not None:
                 line.put(ours, median, *note)
                 if detail:
-                    line.put(difference, median - stated if stated is not None else None, *note)
+                    line.put(difference, median - theirs if theirs is not None else None, *note)
                     line.put(spread, max(values) - min(values) if len(values) > 1 else None)
             elif all(not record.result.trained for record in runs.train):
                 line.put(ours, None, untrained(runs.train[0]), *note)
@@ -262,7 +260,7 @@ def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
         cost = runs.export.result if runs.export else None
         why = [] if cost else ["not exported"]
         line.put(parameters, cost.parameters if cost else None, *why)
-        line.put(macs, cost.macs if cost else None, *why)
+        line.put(macs, cost.macs if cost else None, *(why or ["cannot be counted"] * (not cost or cost.macs is None)))
     return [parameters, macs]
 
 
@@ -311,8 +309,8 @@ def _latency(
             line.put(median, 1e3 * p50, *unstable(records[kind]))
             line.put(speed, batch / p50)
             peak = index.peak.get((machine, provider, records[kind].inputs.threads or 0, units))
-            if has_peak and peak and runs.export:
-                percent = percent_of_peak(runs.export.result.macs * batch, p50, peak.result.flops)
+            if has_peak and peak and runs.export and (macs := runs.export.result.macs):
+                percent = percent_of_peak(macs * batch, p50, peak.result.flops)
                 beyond = BEYOND if peak.result.of else BEYOND_ONE
                 line.put(share, percent, *([beyond] if percent > 100 else []))
         columns += _beside_the_median(key, name, [records.get(kind) for records in timed], lines, detail)

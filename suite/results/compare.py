@@ -203,7 +203,7 @@ def _measured(record: LatencyRecord, data: str | None) -> _Measured:
     """What a record says, of a network that was trained on this data if that is known."""
     inputs, timed = record.inputs, samples.timed(record.result)
     named: dict[str, str | int | None] = {
-        "model": inputs.model,
+        "model": " ".join([inputs.model, *(f"{key}={value}" for key, value in inputs.arguments.items())]),
         "data": data,
         "size": inputs.size,
         "runtime": inputs.runtime,

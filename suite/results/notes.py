@@ -1,6 +1,7 @@
 """What lies in a results folder besides records: notes of failures, and plans, as types and how they are read."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ class _FailedInputs(Struct, frozen=True, kw_only=True, gc=False):
     train: str = ""
     export: str = ""
     data: _Named | UnsetType = UNSET
+    arguments: dict[str, object] = msgspec.field(default_factory=dict)
 
 
 class _Note(Struct, frozen=True, kw_only=True, gc=False):
@@ -49,6 +51,7 @@ class Failure:
         model: the network.
         data: name of the data set, if the stage's inputs have it.
         train, export: keys of the records that it was made from; empty for none.
+        arguments: further ones of the model.
     """
 
     stage: str
@@ -58,6 +61,7 @@ class Failure:
     data: str | None = None
     train: str = ""
     export: str = ""
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
 
 def read_failure(path: Path) -> Failure:
@@ -72,7 +76,8 @@ def read_failure(path: Path) -> Failure:
         inputs = note.inputs
         data = inputs.data.name if isinstance(inputs.data, _Named) else None
         key = key_of(note.stage, parse(text, _AllInputs).inputs)
-        return Failure(note.stage, key, note.reason, inputs.model, data, inputs.train, inputs.export)
+        made_from = inputs.train, inputs.export
+        return Failure(note.stage, key, note.reason, inputs.model, data, *made_from, inputs.arguments)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not the note of a failure ({reason(error)}); delete it") from None
 

@@ -12,15 +12,18 @@ Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Inputs(Struct, frozen=True, kw_only=True, gc=False):
-    """What every stage is asked for: a `model`, and by which `version` of the stage; 0 from before versions."""
+    """What every stage is asked for: a `model`, made with further `arguments` by a table of a user's own, and by which
+    `version` of the stage; 0 from before versions."""
 
     model: str
     version: Int = 0
+    arguments: dict[str, object] = field(default_factory=dict)
 
 
 class Data(Struct, frozen=True, kw_only=True, gc=False):
     """A data set as it was found: its `name`, how many images there are to `train` and to `test` on, and how many
-    `classes`; and the `sha256` that tells it from others (`hash_of` says of what)."""
+    `classes`; and the `sha256` that tells it from others (`hash_of` says of what). One that is a user's own has the
+    `mean` and `std` of each channel that its images were normalised by, on the 0-255 scale."""
 
     name: str
     train: Int
@@ -28,6 +31,8 @@ class Data(Struct, frozen=True, kw_only=True, gc=False):
     classes: Int | UnsetType = UNSET
     sha256: str | UnsetType = UNSET
     hash_of: str | UnsetType = UNSET
+    mean: list[float] | UnsetType = UNSET
+    std: list[float] | UnsetType = UNSET
 
 
 class Schedule(Struct, frozen=True, kw_only=True, gc=False):
@@ -49,7 +54,8 @@ class OnData(Inputs, frozen=True, kw_only=True, gc=False):
 class TrainInputs(OnData, frozen=True, kw_only=True, gc=False):
     """A training with a `seed`; `schedule` is what readers rely on in its recipe.
 
-    `precision` and `processes` are those that were asked for; None from before they were.
+    `precision` and `processes` are those that were asked for; None from before they were. `source` is the SHA-256 of
+    the text of the module that defines the model, if that is a user's own (`suite.modules.digest`).
     """
 
     data: Data
@@ -57,6 +63,7 @@ class TrainInputs(OnData, frozen=True, kw_only=True, gc=False):
     seed: Int
     precision: str | None = None
     processes: Int | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         try:

@@ -118,13 +118,14 @@ class ExportResult(File, frozen=True, kw_only=True, gc=False):
 
     Attributes:
         parameters: trainable numbers.
-        macs: multiply-accumulates of convolutions and linear layers for one image, of the network itself.
+        macs: multiply-accumulates of convolutions and linear layers for one image, of the network itself; None of a
+            network in which they cannot be counted.
         rewrites: how often each was applied; not of the default export.
         rewrite_difference: what they changed of the logits on random images, as a share of the largest.
     """
 
     parameters: Int
-    macs: Int
+    macs: Int | None
     rewrites: dict[str, Int] | UnsetType = UNSET
     rewrite_difference: float | UnsetType = UNSET
 

@@ -9,6 +9,7 @@ from msgspec import UNSET, structs, to_builtins
 from torch import Tensor
 
 import models  # noqa: F401 - registers the networks with timm
+from suite.export import trained
 from suite.interrupt import Interruption
 from suite.schema.outcomes import Epoch, Errors, TrainResult, Try, known
 from suite.schema.speed import CompileTrial, TrainTiming
@@ -19,7 +20,6 @@ from suite.training.stacked import Seed
 from suite.training.state import TrainingState
 from suite.training.step import Engine
 from suite.training.testing import Tested, evaluate, measured_convolutions
-from suite.training.weights import save_weights
 
 # A kill costs at most the work of so long.
 CHECKPOINT_SECONDS = 30.0
@@ -47,7 +47,7 @@ class Fit(TrainingState):
         if not trained:
             self.start_over(self.recipe.learning_rate)  # so that the net can still be exported and timed
         if self.group.rank == 0:
-            save_weights(self.model, self.job.out, self.model_args, self.batches.dataset)
+            self._save()
         result = TrainResult(
             **structs.asdict(errors),
             best_top1=min(error for epoch in epochs if (error := known(epoch.top1)) is not None) if trained else None,
@@ -231,3 +231,12 @@ class Fit(TrainingState):
         if self.job.checkpoints is not None and self.group.rank == 0:
             # Counted over all tries, so that a later checkpoint has the higher number.
             checkpoint.write(self.job.checkpoints, self.at.images, tensors, to_builtins(self.at))
+
+    def _save(self) -> None:
+        """Write weights and what timm needs to load them: class count, class names, mean and std on [0, 1]."""
+        dataset = self.batches.dataset
+        described: dict[str, object] = {
+            name: [value / 255 for value in getattr(dataset, name)] for name in ("mean", "std")
+        }
+        described["label_names"] = list(dataset.classes)
+        trained.keep(self.model, self.job.model_name, self.model_args, described, self.job.out)

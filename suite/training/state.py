@@ -45,8 +45,9 @@ class TrainingState:
         self.warn = warn
         self.stacks = engine.stacks(self.own_kernels) and self.group.size == 1
         # Asked of the network as it is made: our kernels are layers of their own classes.
-        if self.stacks and obstacle(timm.create_model(job.model_name, device="meta", **self.model_args)):
-            self.stacks = False
+        if self.stacks:
+            with torch.device("meta"):
+                self.stacks = not obstacle(timm.create_model(job.model_name, **self.model_args))
         self.total = self.recipe.steps(len(self.batches.dataset.train))
         # Networks that are trained at the same time on one GPU overlap only in streams of their own.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]

@@ -1,0 +1,131 @@
+"""A row of a table with its runs: their errors, what may be compared, and how they fall short of the paper's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from suite.files import printable
+from suite.registry import DATA_SETS
+from suite.report.runs import Runs
+from suite.results.record import TrainRecord
+from suite.schema.outcomes import Epoch, Try, known
+from suite.tables.spec import Row, Table, recipe_for, within_an_epoch
+
+Metric = Literal["last", "best"]
+
+
+def by_epoch(record: TrainRecord, of: Callable[[Epoch], float | None]) -> dict[int, float]:
+    """A figure `of` each epoch of a training, by its 1-based number, where there is one."""
+    figures = map(of, record.result.epochs)
+    return {number: value for number, value in enumerate(figures, start=1) if value is not None}
+
+
+def errors(runs: Runs, name: str, metric: Metric = "last") -> list[float]:
+    """An error in percent of each run that has it, in the order of the seeds."""
+    values = [_error(record, name, metric) for record in runs.train]
+    return [value for value in values if value is not None]
+
+
+def _error(record: TrainRecord, name: str, metric: Metric) -> float | None:
+    last = record.result.figure(name)
+    if metric == "last" or last is None:
+        return last
+    return min(by_epoch(record, lambda epoch: epoch.figure(name)).values(), default=last)
+
+
+def untrained(record: TrainRecord) -> str:
+    """Why a network has no error: the rates tried, and of each reason the last try."""
+    tries = record.result.tries
+    first, last = tries[0].learning_rate, tries[-1].learning_rate
+    reasons = {each.outcome: each for each in tries}
+    return f"did not train at any learning rate from {first:g} down to {last:g}: " + "; ".join(
+        f"{printable(outcome)} at {each.learning_rate:g}{_details(each)}" for outcome, each in reasons.items()
+    )
+
+
+def _details(tried: Try) -> str:
+    """What is known of a try that ended with a finite loss, in brackets."""
+    loss, error, dead = known(tried.last_loss), known(tried.train_error), known(tried.dead_units)
+    if loss is None:
+        return ""
+    said = [f"loss {loss:.3g}"]
+    said += [f"training error {error:.1f} %"] if error is not None else []
+    said += [f"dead units {dead:.0%}"] if dead is not None else []
+    return f" ({', '.join(said)})"
+
+
+def comparable(table: Table, row: Row, runs: Runs) -> bool:
+    """Whether the runs were made by the paper's recipe, on its data and in full."""
+    return bool(runs.train) and not any("not comparable" in note for note in shortfalls(table, row, runs.train))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a table with its runs."""
+
+    table: Table
+    row: Row
+    runs: Runs
+
+    @property
+    def depth(self) -> str:
+        """What the nets of one group have in common, as in "resnet20"; empty of a table of a user's own, whose rows are
+        all of one group."""
+        return "" if self.table.own else self.row.model.partition("_")[0]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its errors may be compared with the paper's."""
+        return comparable(self.table, self.row, self.runs)
+
+    @property
+    def quick(self) -> bool:
+        """Whether it was run, but cut off after some steps or on embedded images, so that its errors mean nothing."""
+        first = [record.inputs for record in self.runs.train[:1]]
+        return any(inputs.schedule.max_steps is not None or inputs.data.name != self.row.data for inputs in first)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it was run over whole epochs on the paper's data, so that its errors mean something."""
+        return bool(self.runs.train) and not self.quick
+
+    @property
+    def epochs(self) -> int:
+        """Of its runs; there must be some."""
+        return self.runs.train[0].inputs.schedule.epochs
+
+
+def quick(table: Table, train: list[TrainRecord]) -> bool:
+    """Whether runs were shorter than an epoch, so that their errors say nothing."""
+    record = train[0]
+    batch = record.inputs.recipe.get("batch_size", table.recipe.batch_size)
+    return isinstance(batch, int) and within_an_epoch(record.result.steps, batch, record.inputs.data.train)
+
+
+def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
+    """How the runs fall short of the paper's, so that nobody compares what cannot be compared."""
+    data, recipe, result = train[0].inputs.data, train[0].inputs.schedule, train[0].result
+    parts = []
+    if data.name != row.data:
+        parts.append(f"on the embedded {data.name}, not on {row.data}")
+    if recipe.max_steps is not None:
+        parts.append(f"{result.steps} training steps")
+    elif recipe.epochs < (epochs := recipe_for(table, row).epochs):
+        parts.append(f"{recipe.epochs} of {epochs} epochs")
+    if result.test_images < data.test:
+        parts.append(f"{result.test_images} of {data.test} test images")
+    registered = DATA_SETS.get(data.name)
+    if registered and registered.images and (data.train, data.test) != registered.images:
+        parts.append(f"{data.name} of {data.train} training and {data.test} test images, not all of it")
+    rates = {run.result.tries[-1].learning_rate for run in train}
+    notes = []
+    limited = recipe.max_steps is not None or data.name != row.data
+    if parts:
+        whom = "whole runs" if table.own else "the paper"
+        notes.append(f"{'quick run' if limited else 'shortened run'}, not comparable with {whom}: {', '.join(parts)}")
+    if not limited and len(train) < table.seeds:
+        whole = "that the table asks for" if table.own else "whose median the paper gives"
+        notes.append(f"{len(train)} of the {table.seeds} runs {whole}")
+    if rates != {recipe.learning_rate} and any(run.result.trained for run in train):
+        notes.append(f"trained at a learning rate of {', '.join(f'{r:g}' for r in sorted(rates))} after halving")
+    return notes

@@ -1,0 +1,46 @@
+"""The claims that a user's own table states about its rows, judged as the paper's are."""
+
+from collections.abc import Sequence
+
+from suite.registry import label_of
+from suite.report.entries import Entry, Metric
+from suite.report.findings import Claim, Finding, caveats, less, verdict
+from suite.tables import own
+from suite.tables.own import OwnTable
+from suite.tables.spec import METRICS
+
+
+def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim, list[Finding]]]:
+    """Each claim of a table whose rows these are, with a finding; none if it is one of the paper's, or states none."""
+    table = entries[0].table if entries else None
+    if not isinstance(table, OwnTable):
+        return []
+    return [(_in_words(claim), [_finding(table, claim, entries, metric)]) for claim in table.claims]
+
+
+def _in_words(claim: own.Claim) -> Claim:
+    title = f"{claim.left} < {claim.right}"
+    words = claim.text or f"{claim.left} errs less than {claim.right}."
+    return Claim(title, words, f"the {METRICS[claim.metric]} of {claim.left} is less", ())
+
+
+def _finding(table: OwnTable, claim: own.Claim, entries: Sequence[Entry], metric: Metric) -> Finding:
+    nets = {(entry.row.title, entry.row.data): entry for entry in entries}
+    rows = [table.row(name) for name in (claim.left, claim.right)]
+    where = label_of(rows[0].data)
+    found = [nets[place] for row in rows if (place := (row.title, row.data)) in nets]
+    if len(found) < 2 or not all(net.counts for net in found) or found[0].epochs != found[1].epochs:
+        return Finding(where, "not yet measured")
+    part = less(found[0], found[1], metric, claim.metric)
+    notes = [note for net in found for note in caveats(net)]
+    return Finding(where, verdict([part]), (part,), tuple(dict.fromkeys(notes)))
+
+
+def remarks(entries: Sequence[Entry], metric: Metric = "last") -> list[str]:
+    """What was found of each claim, a line each."""
+    lines = []
+    for claim, (finding,) in judge(entries, metric):
+        figures = "".join(f": {part.figures}" for part in finding.parts)
+        sure = f" ({finding.how_sure})" if finding.how_sure else ""
+        lines.append(f"claim {claim.title}: {finding.verdict}{figures}{sure}")
+    return lines
