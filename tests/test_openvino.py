@@ -18,7 +18,7 @@ from suite.inference import contest, latency, loaded
 from suite.inference.feeds import Input
 from suite.inference.loaded import Request
 from suite.registry import RUNTIMES
-from suite.schema.outcomes import LatencyResult
+from suite.schema.outcomes import LatencyResult, PeakResult
 
 Suite = Callable[..., tuple[int, str, str]]
 SHORT = latency.Protocol(rounds=2, min_seconds=0.0, min_runs=5, max_runs=50, warmup=1)
@@ -31,7 +31,7 @@ def _installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setitem(sys.modules, "openvino_telemetry", None)  # as the suite imports it
         pytest.importorskip("openvino")
     monkeypatch.setattr(contest, "QUICK", SHORT)
-    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: {"flops": 1e12})
+    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: PeakResult(flops=1e12))
 
 
 @pytest.fixture

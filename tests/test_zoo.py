@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from suite.errors import InputError
 from suite.export import zoo
 from suite.inference import contest, latency
+from suite.schema.outcomes import PeakResult
 
 Suite = Callable[..., tuple[int, str, str]]
 
@@ -61,7 +62,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _short(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest, "QUICK", latency.Protocol(2, 0.0, 5, 50, 1))
-    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: {"flops": 1e12})
+    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: PeakResult(flops=1e12))
 
 
 IMPORT = ("--import", "small_nets")
