@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from suite import distributed, progress
-from suite.grid import cleaning, plan, remaining, status
+from suite.grid import cleaning, plan, reach, remaining, status
 from suite.grid.claims import Claims
 from suite.grid.plan import Grid, Options
 from suite.grid.runner import Worker
@@ -62,7 +62,7 @@ def test_after_a_quick_run_figures_stand_without_files_and_nothing_is_done_twice
     more = plan.plan(options(tmp_path, forms=("fp32", "int8")))
     assert left_to_do(options(tmp_path), more) == ["convert", "export", "latency", "parity", "peak", "train"]
     parts = plan.plan(options(tmp_path, forms=("fp32", "int8"), stages=("export", "latency")))
-    reached, said = plan.within_reach(
+    reached, said = reach.within_reach(
         parts,
         lambda stage: store.standing(stage.kind, stage.inputs) is not None,
         lambda stage: store.get(stage.kind, stage.inputs) is not None,

@@ -66,7 +66,8 @@ def test_a_probe_is_measured_once_and_kept(tmp_path: Path) -> None:
     assert (cost.stages, cost.stored) == (6, 0)
     (record,) = Store(tmp_path).records("probe")
     assert all(value >= 0 for value in record.result.values())
-    assert record.result["step_per_image"] > 0
+    # Beside other work the two batches may take equally long, but never no time.
+    assert record.result["step_fixed"] + record.result["step_per_image"] > 0
     assert 2e8 < cost.memory < 8e9  # torch alone takes some hundred megabytes
     text = first.render()
     assert "resnet20_relu_bn on digits10" in text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from suite import api, modules
+from suite import api
 from suite.errors import InputError
 from suite.grid import own as models_of
 from suite.grid.options import Options
@@ -15,7 +15,7 @@ from suite.report import stated
 from suite.report.entries import Entry
 from suite.report.runs import CHANGED, Records
 from suite.results.store import Store
-from suite.tables import own, spec
+from suite.tables import modules, own, spec
 
 Run = Callable[..., tuple[int, str, str]]
 EXAMPLES = Path(__file__).parent.parent / "examples"

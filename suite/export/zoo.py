@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite import modules
 from suite.errors import InputError, first_line, in_words
 from suite.export.weights import CONFIG, WEIGHTS, load_weights, shape_in_words
+from suite.tables import modules
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from suite import modules
 from suite.errors import InputError, in_words
 from suite.grid.stages import Cell
 from suite.inference import names
+from suite.tables import modules
 from suite.tables.spec import Row, Table
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import msgspec
 
-from suite import modules
 from suite.files import printable
 from suite.registry import ORT, stand_in
 from suite.report.kinds import Kind, kind_of
@@ -29,6 +28,7 @@ from suite.results.record import (
 )
 from suite.results.store import Store
 from suite.schema.inputs import Data, Inputs
+from suite.tables import modules
 from suite.tables.own import OwnTable
 from suite.tables.spec import Row, Table, outdated, recipe_for
 

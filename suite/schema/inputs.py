@@ -55,7 +55,7 @@ class TrainInputs(OnData, frozen=True, kw_only=True, gc=False):
     """A training with a `seed`; `schedule` is what readers rely on in its recipe.
 
     `precision` and `processes` are those that were asked for; None from before they were. `source` is the SHA-256 of
-    the text of the module that defines the model, if that is a user's own (`suite.modules.digest`).
+    the text of the module that defines the model, if that is a user's own (`suite.tables.modules.digest`).
     """
 
     data: Data
