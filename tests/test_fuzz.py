@@ -20,7 +20,8 @@ from suite.errors import InputError
 from suite.grid import status
 from suite.report import figures, page
 from suite.report import tables as report
-from suite.report.render import FORMATS, render
+from suite.report.formats import FORMATS
+from suite.report.render import render
 from suite.results import compact
 from suite.results.compare import compare
 from suite.results.notes import Failure, read_failure
