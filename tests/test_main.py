@@ -118,12 +118,12 @@ def test_show_speaks_csv_and_json(finished: tuple[Path, subprocess.CompletedProc
 def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> None:
     # The second row's export is broken by a weights file that is not there any more.
     code = (
-        "import sys, suite.training.fitting as t, suite.__main__ as m\n"
-        "whole = t.save_weights\n"
+        "import sys, suite.export.trained as t, suite.__main__ as m\n"
+        "whole = t.keep\n"
         "def save(model, *rest):\n"
         "    if 'CReLU' in str(model): raise MemoryError('no room')\n"
         "    return whole(model, *rest)\n"
-        "t.save_weights = save\n"
+        "t.keep = save\n"
         "m.main()\n"
     )
     rows = "resnet20_relu_bn@cifar10,resnet20_crelu_bn@cifar10"
@@ -143,12 +143,12 @@ def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> Non
 @pytest.mark.full
 def test_packed_rows_are_as_if_run_alone_and_one_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
     code = (
-        "import sys, suite.training.fitting as t, suite.__main__ as m\n"
-        "whole = t.save_weights\n"
+        "import sys, suite.export.trained as t, suite.__main__ as m\n"
+        "whole = t.keep\n"
         "def save(model, *rest):\n"
         "    if 'NormPropConv2d' in str(model): raise MemoryError('no room')\n"
         "    return whole(model, *rest)\n"
-        "t.save_weights = save\n"
+        "t.keep = save\n"
         "m.main()\n"
     )
     rows = "resnet20_relu_bn@cifar10,resnet20_relu_np2@cifar10,resnet20_crelu_bn@cifar10"
