@@ -61,7 +61,7 @@ def init(file: Path) -> int:
     if not file.parent.is_dir():
         raise InputError(f"{file.parent}: no such folder")
     write(file, (resources.files("suite") / "tables" / "example.toml").read_bytes())
-    click.echo(f"{file}: written; next: python -m suite run --table {shlex.quote(str(file))}")
+    click.echo(f"{file}: written; next: uv run -m suite run --table {shlex.quote(str(file))}")
     return 0
 
 

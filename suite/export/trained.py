@@ -1,4 +1,4 @@
-"""A run's weights to ONNX: this project's networks by their own exporter, and any other by the generic one."""
+"""Write a trained network to a folder, and export one from it, whether it is this project's or another's."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -4,7 +4,6 @@ Nothing is imported here: whether there are the models that it names, `suite.gri
 """
 
 import math
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,9 +12,9 @@ from typing import Any
 
 from suite.errors import InputError
 from suite.registry import DATA_SETS
-from suite.tables.reading import build, require
+from suite.tables.reading import build, read, require
 from suite.tables.recipes import Recipe, changed
-from suite.tables.spec import Row, Table
+from suite.tables.spec import Row, Table, check_row
 
 # Errors, which a table of one's own may show; what is inside networks only the paper's first table does.
 ERRORS = ("top1", "top5", "top1_10crop", "top5_10crop")
@@ -162,12 +161,7 @@ def parse(text: str, path: Path) -> OwnTable:
             message names the file, the place in it and what is legal.
     """
     source = str(path)
-    try:
-        file = build(_File, tomllib.loads(text), source)
-    except InputError:
-        raise
-    except (ValueError, OverflowError, RecursionError) as error:  # of numbers and nesting that Python cannot hold, too
-        raise InputError(f"{source}: not valid TOML: {error}") from None
+    file = read(_File, text, source)
     changed(file.recipe, file.quick, f"{source}: quick")
     for name in file.data:
         if name in DATA_SETS:
@@ -217,10 +211,7 @@ def _row(file: _File, line: _Line, where: str) -> Row:
         line.arguments,
         line.name,
     )
-    if len(row.heading) != len(file.headings):
-        raise InputError(f"{where}: heading has {len(row.heading)} entries, headings {len(file.headings)}")
-    if unknown := set(line.paper) - set(file.metrics):
-        raise InputError(f"{where}: paper: unknown key {min(unknown)!r}; legal: {', '.join(file.metrics)}")
+    check_row(row, file.headings, file.metrics, where)
     recipe = changed(file.recipe, line.recipe, f"{where}: recipe")
     changed(recipe, file.quick, f"{where}: recipe")
     crops = [metric for metric in file.metrics if "10crop" in metric]

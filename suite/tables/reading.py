@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import tomllib
 import types
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -15,6 +16,20 @@ def require(condition: bool, message: str) -> None:
     """Raise InputError with the message unless the condition holds."""
     if not condition:
         raise InputError(message)
+
+
+def read(cls: type[T], text: str, source: str) -> T:
+    """Make a dataclass of TOML text; `source` names the file in errors.
+
+    Raises:
+        InputError: not TOML, an unknown or missing key, a wrong type or an illegal value.
+    """
+    try:
+        return build(cls, tomllib.loads(text), source)
+    except InputError:
+        raise
+    except (ValueError, OverflowError, RecursionError) as error:  # of numbers and nesting that Python cannot hold, too
+        raise InputError(f"{source}: not valid TOML: {error}") from None
 
 
 def build(cls: type[T], raw: object, where: str) -> T:

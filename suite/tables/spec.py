@@ -1,7 +1,6 @@
 """The paper's tables as data: frozen records of what is run, read from TOML without tolerance for typing errors."""
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 from suite.errors import InputError
 from suite.registry import STAND_INS
-from suite.tables.reading import build
+from suite.tables.reading import read
 from suite.tables.recipes import Recipe as Recipe
 from suite.tables.recipes import changed
 from suite.tables.recipes import within_an_epoch as within_an_epoch
@@ -141,12 +140,7 @@ def parse_table(text: str, source: str) -> Table:
         InputError: not TOML, an unknown or missing key, a wrong type or an illegal value. The message names
             the file, the place in it and what is legal.
     """
-    try:
-        table = build(Table, tomllib.loads(text), source)
-    except InputError:
-        raise
-    except (ValueError, OverflowError, RecursionError) as error:  # of numbers and nesting that Python cannot hold, too
-        raise InputError(f"{source}: not valid TOML: {error}") from None
+    table = read(Table, text, source)
     for metric in table.metrics:
         if metric not in METRICS:
             raise InputError(f"{source}: metrics: unknown metric {metric!r}; legal: {', '.join(METRICS)}")
@@ -157,15 +151,23 @@ def parse_table(text: str, source: str) -> Table:
         if row.data not in STAND_INS:
             legal = ", ".join(map(repr, STAND_INS))
             raise InputError(f"{where}: data: {row.data!r} is not legal; legal: {legal}")
-        if len(row.heading) != len(table.headings):
-            raise InputError(f"{where}: heading has {len(row.heading)} entries, headings {len(table.headings)}")
-        unknown = set(row.paper) - set(table.metrics)
-        if unknown:
-            raise InputError(f"{where}: paper: unknown key {min(unknown)!r}; legal: {', '.join(table.metrics)}")
+        check_row(row, table.headings, table.metrics, where)
         if table.depth and not row.model.startswith(f"resnet{table.depth}_"):
             raise InputError(f"{where}: model {row.model!r} is not of the table's depth {table.depth}")
         changed(table.recipe, row.recipe, f"{where}: recipe")
     return table
+
+
+def check_row(row: Row, headings: Sequence[str], metrics: Sequence[str], where: str) -> None:
+    """Hold a row against the columns of its table.
+
+    Raises:
+        InputError: it has more or fewer headings than the table, or a figure that is none of the table's metrics.
+    """
+    if len(row.heading) != len(headings):
+        raise InputError(f"{where}: heading has {len(row.heading)} entries, headings {len(headings)}")
+    if unknown := set(row.paper) - set(metrics):
+        raise InputError(f"{where}: paper: unknown key {min(unknown)!r}; legal: {', '.join(metrics)}")
 
 
 def selected(which: int | Table, globs: Sequence[str] = (), depth: int | None = None) -> Table:
