@@ -267,6 +267,9 @@ def test_claims_are_judged_as_the_papers_are(written: Callable[..., Path], tmp_p
         stated.judge([Entry(table, row, Records([]).runs(table, row)) for row in table.rows])[0][1][0].verdict
         == "not yet measured"
     )
+    fewer = spec.matching(table, ["wide", "tiny"])
+    entries = [Entry(fewer, row, records.runs(fewer, row)) for row in fewer.rows]
+    assert [claim.title for claim, _ in stated.judge(entries)] == ["wide < tiny"], "resnet18 was left out"
 
 
 def test_init_writes_an_example_that_is_legal_and_replaces_nothing(suite: Run, tmp_path: Path) -> None:

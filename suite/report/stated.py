@@ -11,11 +11,14 @@ from suite.tables.spec import METRICS
 
 
 def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim, list[Finding]]]:
-    """Each claim of a table whose rows these are, with a finding; none if it is one of the paper's, or states none."""
+    """Each claim of a table whose rows these are, with a finding; none if it is one of the paper's, or states none. What
+    is claimed of rows that were left out is left out too."""
     table = entries[0].table if entries else None
     if not isinstance(table, OwnTable):
         return []
-    return [(_in_words(claim), [_finding(table, claim, entries, metric)]) for claim in table.claims]
+    shown = {name for row in table.rows for name in (row.title, f"{row.title}@{row.data}")}
+    claims = [claim for claim in table.claims if {claim.left, claim.right} <= shown]
+    return [(_in_words(claim), [_finding(table, claim, entries, metric)]) for claim in claims]
 
 
 def _in_words(claim: own.Claim) -> Claim:
