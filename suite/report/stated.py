@@ -11,8 +11,8 @@ from suite.tables.spec import METRICS
 
 
 def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim, list[Finding]]]:
-    """Each claim of a table whose rows these are, with a finding; none if it is one of the paper's, or states none. What
-    is claimed of rows that were left out is left out too."""
+    """Each claim of a user's own table whose rows these are, with a finding; none for a table of the paper. A claim
+    about a row that was left out is left out too."""
     table = entries[0].table if entries else None
     if not isinstance(table, OwnTable):
         return []
