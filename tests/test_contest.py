@@ -181,6 +181,32 @@ def test_a_slower_one_is_an_error_if_it_is_asked_for(
     assert suite("time", files[0], "--compare-fail", "10%")[0] == 2
 
 
+@pytest.mark.parametrize(("second", "sittings"), [([0.5], 10), ([0.002], 3)])
+def test_an_unsteady_machine_gets_more_sittings(
+    second: list[float], sittings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds of one network are alike, and of the other alike or, on an unsteady machine, of two speeds."""
+    random, asked, shown = np.random.default_rng(0), 0, []
+
+    def measure(requests: Sequence[Request], progress: Any) -> list[LatencyResult]:
+        nonlocal asked
+        asked += 1
+        progress(2 * len(requests), 0, "")
+        spread = {"steady": 0.002, "unsteady": second[0]}
+        return [answer([[1 + spread[each.path] * random.random()] * 3 for _ in range(6)]) for each in requests]
+
+    monkeypatch.setattr(latency, "measure", measure)
+    entrants = [
+        Entrant(name, Request("onnxruntime", name, "cpu", 1, 8, 1, contest.USUAL)) for name in ("steady", "unsteady")
+    ]
+    contest.hold(entrants, progress=lambda done, total, note: shown.append((done, total)))
+    assert asked == sittings
+    assert all(done <= total for done, total in shown)
+    assert shown[-1][1] == sittings * contest.USUAL.rounds * 2
+    contest.hold(entrants, quick=True)
+    assert asked == sittings + contest.QUICK_SITTINGS
+
+
 def test_the_first_takes_part_in_every_group_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 

@@ -15,9 +15,12 @@ from suite.results.samples import timed
 from suite.schema.outcomes import LatencyResult, known
 
 # Of each network so many processes are started, one after the other: where its pages lie can make a process faster than
-# its twin for all its life. Together 600 runs or more of a network that takes 6 ms.
-SITTINGS, USUAL = 3, Protocol(rounds=4, min_seconds=0.3, min_runs=3, max_runs=300, warmup=3)
+# its twin for all its life. Together 600 runs or more of a network that takes 6 ms. Bursts are short, since a machine
+# may have two speeds that last for seconds: the two bursts of a pair are then mostly of one speed.
+SITTINGS, USUAL = 3, Protocol(rounds=6, min_seconds=0.2, min_runs=3, max_runs=300, warmup=3)
 QUICK_SITTINGS, QUICK = 1, Protocol(rounds=3, min_seconds=0.15, min_runs=3, max_runs=100, warmup=1)
+# An unsteady machine gets up to so many sittings, until the intervals of all ratios are at most so wide.
+MOST_SITTINGS, TIGHT = 10, 0.06
 
 
 @dataclass(frozen=True)
@@ -104,23 +107,34 @@ def hold(
     done = 0
     for group in groups:
         paired: dict[int, list[list[list[float]]]] = {index: [] for index in group}
-        for sitting in range(sittings):
+        for sitting in range(sittings if quick else MOST_SITTINGS):
+            bursts = protocol.rounds * len(group)
+            if sitting >= sittings:
+                if _tight([outcomes[index] for index in group]):
+                    break
+                total += bursts
             order = group[::-1] if sitting % 2 else group
 
-            def say(count: int, of: int, note: str, before: int = done) -> None:
+            def say(count: int, of: int, note: str, before: int = done, total: int = total) -> None:
                 progress(before + count, total, note)
 
             requests = [replace(entrants[index].request, protocol=protocol) for index in order]
             for index, answer in zip(order, latency.measure(requests, say), strict=True):
                 paired[index].append(_take(outcomes[index], answer))
-            done += protocol.rounds * len(group)
-        for index in group[1:]:
-            _compare(outcomes[index], paired[group[0]], paired[index], sittings)
+            done += bursts
+            for index in group[1:]:
+                _compare(outcomes[index], paired[group[0]], paired[index])
     for outcome in outcomes:
         outcome.notes = list(dict.fromkeys(outcome.notes))
         if outcome.error is None:
-            outcome.median = _interval(outcome, sittings)
+            outcome.median = _interval(outcome)
     return outcomes
+
+
+def _tight(outcomes: Sequence[Outcome]) -> bool:
+    """Whether more sittings would tell no more of the ratios: each is known, or its entrant has failed."""
+    ratios = [outcome.ratio for outcome in outcomes if outcome.error is None and outcome.ratio is not None]
+    return all(high - low <= TIGHT * ratio for ratio, low, high in ratios)
 
 
 def _take(outcome: Outcome, answer: LatencyResult | RuntimeError) -> list[list[float]]:
@@ -143,9 +157,7 @@ def _take(outcome: Outcome, answer: LatencyResult | RuntimeError) -> list[list[f
     return rounds
 
 
-def _compare(
-    outcome: Outcome, first: Sequence[list[list[float]]], second: Sequence[list[list[float]]], sittings: int
-) -> None:
+def _compare(outcome: Outcome, first: Sequence[list[list[float]]], second: Sequence[list[list[float]]]) -> None:
     """The ratio of two entrants: the median over pairs of rounds that were close in time. The interval is a percentile
     bootstrap over these pairs, and draws what processes of one file differ by."""
     pairs = [
@@ -157,15 +169,15 @@ def _compare(
         return
     random = np.random.default_rng(0)
     drawn = bootstrap.median_of_runs(np.array(pairs), random)
-    low, high = bootstrap.limits(drawn * bootstrap.twins(random, 2 / sittings))
+    low, high = bootstrap.limits(drawn * bootstrap.twins(random, 2 / len(second)))
     outcome.ratio = (samples.median(pairs), low, high)
 
 
-def _interval(outcome: Outcome, sittings: int) -> tuple[float, float, float]:
+def _interval(outcome: Outcome) -> tuple[float, float, float]:
     """The median of all runs with its interval."""
     random = np.random.default_rng(0)
     drawn = bootstrap.medians([np.array(each) for each in outcome.rounds], random)
-    low, high = bootstrap.limits(drawn * bootstrap.twins(random, 1 / sittings))
+    low, high = bootstrap.limits(drawn * bootstrap.twins(random, 1 / len(outcome.load)))
     return samples.median(outcome.samples), low, high
 
 

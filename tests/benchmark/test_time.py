@@ -33,7 +33,7 @@ while time.perf_counter() < end:
     start = time.perf_counter()
     session.run(None, feed)
     seconds.append(time.perf_counter() - start)
-print(statistics.median(seconds))
+print(statistics.median(seconds), np.quantile(seconds, 0.1))
 """
 
 
@@ -79,10 +79,18 @@ def test_against_a_loop_written_by_hand(
 ) -> None:
     file = mobilenet if name == "mobilenet_v2" else files.exported(name, 32 if "20" in name else 224)
     threads = str(env.available_cores())
-    pairs = []
-    for _ in range(6 if request.config.getoption("--full") else 3):
-        (row,) = timed(file)
+    medians, fastest = [], []
+    for number in range(12 if request.config.getoption("--full") else 6):
         loop = [sys.executable, "-c", LOOP, str(file), threads]
-        done = subprocess.run(loop, capture_output=True, text=True, check=True)
-        pairs.append((row["median_ms"] / 1e3, float(done.stdout)))
-    ratio(f"{name}: `time`'s median over that of a loop written by hand", pairs, least=0.95, most=1.05)
+        if turned := number % 2 == 1:
+            done = subprocess.run(loop, capture_output=True, text=True, check=True)
+        (row,) = timed(file)
+        if not turned:
+            done = subprocess.run(loop, capture_output=True, text=True, check=True)
+        median, tenth = map(float, done.stdout.split())
+        medians.append((row["median_ms"] / 1e3, median))
+        runs = sorted(run / 1e9 for each in row["rounds_ns"] for run in each)
+        fastest.append((runs[len(runs) // 10], tenth))
+    ratio(f"{name}: `time`'s median over that of a loop written by hand", medians, least=0.95, most=1.05)
+    # Where a machine has two speeds that last for seconds, the medians compare its moods. Fast runs do not.
+    ratio(f"{name}: the same of the 10th percentile", fastest, least=0.95, most=1.05)
