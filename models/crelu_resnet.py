@@ -30,6 +30,7 @@ from .blocks import (
     Scheme,
 )
 from .layers import ACTIVATIONS, INITS, NORMALIZATIONS, Init, conv_norm, initialize
+from .published import with_weights
 
 Placement = Literal["both", "inner"]
 
@@ -315,7 +316,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     for depth in CIFAR_DEPTHS
     for width, act in ((32, "relu"), (12, "crelu"), (24, "crelu"))
 }
-default_cfgs = {name: _cfg(variant["depth"]) for name, variant in _VARIANTS.items()}
+default_cfgs = with_weights({name: _cfg(variant["depth"]) for name, variant in _VARIANTS.items()})
 
 
 def _build(device: torch.device | str | None = None, dtype: torch.dtype | None = None, **model_args: Any) -> ResNet:

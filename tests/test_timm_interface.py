@@ -64,7 +64,6 @@ def test_timm_lists_every_depth_activation_and_normalization() -> None:
     assert set(timm.list_models(module="crelu_resnet")) == set(NAMES)
     assert set(timm.list_models("resnet*_crelu_*")) == set(fnmatch.filter(NAMES, "*_crelu_*"))
     assert all(timm.is_model(name) for name in NAMES)
-    assert not timm.list_pretrained("resnet*_crelu_*")
 
 
 @each_name
@@ -100,15 +99,15 @@ def convolutions(model: Any) -> int:
 
 
 def test_configurations_hold_the_statistics_of_cifar10_and_imagenet_between_0_and_1() -> None:
-    for name, cfg in default_cfgs.items():
+    for name in NAMES:
         if name.startswith(("resnet34", "resnet50", "resnet101")):
             mean, std, size = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (3, 224, 224)
         else:
             mean, std, size = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616), (3, 32, 32)
         registered = timm.get_pretrained_cfg(name)
-        assert registered.input_size == cfg["input_size"] == size
-        assert registered.mean == cfg["mean"] == pytest.approx(mean, abs=5e-5)
-        assert registered.std == cfg["std"] == pytest.approx(std, abs=5e-5)
+        assert registered.input_size == size
+        assert registered.mean == pytest.approx(mean, abs=5e-5)
+        assert registered.std == pytest.approx(std, abs=5e-5)
 
 
 def test_pretrained_weights_are_refused_without_a_network_access(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from suite.report.render import chosen, render
 from suite.tables import spec
 from suite.tables.own import OwnTable
 
+PUBLISHED = Path("results", "published")
+
 
 @click.command(short_help="Print a table from what is stored.")
 @options.table
@@ -122,10 +124,28 @@ def report_(
     return 0
 
 
-@click.command("list", short_help="Print the models, tables or data sets.")
-@click.argument("what", type=click.Choice(["models", "tables", "data"]))
-def list_(what: str) -> int:
-    """Print the models, the tables or the data sets that there are."""
+@click.command("list", short_help="Print the models, tables, data sets or published weights.")
+@click.argument("what", type=click.Choice(["models", "tables", "data", "weights"]))
+@click.option(
+    "--results",
+    type=options.Location(),
+    default=PUBLISHED,
+    show_default=True,
+    help="Of weights: what holds the results folders.",
+)
+@click.option("--format", "form", type=click.Choice(["github", "json"]), default="github", help="Of weights.")
+def list_(what: str, results: Path, form: str) -> int:
+    """Print the models, the tables, the data sets, or the weights that are published, as timm loads them."""
+    if what == "weights":
+        from suite.report import formats
+        from suite.results import weights
+
+        listed = weights.listed(results)
+        if form == "json":
+            click.echo(formats.to_json({"weights": listed}), nl=False)
+        else:
+            click.echo(formats.to_grid(*weights.headed(listed), form))
+        return 0
     if what == "models":
         import timm
 

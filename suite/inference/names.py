@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import json
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -13,6 +14,8 @@ from suite.errors import InputError
 
 _ENTRYPOINT = re.compile(r"^@register_model[^\n]*\n(?:@[^\n]*\n)*def (\w+)\(", re.MULTILINE)
 _MODELS = Path(__file__).parent.parent.parent / "models"
+# As `models.published` has it, which to import would import torch.
+_PUBLISHED = _MODELS.parent / "results" / "published"
 
 
 # How many names are offered in the place of one that there is not.
@@ -57,6 +60,15 @@ def of_timm() -> frozenset[str]:
     return frozenset(found)
 
 
+@cache
+def published() -> dict[str, Path]:
+    """The folders with the published weights of this project's networks, by the names that timm has for them."""
+    index = _PUBLISHED / "weights.json"
+    weights = json.loads(index.read_text("utf-8"))["weights"] if index.is_file() else []
+    files = {each["name"]: _PUBLISHED / each["file"] for each in weights}
+    return {name: file.parent for name, file in files.items() if file.is_file()}
+
+
 def check(name: str, what: str = "a model of this project or of timm") -> None:
     """See to it that there is a model of this name, whatever tag it has.
 
@@ -64,13 +76,13 @@ def check(name: str, what: str = "a model of this project or of timm") -> None:
         InputError: there is none; it offers the nearest names.
     """
     if not known(name):
-        hint = nearest(name, ours() | of_timm())
+        hint = nearest(name, ours() | of_timm() | set(published()))
         raise InputError(f"{name}: neither a file or folder that is there nor {what}{hint}")
 
 
 def known(name: str) -> bool:
     """Whether this project or timm itself has a model of this name, whatever tag it has."""
-    return name in ours() or name.partition(".")[0] in of_timm()
+    return name in ours() or name in published() or name.partition(".")[0] in of_timm()
 
 
 def nearest(name: str, legal: Iterable[str]) -> str:

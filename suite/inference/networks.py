@@ -15,6 +15,7 @@ from suite import env
 from suite.errors import InputError, first_line
 from suite.export.weights import CONFIG, read_config
 from suite.files import printable
+from suite.inference import names
 from suite.registry import DATA_SETS, STAND_INS
 from suite.results.record import TrainRecord
 from suite.results.store import Store
@@ -69,7 +70,8 @@ _EXPECTED = (RuntimeError, ValueError, OSError, MemoryError)
 
 @contextlib.contextmanager
 def source(name: str, size: int | None = None) -> Iterator[Source]:
-    """The network that a user names: a timm model of this project, or a run's folder with its weights.
+    """The network that a user names: a timm model of this project, with published weights if its name has their tag,
+    else with initial ones; or a run's folder with its weights.
 
     Raises:
         InputError: it is neither.
@@ -78,6 +80,8 @@ def source(name: str, size: int | None = None) -> Iterator[Source]:
     from timm.models import save_for_hf
 
     import models  # noqa: F401 - registers the networks with timm
+
+    name = str(names.published().get(name, name))
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(name)

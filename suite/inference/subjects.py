@@ -27,7 +27,8 @@ def find(name: str, modules: Sequence[str] = ()) -> Subject:
 
     Args:
         name: an ONNX file, a folder of weights in timm's local layout, a run's among them, with or without timm's
-            prefix `local-dir:`, or a model of timm or of one of `modules`.
+            prefix `local-dir:`, or a model of timm or of one of `modules`; this project's have a tag where weights of
+            theirs are published, as in `resnet20_crelu_bn.cifar10_10ep`.
         modules: to import beforehand, which register their models with timm.
 
     Raises:
@@ -35,6 +36,8 @@ def find(name: str, modules: Sequence[str] = ()) -> Subject:
     """
     path = Path(name.removeprefix(zoo.LOCAL))
     is_model = not name.startswith(zoo.LOCAL) and not path.exists() and path.suffix != ".onnx"
+    if is_model and name in names.published():
+        return Subject(name, network=zoo.in_folder(names.published()[name]))
     if is_model and not modules:
         names.check(name)
     if path.is_dir():

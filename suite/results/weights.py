@@ -1,0 +1,80 @@
+"""Published weights: those that results folders hold of networks that were trained over whole epochs."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from suite.errors import InputError
+from suite.results.record import TrainRecord
+from suite.results.store import Store
+from suite.schema.outcomes import known
+from suite.tables.recipes import within_an_epoch
+
+# What a network's configuration says beside its weights, and what timm asks for.
+_CONFIGURATION = ("num_classes", "mean", "std")
+
+
+def listed(root: Path) -> list[dict[str, Any]]:
+    """The weights in the results folders inside `root`, by timm's names, as in `resnet20_crelu_bn.cifar10_10ep`.
+
+    A name has the data set and the epochs, and the seed where it is not 0. Of one name the last training counts.
+
+    Returns:
+        For each the `name`, the `machine`'s folder, `data`, `epochs`, `seed`, the test `error` in percent after the
+        last epoch, the `file` relative to `root`, its `sha256`, `num_classes`, and `mean` and `std` of the channels on
+        [0, 1]; in the order of names.
+
+    Raises:
+        InputError: there is no results folder, or a record or configuration cannot be read.
+    """
+    folders = sorted(path.parent for path in root.glob("*/records"))
+    if not folders:
+        raise InputError(f"{root}: holds no results folders")
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for folder in folders:
+        store = Store(folder)
+        for record in store.typed(TrainRecord):
+            weights = record.artifacts.get("model.safetensors")
+            if weights is None or not _whole(record) or not (folder / weights.path).is_file():
+                continue
+            entry = _entry(record, folder)
+            if entry["name"] not in found or found[entry["name"]][0] < record.finished:
+                found[entry["name"]] = record.finished, entry
+    return [found[name][1] for name in sorted(found)]
+
+
+def _whole(record: TrainRecord) -> bool:
+    """Whether it learned, over an epoch or more, by arguments that a model's name alone says."""
+    inputs, batch = record.inputs, record.inputs.recipe.get("batch_size")
+    short = isinstance(batch, int) and within_an_epoch(record.result.steps, batch, inputs.data.train)
+    return record.result.trained and not short and not inputs.arguments and not inputs.source
+
+
+def _entry(record: TrainRecord, folder: Path) -> dict[str, Any]:
+    inputs, weights = record.inputs, record.artifacts["model.safetensors"]
+    seed = f"_seed{inputs.seed}" if inputs.seed else ""
+    path = folder / "artifacts" / record.key / "config.json"
+    try:
+        stated: dict[str, Any] = json.loads(path.read_text("utf-8"))["pretrained_cfg"]
+        own = {name: stated[name] for name in _CONFIGURATION}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: is no configuration of a model; `suite verify` says what is damaged") from None
+    return {
+        "name": f"{inputs.model}.{inputs.data.name}_{inputs.schedule.epochs}ep{seed}",
+        "machine": folder.name,
+        "data": inputs.data.name,
+        "epochs": inputs.schedule.epochs,
+        "seed": inputs.seed,
+        "error": known(record.result.top1),
+        "file": f"{folder.name}/{weights.path}",
+        "sha256": weights.sha256,
+        **own,
+    }
+
+
+def headed(weights: Iterable[Mapping[str, Any]]) -> tuple[Sequence[str], list[list[object]]]:
+    """Headings and rows of a table of weights."""
+    names = ("name", "error", "data", "epochs", "seed", "machine")
+    rows = [[each[name] for name in names] for each in weights]
+    return ("name for timm.create_model", "test error %", *names[2:]), rows

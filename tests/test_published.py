@@ -1,0 +1,90 @@
+"""Published weights: their index, and what timm and the commands make of their names."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+import models.published
+from suite.inference import names
+from suite.results.store import Store
+from suite.results.weights import listed
+
+ROOT = Path(__file__).parent.parent
+WEIGHTS = json.loads(models.published.INDEX.read_text("utf-8"))["weights"]
+Suite = Callable[..., tuple[int, str, str]]
+
+
+def test_the_index_is_what_the_records_say(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert suite("list", "weights", "--format", "json")[1] == models.published.INDEX.read_text("utf-8")
+    out = suite("list", "weights")[1]
+    assert all(each["name"] in out and str(each["error"]) in out for each in WEIGHTS)
+    assert f"\n\n{out}\n" in (models.published.FOLDER / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("each", WEIGHTS, ids=lambda each: each["name"])
+def test_timm_loads_published_weights_by_their_name(each: dict[str, Any]) -> None:
+    file = models.published.FOLDER / each["file"]
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == each["sha256"]
+    model = timm.create_model(each["name"], pretrained=True)
+    assert (model.num_classes, list(model.pretrained_cfg["mean"])) == (each["num_classes"], each["mean"])
+    state = load_file(file)
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert each["name"] in timm.list_models("resnet*", pretrained=True, module="crelu_resnet")
+    assert timm.create_model(each["name"], pretrained=True, num_classes=7).num_classes == 7
+
+
+def test_a_name_without_a_tag_is_what_it_was() -> None:
+    assert "." not in "".join(timm.list_models(module="crelu_resnet"))
+    assert timm.create_model("resnet20_crelu_bn").num_classes == 10
+    with pytest.raises(RuntimeError, match="No pretrained weights exist for resnet20_crelu_bn"):
+        timm.create_model("resnet20_crelu_bn", pretrained=True)
+
+
+def test_commands_take_published_weights_by_their_name(suite: Suite, tmp_path: Path) -> None:
+    name = "resnet20_relu_bn.cifar100_10ep"
+    code, out, _ = suite("export", name, str(tmp_path / "net.onnx"))
+    assert code == 0
+    assert "weights             of a run" in out
+    folder = names.published()[name]
+    assert suite("parity", str(tmp_path / "net.onnx"), "--against", name)[0] == 0
+    assert suite("parity", name, "--against", str(folder), "--tolerance", "1e-9")[0] == 0
+    code, _, err = suite("export", "resnet20_relu_bn.cifar100_11ep", str(tmp_path / "other.onnx"))
+    assert code == 2
+    assert "neither a file or folder that is there nor a model" in err
+
+
+def test_a_list_of_weights_has_only_whole_trainings(store: Store, add_run: Callable[..., Any], suite: Suite) -> None:
+    """Of what was trained for a few steps, or not at all, there is nothing to publish."""
+
+    def with_weights(**changes: Any) -> None:
+        record = add_run("resnet20_relu_bn", **changes)["train"]
+        workspace = store.root / "made"
+        workspace.mkdir()
+        (workspace / "model.safetensors").write_bytes(b"weights")
+        cfg = {"num_classes": 10, "mean": [0.5] * 3, "std": [0.25] * 3}
+        (workspace / "config.json").write_text(json.dumps({"pretrained_cfg": cfg}))
+        recipe = {**record.inputs["recipe"], "batch_size": 128}
+        store.put("train", {**record.inputs, "recipe": recipe}, record.result, {}, {}, workspace)
+
+    with_weights(epochs=10, top1=15.0)
+    with_weights(epochs=10, top1=14.0, seed=2)
+    with_weights(epochs=10, top1=90.0, max_steps=3)
+    with_weights(epochs=164, top1=None)
+    found = listed(store.root.parent)
+    assert [each["name"] for each in found] == ["resnet20_relu_bn.cifar10_10ep", "resnet20_relu_bn.cifar10_10ep_seed2"]
+    assert [each["error"] for each in found] == [15.0, 14.0]
+    assert (store.root.parent / found[0]["file"]).read_bytes() == b"weights"
+    (store.root.parent / found[0]["file"]).parent.joinpath("config.json").write_text("{}")
+    code, _, err = suite("list", "weights", "--results", str(store.root.parent))
+    assert code == 2
+    assert "config.json: is no configuration of a model" in err
+    assert suite("list", "weights", "--results", str(store.root))[0] == 2
