@@ -109,8 +109,8 @@ def records(folder: Path, kind: str = "*") -> dict[str, dict[str, Any]]:
     return {path.name: json.loads(path.read_text()) for path in folder.glob(f"records/{kind}/*.json")}
 
 
-def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "suite", "run", *ROW, "--results", folder.name, *arguments]
+def run(folder: Path, *arguments: str, row: tuple[str, ...] = ROW) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "suite", "run", *row, "--results", folder.name, *arguments]
     return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -147,6 +147,22 @@ def test_a_cluster_leaves_the_records_of_one_process(nodes: Any, tmp_path: Path)
         if record["stage"] not in grid.TIMED:
             assert record["result"] == expected[name]["result"]
     assert list((three / "claims").iterdir()) == []
+
+
+@pytest.mark.full
+def test_a_cluster_runs_a_table_and_models_of_one_s_own(nodes: Any, tmp_path: Path) -> None:
+    """The nodes import the user's module and read the user's table, which the driver names."""
+    example = Path(__file__).parent.parent / "examples"
+    for name in ("my_table.toml", "my_models.py"):
+        (tmp_path / name).write_text((example / name).read_text("utf-8"), "utf-8")
+    own = ("--table", str(tmp_path / "my_table.toml"), "--rows", "resnet20_sqrelu_bn", "--steps", "1", "--keep")
+    clustered = run(tmp_path / "ray", "--executor", "ray", "--address", nodes.address, row=own)
+    assert clustered.returncode == 0, clustered.stderr
+    (trained,) = records(tmp_path / "ray", "train").values()
+    assert trained["inputs"]["model"] == "resnet20_sqrelu_bn"
+    assert records(tmp_path / "ray", "parity")
+    assert all(each["result"]["passed"] for each in records(tmp_path / "ray", "parity").values())
+    assert records(tmp_path / "ray", "latency")
 
 
 @pytest.mark.full
