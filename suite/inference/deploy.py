@@ -258,15 +258,26 @@ def _in_a_minute(
     from time import perf_counter
 
     from suite.export.weights import load_weights
+    from suite.inference.loaded import load
     from suite.inference.parity import LogitsError, compare
 
     if images <= PROBED:
         return None
     model, few = load_weights(of.weights), networks.test_batches(of, data, PROBED)
+    once = cache(load)
     try:
         for _ in range(2):  # the first one loads and warms up
             start = perf_counter()
-            compare(model, path, few, env.available_cores(), provider=provider, precision=precision, runtime=runtime)
+            compare(
+                model,
+                path,
+                few,
+                env.available_cores(),
+                provider=provider,
+                precision=precision,
+                runtime=runtime,
+                load=once,
+            )
     except LogitsError:
         return PROBED  # on which the file's fault is found as well
     possible = int(MINUTE * PROBED / (perf_counter() - start))
