@@ -98,8 +98,11 @@ def check(out: Path, precision: str, provider: str) -> None:
         raise InputError(f"{out}: its folder does not exist")
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give the name of a file, as in net.onnx")
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"{out}: cannot write there")
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-"):
+            pass
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there: {error.strerror}") from None
     if reason := lacks(provider, precision):
         legal = ", ".join(each for each in ("fp32", *REDUCED) if not lacks(provider, each))
         raise InputError(f"--precision {precision} --provider {provider}: {reason}; this provider has {legal}")
