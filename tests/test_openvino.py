@@ -181,11 +181,13 @@ def test_a_network_of_this_project_is_checked_in_it(suite: Suite) -> None:
     assert "ONNX Runtime" not in out
 
 
-def test_a_run_checks_and_times_in_it_and_changes_no_key_of_others(tmp_path: Path, suite: Suite) -> None:
+ROW = ("resnet20_crelu_bn@cifar10",)
+
+
+def test_beside_it_no_key_of_others_changes(tmp_path: Path) -> None:
     from suite.grid import plan as grid
 
-    row = ("resnet20_crelu_bn@cifar10",)
-    options = grid.Options(2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"), batch_sizes=(1,), steps=2)
+    options = grid.Options(2, tmp_path, depth=20, rows=ROW, forms=("fp32", "fp16", "int8"), batch_sizes=(1,), steps=2)
     alone = {stage.key: stage for stage in grid.plan(options).stages}
     beside = replace(options, runtimes=("onnxruntime", "torch", "openvino", DEFAULT))
     more = [stage for stage in grid.plan(beside).stages if stage.key not in alone]
@@ -193,7 +195,11 @@ def test_a_run_checks_and_times_in_it_and_changes_no_key_of_others(tmp_path: Pat
     found = [(stage.kind, stage.inputs["runtime"], stage.inputs["precision"]) for stage in more]
     expected = [(name, form) for name in ("openvino", DEFAULT) for form in ("fp32", "int8")]
     assert sorted(found) == sorted((kind, *each) for kind in ("latency", "parity") for each in expected)
-    arguments = ["--table", "2", "--depth", "20", "--rows", *row, "--forms", "fp32,int8", "--batch-sizes", "1"]
+
+
+@pytest.mark.full
+def test_a_run_checks_and_times_in_it(tmp_path: Path, suite: Suite) -> None:
+    arguments = ["--table", "2", "--depth", "20", "--rows", *ROW, "--forms", "fp32,int8", "--batch-sizes", "1"]
     arguments += ["--runtimes", "onnxruntime,openvino", "--steps", "2", "--results", str(tmp_path)]
     code, out, err = suite("run", *arguments, "--columns", "all", "--format", "json")
     assert code == 0, err
@@ -220,7 +226,7 @@ def test_a_run_checks_and_times_in_it_and_changes_no_key_of_others(tmp_path: Pat
         "openvino" not in each["inputs"]["versions"] for each in timed if each["inputs"]["runtime"] != "openvino"
     )
     assert f"OpenVINO {version}" in (tmp_path / "report" / "index.html").read_text()
-    shown = ("show", "--table", "2", "--depth", "20", "--rows", *row, "--results", str(tmp_path))
+    shown = ("show", "--table", "2", "--depth", "20", "--rows", *ROW, "--results", str(tmp_path))
     assert f"| OpenVINO {version} cpu b1 p50 ms |" in suite(*shown, "--columns", "latency")[1]
 
 
