@@ -442,7 +442,7 @@ def test_ctrl_c_is_answered_at_once_and_interrupts_the_stage(
         (["export", "resnet20_relu_bn", "net.onnx", "--data", "cifar10=none"], "legal only with --precision int8"),
         (["export", "resnet20_relu_bn", "."], ".: is a folder; give the name of a file, as in net.onnx"),
         (["parity", "resnet20_relu_bn", "--weights", "resnet32_relu_bn"], "legal only with a FILE.onnx"),
-        (["list"], "{models|tables|data} is missing; usage: suite list [OPTIONS] {models|tables|data}"),
+        (["list"], "{models|tables|data|weights} is missing; usage: suite list [OPTIONS] {models|tables|data|weights}"),
         (["run", "--table", "2", "--providers", "cpu,gpu"], "'gpu' is not one of cpu, cuda or tensorrt"),
         (["run", "--table", "2", "--profile", "slow"], "'slow' is not one of quick or paper"),
         (["show", "--table", "2", "--format", "xml"], "'xml' is not one of"),
@@ -460,7 +460,7 @@ def test_ctrl_c_is_answered_at_once_and_interrupts_the_stage(
         ),
         (["run", "--tabel", "2"], "--tabel: no such option; did you mean --table"),
         (["train"], "train: no such command; suite --help lists them"),
-        (["list", "colours"], "'colours' is not one of models, tables or data"),
+        (["list", "colours"], "'colours' is not one of models, tables, data or weights"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_exit_code_2(

@@ -63,6 +63,8 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
     ),
     "uv run -m suite report": ({}, ""),
     "uv run -m suite list models": ({}, ""),
+    "uv run -m suite list weights": ({}, f"--results {ROOT / 'results' / 'published'}"),
+    "uv run -m suite list weights --format json": ({}, f"--results {ROOT / 'results' / 'published'}"),
     "uv run -m suite init my_table.toml": ({}, ""),
     "uv run -m suite run --table my_table.toml": ({}, "--rows lcnet_050 --steps 1 --stages train"),
     "uv run -m suite show --table my_table.toml": ({}, ""),
