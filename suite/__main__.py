@@ -12,6 +12,7 @@ from typing import NoReturn
 import click
 
 from suite.cli import instruments, network, results
+from suite.cli.refusals import in_one_line
 from suite.cli.run import run
 from suite.errors import InputError
 from suite.files import printable
@@ -67,7 +68,7 @@ def main() -> NoReturn:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
     except click.ClickException as error:
-        click.echo(printable(f"error: {' '.join(error.format_message().split())}"), err=True)
+        click.echo(printable(f"error: {in_one_line(error)}"), err=True)
         sys.exit(2)
     except InputError as error:
         click.echo(printable(f"error: {error}"), err=True)

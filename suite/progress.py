@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Steps = Callable[[int, int, str], None]
+# Outcomes of stages that the same command takes up again.
+GOES_ON = ("interrupted", "stopped")
 
 
 class Lines:
@@ -60,8 +62,8 @@ class Lines:
                 self.ended(name, outcome, perf_counter() - start)
 
     def ended(self, name: str, outcome: str, seconds: float) -> None:
-        """Count and tell the outcome of a stage, done here or by another process."""
-        self.done += 1
+        """Tell the outcome of a stage, done here or by another process, and count it unless it is to go on."""
+        self.done += outcome not in GOES_ON
         self.note(f"[{self.done:{len(str(self.total))}}/{self.total}] {name}: {outcome}, {seconds:.1f} s")
 
     def elsewhere(self, work: Mapping[str, tuple[int, int, str]]) -> None:

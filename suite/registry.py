@@ -155,6 +155,7 @@ class Runtime:
         providers: what it runs on; of ONNX Runtime its execution providers, of others the device.
         forms: of ONNX files that it runs; none of one that runs a network from its weights, in float32.
         extra: of this project, which installs it; None if it is always installed.
+        brief: its name where a terminal has no room for `short`; empty if it is that.
     """
 
     label: str
@@ -163,6 +164,7 @@ class Runtime:
     providers: tuple[str, ...]
     forms: tuple[str, ...] = ()
     extra: str | None = None
+    brief: str = ""
 
     @property
     def reads_files(self) -> bool:
@@ -177,7 +179,7 @@ RUNTIMES = {
     "torch": Runtime("torch", "torch", "torch", ("cpu", "cuda")),
     "torch.compile": Runtime("torch.compile", "torch.compile", "torch", ("cpu", "cuda")),
     # On a CPU OpenVINO computes float16 files in another precision, so that there is nothing to time under that name.
-    "openvino": Runtime("OpenVINO", "OpenVINO", "openvino", ("cpu",), ("fp32", "plain", "int8"), "openvino"),
+    "openvino": Runtime("OpenVINO", "OpenVINO", "openvino", ("cpu",), ("fp32", "plain", "int8"), "openvino", "OV"),
     "openvino.default": Runtime(
         "OpenVINO in its default precision",
         "OpenVINO default",
@@ -185,5 +187,6 @@ RUNTIMES = {
         ("cpu",),
         ("fp32", "plain", "int8"),
         "openvino",
+        "OV default",
     ),
 }

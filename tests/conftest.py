@@ -81,6 +81,7 @@ def add_run(store: Store) -> Callable[..., dict[str, AnyRecord]]:
         environment: dict[str, Any] | None = None,
         weight_decay: float = 1e-4,
         learning_rate: float = 0.1,
+        images_a_step: int = 128,
         forms: tuple[str, ...] = ("fp32",),
         rounds: int = 3,
         versions: dict[str, str] | None = None,
@@ -89,6 +90,7 @@ def add_run(store: Store) -> Callable[..., dict[str, AnyRecord]]:
     ) -> dict[str, AnyRecord]:
         environment = environment or {}
         recipe = {"epochs": epochs, "max_steps": max_steps, "learning_rate": learning_rate, "max_test_images": None}
+        recipe["batch_size"] = images_a_step
         recipe["weight_decay"] = weight_decay
         trained = top1 is not None
         train_result: dict[str, Any] = {

@@ -55,6 +55,7 @@ def test_seconds_follow_the_recipe(tmp_path: Path) -> None:
     assert by_kind["latency onnxruntime cpu batch 8"] == pytest.approx(2.0 + 0.008 + 5 * 0.25)
 
 
+@pytest.mark.full
 def test_a_probe_is_measured_once_and_kept(tmp_path: Path) -> None:
     options = Options(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",))
     said: list[str] = []

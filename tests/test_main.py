@@ -241,12 +241,12 @@ def test_workers_end_with_the_time_of_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_run_killed_outright_three_times_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+def test_a_run_killed_outright_twice_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     code = "import suite.training.fitting as t, suite.__main__ as m\nt.CHECKPOINT_SECONDS = 0.0\nm.main()\n"
-    command = [sys.executable, "-c", code, "run", *ROW, "--steps", "12", "--stages", "train"]
+    command = [sys.executable, "-c", code, "run", *ROW, "--steps", "8", "--stages", "train"]
     subprocess.run([*command, "--results", str(tmp_path / "whole")], capture_output=True, check=True)
     killed = [*command, "--results", str(tmp_path / "killed")]
-    for wanted in (2, 5, 8):
+    for wanted in (2, 5):
         process = subprocess.Popen(killed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline and process.poll() is None:
@@ -331,7 +331,7 @@ def test_a_file_of_a_run_says_what_it_was_made_from(
         (("parity", "README.md"), "README.md: not an ONNX file"),
         (("figure", "3", "--depth", "20"), "--depth: Figure 3 is of 34-layer networks"),
         (("figure", "normprop", "--depth", "20"), "--depth, --data: legal only for figure 2"),
-        (("figure", "4"), "Invalid value for '2|3|normprop': '4' is not one of '2', '3', 'normprop'"),
+        (("figure", "4"), "'4' is not one of 2, 3 or normprop"),
     ],
 )
 def test_bad_input_to_the_commands_on_one_network_is_one_line(
@@ -409,23 +409,23 @@ def test_ctrl_c_is_answered_at_once_and_interrupts_the_stage(
     [
         (["run", "--table", "7"], "--table 7: is not one of 1, 2, 3 or 4"),
         (["show", "--table", "5"], "--table 5: is not one of 1, 2, 3 or 4"),
-        (["run"], "Missing option '--table'"),
+        (["run"], "--table is missing: 1, 2, 3 or 4, as in the paper, or the TOML file of a table of your own"),
         (["run", "--table", "2", "--rows", "resnet9*"], "'resnet9*' matches no row of table 2"),
         (["run", "--table", "2", "--rows", ""], "an empty pattern matches no row"),
         (["run", "--table", "4", "--depth", "20"], "legal for tables 1, 2 and 3"),
-        (["run", "--table", "2", "--depth", "21"], "'21' is not one of '20', '32', '44', '56', '110'"),
+        (["run", "--table", "2", "--depth", "21"], "'21' is not one of 20, 32, 44, 56 or 110"),
         (
             ["run", "--table", "2", "--data", "mnist=."],
-            "must be NAME=PATH with NAME one of cifar10, cifar100, imagenet",
+            "must be NAME=PATH with NAME one of cifar10, cifar100, imagenet or svhn",
         ),
         (["run", "--table", "2", "--data", "cifar10"], "must be NAME=PATH"),
         (["run", "--table", "2", "--data", "cifar10=a", "--data", "cifar10=b"], "given twice"),
         (["run", "--table", "2", "--data", "cifar10=no/such/folder"], "no/such/folder"),
         (["run", "--table", "2", "--data", "imagenet=."], "no row to run uses imagenet, but cifar10, cifar100"),
         (["run", "--table", "2", "--profile", "paper"], "--data cifar10=PATH --data cifar100=PATH"),
-        (["run", "--table", "2", "--seeds", "0"], "0 is not in the range 1<=x<=10000"),
-        (["run", "--table", "2", "--epochs", "9" * 400], "is not in the range 1<=x<=10000"),
-        (["run", "--table", "2", "--steps", "9" * 400], "is not in the range 1<=x<=1000000000"),
+        (["run", "--table", "2", "--seeds", "0"], "--seeds: '0' is no whole number from 1 to 10000"),
+        (["run", "--table", "2", "--epochs", "9" * 400], "is no whole number from 1 to 10000"),
+        (["run", "--table", "2", "--steps", "9" * 400], "is no whole number from 1 to 1000000000"),
         (["run", "--table", "2", "--batch-sizes", "1,x"], "'x' is not a batch size: a whole number from 1 to"),
         (["run", "--table", "2", "--batch-sizes", "9" * 400], "is not a batch size"),
         (["run", "--table", "2", "--budget", "9" * 400 + "d"], "is no time"),
@@ -435,13 +435,16 @@ def test_ctrl_c_is_answered_at_once_and_interrupts_the_stage(
         (["show", "--table", "2", "--results", "none"], "--results none: no such folder"),
         (["figure", "2", "--results", "none"], "--results none: no such folder"),
         (["figure", "3", "--data", "cifar10=none"], "--data: legal only for figure 2; figure 3 is of weights"),
-        (["export", "resnet20_relu_bn", "net.onnx", "--size", "5000"], "5000 is not in the range 1<=x<=4096"),
+        (
+            ["export", "resnet20_relu_bn", "net.onnx", "--size", "5000"],
+            "--size: '5000' is no whole number from 1 to 4096",
+        ),
         (["export", "resnet20_relu_bn", "net.onnx", "--data", "cifar10=none"], "legal only with --precision int8"),
         (["export", "resnet20_relu_bn", "."], ".: is a folder; give the name of a file, as in net.onnx"),
         (["parity", "resnet20_relu_bn", "--weights", "resnet32_relu_bn"], "legal only with a FILE.onnx"),
-        (["list"], "Missing argument '{models|tables|data}'. Choose from: models, tables, data"),
+        (["list"], "{models|tables|data|weights} is missing; usage: suite list [OPTIONS] {models|tables|data|weights}"),
         (["run", "--table", "2", "--providers", "cpu,gpu"], "'gpu' is not one of cpu, cuda or tensorrt"),
-        (["run", "--table", "2", "--profile", "slow"], "'slow' is not one of 'quick', 'paper'"),
+        (["run", "--table", "2", "--profile", "slow"], "'slow' is not one of quick or paper"),
         (["show", "--table", "2", "--format", "xml"], "'xml' is not one of"),
         (
             ["run", "--table", "2", "--stages", "train,fly"],
@@ -455,9 +458,9 @@ def test_ctrl_c_is_answered_at_once_and_interrupts_the_stage(
             ["run", "--table", "2", "--time-limit", "soon"],
             "'soon' is no time, which is written as 90s, 30m, 1h30m or 2d",
         ),
-        (["run", "--tabel", "2"], "No such option '--tabel'"),
-        (["train"], "No such command 'train'"),
-        (["list", "colours"], "'colours' is not one of 'models', 'tables', 'data'"),
+        (["run", "--tabel", "2"], "--tabel: no such option; did you mean --table"),
+        (["train"], "train: no such command; suite --help lists them"),
+        (["list", "colours"], "'colours' is not one of models, tables, data or weights"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_exit_code_2(

@@ -133,7 +133,7 @@ def test_what_is_wrong_with_a_table_is_one_line(
         (["run", "--table", "TABLE", "--import", "no_such_module"], "--import no_such_module: cannot be imported"),
         (["run", "--table", "TABLE", "--import", "gone.py"], "--import gone.py: no such file"),
         (["show", "--table", "TABLE", "--import", "no_such_module"], "no module of this name"),
-        (["run", "--table", "TABLE", "--data", "flowers=x"], "with NAME one of cifar10, cifar100, imagenet, svhn"),
+        (["run", "--table", "TABLE", "--data", "flowers=x"], "with NAME one of cifar10, cifar100, imagenet"),
         (["run", "--table", "TABLE", "--data", "svhn=x"], "no row to run uses svhn, but digits10"),
         (
             ["run", "--table", "TABLE", "--rows", "big"],

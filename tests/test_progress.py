@@ -63,7 +63,8 @@ def test_a_stage_that_was_interrupted_neither_failed_nor_is_done(
     shown = progress.display(1)
     with pytest.raises(error), shown.stage("first"):
         raise error
-    assert capsys.readouterr().err.startswith(f"[1/1] first: {outcome}, ")
+    assert shown.done == 0
+    assert capsys.readouterr().err.startswith(f"[0/1] first: {outcome}, ")
 
 
 def test_bars_know_their_steps_from_the_first_and_fit_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,23 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
         {"resnet50_*_bn": "resnet34_relu_plain"},
         "--steps 1 --batch-sizes 1 --runtimes onnxruntime --stages train",
     ),
+    "uv run -m suite run --table 4": ({}, "--rows resnet34_relu_plain --steps 1 --batch-sizes 1 --stages train"),
+    "uv run -m suite run --table N --profile paper --data NAME=PATH --forms fp32,plain,int8 --results "
+    "results/local/MACHINE": (
+        {"N --": "2 --", "NAME=PATH": "cifar10={cifar10}"},
+        "--rows *_relu_bn@cifar10 --depth 20 --steps 1 --stages train,export",
+    ),
+    "uv run -m suite verify --results results/local/MACHINE": ({}, ""),
+    "uv run -m suite verify --results DIR": ({"DIR": "results/local"}, ""),
+    "uv run -m suite report --results results/published/MACHINE --out report": ({"published": "local"}, ""),
+    "uv run -m suite show --table 2 --results results/published/amd-epyc-2-cores": (
+        {"results/published": str(ROOT / "results" / "published")},
+        "",
+    ),
     "uv run -m suite report": ({}, ""),
     "uv run -m suite list models": ({}, ""),
+    "uv run -m suite list weights": ({}, f"--results {ROOT / 'results' / 'published'}"),
+    "uv run -m suite list weights --format json": ({}, f"--results {ROOT / 'results' / 'published'}"),
     "uv run -m suite init my_table.toml": ({}, ""),
     "uv run -m suite run --table my_table.toml": ({}, "--rows lcnet_050 --steps 1 --stages train"),
     "uv run -m suite show --table my_table.toml": ({}, ""),
@@ -66,17 +81,22 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
     "uv run -m suite figure 2": ({}, "--depth 20 --images 20"),
     "uv run -m suite figure normprop": ({}, ""),
 }
-# What runs or installs everything, which `.ci/run` does with the tests; benchmarks and clusters, whose parts have tests
-# of their own; and a reader's own network and machine.
-ELSEWHERE = ("uv run tox", "pip install", "RAY_worker_niceness=0 ray start")
-LEFT_OUT = ("--latency-resource bench", "'*_inner_*'", "--table N")
+# What runs everything, as `.ci/run` does with the tests; benchmarks and clusters, whose parts have tests of their own.
+ELSEWHERE = ("uv run tox", "RAY_worker_niceness=0 ray start")
+# On a cluster (`test_cluster`), and with the lines of a new variant, below.
+LEFT_OUT = ("--latency-resource bench", "'*_inner_*'")
+# What installs uv, before the commands of the README that a stranger types first.
+INSTALL = "pip install uv && "
 # What a reader types before each command.
 TYPED = "uv run -m suite "
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", "\n".join(PAGES), re.DOTALL)
-    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    """Those of blocks, and those within a sentence."""
+    text = "\n".join(PAGES)
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line.partition("  #")[0].strip().removeprefix(INSTALL) for block in blocks for line in block.splitlines()]
+    lines += [" ".join(found.split()) for found in re.findall(rf"`({TYPED}[^`]+)`", text)]
     lines = [line for line in lines if line and not line.startswith(ELSEWHERE)]
     return [line for line in lines if not any(part in line for part in LEFT_OUT)]
 
@@ -97,6 +117,31 @@ def test_every_command_is_typed_in_one_way() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150
+
+
+def test_the_models_alone_are_had_as_the_readme_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(import models, timm\n.*?)```", README, re.DOTALL)
+    *lines, last = code.strip().splitlines()
+    found: dict[str, Any] = {}
+    exec("\n".join(lines), found)
+    assert "resnet50_crelu_np2" in eval(last, found)
+
+
+@pytest.mark.full
+def test_the_instruments_are_called_from_python_as_the_docs_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch import nn
+
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(from suite import api\n.*?)```", DOCS["deploying"], re.DOTALL)
+    assert '"resnet18"])' in code
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    *lines, last = code.replace('"resnet18"])', '"net.onnx"], quick=True)').strip().splitlines()
+    found: dict[str, Any] = {"net": net}
+    exec("\n".join(lines), found)
+    assert 0.3 < found["second"].ratio[0] < 3
+    assert eval(last, found)
 
 
 @pytest.mark.skipif(shutil.which("uv") is None, reason="needs uv")

@@ -205,7 +205,7 @@ def _processes(module: str) -> list[str]:
 def test_kills_in_the_midst_of_whole_runs_lose_no_cell_and_leave_none_twice(tmp_path: Path, kills: int) -> None:
     root = tmp_path / "results"
     row = ["--table", "2", "--depth", "20", "--rows", "resnet20_relu_bn@cifar10", "--steps", "3", "--compile", "never"]
-    row += ["--batch-sizes", "1", "--runtimes", "onnxruntime,torch"]
+    row += ["--batch-sizes", "1", "--runtimes", "onnxruntime"]
     command = [sys.executable, "-m", "suite", "run", *row, "--results", str(root)]
     kept: set[Path] = set()
     for kill in range(kills // 2):
@@ -228,8 +228,8 @@ def test_kills_in_the_midst_of_whole_runs_lose_no_cell_and_leave_none_twice(tmp_
     assert done.returncode == 0, done.stderr
     # Files aside, `.NAME.tmp`, that a kill may leave are no records.
     counts = {folder.name: len(list(folder.glob("*.json"))) for folder in (root / "records").iterdir()}
-    # One seed is timed, in ONNX Runtime and in torch.
-    assert counts == dict.fromkeys(("train", "export", "parity"), kills // 4) | {"latency": 2, "peak": 1}
+    # One seed is timed.
+    assert counts == dict.fromkeys(("train", "export", "parity"), kills // 4) | {"latency": 1, "peak": 1}
     assert not list(root.glob("claims/*.json"))
 
 

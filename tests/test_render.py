@@ -15,6 +15,7 @@ from suite.results.store import Store
 from suite.tables import spec
 
 AddRun = Callable[..., dict[str, Any]]
+MACHINE = "Test CPU (2 cores)"
 
 
 def build(store: Store, model: str = "resnet110_relu_bn", number: int = 2, **options: Any) -> Report:
@@ -143,3 +144,36 @@ def test_every_part_can_be_asked_for_and_tables_have_no_other(store: Store, add_
     add_run()
     shown = {column.part for number in spec.NUMBERS for column in report.build(spec.load_table(number), store).columns}
     assert shown - {""} == {*PARTS} - {"peak"}  # of which there is no record here
+
+
+def timed_in_openvino(store: Store, add_run: AddRun, passed: bool = True) -> None:
+    """All rows of Table 2 on CIFAR-10, whose cells have as many marks as they come with."""
+    for row in spec.load_table(2).rows:
+        if row.data == "cifar10":
+            spread = (0.010, 0.020, 0.030)
+            export = add_run(row.model, epochs=3, batch_sizes=(1,), samples=spread, passed=passed)["export"]
+            inputs = {"model": row.model, "export": export.key, "machine": MACHINE, "provider": "cpu", "batch_size": 1}
+            inputs |= {"runtime": "openvino", "precision": "fp32", "versions": {"openvino": "2026.2.1"}}
+            store.put("latency", inputs, {"samples": list(spread)}, {}, {})
+
+
+def test_a_terminal_has_room_for_the_latency_of_a_second_runtime(store: Store, add_run: AddRun) -> None:
+    timed_in_openvino(store, add_run)
+    brief = chosen(report.build(spec.load_table(2), store))
+    headings = [column.heading for column in brief.columns]
+    assert headings == ["Norm", "Activation", "Data", "paper error", "ours error", "cpu b1 ms", "OV ms"]
+    text = render(brief, "github")
+    assert max(map(len, text.splitlines())) <= 100
+    assert "- OV: OpenVINO 2026.2.1\n" in text
+    assert "- ONNX diff is left out for want of room: no parity failed\n" in text
+    few = chosen(build(store))
+    assert [column.heading for column in few.columns][-3:] == ["ONNX diff", "cpu b1 ms", "OV ms"]
+    assert "left out" not in render(few, "github")
+
+
+def test_a_parity_that_failed_is_shown_whatever_the_room(store: Store, add_run: AddRun) -> None:
+    timed_in_openvino(store, add_run, passed=False)
+    text = render(chosen(report.build(spec.load_table(2), store)), "github")
+    assert "ONNX diff" in text
+    assert "PARITY FAILED" in text
+    assert max(map(len, text.splitlines())) <= 100

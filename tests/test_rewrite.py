@@ -37,6 +37,11 @@ NETWORKS = [
 ]
 
 
+each_network = pytest.mark.parametrize(
+    ("name", "size"), [pytest.param(*each, marks=pytest.mark.full if each[1] > 32 else ()) for each in NETWORKS]
+)
+
+
 def randomized(name: str, **arguments: Any) -> nn.Module:
     """A model in which no BatchNorm, gain or bias has its initial value, so that a wrong rewrite shows."""
     torch.manual_seed(0)
@@ -98,9 +103,7 @@ def optimized(model: bytes, path: Path) -> Counter[str]:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime's blocked layout needs x86")
-@pytest.mark.parametrize(
-    ("name", "size"), [pytest.param(*each, marks=pytest.mark.full if each[1] > 32 else ()) for each in NETWORKS]
-)
+@each_network
 def test_the_layout_stays_blocked_and_rectifiers_and_sums_are_parts_of_convolutions(
     name: str, size: int, exported: Callable[[str, int], Exported], tmp_path: Path
 ) -> None:
@@ -122,7 +125,7 @@ def test_the_layout_stays_blocked_and_rectifiers_and_sums_are_parts_of_convoluti
     }
 
 
-@pytest.mark.parametrize(("name", "size"), NETWORKS)
+@each_network
 def test_the_rewritten_graph_gives_torchs_logits(
     name: str, size: int, exported: Callable[[str, int], Exported]
 ) -> None:

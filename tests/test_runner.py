@@ -101,7 +101,7 @@ def test_four_workers_that_are_killed_at_random_complete_a_grid_with_each_result
 def test_two_local_workers_leave_what_one_process_does(tmp_path: Path) -> None:
     rows = "resnet20_relu_bn@cifar10,resnet20_crelu_bn@cifar10"
     row = ["--table", "2", "--depth", "20", "--steps", "2", "--batch-sizes", "1", "--rows", rows]
-    row += ["--runtimes", "onnxruntime"]
+    row += ["--stages", "train,export,latency"]
     found = []
     for count in ("1", "2"):
         folder = tmp_path / count

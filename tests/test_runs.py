@@ -1,14 +1,19 @@
 """Which runs of a row count, and what is said of those that fall short."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from suite.errors import InputError
+from suite.grid import cleaning
 from suite.report import tables as report
+from suite.report.entries import Entry, none_counts
 from suite.report.render import Report
 from suite.report.runs import Records
+from suite.report.sheet import sheet
+from suite.results.record import TrainRecord
 from suite.results.store import Store
 from suite.tables import spec
 
@@ -35,6 +40,52 @@ def test_a_quick_run_on_embedded_data_is_not_comparable(store: Store, add_run: A
     assert "quick run, not comparable with the paper" in text
     assert "on the embedded digits10, not on cifar10" in text
     assert "4 training steps" in text
+
+
+@pytest.mark.parametrize(
+    ("run", "is_quick", "counts", "begins"),
+    [
+        ({"max_steps": 390}, True, False, "quick run"),  # of 391, which are an epoch of CIFAR-10
+        ({"max_steps": 391}, False, False, "shortened run"),
+        ({"data": "digits10", "max_steps": 390}, True, False, "quick run"),
+        ({"data": "digits10"}, False, False, "run on other images"),
+        ({"epochs": 1}, False, True, "shortened run"),
+        ({}, False, True, "1 of the 5 runs"),
+    ],
+)
+def test_quick_is_a_run_shorter_than_an_epoch_wherever_it_is_told(
+    store: Store,
+    add_run: AddRun,
+    run: dict[str, Any],
+    is_quick: bool,
+    counts: bool,
+    begins: str,
+) -> None:
+    key = add_run(top1=50.0, **run)["train"].key
+    (store.root / "artifacts" / key).mkdir(parents=True)
+    (record,) = store.typed(TrainRecord)
+    table = spec.matching(spec.load_table(2), ["resnet110_relu_bn@cifar10"])
+    (row,) = table.rows
+    entry = Entry(table, row, Records([store]).runs(table, row))
+    assert (record.is_quick, entry.counts) == (is_quick, counts)
+    assert none_counts([entry]) == (
+        "" if counts else "quick runs only" if is_quick else "only runs that are quick, cut off or on other images"
+    )
+    (line,) = build(store).lines
+    assert line.values["top1"] == ("quick" if is_quick else 50.0)
+    assert line.notes["top1"][0].startswith(begins)
+    assert [each.kind for each in cleaning.found(store)] == ["quick"] * is_quick
+    shown = sheet(build(store))
+    (place,) = (number for number, head in enumerate(shown["heads"]) if head.key == "top1")
+    assert shown["lines"][0]["cells"][place]["text"] == ("" if is_quick else "50.00")
+
+
+def test_of_a_recipe_in_steps_a_run_of_all_of_them_counts(store: Store, add_run: AddRun) -> None:
+    add_run(max_steps=1000)
+    table = spec.matching(spec.load_table(2), ["resnet110_relu_bn@cifar10"])
+    for steps, counts in ((1000, True), (2000, False)):
+        whole = replace(table, recipe=replace(table.recipe, max_steps=steps))
+        assert Entry(whole, whole.rows[0], Records([store]).runs(table, whole.rows[0])).counts == counts
 
 
 def test_a_shortened_run_says_how_many_epochs(store: Store, add_run: AddRun) -> None:
@@ -152,7 +203,7 @@ def test_a_run_by_a_recipe_that_is_neither_the_paper_s_nor_the_quick_one_is_no_r
 ) -> None:
     add_run(learning_rate=0.05)
     assert build(store).lines[0].values["top1"] is None
-    add_run(learning_rate=0.001, max_steps=1, top1=90.0)
+    add_run(learning_rate=0.001, images_a_step=32, max_steps=1, top1=90.0)
     assert build(store).lines[0].values["top1"] == "quick"
     add_run(epochs=3, top1=30.0)
     assert build(store).lines[0].values["top1"] == 30.0

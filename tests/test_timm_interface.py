@@ -28,7 +28,11 @@ BLOCKS = [
     "resnet34_crelu_bn",  # PreActBasicBlock, type-B shortcut
     "resnet50_crelu_np2",  # Bottleneck, NormProp shortcut
 ]
-each_name = pytest.mark.parametrize("name", NAMES)
+# Networks of depths between those of the tables differ from them in the number of their blocks alone.
+BETWEEN = ("resnet32_", "resnet44_", "resnet56_", "resnet101_")
+each_name = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full if name.startswith(BETWEEN) else ()) for name in NAMES]
+)
 each_block = pytest.mark.parametrize("name", BLOCKS)
 
 
@@ -438,7 +442,7 @@ def test_symbolic_tracing_keeps_logits_and_parameters(name: str) -> None:
 
 @pytest.mark.parametrize("norm", NORMALIZATIONS)
 @pytest.mark.parametrize("act", ACTIVATIONS)
-@pytest.mark.parametrize("depth", [20, 34, 50])
+@pytest.mark.parametrize("depth", [20, pytest.param(34, marks=pytest.mark.full), 50])
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.filterwarnings("ignore:The TorchScript type system")  # of what torch.fx itself writes
 def test_a_traced_network_can_be_scripted(depth: int, act: str, norm: str) -> None:

@@ -108,7 +108,7 @@ def time(
 @options.one_provider
 @click.option(
     "--runtime",
-    type=click.Choice([name for name, runtime in RUNTIMES.items() if runtime.reads_files]),
+    type=options.Word([name for name, runtime in RUNTIMES.items() if runtime.reads_files]),
     default=ORT,
     show_default=True,
     help="That runs SOURCE; a file to compare with is run in onnxruntime.",
@@ -118,7 +118,9 @@ def time(
 @options.inputs
 @options.modules
 @click.option(
-    "--tolerance", type=float, help="Greatest difference as a share of scale, by default 1e-4; with --against."
+    "--tolerance",
+    type=options.Share(),
+    help="Greatest difference as a share of scale, by default 1e-4; with --against.",
 )
 def parity(
     source: str,
@@ -153,8 +155,6 @@ def parity(
         return _parity_of_own(source, weights, provider, runtime, images, options.data_sets_of(texts))
     if weights is not None:
         raise InputError("--weights: legal without --against, of a file of this project's networks")
-    if tolerance is not None and not tolerance >= 0:
-        raise InputError(f"--tolerance {tolerance}: legal: 0 or more, as in 1e-4")
     data = options.folder_of(texts)
     from suite.inference import feeds, latency
 

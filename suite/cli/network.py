@@ -14,7 +14,7 @@ from suite.registry import REDUCED
 @click.command(short_help="Write a network as an ONNX file.")
 @click.argument("source", metavar="MODEL|RUN", shell_complete=options.complete_models)
 @click.argument("out", type=options.Location(), metavar="OUT.onnx")
-@click.option("--precision", type=click.Choice(["fp32", *REDUCED]), default="fp32", show_default=True)
+@click.option("--precision", type=options.Word(["fp32", *REDUCED]), default="fp32", show_default=True)
 @options.one_provider
 @click.option("--plain", is_flag=True, help="The exporter's own graph, without rewrites.")
 @options.size
@@ -94,7 +94,7 @@ def explain(
 
 
 @click.command(short_help="Print the curves of Figure 2 or 3.")
-@click.argument("number", metavar="2|3|normprop", type=click.Choice(["2", "3", "normprop"]))
+@click.argument("number", metavar="2|3|normprop", type=options.Word(["2", "3", "normprop"]))
 @options.results
 @options.depth
 @click.option(

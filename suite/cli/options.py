@@ -24,6 +24,42 @@ class Count(click.IntRange):
 
     def __init__(self, most: int) -> None:
         super().__init__(1, most)
+        self._most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number: int = super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r:.40} is no whole number from 1 to {self._most}", param, ctx)
+        return number
+
+
+class Word(click.Choice[str]):
+    """One of several words."""
+
+    def __init__(self, legal: Iterable[str]) -> None:
+        super().__init__(list(legal))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is not one of {in_words(self.choices)}", param, ctx)
+
+
+class Share(click.ParamType[float]):
+    """A number from 0."""
+
+    name = "NUMBER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < float("inf"):
+            self.fail(f"{value!r} is no number from 0, as in 1e-4", param, ctx)
+        return number
 
 
 # Of what is planned, started or asked for one by one; and of what is merely counted.
@@ -121,7 +157,7 @@ def data_sets_of(values: Iterable[str], more: Iterable[str] = ()) -> dict[str, P
     for value in values:
         name, separator, path = value.partition("=")
         if name not in legal or not separator or not path:
-            raise InputError(f"--data {value}: must be NAME=PATH with NAME one of {', '.join(legal)}")
+            raise InputError(f"--data {value}: must be NAME=PATH with NAME one of {in_words(legal)}")
         if name in found:
             raise InputError(f"--data {name} is given twice")
         found[name] = Path(path)
@@ -216,16 +252,14 @@ table = click.option(
 results = click.option("--results", type=Location(), default=RESULTS, show_default=True, help="Folder of the records.")
 metric = click.option(
     "--metric",
-    type=click.Choice(["last", "best"]),
+    type=Word(["last", "best"]),
     default="last",
     help="Errors of the last epoch, or the least.",
 )
-form = click.option(
-    "--format", "form", type=click.Choice(FORMATS), default="github", show_default=True, help="Of the table."
-)
+form = click.option("--format", "form", type=Word(FORMATS), default="github", show_default=True, help="Of the table.")
 depth = click.option(
     "--depth",
-    type=click.Choice(list(map(str, spec.CIFAR_DEPTHS))),
+    type=Word(map(str, spec.CIFAR_DEPTHS)),
     help="Another depth than 110 for Tables 1, 2 and 3, and for Figure 2.",
 )
 columns = click.option(
@@ -271,7 +305,7 @@ modules = click.option(
     metavar="MODULE",
     help="Module that registers models with timm, by its name or the path of a .py file; repeat.",
 )
-one_provider = click.option("--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True)
+one_provider = click.option("--provider", type=Word(PROVIDERS), default="cpu", show_default=True)
 size = click.option(
     "--size", type=Count(spec.LARGEST_SIDE), help="Side of an image in pixels; by default the model's own."
 )

@@ -125,7 +125,7 @@ def report_(
 
 
 @click.command("list", short_help="Print the models, tables, data sets or published weights.")
-@click.argument("what", type=click.Choice(["models", "tables", "data", "weights"]))
+@click.argument("what", type=options.Word(["models", "tables", "data", "weights"]))
 @click.option(
     "--results",
     type=options.Location(),
@@ -133,7 +133,7 @@ def report_(
     show_default=True,
     help="Of weights: what holds the results folders.",
 )
-@click.option("--format", "form", type=click.Choice(["github", "json"]), default="github", help="Of weights.")
+@click.option("--format", "form", type=options.Word(["github", "json"]), default="github", help="Of weights.")
 def list_(what: str, results: Path, form: str) -> int:
     """Print the models, the tables, the data sets, or the weights that are published, as timm loads them."""
     if what == "weights":
@@ -199,7 +199,7 @@ def verify(results: Path, without_files: bool, rewrite: bool) -> int:
 
 
 @click.command(short_help="Remove what a results folder need not keep.")
-@click.argument("what", nargs=-1, type=click.Choice(["quick", "onnx", "checkpoints"]))
+@click.argument("what", nargs=-1, type=options.Word(["quick", "onnx", "checkpoints"]))
 @options.results
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:

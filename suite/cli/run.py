@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
 @options.modules
 @click.option(
     "--profile",
-    type=click.Choice(["quick", "paper"]),
+    type=options.Word(["quick", "paper"]),
     default="quick",
     show_default=True,
     help="A few steps with everything else complete, or the paper's recipe.",
@@ -64,28 +65,28 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
 @options.depth
 @click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=options.Word(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
     help="Where to train; auto is a GPU where there is one.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "float32", "bfloat16"]),
+    type=options.Word(["auto", "float32", "bfloat16"]),
     default="auto",
     show_default=True,
     help="Of activations in training; auto is what the device multiplies faster.",
 )
 @click.option(
     "--compile",
-    type=click.Choice(["auto", "always", "never"]),
+    type=options.Word(["auto", "always", "never"]),
     default="auto",
     show_default=True,
     help="Whether to train with torch.compile; auto decides from measured steps.",
 )
 @click.option(
     "--kernels",
-    type=click.Choice(["auto", "library"]),
+    type=options.Word(["auto", "library"]),
     default="auto",
     show_default=True,
     help="Of convolutions, CReLU and BatchNorm in training; auto is our own where they fit: CIFAR's networks in "
@@ -101,7 +102,7 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
 )
 @click.option(
     "--executor",
-    type=click.Choice(["local", "ray", "slurm"]),
+    type=options.Word(["local", "ray", "slurm"]),
     default="local",
     show_default=True,
     help="Who does the work: this machine, a Ray cluster or jobs of Slurm, over the same results folder. Timings are "
@@ -148,7 +149,7 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
 )
 @click.option(
     "--timings",
-    type=click.Choice(["auto", "quick", "thorough"]),
+    type=options.Word(["auto", "quick", "thorough"]),
     default="auto",
     show_default=True,
     help="24 bursts of runs for each latency, or 5 short ones; auto follows the profile.",
@@ -200,10 +201,12 @@ def run(
     imports = opts.imports_of(table, modules)
     until = datetime.now(UTC) + timedelta(seconds=time_limit) if time_limit else None
     workers = workers or (0 if options["executor"] == "local" else 1)
-    quick = options["profile"] == "quick" and options["epochs"] is None
     asked = {name: value for name, value in options.items() if value is not None}
-    options = (QUICK if quick else {}) | asked | {"until": until, "workers": workers, "imports": imports}
-    chosen = grid.Options(table=table, depth=int(depth) if depth else None, **options)
+    asked |= {"until": until, "workers": workers, "imports": imports}
+    chosen = grid.Options(table=table, depth=int(depth) if depth else None, **asked)
+    if chosen.is_quick:
+        usual: dict[str, Any] = {name: value for name, value in QUICK.items() if name not in asked}
+        chosen = replace(chosen, **usual)
     if data_download:
         chosen = datasets.with_downloads(chosen, data_download)
     _check_columns(chosen, columns, metric)

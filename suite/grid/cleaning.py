@@ -10,7 +10,6 @@ from suite.grid.claims import Claims
 from suite.grid.plan import Grid
 from suite.results.record import AnyRecord, ConvertRecord, ExportRecord, TrainRecord
 from suite.results.store import Store
-from suite.tables.spec import within_an_epoch
 
 # What may be removed, and what it is.
 KINDS = {
@@ -75,14 +74,9 @@ def _files(store: Store, busy: set[str]) -> Iterator[Removable]:
             origin = source[origin]
         if record.key in busy or origin not in trains or not folder.is_dir():
             continue
-        kind = "quick" if _is_quick(trains[origin]) else "onnx"
+        kind = "quick" if trains[origin].is_quick else "onnx"
         if kind == "quick" or record.stage != "train":
             yield Removable(kind, folder, _size(folder), record)
-
-
-def _is_quick(train: TrainRecord) -> bool:
-    batch = train.inputs.recipe.get("batch_size")
-    return isinstance(batch, int) and within_an_epoch(train.result.steps, batch, train.inputs.data.train)
 
 
 def _checkpoints(store: Store) -> Iterator[Removable]:

@@ -51,6 +51,7 @@ class Options:
 
     @property
     def is_quick(self) -> bool:
-        """Whether networks are trained for a few steps, to try all else."""
+        """Whether quick runs are asked for: networks trained for a few steps, and all else done in full. A record knows
+        what it became (`TrainRecord.is_quick`), since few steps may be an epoch of few images."""
         shortened = isinstance(self.table, int) or bool(self.table.quick)
         return shortened and self.profile == "quick" and self.epochs is None

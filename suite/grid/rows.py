@@ -7,10 +7,11 @@ from typing import Any
 from msgspec import ValidationError, convert
 
 from suite.grid.plan import Cell, Stage
+from suite.results.record import TrainRecord
 from suite.results.samples import timed
 from suite.results.store import Store
-from suite.schema.outcomes import LatencyResult, ParityResult, TrainResult
-from suite.tables.spec import Table, within_an_epoch
+from suite.schema.outcomes import LatencyResult, ParityResult
+from suite.tables.spec import Table
 
 
 def line(table: Table, cell: Cell, stages: Iterable[Stage], store: Store) -> str:
@@ -31,7 +32,7 @@ def line(table: Table, cell: Cell, stages: Iterable[Stage], store: Store) -> str
             continue
         with contextlib.suppress(ValidationError):  # a record that somebody else has written otherwise
             if stage.kind == "train":
-                parts.append(_error(table, cell, convert(record.result, TrainResult)))
+                parts.append(_error(table, cell, convert(record, TrainRecord, from_attributes=True)))
             elif stage.kind == "parity":
                 parts.append(_parity(stage.detail.strip(), convert(record.result, ParityResult)))
             elif stage.kind == "latency":
@@ -40,13 +41,13 @@ def line(table: Table, cell: Cell, stages: Iterable[Stage], store: Store) -> str
     return f"{cell.name}: {', '.join(filter(None, parts))}"
 
 
-def _error(table: Table, cell: Cell, result: TrainResult) -> str:
+def _error(table: Table, cell: Cell, record: TrainRecord) -> str:
     metric = table.metrics[0]
-    error, stated = result.figure(metric), cell.row.paper.get(metric)
-    if within_an_epoch(result.steps, cell.recipe.batch_size, len(cell.dataset.train)):
+    error, stated = record.result.figure(metric), cell.row.paper.get(metric)
+    if record.is_quick:
         shown = "quick"
     elif error is None:
-        return "trained" if result.trained else "did not train"
+        return "trained" if record.result.trained else "did not train"
     else:
         shown = f"{error:.2f}"
     return f"error {shown}" + (f" (paper {stated:.2f})" if stated is not None and metric == "top1" else "")

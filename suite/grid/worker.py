@@ -142,9 +142,8 @@ class Worker:
                 since = monotonic()
             else:
                 if not waited:
-                    self.display.note(
-                        f"waiting for {len(pending)} stages that others are at, or that need one of those"
-                    )
+                    count = "1 stage" if len(pending) == 1 else f"{len(pending)} stages"
+                    self.display.note(f"waiting for {count} that others are at, or whose needs they are at")
                 waited = True
                 sleep(LOOK)
         self.display.elsewhere({})

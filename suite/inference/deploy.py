@@ -98,8 +98,11 @@ def check(out: Path, precision: str, provider: str) -> None:
         raise InputError(f"{out}: its folder does not exist")
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give the name of a file, as in net.onnx")
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"{out}: cannot write there")
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-"):
+            pass
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there: {error.strerror}") from None
     if reason := lacks(provider, precision):
         legal = ", ".join(each for each in ("fp32", *REDUCED) if not lacks(provider, each))
         raise InputError(f"--precision {precision} --provider {provider}: {reason}; this provider has {legal}")
@@ -258,15 +261,26 @@ def _in_a_minute(
     from time import perf_counter
 
     from suite.export.weights import load_weights
+    from suite.inference.loaded import load
     from suite.inference.parity import LogitsError, compare
 
     if images <= PROBED:
         return None
     model, few = load_weights(of.weights), networks.test_batches(of, data, PROBED)
+    once = cache(load)
     try:
         for _ in range(2):  # the first one loads and warms up
             start = perf_counter()
-            compare(model, path, few, env.available_cores(), provider=provider, precision=precision, runtime=runtime)
+            compare(
+                model,
+                path,
+                few,
+                env.available_cores(),
+                provider=provider,
+                precision=precision,
+                runtime=runtime,
+                load=once,
+            )
     except LogitsError:
         return PROBED  # on which the file's fault is found as well
     possible = int(MINUTE * PROBED / (perf_counter() - start))

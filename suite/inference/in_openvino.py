@@ -1,8 +1,15 @@
-"""ONNX files in OpenVINO, on the CPU: one stream, for the least latency."""
+"""ONNX files in OpenVINO, on the CPU: one stream, for the least latency.
 
+No process that lives on loads OpenVINO: where it stands beside torch and a process that reads images is killed, the
+whole process may crash. What is timed is loaded in a process of its own anyway, and what is checked is too.
+"""
+
+import multiprocessing
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -11,6 +18,7 @@ import numpy as np
 from suite.errors import first_line
 from suite.inference.feeds import Arrays, Values
 from suite.inference.loaded import Loaded, Request
+from suite.inference.processes import Answering
 
 # What a compiled model is asked for, and then what its record has: as many threads as the others have, all for one run.
 _HINTS = ("PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT", "ENABLE_CPU_PINNING")
@@ -32,8 +40,13 @@ def import_library() -> None:
 
 
 def load(request: Request, checked: bool) -> Loaded:
-    """A compiled model; see `suite.inference.loaded.load`. Of the runtime "openvino" it computes in float32 whatever
-    the file leaves in that; "openvino.default" is not told a precision, and takes bfloat16 where the CPU has it."""
+    """A compiled model, in a process of its own if it is to be checked; see `suite.inference.loaded.load`. Of the
+    runtime "openvino" it computes in float32 whatever the file leaves in that; "openvino.default" is not told a
+    precision, and takes bfloat16 where the CPU has it."""
+    return Elsewhere(request) if checked else _compiled(request, checked)
+
+
+def _compiled(request: Request, checked: bool) -> Loaded:
     core = load_openvino().Core()
     told: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
     told["INFERENCE_NUM_THREADS"] = request.threads
@@ -92,6 +105,48 @@ class InOpenVino(Loaded):
         for name, array in values.items():
             request.set_tensor(name, openvino.Tensor(np.ascontiguousarray(array)))
         return request
+
+
+class Elsewhere(Loaded):
+    """A compiled model in a process that ends with this object."""
+
+    def __init__(self, request: Request) -> None:
+        self._process = Answering(multiprocessing.get_context("spawn"), serve, request)
+        weakref.finalize(self, self._process.close)
+        vars(self).update(self._process.wait())
+
+    def hold(self, feeds: Sequence[Values]) -> None:
+        """Keep the inputs there."""
+        self._process.ask(("hold", feeds))
+
+    def run(self, index: int) -> None:
+        """One inference there."""
+        self._process.ask(("run", index))
+
+    def results(self, index: int) -> Arrays:
+        """Copied from there."""
+        return self._arrays("results", index)
+
+    def compute(self, values: Values) -> Arrays:
+        """Of inputs that are copied there, and results that are copied back."""
+        return self._arrays("compute", values)
+
+    def _arrays(self, method: str, argument: Any) -> Arrays:
+        found: Arrays = self._process.ask((method, argument))["found"]
+        return found
+
+
+def serve(pipe: Any, request: Request) -> None:
+    """Be the process of an `Elsewhere`: load a model to be checked, and call its methods until nobody asks any more."""
+    try:
+        loaded = _compiled(request, checked=True)
+        pipe.send({name: getattr(loaded, name) for name in Loaded.__annotations__})
+        with suppress(EOFError):
+            while True:
+                method, argument = pipe.recv()
+                pipe.send({"found": getattr(loaded, method)(argument)})
+    except Exception as error:  # whatever it is, the other process is to hear of it
+        pipe.send({"error": first_line(error)})
 
 
 def _channels(model: Any) -> int:

@@ -26,9 +26,9 @@ from msgspec import convert
 
 import suite
 from suite import env
-from suite.inference import processes
 from suite.inference.loaded import Protocol as Protocol
 from suite.inference.loaded import Request as Request
+from suite.inference.processes import Answering, context
 from suite.inference.timing import serve_torch
 from suite.registry import PROVIDERS, RUNTIMES
 from suite.results import samples
@@ -95,7 +95,8 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[L
     bursts = 0
     try:
         for index, request in enumerate(requests):
-            workers[index] = _Forked(request) if RUNTIMES[request.runtime].library == "torch" else _Fresh(request)
+            forked = RUNTIMES[request.runtime].library == "torch"
+            workers[index] = Answering(context(["timm", "models"]), serve_torch, request) if forked else _Fresh(request)
         # They import their libraries side by side, and nobody loads a network before all have done so.
         for index, worker in workers.items():
             try:
@@ -197,7 +198,7 @@ def peak(provider: str, threads: int, precision: str = "fp32") -> PeakResult:
 class _Worker(Interface):
     """A process that has one network loaded."""
 
-    def wait(self) -> None:
+    def wait(self) -> dict[str, Any]:
         """Wait until it has imported what it needs; RuntimeError if it fails."""
 
     def ask(self, action: str) -> dict[str, Any]:
@@ -214,14 +215,11 @@ class _Fresh:
         self._process = _start(request.threads, self._errors)
         self._send(asdict(request))
 
-    def wait(self) -> None:
-        self._answer()
-
     def ask(self, action: str) -> dict[str, Any]:
         self._send(action)
-        return self._answer()
+        return self.wait()
 
-    def _answer(self) -> dict[str, Any]:
+    def wait(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -242,37 +240,6 @@ class _Fresh:
         with suppress(BrokenPipeError):  # its last words say why
             self._process.stdin.write(json.dumps(content) + "\n")
             self._process.stdin.flush()
-
-
-class _Forked:
-    def __init__(self, request: Request) -> None:
-        context = processes.context(["timm", "models"])
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve_torch, args=(theirs, request), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def wait(self) -> None:
-        self._answer()
-
-    def ask(self, action: str) -> dict[str, Any]:
-        with suppress(OSError):  # its last words say why
-            self._pipe.send(action)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        try:
-            answer: dict[str, Any] = self._pipe.recv()
-        except (EOFError, OSError):
-            raise RuntimeError("the timing process ended without an answer") from None
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
 
 
 def _start(threads: int, errors: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:

@@ -1,8 +1,10 @@
-"""Processes that begin with libraries loaded already, where the system can fork."""
+"""Processes that do what this one must not: they begin with libraries loaded, or end with those that they load."""
 
 import multiprocessing
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
@@ -16,3 +18,47 @@ def context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(preload))
     return server
+
+
+class Answering:
+    """A process that answers what it is asked, one question after the other, until it is closed.
+
+    Args:
+        where: it comes from, as `context` gives it.
+        work: called there with its end of a pipe, from which it receives questions and to which it sends a dict for
+            each; one with "error" says in a line what went wrong.
+        arguments: that `work` takes after the pipe.
+    """
+
+    def __init__(self, where: "ForkServerContext | SpawnContext", work: Callable[..., None], *arguments: Any) -> None:
+        self._pipe, theirs = where.Pipe()
+        self._process = where.Process(target=_work, args=(work, theirs, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def wait(self) -> dict[str, Any]:
+        """What it says without being asked; RuntimeError if it fails."""
+        try:
+            answer: dict[str, Any] = self._pipe.recv()
+        except (EOFError, OSError):
+            raise RuntimeError("the process ended without an answer") from None
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def ask(self, question: Any) -> dict[str, Any]:
+        """The answer to a question; RuntimeError if it fails."""
+        with suppress(OSError):  # its last words say why
+            self._pipe.send(question)
+        return self.wait()
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _work(work: Callable[..., None], *arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the caller answers it
+    work(*arguments)

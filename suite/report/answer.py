@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from suite.registry import label_of
 from suite.report import choices, findings, look
-from suite.report.entries import Entry, Metric, errors
+from suite.report.entries import Entry, Metric, errors, none_counts
 from suite.report.kinds import Kind
 from suite.report.plots import how_sure
 from suite.results.derived import latency_ratio
@@ -25,16 +25,16 @@ class Answer:
 
 def answers(entries: Sequence[Entry], metric: Metric = "last") -> list[Answer]:
     """An answer for each data set and depth with nets that were trained on the paper's data, one for all of which there
-    are only quick runs, and one for the exported files; none where there are no records."""
+    are no runs that count, and one for the exported files; none where there are no records."""
     found = []
-    quick = {}
+    rest = {}
     for (data, depth), nets in choices.groups(entries).items():
         trained = [net for net in nets if net.counts and errors(net.runs, "top1", metric)]
         if trained:
             found.append(_trained(f"On {_place(data, depth)}", trained, metric))
         else:
-            quick[data, depth] = nets
-    return [*found, *_quick(quick), *_files(entries)]
+            rest[data, depth] = nets
+    return [*found, *_others(rest), *_files(entries)]
 
 
 def _place(data: str, depth: str) -> str:
@@ -80,7 +80,7 @@ def _ratio(net: Entry, other: Entry, kind: Kind) -> float:
     return latency_ratio(net.runs.timed[kind].result, other.runs.timed[kind].result)
 
 
-def _quick(groups: dict[tuple[str, str], list[Entry]]) -> Iterator[Answer]:
+def _others(groups: dict[tuple[str, str], list[Entry]]) -> Iterator[Answer]:
     """One answer for all data sets and depths of which nothing but latency is known."""
     if not groups:
         return
@@ -102,7 +102,8 @@ def _quick(groups: dict[tuple[str, str], list[Entry]]) -> Iterator[Answer]:
         main = f"CReLU + BatchNorm takes {times} times the latency of ReLU + BatchNorm"
     else:
         main = "no errors are known"
-    yield Answer(f"On {where}", main, "", "Quick runs only: their errors mean nothing and are not shown")
+    words = none_counts(net for nets in groups.values() for net in nets).capitalize()
+    yield Answer(f"On {where}", main, "", f"{words}: their errors mean nothing beside others'")
 
 
 def _files(entries: Sequence[Entry]) -> Iterator[Answer]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from suite.registry import label_of
-from suite.report.entries import Entry, Metric, errors, quick, shortfalls
+from suite.report.entries import Entry, Metric, errors, shortfalls
 from suite.report.kinds import Kind, median, unstable, words_of
 from suite.report.render import Column, Line, Report
 from suite.report.tables import QUICK, three_digits
@@ -40,11 +40,11 @@ def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Repo
     latency, remarks = _latencies(nets, usual, lines)
     remarks.insert(0, f"points and ratios are beside {depth}_{USUAL}; less is better in every column")
 
-    quick = {net.row.model for net in nets if net.quick}
+    aside = {net.row.model for net in nets if not net.counts}
 
     def merit(line: Line) -> tuple[bool, bool, float]:
         error = line.values["top1"]
-        return line.values["model"] in quick, not isinstance(error, float), error if isinstance(error, float) else 0.0
+        return line.values["model"] in aside, not isinstance(error, float), error if isinstance(error, float) else 0.0
 
     title = f"{label_of(data)}, {depth.replace('resnet', 'ResNet-')}"
     return Report(title, columns + latency, sorted(lines, key=merit), remarks)
@@ -56,7 +56,7 @@ def _errors(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line], m
     base = _error(usual, metric) if usual else None
     for net, line in zip(nets, lines, strict=True):
         value, notes = _error(net, metric), shortfalls(net.table, net.row, net.runs.train)
-        if quick(net.table, net.runs.train):
+        if net.runs.train[0].is_quick:
             line.put(error, QUICK, *notes)
         else:
             line.put(error, value, *notes, *(["did not train, or not measured"] if value is None else []))

@@ -1,6 +1,6 @@
 """A row of a table with its runs: their errors, what may be compared, and how they fall short of the paper's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +9,7 @@ from suite.registry import DATA_SETS
 from suite.report.runs import Runs
 from suite.results.record import TrainRecord
 from suite.schema.outcomes import Epoch, Try, known
-from suite.tables.spec import Row, Table, recipe_for, within_an_epoch
+from suite.tables.spec import Row, Table, recipe_for
 
 Metric = Literal["last", "best"]
 
@@ -79,15 +79,9 @@ class Entry:
         return comparable(self.table, self.row, self.runs)
 
     @property
-    def quick(self) -> bool:
-        """Whether it was run, but cut off after some steps or on embedded images, so that its errors mean nothing."""
-        first = [record.inputs for record in self.runs.train[:1]]
-        return any(inputs.schedule.max_steps is not None or inputs.data.name != self.row.data for inputs in first)
-
-    @property
     def counts(self) -> bool:
-        """Whether it was run over whole epochs on the paper's data, so that its errors mean something."""
-        return bool(self.runs.train) and not self.quick
+        """Whether it was run over whole epochs on the row's own images, so that its errors mean something."""
+        return bool(self.runs.train) and not _cut_off_or_elsewhere(self.table, self.row, self.runs.train[0])
 
     @property
     def epochs(self) -> int:
@@ -95,11 +89,19 @@ class Entry:
         return self.runs.train[0].inputs.schedule.epochs
 
 
-def quick(table: Table, train: list[TrainRecord]) -> bool:
-    """Whether runs were shorter than an epoch, so that their errors say nothing."""
-    record = train[0]
-    batch = record.inputs.recipe.get("batch_size", table.recipe.batch_size)
-    return isinstance(batch, int) and within_an_epoch(record.result.steps, batch, record.inputs.data.train)
+def none_counts(entries: Iterable[Entry]) -> str:
+    """What runs there are where none counts, in words; empty if one does."""
+    run = [entry for entry in entries if entry.runs.train]
+    if any(entry.counts for entry in run):
+        return ""
+    quick = all(entry.runs.train[0].is_quick for entry in run)
+    return "quick runs only" if quick else "only runs that are quick, cut off or on other images"
+
+
+def _cut_off_or_elsewhere(table: Table, row: Row, record: TrainRecord) -> bool:
+    """Whether a run ended after fewer steps than its recipe has, or was on a stand-in for the row's images."""
+    asked = record.inputs
+    return asked.schedule.max_steps != recipe_for(table, row).max_steps or asked.data.name != row.data
 
 
 def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
@@ -108,7 +110,7 @@ def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
     parts = []
     if data.name != row.data:
         parts.append(f"on the embedded {data.name}, not on {row.data}")
-    if recipe.max_steps is not None:
+    if recipe.max_steps != recipe_for(table, row).max_steps:
         parts.append(f"{result.steps} training steps")
     elif recipe.epochs < (epochs := recipe_for(table, row).epochs):
         parts.append(f"{recipe.epochs} of {epochs} epochs")
@@ -119,10 +121,12 @@ def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
         parts.append(f"{data.name} of {data.train} training and {data.test} test images, not all of it")
     rates = {run.result.tries[-1].learning_rate for run in train}
     notes = []
-    limited = recipe.max_steps is not None or data.name != row.data
+    limited = _cut_off_or_elsewhere(table, row, train[0])
     if parts:
         whom = "whole runs" if table.own else "the paper"
-        notes.append(f"{'quick run' if limited else 'shortened run'}, not comparable with {whom}: {', '.join(parts)}")
+        other = "shortened run" if data.name == row.data else "run on other images"
+        kind = "quick run" if train[0].is_quick else other
+        notes.append(f"{kind}, not comparable with {whom}: {', '.join(parts)}")
     if not limited and len(train) < table.seeds:
         whole = "that the table asks for" if table.own else "whose median the paper gives"
         notes.append(f"{len(train)} of the {table.seeds} runs {whole}")

@@ -1,7 +1,7 @@
 """The paper's claims, each held against what was measured: confirmed, contradicted, too close to tell, or not measured.
 
-Quick runs do not count, and only runs of one length on the paper's own data are held against each other. What rests on
-shortened runs, on fewer seeds or on another depth than the paper's says so.
+Runs that are quick, cut off or on other images do not count, and only runs of one length on the paper's own data are
+held against each other. What rests on shortened runs, on fewer seeds or on another depth than the paper's says so.
 """
 
 import math

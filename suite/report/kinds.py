@@ -63,6 +63,12 @@ def runtime_words(runtime: str) -> str:
     return f"{RUNTIMES[name].short if name in RUNTIMES else name} {version}".strip()
 
 
+def brief_words(runtime: str) -> str:
+    """A runtime as a terminal has room for it, without its version."""
+    name = runtime.partition(" ")[0]
+    return RUNTIMES[name].brief or runtime_words(name) if name in RUNTIMES else name
+
+
 def reduced(precision: str) -> list[str]:
     """A precision in words; none for float32, which is what is meant where nothing is said."""
     return {"fp32": [], PLAIN: ["default export"]}.get(precision, [precision])

@@ -30,7 +30,7 @@ def _gap(table: Table, entry: Entry) -> str:
     if not runs.train:
         return "not run"
     if not entry.comparable:
-        return "run, but quick or shortened"
+        return "run, but quick, shortened or on other images"
     if len(runs.train) < table.seeds:
         return f"with fewer than {table.seeds} seeds"
     if inside:

@@ -17,7 +17,7 @@ from suite.report import batches, choices, findings, look, plots, stated, svg
 from suite.report import tables as report
 from suite.report.answer import answers
 from suite.report.drawing import Figure
-from suite.report.entries import Entry, Metric
+from suite.report.entries import Entry, Metric, none_counts
 from suite.report.missing import lacking
 from suite.report.provenance import Provenance
 from suite.report.render import Report, render
@@ -54,8 +54,8 @@ class _Section:
         count = sum(bool(entry.runs.train) for entry in self.entries)
         if not count:
             return "not run"
-        quick = f"quick runs only, {count} of {len(self.entries)} rows: parity, size and latency"
-        return "" if any(entry.counts for entry in self.entries) else quick
+        words = none_counts(self.entries)
+        return words and f"{words}, {count} of {len(self.entries)} rows: parity, size and latency"
 
     @property
     def unrun(self) -> list[int]:
@@ -193,11 +193,12 @@ def _inline(data: Any) -> str:
 def _fold(name: str, entries: Sequence[Entry]) -> str:
     """Why a table of choices is folded, in words; empty if some of its errors mean something."""
     nets = [entry for entry in entries if name == f"choices-{entry.row.data}-{entry.row.model.partition('_')[0]}"]
-    return "" if any(net.counts for net in nets) else "quick runs only: size and latency"
+    words = none_counts(nets)
+    return words and f"{words}: size and latency"
 
 
 def _undrawn(entries: Sequence[Entry]) -> str:
-    """The data sets of which there are only quick runs."""
+    """The data sets that were run, but of which no run counts."""
     run = {entry.row.data for entry in entries if entry.runs.train}
     counts = {entry.row.data for entry in entries if entry.counts}
     return ", ".join(label_of(data) for data in dict.fromkeys([*DATA_SETS, *sorted(run)]) if data in run - counts)

@@ -1,7 +1,7 @@
 """What a report draws of the records.
 
 Curves are thinned and samples reduced to quantiles here, so that a report stays small whatever the records hold. Errors
-of quick runs mean nothing and are never drawn.
+of runs that do not count mean nothing and are never drawn.
 """
 
 import json

@@ -11,6 +11,8 @@ from suite.report.formats import paragraphs, to_csv, to_grid, to_json
 
 # Characters of a line of a footnote in Markdown, and of a row of brief columns.
 WIDTH = 100
+# How the note begins of a parity that did not pass, whose column is never left out.
+FAILED = "PARITY FAILED"
 # Parts of a table, by which its columns are chosen; there may be none of a part, where nothing was measured.
 PARTS = ("model", "paper", "ours", "parity", "size", "latency", "speed", "peak")
 
@@ -74,10 +76,19 @@ def chosen(report: Report, names: Sequence[str] = ()) -> Report:
         headings = [column for column in report.columns if column.key.startswith("heading_")]
         return _with(report, [*headings, *(c for c in report.columns if c.part in names or c.key in names)])
     columns = [replace(c, heading=c.brief) for c in report.columns if c.brief]
+    remarks = []
     while _width(found := _with(report, columns)) > WIDTH and not columns[-1].key.startswith("heading_"):
-        columns.pop()
+        passed = next((c for c in columns if c.part == "parity" and not _failed(report, c)), None)
+        columns.remove(passed or columns[-1])
+        if passed:
+            remarks = [f"{passed.heading} is left out for want of room: no parity failed"]
     hidden = len(report.columns) - len(columns)
-    return replace(found, remarks=[*found.remarks, f"--columns all shows {hidden} more columns"]) if hidden else found
+    remarks += [f"--columns all shows {hidden} more columns"] if hidden else []
+    return replace(found, remarks=[*found.remarks, *remarks])
+
+
+def _failed(report: Report, column: Column) -> bool:
+    return any(note.startswith(FAILED) for line in report.lines for note in line.notes.get(column.key, ()))
 
 
 def check_names(report: Report, names: Sequence[str], later: Sequence[str] = ()) -> None:
@@ -92,8 +103,8 @@ def check_names(report: Report, names: Sequence[str], later: Sequence[str] = ())
         if name not in known and not name.endswith(tuple(later)):
             legal = ", ".join(column.key for column in report.columns)
             raise InputError(
-                f"--columns: {name!r} is no column of this table; legal: all, {', '.join(PARTS)}; or single ones, by "
-                f"the names that CSV and JSON give them: {legal}"
+                f"--columns: {name!r} is no column of this table; legal: all, {', '.join(PARTS[:-1])} or {PARTS[-1]}; "
+                f"or single ones, by the names that CSV and JSON give them: {legal}"
             )
 
 

@@ -13,6 +13,7 @@ from suite.tables.spec import METRICS
 TAGS = {
     "quick run": "quick",
     "shortened run": "shortened",
+    "run on other images": "other images",
     "unstable": "unstable",
     "throttled": "throttled",
     "impossible": "impossible",

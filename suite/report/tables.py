@@ -12,9 +12,9 @@ from operator import attrgetter
 from suite.files import printable
 from suite.registry import ORT, RUNTIMES, lacks
 from suite.report import stated
-from suite.report.entries import Entry, Metric, errors, quick, shortfalls, untrained
-from suite.report.kinds import PLAIN, reduced, runtime_words, unstable, words_of
-from suite.report.render import Column, Line, Report
+from suite.report.entries import Entry, Metric, errors, shortfalls, untrained
+from suite.report.kinds import PLAIN, brief_words, reduced, runtime_words, unstable, words_of
+from suite.report.render import FAILED, Column, Line, Report
 from suite.report.runs import Records, Runs
 from suite.results.derived import allowed_loss, over_seeds, percent_of_peak
 from suite.results.record import TimedRecord
@@ -133,7 +133,7 @@ def _errors(
                 continue
             values = errors(runs, name, metric)
             note = shortfalls(table, row, runs.train)
-            if quick(table, runs.train):
+            if runs.train[0].is_quick:
                 for column in (ours, difference, spread) if detail else (ours,):
                     line.put(column, QUICK, *note)
             elif (median := over_seeds(values)) is not None:
@@ -228,7 +228,7 @@ def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[
     if failed:
         layers = [result.departure.layer for result in failed if result.departure]
         why = [*filter(None, map(_why, failed)), *(f"first at {layer}" for layer in layers)]
-        notes.append("PARITY FAILED" + (f": {', '.join(dict.fromkeys(why))}" if why else ""))
+        notes.append(FAILED + (f": {', '.join(dict.fromkeys(why))}" if why else ""))
     # In fewer bits nearly every disagreement is within the logit difference.
     ties = sum(result.ties for result in results if result.precision == "fp32")
     if ties:
@@ -287,8 +287,10 @@ def _latency(
         reduced = "" if precision == "fp32" else f" {precision}"
         key = "_".join(f"{runtime} {provider}{reduced} b{batch}{where}".split())
         # A terminal has no room for more beside that of ONNX Runtime, of the same batch size.
-        short = f"{provider} b{batch}" if runtime == ORT else runtime_words(runtime.partition(" ")[0])
+        short = f"{provider} b{batch}" if runtime == ORT else brief_words(runtime)
         brief = f"{short} ms{where}" if kind in smallest.values() else ""
+        if brief and runtime != ORT:
+            remarks += [said for said in [f"{brief_words(runtime)}: {runtime_words(runtime)}"] if said not in remarks]
         median = Column(f"{key}_p50_ms", f"{name} p50 ms", three_digits, "latency", brief)
         speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits, "speed")
         share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}", "peak")

@@ -9,7 +9,6 @@ from suite.errors import InputError
 from suite.results.record import TrainRecord
 from suite.results.store import Store
 from suite.schema.outcomes import known
-from suite.tables.recipes import within_an_epoch
 
 # What a network's configuration says beside its weights, and what timm asks for.
 _CONFIGURATION = ("num_classes", "mean", "std")
@@ -46,9 +45,8 @@ def listed(root: Path) -> list[dict[str, Any]]:
 
 def _whole(record: TrainRecord) -> bool:
     """Whether it learned, over an epoch or more, by arguments that a model's name alone says."""
-    inputs, batch = record.inputs, record.inputs.recipe.get("batch_size")
-    short = isinstance(batch, int) and within_an_epoch(record.result.steps, batch, inputs.data.train)
-    return record.result.trained and not short and not inputs.arguments and not inputs.source
+    inputs = record.inputs
+    return record.result.trained and not record.is_quick and not inputs.arguments and not inputs.source
 
 
 def _entry(record: TrainRecord, folder: Path) -> dict[str, Any]:

@@ -37,11 +37,12 @@ class Data(Struct, frozen=True, kw_only=True, gc=False):
 
 class Schedule(Struct, frozen=True, kw_only=True, gc=False):
     """What readers rely on in a recipe (see `suite.tables.spec.Recipe`): for how many `epochs`, and for `max_steps` at
-    most if that is not None; and the initial `learning_rate`."""
+    most if that is not None; the initial `learning_rate`; and images a step, None where an old record does not say."""
 
     epochs: Int
     learning_rate: float
     max_steps: Int | None
+    batch_size: Int | None = None
 
 
 class OnData(Inputs, frozen=True, kw_only=True, gc=False):

@@ -77,11 +77,6 @@ class Recipe:
         return dataclasses.replace(self, epochs=epochs, milestones=tuple(sorted(scaled)))
 
 
-def within_an_epoch(steps: int, batch_size: int, images: int) -> bool:
-    """Whether a training ended before it had seen each of its images once, so that its error says nothing."""
-    return steps * batch_size < images
-
-
 def changed(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
     """The recipe with these changes, if they make a legal one."""
     return build(Recipe, dataclasses.asdict(recipe) | dict(changes), where)

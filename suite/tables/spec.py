@@ -12,7 +12,6 @@ from suite.registry import STAND_INS
 from suite.tables.reading import read
 from suite.tables.recipes import Recipe as Recipe
 from suite.tables.recipes import changed
-from suite.tables.recipes import within_an_epoch as within_an_epoch
 from suite.tables.versions import VERSIONS as VERSIONS
 from suite.tables.versions import outdated as outdated
 from suite.tables.versions import version_of as version_of

@@ -1,0 +1,64 @@
+"""What is wrong with a command is one line in words, which begins with what is wrong and ends with what is legal."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Suite = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("runn", "runn: no such command; did you mean run?"),
+        ("nosuch", "nosuch: no such command; suite --help lists them"),
+        ("run", "--table is missing: 1, 2, 3 or 4, as in the paper, or the TOML file of a table of your own (suite "
+         "init writes one)"),
+        ("run --table 2 --profil paper", "--profil: no such option; did you mean --profile or --providers?"),
+        ("status --nosuch", "--nosuch: no such option; suite status --help lists them"),
+        ("run --table 2 --profile fast", "--profile: 'fast' is not one of quick or paper"),
+        ("run --table 2 --seeds two", "--seeds: 'two' is no whole number from 1 to 10000"),
+        ("run --table 2 --epochs", "--epochs: needs a value"),
+        ("run --table 2 --keep=yes", "--keep: takes no value"),
+        ("run --table 2 --providers gpu", "--providers: 'gpu' is not one of cpu, cuda or tensorrt"),
+        ("run --table 2 --batch-sizes 1,x", "--batch-sizes: 'x' is not a batch size: a whole number from 1 to 10000, "
+         "as in 1,8"),
+        ("run --table 2 --time-limit soon", "--time-limit: 'soon' is no time, which is written as 90s, 30m, 1h30m "
+         "or 2d"),
+        ("run --table 2 --data x", "--data x: must be NAME=PATH with NAME one of cifar10, cifar100, imagenet or svhn"),
+        ("run --table 2 --results ''", "--results: an empty text is no path"),
+        ("run --table 2 extra", "got unexpected extra argument (extra); usage: suite run [OPTIONS]"),
+        ("run --table missing.toml", "missing.toml: No such file or directory"),
+        ("compare a b --fail-above x", "--fail-above: 'x' is no percentage: a number from 0, as in 5%"),
+        ("parity a.onnx --against b.onnx --tolerance x", "--tolerance: 'x' is no number from 0, as in 1e-4"),
+        ("parity a.onnx --against b.onnx --tolerance -1", "--tolerance: '-1' is no number from 0, as in 1e-4"),
+        ("clean everything", "'everything' is not one of quick, onnx or checkpoints"),
+        ("export", "MODEL|RUN is missing; usage: suite export [OPTIONS] MODEL|RUN OUT.onnx"),
+        ("show --table 2 --results nowhere", "--results nowhere: no such folder"),
+        ("init nowhere/x.toml", "nowhere: no such folder"),
+        ("export resnet20_relu_bn /proc/x.onnx", "/proc/x.onnx: cannot write there: No such file or directory"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_one_line_in_words(
+    command: str, line: str, suite: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert suite(*shlex.split(command)) == (2, "", f"error: {line}\n")
+
+
+def test_click_s_own_words_are_nowhere(suite: Suite) -> None:
+    """Each option of each command that takes a value is given a bad one, or none."""
+    import click
+
+    from suite.__main__ import suite as commands
+
+    tried = 0
+    for name, command in commands.commands.items():
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.is_flag:
+                code, _, err = suite(name, max(option.opts, key=len))
+                assert (code, err) == (2, f"error: {max(option.opts, key=len)}: needs a value\n")
+                tried += 1
+    assert tried > 50
