@@ -257,7 +257,7 @@ def test_what_a_provider_cannot_run_is_an_empty_cell_with_the_reason(store: Stor
     assert not [column for column in without.columns if "cuda_int8" in column.key]
     asked = build(store, forms=("fp32", "int8"))
     (line,) = asked.lines
-    assert line.values["onnxruntime_cuda_b8_p50_ms"] == pytest.approx(2)  # of the exporter's own graph
+    assert line.values["onnxruntime_cuda_b8_p50_ms"] == pytest.approx(2)  # of the default export
     assert line.values["onnxruntime_cpu_b8_p50_ms"] == pytest.approx(10)
     assert line.values["onnxruntime_cuda_int8_b8_p50_ms"] is None
     (note,) = line.notes["onnxruntime_cuda_int8_b8_p50_ms"]

@@ -16,7 +16,7 @@ from suite.registry import REDUCED
 @click.argument("out", type=options.Location(), metavar="OUT.onnx")
 @click.option("--precision", type=click.Choice(["fp32", *REDUCED]), default="fp32", show_default=True)
 @options.one_provider
-@click.option("--plain", is_flag=True, help="The exporter's own graph, without rewrites.")
+@click.option("--plain", is_flag=True, help="The default export: the graph as PyTorch's exporter writes it.")
 @options.size
 @click.option("--weights", type=options.Location(), metavar="FILE.safetensors", help="Of the model.")
 @options.modules

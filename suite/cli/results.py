@@ -169,7 +169,7 @@ def list_(what: str, results: Path, form: str) -> int:
 @options.results
 @click.option("--without-files", is_flag=True, help="Weights and ONNX files may be left out, as of published records.")
 @click.option(
-    "--rewrite", is_flag=True, help="First write records of earlier forms anew in today's, each proved to be equal."
+    "--rewrite", is_flag=True, help="First write records of earlier layouts anew in today's, each proved to be equal."
 )
 def verify(results: Path, without_files: bool, rewrite: bool) -> int:
     """Read and hash all records and files of a results folder anew; exit code 1 if one is damaged, missing or odd."""

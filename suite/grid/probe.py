@@ -142,8 +142,7 @@ def _measure(request: ProbeRequest, start: float) -> Probe:
     steps = STEPS + on_gpu * STEPS_BEFORE_CAPTURE
     images = random.integers(0, 256, (steps * large, side, side, 3), dtype=np.uint8)
     labels = np.arange(len(images), dtype=np.int64) % request.classes
-    split = Split(images, labels)
-    classes = tuple(map(str, range(request.classes)))
+    split, classes = Split(images, labels), tuple(map(str, range(request.classes)))
     source = Dataset("random", classes, split, split, (128.0, 128.0, 128.0), (64.0, 64.0, 64.0), {})
     step_seconds, memory = [], []
     with tempfile.TemporaryDirectory() as scratch:

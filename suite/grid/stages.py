@@ -123,7 +123,7 @@ def analysis(cell: Cell, train: Stage) -> Stage:
 def files(cell: Cell, train: Stage, forms: tuple[str, ...], provider: str) -> dict[str, Stage]:
     """The stages that write the ONNX files of a cell for a provider, by form; that in float32 is always among them.
 
-    GPUs have the exporter's own graph, which is the CPU's form "plain", and in int8 a form of their own. What a
+    GPUs have the default export, which is the CPU's form "plain", and in int8 a form of their own. What a
     provider cannot run is left out.
     """
     from suite.inference.reduced import CALIBRATION_IMAGES
@@ -212,7 +212,7 @@ def timings(cell: Cell, train: Stage, files: Mapping[str, Mapping[str, Stage]], 
 
 
 def peak(provider: str, form: str) -> Stage:
-    """What the machine can do in float32 or fewer bits, beside which latencies are shown."""
+    """What the machine can do in float32 or reduced precision, beside which latencies are shown."""
     versions = {k: v for k, v in env.versions().items() if k.startswith("onnxruntime")}
     inputs = {"model": "peak", "version": spec.VERSIONS["peak"], "machine": env.machine()["id"], "versions": versions}
     inputs |= {"provider": provider, "threads": env.available_cores()}

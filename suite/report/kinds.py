@@ -8,7 +8,7 @@ from suite.results.samples import quantiles
 # Spread of the samples, (p75 - p25) / p50, from which on a latency is marked as unstable.
 UNSTABLE = 0.1
 
-# The precision, in a latency record, of the exporter's own graph: float32 without the rewrites.
+# The form of the default export, as the precision of a latency record.
 PLAIN = "plain"
 
 # Packages that run networks.

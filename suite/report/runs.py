@@ -51,7 +51,7 @@ CHECK: Check = ("cpu", "fp32")
 class Runs:
     """What there is of one row: training runs of one recipe on one data set, by seed, and what followed.
 
-    `parity` is that of float32 on the CPU, `checks` that on other providers and in fewer bits.
+    `parity` is that of float32 on the CPU, `checks` that on other providers and in reduced precision.
     """
 
     train: list[TrainRecord]
@@ -120,7 +120,7 @@ class Records:
                 self._outdated.add((model, train.inputs.data.name))
             elif trained is None or train.key in trained:
                 self.train.setdefault(model, []).append(train)
-        # Of each network the rewritten graph, for the CPU, and the exporter's own, for GPUs and for comparison.
+        # Of each network the rewritten graph, for the CPU, and the default export, for GPUs and for comparison.
         self._rewritten: dict[str, ExportRecord] = {}
         self._plain: dict[str, ExportRecord] = {}
         for export in each(ExportRecord, _same):

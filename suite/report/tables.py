@@ -10,10 +10,10 @@ from math import floor
 from operator import attrgetter
 
 from suite.files import printable
-from suite.registry import ORT, RUNTIMES, lacks
+from suite.registry import FORMS, ORT, RUNTIMES, lacks
 from suite.report import stated
 from suite.report.entries import Entry, Metric, errors, quick, shortfalls, untrained
-from suite.report.kinds import PLAIN, reduced, runtime_words, unstable, words_of
+from suite.report.kinds import reduced, runtime_words, unstable, words_of
 from suite.report.render import Column, Line, Report
 from suite.report.runs import Records, Runs
 from suite.results.derived import allowed_loss, over_seeds, percent_of_peak
@@ -229,7 +229,7 @@ def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[
         layers = [result.departure.layer for result in failed if result.departure]
         why = [*filter(None, map(_why, failed)), *(f"first at {layer}" for layer in layers)]
         notes.append("PARITY FAILED" + (f": {', '.join(dict.fromkeys(why))}" if why else ""))
-    # In fewer bits nearly every disagreement is within the logit difference.
+    # In reduced precision nearly every disagreement is within the logit difference.
     ties = sum(result.ties for result in results if result.precision == "fp32")
     if ties:
         notes.append(f"{ties} ties within the logit difference")
@@ -293,8 +293,7 @@ def _latency(
         speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits, "speed")
         share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}", "peak")
         columns += [median, speed]
-        # The exporter's own graph is in float32 too, and torch uses the same units.
-        units = "fp32" if precision == PLAIN else precision
+        units = FORMS[precision].precision if precision in FORMS else precision
         machine = next((records[kind].inputs.machine for records in timed if kind in records), "")
         has_peak = any((*place[:2], place[3]) == (machine, provider, units) for place in index.peak)
         if has_peak:

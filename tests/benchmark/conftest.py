@@ -90,7 +90,7 @@ class Files:
         return folder
 
     def exported(self, model: str, size: int, form: str = "fp32", provider: str = "cpu") -> Path:
-        """As the tables have it: rewritten for the CPU provider and the exporter's own graph for GPUs, and "fp16" and
+        """As the tables have it: rewritten for the CPU provider and the default export for GPUs, and "fp16" and
         "int8" made from that."""
         activations: Activations = "unsigned" if provider == "cpu" else "symmetric"
         graph = PROVIDERS[provider].graph
