@@ -31,7 +31,7 @@ def _installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setitem(sys.modules, "openvino_telemetry", None)  # as the suite imports it
         pytest.importorskip("openvino")
     monkeypatch.setattr(contest, "QUICK", SHORT)
-    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: PeakResult(flops=1e12))
+    monkeypatch.setattr(latency, "measure_peak", lambda provider, threads, precision: PeakResult(flops=1e12))
 
 
 @pytest.fixture
@@ -164,7 +164,9 @@ def test_a_run_checks_and_times_in_it_and_changes_no_key_of_others(tmp_path: Pat
     from suite.grid import plan as grid
 
     row = ("resnet20_crelu_bn@cifar10",)
-    options = grid.Options(2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"), batch_sizes=(1,), steps=2)
+    options = grid.RunOptions(
+        2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"), batch_sizes=(1,), steps=2
+    )
     alone = {stage.key: stage for stage in grid.plan(options).stages}
     beside = replace(options, runtimes=("onnxruntime", "torch", "openvino", DEFAULT))
     more = [stage for stage in grid.plan(beside).stages if stage.key not in alone]

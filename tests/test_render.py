@@ -10,7 +10,7 @@ import pytest
 
 from suite.report import tables as report
 from suite.report.formats import FORMATS
-from suite.report.render import PARTS, Report, chosen, render
+from suite.report.render import PARTS, Report, render, select_columns
 from suite.results.store import Store
 from suite.tables import spec
 
@@ -18,7 +18,7 @@ AddRun = Callable[..., dict[str, Any]]
 
 
 def build(store: Store, model: str = "resnet110_relu_bn", number: int = 2, **options: Any) -> Report:
-    return report.build(spec.matching(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
+    return report.build(spec.with_rows(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
 
 
 def test_markdown_numbers_its_footnotes_and_explains_each(store: Store, add_run: AddRun) -> None:
@@ -139,7 +139,7 @@ def test_a_bar_in_a_record_ends_no_cell_of_a_markdown_table(store: Store, add_ru
 def test_every_part_can_be_asked_for_and_tables_have_no_other(store: Store, add_run: AddRun) -> None:
     empty = report.build(spec.load_table(2), store)
     headings = [column for column in empty.columns if column.key.startswith("heading_")]
-    assert chosen(empty, ["latency"]).columns == headings
+    assert select_columns(empty, ["latency"]).columns == headings
     add_run()
     shown = {column.part for number in spec.NUMBERS for column in report.build(spec.load_table(number), store).columns}
     assert shown - {""} == {*PARTS} - {"peak"}  # of which there is no record here

@@ -16,7 +16,7 @@ AddRun = Callable[..., dict[str, Any]]
 
 
 def build(store: Store, model: str = "resnet110_relu_bn", number: int = 2, **options: Any) -> Report:
-    return report.build(spec.matching(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
+    return report.build(spec.with_rows(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
 
 
 def notes(result: Report, key: str) -> str:
@@ -108,7 +108,7 @@ def test_a_failure_is_told_at_the_row_whose_data_it_was_on(store: Store, add_run
     (cifar10, cifar100) = (add_run(data=data) for data in ("cifar10", "cifar100"))
     store.fail("latency", inputs | {"export": cifar100["export"].key}, "RuntimeError: out of memory")
     records = Records([store])
-    rows = {row.data: row for row in spec.matching(spec.load_table(2), ["resnet110_relu_bn@*"]).rows}
+    rows = {row.data: row for row in spec.with_rows(spec.load_table(2), ["resnet110_relu_bn@*"]).rows}
     assert records.reason(rows["cifar10"], "latency") is None
     assert records.reason(rows["cifar100"], "latency") == "latency failed: RuntimeError: out of memory"
     store.fail("export", inputs | {"train": cifar10["train"].key}, "RuntimeError: no")
@@ -143,7 +143,7 @@ def test_a_run_by_another_table_s_recipe_is_not_a_row_s_own(store: Store, add_ru
     for weight_decay, top1 in ((1e-4, 27.0), (5e-4, 22.0)):
         add_run("resnet110_w32_relu_bn", data="cifar100", top1=top1, weight_decay=weight_decay)
     for number, top1 in ((2, 27.0), (3, 22.0)):
-        table = spec.matching(spec.load_table(number), ["resnet110_w32_relu_bn@cifar100"])
+        table = spec.with_rows(spec.load_table(number), ["resnet110_w32_relu_bn@cifar100"])
         assert report.build(table, store).lines[0].values["top1"] == top1
 
 

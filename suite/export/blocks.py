@@ -12,7 +12,7 @@ BLOCK = 16
 _BY_CHANNEL = ("Relu", "Clip", "MaxPool", "Add")
 
 
-def fill(graph: ir.Graph) -> int:
+def fill_channel_blocks(graph: ir.Graph) -> int:
     """Give every image of fewer channels than a block channels of its own until it fills one; returns how many it was.
 
     ONNX Runtime wants such an image in the plain layout where a convolution reads it, and reorders it each time. So the

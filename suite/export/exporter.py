@@ -19,7 +19,7 @@ import models
 from suite.export.nodes import name_after_layers
 from suite.export.rewrite import TOLERANCE, apply_rewrites, difference
 from suite.export.weights import load_weights as load_weights
-from suite.schema.outcomes import ExportResult, File, known
+from suite.schema.outcomes import ExportResult, File, none_if_unset
 
 # The opset of PyTorch's dynamo exporter, which writes it whatever else is asked for.
 OPSET = 18
@@ -201,7 +201,7 @@ def check(path: Path) -> File:
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path))
     description = describe(path)
-    opset, operators = description.opset, known(description.operators) or {}
+    opset, operators = description.opset, none_if_unset(description.operators) or {}
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     side_files = [t.name for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     for wrong, what in (

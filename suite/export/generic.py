@@ -64,7 +64,7 @@ def export(
     counts: dict[str, int] = {}
     if rewrite:
         say("rewrites")
-        graph, counts, left = rewritten(graph, (2 if batch == "free" else 1, *shape))
+        graph, counts, left = rewrite_graph(graph, (2 if batch == "free" else 1, *shape))
         said += [f"left out, since it changed the results: {name}" for name in left]
     name_after_layers(graph)
     graph.metadata_props.update(metadata)
@@ -147,7 +147,7 @@ def _tensors(output: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def rewritten(graph: ir.Model, shape: tuple[int, ...]) -> tuple[ir.Model, dict[str, int], list[str]]:
+def rewrite_graph(graph: ir.Model, shape: tuple[int, ...]) -> tuple[ir.Model, dict[str, int], list[str]]:
     """The graph with each rewrite of `suite.export.rewrite.RULES` that applies to it and changes no result.
 
     Left out are those that move constants and orders of channels through a whole network, which know this project's

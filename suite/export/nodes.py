@@ -63,7 +63,7 @@ def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
-def own_conv(value: ir.Value) -> ir.Node | None:
+def unshared_conv(value: ir.Value) -> ir.Node | None:
     """The convolution that a value comes from, if the value has one reader, so that the weights may change."""
     node = value.producer()
     return node if node is not None and node.op_type == "Conv" and len(value.uses()) == 1 else None

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.errors import InputError, first_line
-from suite.schema.outcomes import known
+from suite.schema.outcomes import none_if_unset
 from suite.tables import spec
 
 
@@ -66,7 +66,7 @@ def classes(model: Any) -> int:
     return _sides(model.graph.output[0])[1]
 
 
-def stated_model(path: Path, model: Any) -> str:
+def model_in_metadata(path: Path, model: Any) -> str:
     """What a file that was exported from initial weights says of its model."""
     import timm
 
@@ -84,7 +84,7 @@ def precision(path: Path) -> str:
     """That of a file which this project wrote."""
     from suite.export.exporter import describe
 
-    if "QuantizeLinear" in (known(describe(path).operators) or {}):
+    if "QuantizeLinear" in (none_if_unset(describe(path).operators) or {}):
         return "int8"
     import onnx
 

@@ -29,7 +29,7 @@ def to_float16(path: Path, out: Path) -> None:
     """Write `path` with float16 weights and arithmetic as `out`; `input` and `logits` stay float32.
 
     For GPUs: ONNX Runtime's CPU provider has few float16 kernels and converts forth and back around the others.
-    Whether float16 holds the activations too is for `magnitudes` to say.
+    Whether float16 holds the activations too is for `activation_magnitudes` to say.
 
     Raises:
         RuntimeError: a weight is too large for float16.
@@ -49,7 +49,7 @@ def to_float16(path: Path, out: Path) -> None:
     ir.save(half, out)
 
 
-def magnitudes(path: Path, batches: Iterable[NDArray[np.float32]], threads: int = 1) -> dict[str, float]:
+def activation_magnitudes(path: Path, batches: Iterable[NDArray[np.float32]], threads: int = 1) -> dict[str, float]:
     """The greatest magnitude that each node of a float32 file gives on some images, in the graph's order.
 
     ONNX Runtime's CPU provider computes float16 in float32, so that a file whose activations float16 cannot hold passes

@@ -16,8 +16,8 @@ from onnxscript import ir
 from onnxscript.rewriter import pattern
 
 from suite.export.absorb import absorb
-from suite.export.blocks import BLOCK, fill
-from suite.export.nodes import channels_of, constant_of, layer_of, own_conv, producer_of, weight_of
+from suite.export.blocks import BLOCK, fill_channel_blocks
+from suite.export.nodes import channels_of, constant_of, layer_of, producer_of, unshared_conv, weight_of
 from suite.session import load_onnxruntime
 
 # Values of one image, channels x height x width, from which CReLU is faster as two convolutions (see `_halves`). Below
@@ -39,7 +39,7 @@ def apply_rewrites(model: ir.Model) -> dict[str, int]:
     """
     counts = {name: pattern.RewriteRuleSet([rule]).apply_to_model(model) for name, rule in RULES.items()}
     counts |= absorb(model.graph)
-    counts["image filled up to a block"] = fill(model.graph)
+    counts["image filled up to a block"] = fill_channel_blocks(model.graph)
     ir.passes.common.RemoveUnusedNodesPass()(model)
     return counts
 
@@ -209,7 +209,7 @@ def _sum_of_three(op: Any, first: ir.Value, second: ir.Value, identity: ir.Value
 
 
 def _two_are_convolutions(context: Any, first: ir.Value, second: ir.Value, identity: ir.Value) -> bool:
-    return own_conv(first) is not None and own_conv(second) is not None
+    return unshared_conv(first) is not None and unshared_conv(second) is not None
 
 
 def _reassociated(op: Any, first: ir.Value, second: ir.Value, identity: ir.Value) -> Any:

@@ -26,7 +26,7 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
     Raises:
         RuntimeError: there is no graph of it, or none with a free batch size.
     """
-    of = zoo.in_folder(weights)
+    of = zoo.from_folder(weights)
     if of.ours:
         from suite.export import exporter
 
@@ -40,7 +40,7 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
     return ExportResult(**kept, rewrites=found["rewrites"] if rewrite else UNSET)
 
 
-def keep(model: "nn.Module", name: str, arguments: dict[str, Any], described: dict[str, Any], out: Path) -> None:
+def save(model: "nn.Module", name: str, arguments: dict[str, Any], described: dict[str, Any], out: Path) -> None:
     """Write a trained network to a folder in timm's local layout, from which `zoo.load` reads it.
 
     Args:

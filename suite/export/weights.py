@@ -124,7 +124,7 @@ def load_weights(folder: Path) -> "nn.Module":
     for name in sorted(set(expected) | set(tensors)):
         wanted, found = (each[name].shape if name in each else None for each in (expected, tensors))
         if wanted != found:
-            shapes = ", not ".join(map(shape_in_words, (found, wanted)))
+            shapes = ", not ".join(map(format_shape, (found, wanted)))
             raise InputError(f"{path}: not weights of {config.model}: {name} is {shapes}")
         if tensors[name].dtype != expected[name].dtype:
             raise InputError(f"{path}: {name} is of {tensors[name].dtype}, not {expected[name].dtype}")
@@ -133,6 +133,6 @@ def load_weights(folder: Path) -> "nn.Module":
     return model.eval()
 
 
-def shape_in_words(shape: Any) -> str:
+def format_shape(shape: Any) -> str:
     """As in 64x3x3x3; what is not there is missing."""
     return "missing" if shape is None else "x".join(map(str, shape)) or "one number"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite.errors import InputError, first_line, in_words
-from suite.export.weights import CONFIG, WEIGHTS, load_weights, shape_in_words
+from suite.errors import InputError, describe_error, first_line
+from suite.export.weights import CONFIG, WEIGHTS, format_shape, load_weights
 from suite.tables import modules
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def import_modules(names: Sequence[str]) -> None:
         modules.load(name)
 
 
-def known(name: str) -> bool:
+def is_known(name: str) -> bool:
     """Whether timm, with what is imported by now, makes a model of this name, whatever tag it has."""
     import timm
 
@@ -74,7 +74,7 @@ def is_ours(name: str) -> bool:
     return name in timm.list_models(module=OURS)
 
 
-def named(name: str) -> Network:
+def from_name(name: str) -> Network:
     """A network with initial weights.
 
     Raises:
@@ -84,7 +84,7 @@ def named(name: str) -> Network:
 
     import models  # noqa: F401 - registers the networks with timm
 
-    if not known(name):
+    if not is_known(name):
         raise InputError(f"{name}: timm has no such model")
     try:
         described = timm.get_pretrained_cfg(name)
@@ -95,7 +95,7 @@ def named(name: str) -> Network:
     return Network(name, None, ours, {}, found)
 
 
-def in_folder(folder: Path) -> Network:
+def from_folder(folder: Path) -> Network:
     """A network whose weights a folder in timm's local layout holds.
 
     Raises:
@@ -115,7 +115,7 @@ def in_folder(folder: Path) -> Network:
             raise ValueError(f"its input_size is {sizes}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder}: no folder of weights with a {CONFIG} ({first_line(error)})") from None
-    if not isinstance(model, str) or not known(model):
+    if not isinstance(model, str) or not is_known(model):
         raise InputError(f"{path}: timm has no model {model!r}; --import MODULE imports what registers it")
     for name, value in arguments.items():
         if name in _REFUSED or not _is_plain(value):
@@ -151,13 +151,13 @@ def build(of: Network, weights: Path | None = None) -> "nn.Module":
             torch.manual_seed(0)
             model: nn.Module = timm.create_model(of.model, pretrained=False, **arguments)
     except Exception as error:  # of a model that is not this project's it may be any
-        raise InputError(f"{of.model}: timm cannot make it: {in_words(error)}") from None
+        raise InputError(f"{of.model}: timm cannot make it: {describe_error(error)}") from None
     if path:
         wanted = model.state_dict()
         for name in sorted(wanted.keys() | tensors.keys()):
             expected, found = (tuple(each[name].shape) if name in each else None for each in (wanted, tensors))
             if expected != found:
-                shapes = ", not ".join(map(shape_in_words, (found, expected)))
+                shapes = ", not ".join(map(format_shape, (found, expected)))
                 raise InputError(f"{path}: not weights of {of.model}: {name} is {shapes}")
         model.load_state_dict(tensors)
     return model.eval()
@@ -167,9 +167,9 @@ def load(folder: Path) -> "nn.Module":
     """The network in a folder in timm's local layout, in evaluation mode on the CPU; its model is registered.
 
     Raises:
-        InputError: see `in_folder` and `build`.
+        InputError: see `from_folder` and `build`.
     """
-    return build(in_folder(folder))
+    return build(from_folder(folder))
 
 
 def _read(path: Path) -> "dict[str, Tensor]":

@@ -13,15 +13,15 @@ from msgspec import to_builtins
 from suite import env
 from suite.errors import InputError
 from suite.export import onnxfile, zoo
-from suite.inference import making, networks, reduced, subjects
-from suite.registry import ORT, PROVIDERS, REDUCED, lacks
+from suite.inference import model_files, networks, reduced, subjects
+from suite.registry import ORT, PROVIDERS, REDUCED, why_unsupported
 
 if TYPE_CHECKING:
     from suite.export.precision import Activations
 
 
 def export(
-    of: networks.Source, out: Path, precision: str, provider: str, plain: bool, data: Mapping[str, Path]
+    of: networks.NamedNetwork, out: Path, precision: str, provider: str, plain: bool, data: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Write a network as the ONNX file that is fastest on a provider, whole or not at all.
 
@@ -50,14 +50,14 @@ def export(
     @cache
     def images() -> reduced.Calibration:
         batches = networks.test_batches(of, data, None)
-        elsewhere = networks.trained_elsewhere(of, batches.dataset, bool(data))
+        elsewhere = networks.training_data_note(of, batches.dataset, bool(data))
         return reduced.calibration(batches, elsewhere)
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
         found: dict[Path, dict[str, Any]] = {}
         for graph in graphs:
             path = Path(scratch) / f"{graph}.onnx"
-            stated = networks.metadata(of, networks.training(of) | {"form": graph})
+            stated = networks.metadata(of, networks.training_metadata(of) | {"form": graph})
             exported = exporting.export(of.weights, of.size, path, stated, graph == "rewritten")
             result = to_builtins(exported) | {"form": graph, "precision": precision}
             if precision == "fp32":
@@ -100,10 +100,10 @@ def check(out: Path, precision: str, provider: str) -> None:
         raise InputError(f"{out}: is a folder; give the name of a file, as in net.onnx")
     if not os.access(out.parent, os.W_OK):
         raise InputError(f"{out}: cannot write there")
-    if reason := lacks(provider, precision):
-        legal = ", ".join(each for each in ("fp32", *REDUCED) if not lacks(provider, each))
+    if reason := why_unsupported(provider, precision):
+        legal = ", ".join(each for each in ("fp32", *REDUCED) if not why_unsupported(provider, each))
         raise InputError(f"--precision {precision} --provider {provider}: {reason}; this provider has {legal}")
-    require(provider)
+    require_provider(provider)
 
 
 def _activations(provider: str, first: bool) -> tuple["Activations", ...]:
@@ -113,7 +113,7 @@ def _activations(provider: str, first: bool) -> tuple["Activations", ...]:
     return ("unsigned", "signed") if first else ("unsigned",)
 
 
-def require(provider: str) -> None:
+def require_provider(provider: str) -> None:
     """Try a provider in another process, since ONNX Runtime prints a page about libraries that it misses.
 
     Raises:
@@ -121,11 +121,11 @@ def require(provider: str) -> None:
     """
     from suite.inference import latency
 
-    if reason := latency.unavailable(provider):
+    if reason := latency.why_unavailable(provider):
         raise InputError(f"--provider {provider}: not available here: {reason}")
 
 
-def _fastest(of: networks.Source, files: list[Path], provider: str) -> tuple[Path, float, list[str]]:
+def _fastest(of: networks.NamedNetwork, files: list[Path], provider: str) -> tuple[Path, float, list[str]]:
     """The file with the least median time for one image on this provider, of those that run there; this time in
     seconds; and what is to be said of it. Files without finite logits count only if there is no other, and only with
     initial weights, on which the time does not depend.
@@ -134,7 +134,7 @@ def _fastest(of: networks.Source, files: list[Path], provider: str) -> tuple[Pat
         RuntimeError: none of them runs.
     """
     from suite.inference.latency import THOROUGH, NotFiniteError, Request, measure
-    from suite.results.samples import timed
+    from suite.results.samples import to_seconds
 
     threads = env.available_cores()
     requests = [Request("onnxruntime", str(file), provider, 1, of.size, threads, THOROUGH) for file in files]
@@ -143,11 +143,11 @@ def _fastest(of: networks.Source, files: list[Path], provider: str) -> tuple[Pat
     errors = []
     for file, answer in zip(files, measure(requests), strict=True):
         if isinstance(answer, NotFiniteError) and not of.trained:
-            not_finite[file] = timed(answer.answer).median
+            not_finite[file] = to_seconds(answer.answer).median
         elif isinstance(answer, RuntimeError):
             errors.append(answer)
         else:
-            times[file] = timed(answer).median
+            times[file] = to_seconds(answer).median
     if not (times or not_finite):
         raise errors[0]
     warnings = [] if times else ["the timed network gave logits that are not finite, as initial weights may"]
@@ -164,7 +164,7 @@ def onnx_file(name: str, provider: str, size: int | None, modules: Sequence[str]
         InputError: there is no such thing, or the provider is not here.
     """
     subject = subjects.find(name, modules)
-    require(provider)
+    require_provider(provider)
     if subject.graph is not None:
         sides = {slot.dimensions[-1] for slot in subject.graph.inputs if len(slot.dimensions) == 4}
         if size is not None and sides != {size}:
@@ -174,11 +174,11 @@ def onnx_file(name: str, provider: str, size: int | None, modules: Sequence[str]
     assert subject.network is not None  # for the type checker
     with tempfile.TemporaryDirectory() as scratch:
         if subject.network.ours:
-            with networks.source(name.removeprefix(zoo.LOCAL), size) as of:
+            with networks.find_network(name.removeprefix(zoo.LOCAL), size) as of:
                 path = Path(scratch) / f"{of.model}.onnx"
                 export(of, path, "fp32", provider, False, {})
         else:
-            path = making.Maker(name, subject.network, Path(scratch), size=size).file("fp32", provider)
+            path = model_files.Maker(name, subject.network, Path(scratch), size=size).file("fp32", provider)
         yield path
 
 
@@ -215,14 +215,14 @@ def parity(
         raise InputError(f"{name}: no such file")
     if weights and not is_file:
         raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {name} is none")
-    require(provider)
+    require_provider(provider)
     file = onnxfile.read(path) if is_file else None
-    made_from = weights or (onnxfile.stated_model(path, file) if file else name)
+    made_from = weights or (onnxfile.model_in_metadata(path, file) if file else name)
     size = onnxfile.image_size(file) if file else None
     from suite.inference import departure
 
     progress(0, 0, f"load {made_from}")
-    with networks.source(made_from, size) as of, tempfile.TemporaryDirectory() as scratch:
+    with networks.find_network(made_from, size) as of, tempfile.TemporaryDirectory() as scratch:
         if file is None:
             progress(0, 0, "export")
             path = Path(scratch) / "model.onnx"
@@ -242,7 +242,7 @@ def parity(
             batches = networks.test_batches(of, data, fewer)
         found = departure.check(of.weights, path, batches, precision, provider, progress, runtime)
         dataset = batches.dataset
-        said = {"elsewhere": networks.trained_elsewhere(of, dataset, bool(data)), "notes": notes}
+        said = {"elsewhere": networks.training_data_note(of, dataset, bool(data)), "notes": notes}
         made = {"runtime": runtime, "model": of.model, "trained": of.trained, "data": dataset.name}
         return {**made, **said, **to_builtins(found)}
 
@@ -252,7 +252,13 @@ MINUTE, PROBED = 60.0, 16
 
 
 def _in_a_minute(
-    of: networks.Source, data: Mapping[str, Path], path: Path, precision: str, provider: str, runtime: str, images: int
+    of: networks.NamedNetwork,
+    data: Mapping[str, Path],
+    path: Path,
+    precision: str,
+    provider: str,
+    runtime: str,
+    images: int,
 ) -> int | None:
     """How many images can be compared in a minute; None if that is all of them."""
     from time import perf_counter

@@ -11,7 +11,6 @@ the measurement, it is forked off a server that has imported torch and done noth
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -71,7 +70,7 @@ def measure(
         progress: called with bursts done, bursts in all, and a note.
 
     Returns:
-        For each request what was measured (`suite.results.samples.timed` gives it in seconds), the error that its
+        For each request what was measured (`suite.results.samples.to_seconds` gives it in seconds), the error that its
         process ended with, or a `NotFiniteError`. Inputs and outputs of a run stay on the device, but for
         `host_samples_ns`. `nodes` are those of the graph as given out to providers: fusion comes later, and `explain`
         counts what is executed.
@@ -139,10 +138,10 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[L
 
 def _typed(answer: dict[str, Any]) -> LatencyResult:
     """What a process has said of its network, as its record keeps it."""
-    return convert(samples.packed(answer), LatencyResult)
+    return convert(samples.to_record(answer), LatencyResult)
 
 
-def pairs(first: Request, second: Request) -> list[tuple[float, float]]:
+def time_pairs(first: Request, second: Request) -> list[tuple[float, float]]:
     """Seconds of the two on several pairs of fresh processes, for the interval of the ratio of two latencies.
 
     Their protocol is replaced by `PAIRED`. Of each pair of processes the round counts whose ratio is the median: both
@@ -161,7 +160,7 @@ def pairs(first: Request, second: Request) -> list[tuple[float, float]]:
         for answer in reversed(answers) if turned else answers:
             if isinstance(answer, RuntimeError):
                 raise answer
-            medians.append([statistics.median(burst) for burst in samples.timed(answer).by_round()])
+            medians.append([samples.median(burst) for burst in samples.to_seconds(answer).by_round()])
         rounds = sorted(zip(*medians, strict=True), key=lambda both: both[0] / both[1])
         found.append(rounds[len(rounds) // 2])
         _, low, high = samples.interval([a / b for a, b in found])
@@ -170,7 +169,7 @@ def pairs(first: Request, second: Request) -> list[tuple[float, float]]:
     return found
 
 
-def unavailable(provider: str) -> str | None:
+def why_unavailable(provider: str) -> str | None:
     """Why a provider of ONNX Runtime cannot be used on this machine, or None if it can."""
     if provider == "cpu":
         return None
@@ -181,7 +180,7 @@ def unavailable(provider: str) -> str | None:
     return None
 
 
-def peak(provider: str, threads: int, precision: str = "fp32") -> PeakResult:
+def measure_peak(provider: str, threads: int, precision: str = "fp32") -> PeakResult:
     """What the machine can do in "fp32", "fp16" or "int8" (unsigned by signed), in a fresh process.
 
     Returns:
@@ -246,7 +245,7 @@ class _Fresh:
 
 class _Forked:
     def __init__(self, request: Request) -> None:
-        context = processes.context(["timm", "models"])
+        context = processes.fork_context(["timm", "models"])
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve_torch, args=(theirs, request), daemon=True)
         self._process.start()

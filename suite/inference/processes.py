@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 
 
-def context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
+def fork_context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
     """Where processes are forked from one that has loaded the modules `preload`; on Windows, which cannot fork, each
     loads them itself."""
     if "forkserver" not in multiprocessing.get_all_start_methods():

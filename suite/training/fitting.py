@@ -11,15 +11,15 @@ from torch import Tensor
 import models  # noqa: F401 - registers the networks with timm
 from suite.export import trained
 from suite.interrupt import Interruption
-from suite.schema.outcomes import Epoch, Errors, TrainResult, Try, known
+from suite.schema.outcomes import Epoch, Errors, TrainResult, Try, none_if_unset
 from suite.schema.speed import CompileTrial, TrainTiming
 from suite.training import checkpoint, feasible, memory
-from suite.training.job import Job, Trained
+from suite.training.job import FinishedTraining, Job
 from suite.training.pack import Run, StepBatch
 from suite.training.stacked import Seed
 from suite.training.state import TrainingState
 from suite.training.step import Engine
-from suite.training.testing import Tested, evaluate, measured_convolutions
+from suite.training.testing import ErrorRates, benchmark_convolutions, evaluate
 
 # A kill costs at most the work of so long.
 CHECKPOINT_SECONDS = 30.0
@@ -50,7 +50,9 @@ class Fit(TrainingState):
             self._save()
         result = TrainResult(
             **structs.asdict(errors),
-            best_top1=min(error for epoch in epochs if (error := known(epoch.top1)) is not None) if trained else None,
+            best_top1=min(error for epoch in epochs if (error := none_if_unset(epoch.top1)) is not None)
+            if trained
+            else None,
             trained=trained,
             tries=self.at.tries,
             epochs=epochs,
@@ -63,7 +65,7 @@ class Fit(TrainingState):
             processes=self.group.size,
             batch_per_process=-(-self.recipe.batch_size // self.group.size),
         )
-        return Trained(result, self._timing())
+        return FinishedTraining(result, self._timing())
 
     def _errors(self) -> Errors:
         """The test errors of the last epoch, and those by ten crops where the recipe asks for them."""
@@ -111,7 +113,7 @@ class Fit(TrainingState):
 
     def _dead_units(self) -> float | None:
         images, _ = next(iter(self.batches.test()))
-        with measured_convolutions():
+        with benchmark_convolutions():
             share = feasible.dead_units(self.model, images)
         self._mark = perf_counter()
         return share
@@ -127,7 +129,7 @@ class Fit(TrainingState):
         self._count_time()  # reading the sums has waited for the device
         loss, error = loss_sum / at.seen, 100 - 100 * correct / at.seen
         if self.device.type == "cpu":
-            memory.give_back()
+            memory.release_free_memory()
         # The last step can spoil the weights after its loss was read, so the test's logits must be finite too.
         tested = self._test(quick=at.steps < self.total) if math.isfinite(loss) else None
         self._mark = perf_counter()
@@ -152,13 +154,13 @@ class Fit(TrainingState):
         self.step.correct.zero_()
         return outcome
 
-    def _test(self, quick: bool = False, ten_crop: bool = False) -> Tested:
+    def _test(self, quick: bool = False, ten_crop: bool = False) -> ErrorRates:
         """Test the network that is saved: each process has had statistics of its own part of the last batch since.
 
         On a GPU a quick test is in the precision of training; the others are in float32, as on a CPU all are.
         """
         self.group.spread(self.model.buffers())
-        with measured_convolutions():
+        with benchmark_convolutions():
             return evaluate(self.model, self.batches.test(ten_crop), self.group, self.quick_forward if quick else None)
 
     def _steps(self, epoch: int) -> Generator[StepBatch | None, Tensor | None]:
@@ -208,7 +210,7 @@ class Fit(TrainingState):
         self.at.seconds += now - self._mark
         self._mark = now
 
-    def due(self, interruption: Interruption) -> bool:
+    def checkpoint_is_due(self, interruption: Interruption) -> bool:
         """Whether it is time for a checkpoint; notes in `must_stop` that an interruption is pending, here or in another
         process, before which there will be one anyway."""
         due = monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS
@@ -239,4 +241,4 @@ class Fit(TrainingState):
             name: [value / 255 for value in getattr(dataset, name)] for name in ("mean", "std")
         }
         described["label_names"] = list(dataset.classes)
-        trained.keep(self.model, self.job.model_name, self.model_args, described, self.job.out)
+        trained.save(self.model, self.job.model_name, self.model_args, described, self.job.out)

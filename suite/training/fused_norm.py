@@ -131,7 +131,7 @@ def normalize(
     """`activation(norm(x) + residual)` in training, which brings the norm's running statistics up to date.
 
     Args:
-        norm: one for which `fits` is true.
+        norm: one for which `is_supported` is true.
         x: (B, C, H, W), of more than one pixel in all.
         activation: "crelu" only without a residual.
         residual: of x's shape, or None for no addition.
@@ -175,7 +175,7 @@ _FORWARD: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-def fits(norm: nn.Module) -> bool:
+def is_supported(norm: nn.Module) -> bool:
     """Whether our kernels can stand in for this layer: an ordinary BatchNorm in float32."""
     if type(norm) is not nn.BatchNorm2d or norm.num_features > MOST_CHANNELS:
         return False
@@ -195,7 +195,11 @@ def use_norms(model: nn.Module) -> int:
             continue
         assert isinstance(block, BasicBlock | PreActBasicBlock)
         others = block.input_norm, block.sum_norm
-        if fits(block.norm1) and fits(block.norm2) and all(isinstance(other, nn.Identity) for other in others):
+        if (
+            is_supported(block.norm1)
+            and is_supported(block.norm2)
+            and all(isinstance(other, nn.Identity) for other in others)
+        ):
             block.forward = functools.partial(_forward, block, block.forward, fused)  # type: ignore[method-assign]
             count += 2
     return count
@@ -209,9 +213,9 @@ def _forward(
 
 
 @functools.cache
-def fault(device: torch.device) -> str | None:
+def why_unusable(device: torch.device) -> str | None:
     """Why these kernels cannot be used on this device, in one line; None if they can."""
-    return kernels.tried(device, differences)
+    return kernels.why_inaccurate(device, differences)
 
 
 def differences(device: torch.device, precision: torch.dtype) -> dict[str, float]:

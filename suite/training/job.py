@@ -11,7 +11,7 @@ from suite.schema.speed import TrainTiming
 
 
 @dataclass(frozen=True)
-class Trained:
+class FinishedTraining:
     """A training that has ended: its `result` and its `timing`, as records hold them."""
 
     result: TrainResult
@@ -43,4 +43,4 @@ class Job:
     checkpoints: Path | None = None
     on_step: Callable[[int, int, str], None] = lambda done, total, note: None
     on_epoch: Callable[[Epoch, float], None] = lambda epoch, images_per_second: None
-    on_end: Callable[[Trained | Exception], "Job | None"] = lambda outcome: None
+    on_end: Callable[[FinishedTraining | Exception], "Job | None"] = lambda outcome: None

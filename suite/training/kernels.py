@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import CReLU, NormPropConv2d
-from suite.errors import in_words
+from suite.errors import describe_error
 from suite.training.grouped import GroupedCReLU
 from suite.training.operators import MOST_OUT, Statistics, conv3x3, conv3x3_with_statistics, crelu
 
@@ -93,7 +93,7 @@ class _GroupedCReLU(_CReLU, GroupedCReLU):
     pass
 
 
-def fits(module: nn.Module) -> bool:
+def is_supported(module: nn.Module) -> bool:
     """Whether our kernels can stand in for this layer."""
     if type(module) not in (nn.Conv2d, NormPropConv2d):
         return False
@@ -115,7 +115,7 @@ def use_kernels(model: nn.Module) -> int:
     for module in model.modules():
         if type(module) in (CReLU, GroupedCReLU):
             module.__class__ = _CReLU if type(module) is CReLU else _GroupedCReLU
-        elif fits(module):
+        elif is_supported(module):
             module.__class__ = _Convolution if type(module) is nn.Conv2d else _NormPropConvolution
             count += 1
     if convolutions := [module for module in model.modules() if type(module) is _Convolution]:
@@ -142,22 +142,24 @@ def _forget_casts(convolutions: list[_Convolution], *_: Any) -> None:
 
 
 @functools.cache
-def fault(device: torch.device) -> str | None:
+def why_unusable(device: torch.device) -> str | None:
     """Why our kernels cannot be used on this device, in one line; None if they can.
 
     They are tried: a small convolution with CReLU and its gradients are held against the library's in float32.
     """
-    return tried(device, differences)
+    return why_inaccurate(device, differences)
 
 
-def tried(device: torch.device, differences: Callable[[torch.device, torch.dtype], dict[str, float]]) -> str | None:
+def why_inaccurate(
+    device: torch.device, differences: Callable[[torch.device, torch.dtype], dict[str, float]]
+) -> str | None:
     """Why kernels that differ by so much from the library cannot be used on a device; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "there is no Triton"
     try:
         differing = differences(device, torch.bfloat16)
     except Exception as error:  # such as a machine without a compiler, or a GPU without bfloat16
-        return in_words(error)
+        return describe_error(error)
     wrong = ", ".join(name for name, difference in differing.items() if not difference < TOLERANCE)
     return f"a try gave other values than the library: {wrong}" if wrong else None
 

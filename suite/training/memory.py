@@ -1,4 +1,4 @@
-"""What a training step on the CPU keeps for its gradient, and how it keeps less: some blocks are computed twice.
+"""Recompute activations to stay within a memory budget, on the CPU.
 
 A block that is computed twice keeps its input alone; the backward pass computes the rest again, from the same values
 in the same order, so that every result is bit for bit the same. It costs that block's forward pass.
@@ -34,10 +34,10 @@ GAPS_TWICE = 2.0
 PASSING = 2.0
 
 
-def keep_less(
+def recompute_activations(
     model: nn.Module, images: tuple[int, ...], value_bytes: int, budget: float | None = None
 ) -> tuple[int, bool]:
-    """Have a residual network compute blocks twice, the first ones first, until a step takes `budget` bytes at most.
+    """Recompute activations of the first blocks until a training step takes at most `budget` bytes.
 
     The first blocks have the largest activations and no more arithmetic than the others, so that they give most
     memory for the time.
@@ -64,7 +64,7 @@ def keep_less(
     return len(blocks), total * value_bytes <= budget
 
 
-def give_back() -> None:
+def release_free_memory() -> None:
     """Hand memory that is free but still held between two steps or tests back to the system, where glibc holds it.
 
     Tensors of other sizes follow, which would not fit into the gaps that the last ones leave.

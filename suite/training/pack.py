@@ -14,17 +14,17 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from suite.errors import in_words
+from suite.errors import describe_error
 from suite.interrupt import Interruption
-from suite.training.job import Trained
+from suite.training.job import FinishedTraining
 from suite.training.stacked import Seed, Stack
 from suite.training.step import Step
 
 # Images, labels, and how many images the step has over all processes.
 StepBatch = tuple[Tensor, Tensor, int]
 # A training asks for a step and is sent its loss. Between two steps, where it can be saved, it asks for nothing.
-Run = Generator[StepBatch | None, Tensor | None, Trained]
-Outcome = Trained | Exception
+Run = Generator[StepBatch | None, Tensor | None, FinishedTraining]
+Outcome = FinishedTraining | Exception
 
 
 class Training(Protocol):
@@ -57,7 +57,7 @@ class Training(Protocol):
     def stay_alone(self, others: Sequence[Any], reason: str) -> None:
         """Never be stacked, nor these others; the reason is told."""
 
-    def due(self, interruption: Interruption) -> bool:
+    def checkpoint_is_due(self, interruption: Interruption) -> bool:
         """Whether it is time for a checkpoint; notes a pending interruption."""
 
     def checkpoint(self) -> None:
@@ -75,7 +75,7 @@ class _Turn(Generic[J]):
     request: StepBatch | None = None
 
 
-def in_turns(
+def train_in_turns(
     jobs: Sequence[J],
     begin: Callable[[J, bool], Training],
     end: Callable[[J, Outcome], J | None],
@@ -166,7 +166,7 @@ class _Pack(Generic[J]):
             self._advance(index, loss)
         fits = [self.turns[index].fit for index in together if index in self.turns]
         # Seeds that are saved at the same step are stacked again after a kill.
-        due = [fit.due(self._interruption) for fit in fits]
+        due = [fit.checkpoint_is_due(self._interruption) for fit in fits]
         if any(due):
             for fit in fits:
                 fit.checkpoint()
@@ -205,7 +205,7 @@ def _arrange(fits: Mapping[int, Training]) -> dict[int, Exception]:
             try:
                 first.stack(others)
             except Exception as error:  # such as too little memory; each still has its own step
-                first.stay_alone(others, in_words(error))
+                first.stay_alone(others, describe_error(error))
     return failed
 
 
@@ -214,7 +214,7 @@ def _failed(fits: Mapping[int, Training], error: Exception) -> dict[int, Excepti
     first, *others = fits.values()
     if not isinstance(first.step, Seed) or first.step.stack.begun_from is None:
         return dict.fromkeys(fits, error)
-    first.stay_alone(others, in_words(error))
+    first.stay_alone(others, describe_error(error))
     traceback.clear_frames(error.__traceback__)  # which hold its memory
     found: dict[int, Exception] = {}
     for index, fit in fits.items():

@@ -50,8 +50,8 @@ class Stack:
             self.step.model.train()
             names = [name for name in states[0] if name.startswith(("model.", "momentum."))]
             joined = {name: join([state[name] for state in states]) for name in names}
-            self.step.model.load_state_dict(below("model.", joined))
-            self.step.set_momenta(below("momentum.", joined))
+            self.step.model.load_state_dict(without_prefix("model.", joined))
+            self.step.set_momenta(without_prefix("momentum.", joined))
             for name, total in (("loss_sum", self.step.loss_sum), ("hits", self.step.correct)):
                 total.copy_(torch.stack([state[name] for state in states]))
         self._losses: Tensor | None = None
@@ -99,6 +99,6 @@ class Seed:
         return {name: part(momentum, self.number, self.stack.size) for name, momentum in momenta.items()}
 
 
-def below(prefix: str, tensors: State) -> dict[str, Tensor]:
+def without_prefix(prefix: str, tensors: State) -> dict[str, Tensor]:
     """What has this prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

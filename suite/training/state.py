@@ -17,7 +17,7 @@ from suite.training.grouped import obstacle
 from suite.training.job import Job
 from suite.training.pack import synchronize
 from suite.training.position import Compiling, Position
-from suite.training.stacked import Seed, Stack, State, below
+from suite.training.stacked import Seed, Stack, State, without_prefix
 from suite.training.step import TRIAL, Engine, Step, try_compile
 from suite.training.testing import quick_forward
 
@@ -39,7 +39,7 @@ class TrainingState:
         self.model_args = {"num_classes": len(self.batches.dataset.classes)} | job.model_args
         self.bfloat16 = engine.bfloat16_on(self.device)
         self.own_kernels = engine.wants_kernels_on(self.device, self.recipe)
-        if self.own_kernels and (fault := kernels.fault(self.device) or fused_norm.fault(self.device)):
+        if self.own_kernels and (fault := kernels.why_unusable(self.device) or fused_norm.why_unusable(self.device)):
             self.own_kernels = False
             warn(f"{job.model_name}: goes on with the library's layers, since our kernels failed: {fault}")
         self.warn = warn
@@ -171,7 +171,7 @@ class TrainingState:
         self._begin()
         assert isinstance(self.step, Step)
         self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
-        self.step.set_momenta(below("momentum.", tensors))
+        self.step.set_momenta(without_prefix("momentum.", tensors))
         if self.group.rank == 0:  # which then stands for all
             self.step.loss_sum.copy_(tensors["loss_sum"])
             self.step.correct.copy_(tensors["hits"])

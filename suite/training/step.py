@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models import SubsampleAndPad
 from suite import env
 from suite.distributed import ALONE, Group
-from suite.errors import in_words
+from suite.errors import describe_error
 from suite.tables.spec import Recipe
 from suite.training import fused_norm, kernels, memory
 from suite.training.position import Compiling
@@ -129,7 +129,7 @@ class Step:
         self.blocks_twice, self._fits = 0, True
         if device.type == "cpu" and not compiled and recipe.augment == "cifar":
             images = -(-recipe.batch_size // group.size), 3 * seeds, recipe.train_size, recipe.train_size
-            self.blocks_twice, self._fits = memory.keep_less(self.model, images, 2 if bfloat16 else 4)
+            self.blocks_twice, self._fits = memory.recompute_activations(self.model, images, 2 if bfloat16 else 4)
         # A GPU reads the rate from its memory, where a captured graph finds the present value.
         self._rate = torch.tensor(recipe.learning_rate, device=device) if device.type == "cuda" else None
         self.optimizer = torch.optim.SGD(
@@ -205,7 +205,7 @@ class Step:
         self.loss_sum += loss.detach() * len(labels)
         self.correct += (logits.detach().argmax(1) == labels).sum(0)
         if not self._fits:
-            memory.give_back()  # which costs a tenth of a step
+            memory.release_free_memory()  # which costs a tenth of a step
         return loss.detach()
 
 
@@ -318,7 +318,7 @@ def try_compile(
     try:
         first, compiled = seconds(True)
     except Exception as error:  # such as a machine without a compiler, or with too little memory
-        return Compiling(compiled=False, step_seconds=plain, compile_error=in_words(error))
+        return Compiling(compiled=False, step_seconds=plain, compile_error=describe_error(error))
     return Compiling(
         compiled=compiled < plain,
         step_seconds=plain,

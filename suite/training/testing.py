@@ -16,7 +16,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Tested:
+class ErrorRates:
     """Test errors in percent, and whether all logits were finite."""
 
     top1: float
@@ -27,7 +27,7 @@ class Tested:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], group: Group = ALONE, forward: Forward | None = None
-) -> Tested:
+) -> ErrorRates:
     """Top-1 and top-5 error in percent; ten crops of an image have their logits summed.
 
     An image whose logits are not all finite counts as an error, and `finite` is then False. Several processes test
@@ -51,7 +51,7 @@ def evaluate(
     right1, right5, sound_images, count = group.sums(
         *(counts.tolist() if counts is not None else (0, 0, 0)), images_seen
     )
-    return Tested(100 * (count - right1) / count, 100 * (count - right5) / count, sound_images == count)
+    return ErrorRates(100 * (count - right1) / count, 100 * (count - right5) / count, sound_images == count)
 
 
 def quick_forward(model: nn.Module, device: torch.device, bfloat16: bool) -> Forward | None:
@@ -95,7 +95,7 @@ class QuickForward:
 
 
 @contextmanager
-def measured_convolutions() -> Iterator[None]:
+def benchmark_convolutions() -> Iterator[None]:
     """Have cuDNN measure which of its convolutions is the fastest for a shape, not guess."""
     before = torch.backends.cudnn.benchmark
     try:

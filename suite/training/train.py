@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from suite.interrupt import Interruption
 from suite.tf32 import without_tf32
 from suite.training.fitting import Fit
+from suite.training.job import FinishedTraining
 from suite.training.job import Job as Job
-from suite.training.job import Trained
-from suite.training.pack import Outcome, in_turns, synchronize
+from suite.training.pack import Outcome, synchronize, train_in_turns
 from suite.training.step import AUTOMATIC, Engine
 
 
@@ -16,7 +16,7 @@ def train(
     engine: Engine = AUTOMATIC,
     interruption: Interruption | None = None,
     warn: Callable[[str], None] = lambda text: None,
-) -> Trained:
+) -> FinishedTraining:
     """Train a network and write its weights to `out` in timm's local layout (`model.safetensors`, `config.json`).
 
     A learning rate at which training is infeasible (a loss that is not finite, or no better than chance after the
@@ -66,4 +66,4 @@ def train_packed(
         return job.on_end(outcome)
 
     with without_tf32():
-        return in_turns(jobs, begin, end, interruption or Interruption())
+        return train_in_turns(jobs, begin, end, interruption or Interruption())

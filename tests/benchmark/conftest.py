@@ -1,4 +1,4 @@
-"""Options of the benchmarks, and what they write beside their figures."""
+"""RunOptions of the benchmarks, and what they write beside their figures."""
 
 import warnings
 from collections.abc import Callable
@@ -96,7 +96,7 @@ class Files:
         graph = PROVIDERS[provider].graph
         file = self.weights(model) / f"{form}-{graph}-{size}.onnx"
         if not file.exists():
-            with networks.source(str(self.weights(model)), size) as of:
+            with networks.find_network(str(self.weights(model)), size) as of:
                 if form == "fp32":
                     deploy.export(of, file, form, "cpu", graph == "plain", {})
                 else:
