@@ -190,7 +190,8 @@ def run(
     workers: int | None,
     **options: Any,
 ) -> int:
-    """Train, export, check and time the rows of a table, as far as that is not stored yet, and print the table.
+    """Train, export, check and time the rows of a table, as far as that is not stored
+    yet, and print the table.
 
     A first try, of two rows: suite run --table 4 --rows 'resnet50_*_bn'
     """
@@ -242,7 +243,8 @@ def _check_columns(options: "RunOptions", names: tuple[str, ...], metric: Any) -
     """Refuse what is no column before hours are spent on its table.
 
     Raises:
-        InputError: a name is no column, and none of a latency that is still to be measured either.
+        InputError: a name is no column, and none of a latency that is still to be
+            measured either.
     """
     from suite.report import tables as report
     from suite.results.store import Store
@@ -256,7 +258,8 @@ def _executor(options: "RunOptions") -> Callable[["RunOptions"], "RunSummary"]:
     """What does the work that the options ask for.
 
     Raises:
-        InputError: its package, or a runtime's, is not installed, or the options are those of another executor.
+        InputError: its package, or a runtime's, is not installed, or the options are
+            those of another executor.
     """
     from suite.inference import loaded
 

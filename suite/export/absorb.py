@@ -1,4 +1,5 @@
-"""Orders of channels (`Gather`) and NormProp's constants (`Sub`, `Div`), moved along until weights take them."""
+"""Orders of channels (`Gather`) and NormProp's constants (`Sub`, `Div`), moved along
+until weights take them."""
 
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,8 @@ from suite.export.nodes import (
 
 @dataclass(frozen=True)
 class DeferredTransform:
-    """How a stored value stands for the true one: `true[:, c] = (stored[:, order[c]] - shift) / scale`."""
+    """How a stored value stands for the true one: `true[:, c] = (stored[:, order[c]] -
+    shift) / scale`."""
 
     scale: float = 1.0
     shift: float = 0.0
@@ -32,17 +34,24 @@ class DeferredTransform:
 
 
 def absorb(graph: ir.Graph) -> dict[str, int]:
-    """Move every `Gather` of channels and every `Sub` and `Div` by a constant into weights and biases.
+    """Move every `Gather` of channels and every `Sub` and `Div` by a constant into
+    weights and biases.
 
-    A positive factor commutes with rectifiers, pools and sums, and ends in the next weights. Where a sum has a
-    convolution on one side, that convolution takes the other side's factor: the identity path keeps its values, and
-    its factor grows from block to block until a shortcut has weights again.
+    A positive factor commutes with rectifiers, pools and sums, and ends in the next
+    weights. Where a sum has a convolution on one side, that convolution takes the other
+    side's factor: the identity path keeps its values, and its factor grows from block
+    to block until a shortcut has weights again.
 
-    A subtraction does not commute with a rectifier, nor with the zero padding of a convolution. There are three ways:
-    - `relu(x) - m` is `max(x - m, -m)`. If x comes from a convolution, its bias takes the shift, and the rectifier
-      becomes a `Clip`, which ONNX Runtime fuses into a convolution as it does `Relu`, though not into a sum.
-    - Where x is a sum and no reader pads (bottlenecks), the biases of the readers and of the next sum take it.
-    - Else (basic blocks) it is a depthwise 1x1 convolution with that bias, which stays blocked.
+    A subtraction does not commute with a rectifier, nor with the zero padding of a
+    convolution. There are three ways:
+
+    - `relu(x) - m` is `max(x - m, -m)`. If x comes from a convolution, its bias takes
+      the shift, and the rectifier becomes a `Clip`, which ONNX Runtime fuses into a
+      convolution as it does `Relu`, though not into a sum.
+    - Where x is a sum and no reader pads (bottlenecks), the biases of the readers and
+      of the next sum take it.
+    - Else (basic blocks) it is a depthwise 1x1 convolution with that bias, which stays
+      blocked.
     """
     counts = dict.fromkeys(("order of channels into weights", *CONSTANTS), 0)
     carried: dict[ir.Value, DeferredTransform] = {}
@@ -103,7 +112,8 @@ CONSTANTS = (
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:
-    """The nodes that read a value, past the division and the pool that may follow it."""
+    """The nodes that read a value, past the division and the pool that may follow
+    it."""
     first = [use.node for use in value.uses()]
     return [r for node in first for r in (_readers(node.outputs[0]) if node.op_type in ("Div", "MaxPool") else [node])]
 
@@ -139,7 +149,8 @@ def _into_weights(node: ir.Node, carry: DeferredTransform) -> None:
 
 
 def _add(add: ir.Node, carried: dict[ir.Value, DeferredTransform]) -> DeferredTransform:
-    """Bring both sides of a sum to one scale, and leave it no shift; returns what its result carries."""
+    """Bring both sides of a sum to one scale, and leave it no shift; returns what its
+    result carries."""
     for value, other in (add.inputs, reversed(add.inputs)):
         assert value is not None and other is not None  # noqa: PT018 - for the type checker
         mine, carry = carried.get(value, DeferredTransform()), carried.get(other, DeferredTransform())
@@ -155,7 +166,8 @@ def _add(add: ir.Node, carried: dict[ir.Value, DeferredTransform]) -> DeferredTr
 
 
 def _as_clip(sub: ir.Node, shift: float) -> ir.Value | None:
-    """`relu(conv) - shift` as `clip(conv - shift, -shift)`, or None if it is not of that form."""
+    """`relu(conv) - shift` as `clip(conv - shift, -shift)`, or None if it is not of
+    that form."""
     relu = input_of(sub).producer()
     conv = unshared_conv(input_of(relu)) if relu is not None and relu.op_type == "Relu" else None
     if relu is None or conv is None:

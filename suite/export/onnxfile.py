@@ -1,4 +1,5 @@
-"""ONNX files that a user names, whoever made them: they are read if this project could have written them."""
+"""ONNX files that a user names, whoever made them: they are read if this project could
+have written them."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from suite.tables import spec
 
 
 def read(path: Path) -> Any:
-    """The file as a message, if it is of the form that this project writes and lies in this one file.
+    """The file as a message, if it is of the form that this project writes and lies in
+    this one file.
 
     Nothing else is read, whatever the file says of where its weights are.
 

@@ -1,11 +1,14 @@
-"""Rewrites of an exported graph that let ONNX Runtime's CPU provider run it faster; none changes what it computes.
+"""Rewrites of an exported graph that let ONNX Runtime's CPU provider run it faster;
+none changes what it computes.
 
-ONNX Runtime keeps images in blocks of channels (its NCHWc layout) as long as every operator has a kernel for that
-layout, and fuses an addition and a rectifier into the convolution before them. The exporter's graph of these networks
-breaks both: `Neg` (in CReLU), `Slice` and `Pad` (type-A shortcuts), `Sub` and `Div` (NormProp's constants) and
-`ReduceMean` (the pool) have no such kernel, and what cannot stay blocked is reordered before and after. The rules
-below leave only convolutions, rectifiers, additions and pools, so that from the first convolution to the pool the
-optimised graph has no reorder, and no addition of its own.
+ONNX Runtime keeps images in blocks of channels (its NCHWc layout) as long as every
+operator has a kernel for that layout, and fuses an addition and a rectifier into the
+convolution before them. The exporter's graph of these networks breaks both: `Neg` (in
+CReLU), `Slice` and `Pad` (type-A shortcuts), `Sub` and `Div` (NormProp's constants) and
+`ReduceMean` (the pool) have no such kernel, and what cannot stay blocked is reordered
+before and after. The rules below leave only convolutions, rectifiers, additions and
+pools, so that from the first convolution to the pool the optimised graph has no
+reorder, and no addition of its own.
 """
 
 import math
@@ -35,7 +38,8 @@ def apply_rewrites(model: ir.Model) -> dict[str, int]:
         How often each rewrite was applied.
 
     Raises:
-        RuntimeError: a constant or an order of channels reaches an operator that no rule knows.
+        RuntimeError: a constant or an order of channels reaches an operator that no
+            rule knows.
     """
     counts = {name: pattern.RewriteRuleSet([rule]).apply_to_model(model) for name, rule in RULES.items()}
     counts |= absorb(model.graph)
@@ -227,11 +231,12 @@ RULES = {
 
 
 def difference(first: bytes, second: bytes, shape: tuple[int, ...]) -> float:
-    """How far the logits of two ONNX models lie apart on random images, relative to the largest of the first one's, or
-    absolutely if all of these are zero.
+    """How far the logits of two ONNX models lie apart on random images, relative to the
+    largest of the first one's, or absolutely if all of these are zero.
 
     Raises:
-        RuntimeError: the first one's are not finite, so that nothing can be compared with them.
+        RuntimeError: the first one's are not finite, so that nothing can be compared
+            with them.
     """
     ort = load_onnxruntime()
     images = np.random.default_rng(0).standard_normal(shape, np.float32)

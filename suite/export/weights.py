@@ -1,6 +1,8 @@
-"""A network's weights: a folder in timm's local layout, of which JSON and safetensors are read and nothing is run.
+"""A network's weights: a folder in timm's local layout, of which JSON and safetensors
+are read and nothing is run.
 
-timm itself would follow `config.json` to any of its models, to files elsewhere, to pickled weights and to the network.
+timm itself would follow `config.json` to any of its models, to files elsewhere, to
+pickled weights and to the network.
 """
 
 import math
@@ -38,7 +40,8 @@ class Config:
         classes: how many it tells apart.
         channels: of its input.
         arguments: of the model.
-        statistics: as far as stated `mean` and `std` of each channel on [0, 1], and `label_names`.
+        statistics: as far as stated `mean` and `std` of each channel on [0, 1], and
+            `label_names`.
     """
 
     model: str
@@ -106,7 +109,8 @@ def load_weights(folder: Path) -> "nn.Module":
     """The network in a folder of weights, in evaluation mode on the CPU.
 
     Raises:
-        InputError: the folder is not legal, or its weights are damaged or another network's.
+        InputError: the folder is not legal, or its weights are damaged or another
+            network's.
     """
     import timm
     import torch

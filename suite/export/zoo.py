@@ -1,4 +1,5 @@
-"""Any network that timm knows: by name, or from a folder in timm's local layout, of which nothing is run.
+"""Any network that timm knows: by name, or from a folder in timm's local layout, of
+which nothing is run.
 
 This project's own networks have a stricter reader, `suite.export.weights`.
 """
@@ -31,7 +32,8 @@ class Network:
 
     Attributes:
         model: its timm name, with the tag of its pretrained weights, if any.
-        folder: in timm's local layout, from which its weights are; None for initial ones.
+        folder: in timm's local layout, from which its weights are; None for initial
+            ones.
         ours: whether it is one of this project's.
         arguments: of the model.
         described: its `pretrained_cfg`: `input_size`, `mean`, `std` and the like.
@@ -61,14 +63,16 @@ def import_modules(names: Sequence[str]) -> None:
 
 
 def is_known(name: str) -> bool:
-    """Whether timm, with what is imported by now, makes a model of this name, whatever tag it has."""
+    """Whether timm, with what is imported by now, makes a model of this name, whatever
+    tag it has."""
     import timm
 
     return ":" not in name and timm.is_model(name.partition(".")[0])
 
 
 def is_ours(name: str) -> bool:
-    """Whether a model is one of this project's, and not of a module that is imported and calls its own so."""
+    """Whether a model is one of this project's, and not of a module that is imported
+    and calls its own so."""
     import timm
 
     return name in timm.list_models(module=OURS)
@@ -130,8 +134,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def build(of: Network, weights: Path | None = None) -> "nn.Module":
-    """The network in evaluation mode on the CPU: with the weights of its folder or of a file of safetensors, else with
-    the initial ones of seed 0.
+    """The network in evaluation mode on the CPU: with the weights of its folder or of a
+    file of safetensors, else with the initial ones of seed 0.
 
     Raises:
         InputError: timm cannot make it, or the weights are another network's.
@@ -164,7 +168,8 @@ def build(of: Network, weights: Path | None = None) -> "nn.Module":
 
 
 def load(folder: Path) -> "nn.Module":
-    """The network in a folder in timm's local layout, in evaluation mode on the CPU; its model is registered.
+    """The network in a folder in timm's local layout, in evaluation mode on the CPU;
+    its model is registered.
 
     Raises:
         InputError: see `from_folder` and `build`.

@@ -1,4 +1,5 @@
-"""One network or file at a time, outside the grid of a table: export it, check it, explain it."""
+"""One network or file at a time, outside the grid of a table: export it, check it,
+explain it."""
 
 import contextlib
 import os
@@ -23,21 +24,26 @@ if TYPE_CHECKING:
 def export(
     of: networks.NamedNetwork, out: Path, precision: str, provider: str, plain: bool, data: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Write a network as the ONNX file that is fastest on a provider, whole or not at all.
+    """Write a network as the ONNX file that is fastest on a provider, whole or not at
+    all.
 
-    On the CPU provider that is the rewritten graph, on the CUDA provider the default export. In int8, and for TensorRT,
-    candidates are timed against each other here: the rewritten graph and the default export, and in int8 on the CPU
-    provider also signed activations instead of unsigned ones. For a GPU the file is timed in any case, which shows that
-    it runs there.
+    On the CPU provider that is the rewritten graph, on the CUDA provider the default
+    export. In int8, and for TensorRT, candidates are timed against each other here: the
+    rewritten graph and the default export, and in int8 on the CPU provider also signed
+    activations instead of unsigned ones. For a GPU the file is timed in any case, which
+    shows that it runs there.
 
     Returns:
-        What `exporter.export` does, with `precision` and `form` ("rewritten" or "plain"); of a file in reduced
-        precision what `convert` adds, and for int8 `activations` ("unsigned", "signed", or for GPUs "symmetric") and
-        `difference_from_fp32` (of its logits on the calibration images, root mean square over root mean square); of a
-        timed one the `milliseconds` of one image, the median; and `warnings`, sentences.
+        What `exporter.export` does, with `precision` and `form` ("rewritten" or
+        "plain"); of a file in reduced precision what `convert` adds, and for int8
+        `activations` ("unsigned", "signed", or for GPUs "symmetric") and
+        `difference_from_fp32` (of its logits on the calibration images, root mean
+        square over root mean square); of a timed one the `milliseconds` of one image,
+        the median; and `warnings`, sentences.
 
     Raises:
-        InputError: the provider is not here or cannot run this precision, or `out` cannot be written.
+        InputError: the provider is not here or cannot run this precision, or `out`
+            cannot be written.
         RuntimeError: no file can be made, or none of those that were made runs.
     """
     from suite.export import exporter as exporting
@@ -89,7 +95,8 @@ def export(
 
 
 def check(out: Path, precision: str, provider: str) -> None:
-    """See, before anything is made, whether a file in a precision can be written, and be run on a provider.
+    """See, before anything is made, whether a file in a precision can be written, and
+    be run on a provider.
 
     Raises:
         InputError: it cannot.
@@ -107,14 +114,16 @@ def check(out: Path, precision: str, provider: str) -> None:
 
 
 def _activations(provider: str, first: bool) -> tuple["Activations", ...]:
-    """Kinds of int8 activations to try on a provider; signed ones in the first graph alone."""
+    """Kinds of int8 activations to try on a provider; signed ones in the first graph
+    alone."""
     if provider != "cpu":
         return ("symmetric",)
     return ("unsigned", "signed") if first else ("unsigned",)
 
 
 def require_provider(provider: str) -> None:
-    """Try a provider in another process, since ONNX Runtime prints a page about libraries that it misses.
+    """Try a provider in another process, since ONNX Runtime prints a page about
+    libraries that it misses.
 
     Raises:
         InputError: it is not here.
@@ -126,9 +135,10 @@ def require_provider(provider: str) -> None:
 
 
 def _fastest(of: networks.NamedNetwork, files: list[Path], provider: str) -> tuple[Path, float, list[str]]:
-    """The file with the least median time for one image on this provider, of those that run there; this time in
-    seconds; and what is to be said of it. Files without finite logits count only if there is no other, and only with
-    initial weights, on which the time does not depend.
+    """The file with the least median time for one image on this provider, of those that
+    run there; this time in seconds; and what is to be said of it. Files without finite
+    logits count only if there is no other, and only with initial weights, on which the
+    time does not depend.
 
     Raises:
         RuntimeError: none of them runs.
@@ -191,11 +201,13 @@ def parity(
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     runtime: str = ORT,
 ) -> dict[str, Any]:
-    """Check an ONNX file, or the export of a run or model, against torch on test images.
+    """Check an ONNX file, or the export of a run or model, against torch on test
+    images.
 
     Args:
         name: an ONNX file, a run's folder of weights, or a model.
-        weights: for a file, the run's folder or the model that it was exported from; None for what the file names.
+        weights: for a file, the run's folder or the model that it was exported from;
+            None for what the file names.
         data: the data set to test on; empty for the embedded one.
         images: how many of it, evenly spaced; None for as many as take a minute.
         provider: that the file is run on.
@@ -203,8 +215,8 @@ def parity(
         runtime: that runs the file, a key of `suite.registry.RUNTIMES`.
 
     Returns:
-        What `check` does, `runtime`, `model`, `trained`, `data`, `elsewhere` (see `trained_elsewhere`), and `notes` on
-        the data.
+        What `check` does, `runtime`, `model`, `trained`, `data`, `elsewhere` (see
+        `trained_elsewhere`), and `notes` on the data.
 
     Raises:
         InputError: there is no such file, or it does not say what it was made from.

@@ -18,8 +18,8 @@ _FLOATS = {"f32": "fp32", "f16": "fp16"}
 
 
 def load_openvino() -> Any:
-    """The module openvino, without the package by which it reports each import to its makers, from a process that may
-    outlive this one."""
+    """The module openvino, without the package by which it reports each import to its
+    makers, from a process that may outlive this one."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # which is what stops an import
     import openvino
 
@@ -32,8 +32,9 @@ def import_library() -> None:
 
 
 def load(request: Request, checked: bool) -> Loaded:
-    """A compiled model; see `suite.inference.loaded.load`. Of the runtime "openvino" it computes in float32 whatever
-    the file leaves in that; "openvino.default" is not told a precision, and takes bfloat16 where the CPU has it."""
+    """A compiled model; see `suite.inference.loaded.load`. Of the runtime "openvino" it
+    computes in float32 whatever the file leaves in that; "openvino.default" is not told
+    a precision, and takes bfloat16 where the CPU has it."""
     core = load_openvino().Core()
     told: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
     told["INFERENCE_NUM_THREADS"] = request.threads
@@ -52,7 +53,8 @@ def load(request: Request, checked: bool) -> Loaded:
 
 
 class InOpenVino(Loaded):
-    """A compiled model; each input that is held has a request of its own, whose tensors stay in place."""
+    """A compiled model; each input that is held has a request of its own, whose tensors
+    stay in place."""
 
     def __init__(self, compiled: Any, load_seconds: float) -> None:
         self._compiled, self.load_seconds = compiled, load_seconds
@@ -112,6 +114,7 @@ def _word(value: Any) -> str:
 
 
 def _why(error: Exception) -> str:
-    """The last line of an exception, which says what is wrong; those before say where in OpenVINO that was."""
+    """The last line of an exception, which says what is wrong; those before say where
+    in OpenVINO that was."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
     return first_line(RuntimeError(lines[-1])) if lines else first_line(error)

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 
 def fork_context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
-    """Where processes are forked from one that has loaded the modules `preload`; on Windows, which cannot fork, each
-    loads them itself."""
+    """Where processes are forked from one that has loaded the modules `preload`; on
+    Windows, which cannot fork, each loads them itself."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")

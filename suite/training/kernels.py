@@ -1,6 +1,8 @@
-"""Layers that compute by kernels of our own where cuDNN is slow: convolutions of few channels in bfloat16 on a GPU.
+"""Layers that compute by kernels of our own where cuDNN is slow: convolutions of few
+channels in bfloat16 on a GPU.
 
-`use_kernels` puts them into a network. What they call is in `suite.training.operators`.
+`use_kernels` puts them into a network. What they call is in
+`suite.training.operators`.
 """
 
 import functools
@@ -27,9 +29,11 @@ TOLERANCE = 0.02
 
 
 def precision_for(x: Tensor) -> torch.dtype | None:
-    """The type in which our kernels are to compute on this input; None if they are not to.
+    """The type in which our kernels are to compute on this input; None if they are not
+    to.
 
-    They are for what runs under bfloat16 autocast on a GPU: training, and the quick tests between epochs.
+    They are for what runs under bfloat16 autocast on a GPU: training, and the quick
+    tests between epochs.
     """
     if not x.is_cuda or x.numel() >= MOST_VALUES or not torch.is_autocast_enabled("cuda"):
         return None
@@ -37,10 +41,12 @@ def precision_for(x: Tensor) -> torch.dtype | None:
 
 
 class _Convolution(nn.Conv2d):
-    """What a convolution of any class does once its filters are known, by our kernels where they are to compute.
+    """What a convolution of any class does once its filters are known, by our kernels
+    where they are to compute.
 
     Attributes:
-        cast: its filters in bfloat16 while the network computes, where all have been cast in one launch.
+        cast: its filters in bfloat16 while the network computes, where all have been
+            cast in one launch.
     """
 
     cast: Tensor | None = None
@@ -66,7 +72,8 @@ class _Convolution(nn.Conv2d):
 
 
 def convolve_with_statistics(convolution: nn.Module, x: Tensor) -> tuple[Tensor, Statistics | None]:
-    """The convolution of x, and the statistics of the result where a kernel of ours finds them by the way."""
+    """The convolution of x, and the statistics of the result where a kernel of ours
+    finds them by the way."""
     precision = precision_for(x)
     if type(convolution) is not _Convolution or convolution.bias is not None or precision is None:
         return convolution(x), None
@@ -106,10 +113,11 @@ def is_supported(module: nn.Module) -> bool:
 
 
 def use_kernels(model: nn.Module) -> int:
-    """Have a network's convolutions and CReLUs use our kernels; returns how many convolutions do.
+    """Have a network's convolutions and CReLUs use our kernels; returns how many
+    convolutions do.
 
-    Weights, their names and what else the network does stay as they are. Where `precision_for` says so, a layer still
-    computes as it did.
+    Weights, their names and what else the network does stay as they are. Where
+    `precision_for` says so, a layer still computes as it did.
     """
     count = 0
     for module in model.modules():
@@ -145,7 +153,8 @@ def _forget_casts(convolutions: list[_Convolution], *_: Any) -> None:
 def why_unusable(device: torch.device) -> str | None:
     """Why our kernels cannot be used on this device, in one line; None if they can.
 
-    They are tried: a small convolution with CReLU and its gradients are held against the library's in float32.
+    They are tried: a small convolution with CReLU and its gradients are held against
+    the library's in float32.
     """
     return why_inaccurate(device, differences)
 
@@ -153,7 +162,8 @@ def why_unusable(device: torch.device) -> str | None:
 def why_inaccurate(
     device: torch.device, differences: Callable[[torch.device, torch.dtype], dict[str, float]]
 ) -> str | None:
-    """Why kernels that differ by so much from the library cannot be used on a device; None if they can."""
+    """Why kernels that differ by so much from the library cannot be used on a device;
+    None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "there is no Triton"
     try:
@@ -165,7 +175,8 @@ def why_inaccurate(
 
 
 def differences(device: torch.device, precision: torch.dtype) -> dict[str, float]:
-    """How far our kernels in a precision are from the library in float32, in parts of the largest value."""
+    """How far our kernels in a precision are from the library in float32, in parts of
+    the largest value."""
     draws = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

@@ -1,7 +1,9 @@
-"""Several trainings at the same time: they take turns step by step, and seeds of one network do their steps together.
+"""Several trainings at the same time: they take turns step by step, and seeds of one
+network do their steps together.
 
-On a GPU each training has a stream of its own, so that the small kernels of one fill the gaps of the others. Equal
-networks that are equally far need not even that: they are stacked (see `suite.training.stacked`).
+On a GPU each training has a stream of its own, so that the small kernels of one fill
+the gaps of the others. Equal networks that are equally far need not even that: they are
+stacked (see `suite.training.stacked`).
 """
 
 import traceback
@@ -45,11 +47,12 @@ class Training(Protocol):
         """Where its work is queued."""
 
     def kind(self) -> Hashable | None:
-        """What trainings must have in common to be stacked now: the network, how it is trained and how far it is; None
-        for one that is not to be stacked."""
+        """What trainings must have in common to be stacked now: the network, how it is
+        trained and how far it is; None for one that is not to be stacked."""
 
     def stack(self, others: Sequence[Any]) -> None:
-        """Have the steps of this training and of others of its kind done together from now on."""
+        """Have the steps of this training and of others of its kind done together from
+        now on."""
 
     def leave_stack(self) -> None:
         """Go on alone, from before the stack's first step if that has not been done."""
@@ -86,8 +89,8 @@ def train_in_turns(
     Args:
         jobs: what to begin with.
         begin: begins a training; the second argument says whether others are under way.
-        end: told of a training's result, or of the exception that ended it, which does not end the others; returns
-            what to begin in its place.
+        end: told of a training's result, or of the exception that ended it, which does
+            not end the others; returns what to begin in its place.
         interruption: a pending one is delivered once all trainings are saved.
 
     Returns:
@@ -100,8 +103,8 @@ def train_in_turns(
 
 
 class _Pack(Generic[J]):
-    """Trainings that take turns, by the order of their beginnings: `waiting` to begin, under way in `turns`, or ended
-    with one of the `outcomes`."""
+    """Trainings that take turns, by the order of their beginnings: `waiting` to begin,
+    under way in `turns`, or ended with one of the `outcomes`."""
 
     def __init__(
         self,
@@ -182,8 +185,8 @@ class _Pack(Generic[J]):
 
 
 def _arrange(fits: Mapping[int, Training]) -> dict[int, Exception]:
-    """Take stacks apart of which a training ended or began anew, and stack what is of one kind and alone; returns what
-    ended those that could not leave their stack."""
+    """Take stacks apart of which a training ended or began anew, and stack what is of
+    one kind and alone; returns what ended those that could not leave their stack."""
     stacks: dict[Stack, dict[int, Training]] = defaultdict(dict)
     for index, fit in fits.items():
         if isinstance(fit.step, Seed):
@@ -210,7 +213,8 @@ def _arrange(fits: Mapping[int, Training]) -> dict[int, Exception]:
 
 
 def _failed(fits: Mapping[int, Training], error: Exception) -> dict[int, Exception]:
-    """Have trainings whose first step together has failed do it again each alone; returns what ended the others."""
+    """Have trainings whose first step together has failed do it again each alone;
+    returns what ended the others."""
     first, *others = fits.values()
     if not isinstance(first.step, Seed) or first.step.stack.begun_from is None:
         return dict.fromkeys(fits, error)
@@ -235,7 +239,8 @@ def _together(turns: Mapping[int, _Turn[Any]]) -> list[list[int]]:
 
 
 def _compute(turns: Sequence[_Turn[Any]]) -> list[Tensor]:
-    """Do a step of each of these, which are one training or the seeds of one stack; returns the losses."""
+    """Do a step of each of these, which are one training or the seeds of one stack;
+    returns the losses."""
     fit, requests = turns[0].fit, [turn.request for turn in turns if turn.request]
     if isinstance(fit.step, Seed):
         return fit.step.stack([(images, labels) for images, labels, _ in requests])
