@@ -1,4 +1,5 @@
-"""The residual blocks of the paper, and what differs between the readings of its normalisation."""
+"""The residual blocks of the paper, and what differs between the readings of its
+normalisation."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -38,13 +39,14 @@ class Scheme:
         return ACTIVATIONS[self.act].copies
 
     def rectifier(self, place: Place, keep_channels: bool = False) -> nn.Module:
-        """The activation, or the one that gives as many channels as it is given, with NormProp's constants if the
-        network has them in this place."""
+        """The activation, or the one that gives as many channels as it is given, with
+        NormProp's constants if the network has them in this place."""
         act = ACTIVATIONS[self.act].after_sum if keep_channels else self.act
         return activation(act, NORMALIZATIONS[self.norm].constants and place in _STANDARDIZED[self.constants])
 
     def identity_path(self, in_chs: int, out_chs: int, stride: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """What normalises the input of a block, its shortcut, and what normalises its sum."""
+        """What normalises the input of a block, its shortcut, and what normalises its
+        sum."""
         batch_norm = self.batch_norm if NORMALIZATIONS[self.norm].batch_norm_between_stages and stride > 1 else None
         return (
             nn.BatchNorm2d(in_chs) if batch_norm == "trunk_input" else nn.Identity(),
@@ -54,7 +56,8 @@ class Scheme:
 
 
 class BasicBlock(nn.Module):
-    """3x3 - norm - act - 3x3 - norm - add - ReLU; with CReLU this is the "inner" placement."""
+    """3x3 - norm - act - 3x3 - norm - add - ReLU; with CReLU this is the "inner"
+    placement."""
 
     expansion = 1
     convolutions = 2  # of the branch
@@ -77,8 +80,9 @@ class BasicBlock(nn.Module):
 
 
 class PreActBasicBlock(nn.Module):
-    """CReLU - 3x3 - norm - CReLU - 3x3 - norm - add: the "both" placement, whose identity path carries the sum
-    before activation, so that every 3x3 convolution sees a CReLU while the width of the sum stays."""
+    """CReLU - 3x3 - norm - CReLU - 3x3 - norm - add: the "both" placement, whose
+    identity path carries the sum before activation, so that every 3x3 convolution sees
+    a CReLU while the width of the sum stays."""
 
     expansion = 1
     convolutions = 2  # of the branch
@@ -101,7 +105,8 @@ class PreActBasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 - norm - act - 3x3(stride) - norm - act - 1x1 - norm - add - ReLU (Figure 1b)."""
+    """1x1 - norm - act - 3x3(stride) - norm - act - 1x1 - norm - add - ReLU (Figure
+    1b)."""
 
     expansion = 4
     convolutions = 3

@@ -1,13 +1,14 @@
-"""Residual networks with ReLU or CReLU under six normalisation schemes, registered with timm.
+"""Residual networks with ReLU or CReLU under six normalisation schemes, registered with
+timm.
 
-Names are `resnet{depth}_{act}_{norm}`: depth 20, 32, 44, 56, 110 in the CIFAR layout, 34, 50, 101 in the
-ImageNet layout. Architecture: Shang, Chiu, Sohn (AAAI 2017), Figure 1, on top of fb.resnet.torch.
+Names are `resnet{depth}_{act}_{norm}`: depth 20, 32, 44, 56, 110 in the CIFAR layout,
+34, 50, 101 in the ImageNet layout. Architecture: Shang, Chiu, Sohn (AAAI 2017), Figure
+1, on top of fb.resnet.torch.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ from .blocks import (
     PreActBasicBlock,
     Scheme,
 )
+from .checks import check_classes, check_counts, check_effect, check_value
 from .layers import ACTIVATIONS, INITS, NORMALIZATIONS, Init, conv_norm, initialize
 from .published import with_weights
 
@@ -43,29 +45,36 @@ BOTTLENECK_DEPTHS = (50, 101)
 class ResNet(nn.Module):
     """A residual network of the paper, with the interface of a timm model.
 
-    Input (B, in_chans, H, W), output (B, num_classes) logits; with `num_classes=0` the pooled features.
+    Input (B, in_chans, H, W), output (B, num_classes) logits; with `num_classes=0` the
+    pooled features.
 
     Args:
-        depth: 20, 32, 44, 56, 110 (CIFAR layout: 3x3 stem, three stages, type-A shortcuts) or 34, 50, 101
-            (ImageNet layout: 7x7/2 stem and max-pool, four stages, type-B shortcuts).
+        depth: 20, 32, 44, 56, 110 (CIFAR layout: 3x3 stem, three stages, type-A
+            shortcuts) or 34, 50, 101 (ImageNet layout: 7x7/2 stem and max-pool, four
+            stages, type-B shortcuts).
         act: "relu" or "crelu".
         norm: "bn", "plain" (biases, no normalisation), "nobias", "np", "np2" or "np3".
         width: filters of the first stage; None for 16 (CIFAR) or 64 (ImageNet).
-        crelu_placement: where basic blocks have CReLU. "both" (default) activates before either convolution;
-            "inner" only between the two, with a ReLU after the addition. Bottlenecks are always "inner".
-        np_constants: which rectifiers of an "np" model carry NormProp's constants: those of the residual "branch"es
-            (default; with placement "both" the CReLU at the head of a branch is one), those that "direct"ly follow a
-            normalised convolution (the stem's too, and no head), or "all".
-        np_batchnorm: where an "np", "np2" or "np3" model has BatchNorm in the blocks that halve the image (the
-            paper's footnote 2): "trunk" normalises the sum of branch and shortcut, before its activation (default),
-            "trunk_input" what enters the block, "shortcut" the shortcut's output alone.
-        init: initial weights, "msr", "torch" or "xavier" as `layers.initialize` describes them. None (default) for
-            "msr" with "bn", "torch" with "plain" and "nobias", and "xavier" with "np", "np2" and "np3".
-        num_classes, in_chans, global_pool, drop_rate: as in every timm model; `num_classes` from 0, `in_chans` from 1.
+        crelu_placement: where basic blocks have CReLU. "both" (default) activates
+            before either convolution; "inner" only between the two, with a ReLU after
+            the addition. Bottlenecks are always "inner".
+        np_constants: which rectifiers of an "np" model carry NormProp's constants:
+            those of the residual "branch"es (default; with placement "both" the CReLU
+            at the head of a branch is one), those that "direct"ly follow a normalised
+            convolution (the stem's too, and no head), or "all".
+        np_batchnorm: where an "np", "np2" or "np3" model has BatchNorm in the blocks
+            that halve the image (the paper's footnote 2): "trunk" normalises the sum of
+            branch and shortcut, before its activation (default), "trunk_input" what
+            enters the block, "shortcut" the shortcut's output alone.
+        init: initial weights, "msr", "torch" or "xavier" as `layers.initialize`
+            describes them. None (default) for "msr" with "bn", "torch" with "plain" and
+            "nobias", and "xavier" with "np", "np2" and "np3".
+        num_classes, in_chans, global_pool, drop_rate: as in every timm model;
+            `num_classes` from 0, `in_chans` from 1.
 
     Raises:
-        ValueError: an argument has no legal value, or one that has no effect on this network; the message states the
-            legal ones.
+        ValueError: an argument has no legal value, or one that has no effect on this
+            network; the message states the legal ones.
     """
 
     def __init__(
@@ -85,7 +94,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_reading(depth, act, norm, crelu_placement, np_constants, np_batchnorm, init)
-        _check_counts(width, in_chans, num_classes)
+        check_counts(width, in_chans, num_classes)
         cifar = depth in CIFAR_DEPTHS
         block: type[BasicBlock] | type[PreActBasicBlock] | type[Bottleneck] = BasicBlock
         if depth in BOTTLENECK_DEPTHS:
@@ -137,12 +146,14 @@ class ResNet(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Regular expressions that group parameters by depth, as timm's layer-wise decay wants them."""
+        """Regular expressions that group parameters by depth, as timm's layer-wise
+        decay wants them."""
         return dict(stem=r"^conv1|^norm1", blocks=r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)")
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
+        """Recompute each block in the backward pass instead of keeping its
+        activations."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -151,8 +162,9 @@ class ResNet(nn.Module):
         return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier, freshly initialised, and optionally the pooling ("" for none)."""
-        _check_classes(num_classes)
+        """Replace the classifier, freshly initialised, and optionally the pooling (""
+        for none)."""
+        check_classes(num_classes)
         self.num_classes = num_classes
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         like = next(self.parameters())
@@ -170,17 +182,20 @@ class ResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The outputs of the stem and of the stages, and with them what `forward_features` returns.
+        """The outputs of the stem and of the stages, and with them what
+        `forward_features` returns.
 
         Args:
             x: images (B, in_chans, H, W).
-            indices: which of the outputs: the last n, a list of indices, or all for None.
-            norm: apply the final activation, if the network has one, to the intermediates of the last stage's width.
+            indices: which of the outputs: the last n, a list of indices, or all for
+                None.
+            norm: apply the final activation, if the network has one, to the
+                intermediates of the last stage's width.
             stop_early: do not run the stages after the last one wanted.
             output_fmt: only "NCHW".
             intermediates_only: return the list alone.
         """
-        _check("output_fmt", output_fmt, ("NCHW",))
+        check_value("output_fmt", output_fmt, ("NCHW",))
         take, last = feature_take_indices(len(self.feature_info), indices)
         x = self.act1(self.norm1(self.conv1(x)))
         found = [x] if 0 in take else []
@@ -199,7 +214,8 @@ class ResNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages that the given intermediates do not need; returns the indices kept."""
+        """Drop the stages that the given intermediates do not need; returns the indices
+        kept."""
         take, last = feature_take_indices(len(self.feature_info), indices)
         for name in self.stage_names[last:]:
             setattr(self, name, nn.Sequential())
@@ -214,7 +230,8 @@ class ResNet(nn.Module):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) -> (B, num_features, H / r, W / r), after the last activation."""
+        """(B, in_chans, H, W) -> (B, num_features, H / r, W / r), after the last
+        activation."""
         x = self.maxpool(self.act1(self.norm1(self.conv1(x))))
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4], x, flatten=True)
@@ -223,7 +240,8 @@ class ResNet(nn.Module):
         return self.final_act(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool, drop and classify: (B, num_features, h, w) -> (B, num_classes), or the pooled features."""
+        """Pool, drop and classify: (B, num_features, h, w) -> (B, num_classes), or the
+        pooled features."""
         x = self.global_pool(x)
         if self.drop_rate:
             x = dropout(x, p=self.drop_rate, training=self.training)
@@ -236,53 +254,27 @@ class ResNet(nn.Module):
 def _check_reading(
     depth: int, act: str, norm: str, crelu_placement: str | None, np_constants: str, np_batchnorm: str, init: str | None
 ) -> None:
-    """Raise ValueError unless there is such a network, in such a reading of the paper."""
-    _check("depth", depth, (*CIFAR_DEPTHS, *IMAGENET_BLOCKS))
-    _check("act", act, tuple(ACTIVATIONS))
-    _check("norm", norm, tuple(NORMALIZATIONS))
-    _check("np_constants", np_constants, NORMPROP_CONSTANTS)
-    _check("np_batchnorm", np_batchnorm, NORMPROP_BATCH_NORMS)
+    """Raise ValueError unless there is such a network, in such a reading of the
+    paper."""
+    check_value("depth", depth, (*CIFAR_DEPTHS, *IMAGENET_BLOCKS))
+    check_value("act", act, tuple(ACTIVATIONS))
+    check_value("norm", norm, tuple(NORMALIZATIONS))
+    check_value("np_constants", np_constants, NORMPROP_CONSTANTS)
+    check_value("np_batchnorm", np_batchnorm, NORMPROP_BATCH_NORMS)
     if np_constants != "branch":
-        _check_effect("np_constants", np_constants, norm, [n for n, of in NORMALIZATIONS.items() if of.constants])
+        check_effect("np_constants", np_constants, norm, [n for n, of in NORMALIZATIONS.items() if of.constants])
     if np_batchnorm != "trunk":
         legal = [n for n, of in NORMALIZATIONS.items() if of.batch_norm_between_stages]
-        _check_effect("np_batchnorm", np_batchnorm, norm, legal)
-    _check("init", init, (None, *INITS))
+        check_effect("np_batchnorm", np_batchnorm, norm, legal)
+    check_value("init", init, (None, *INITS))
     if crelu_placement is not None:
         basic_crelu = ACTIVATIONS[act].copies > 1 and depth not in BOTTLENECK_DEPTHS
-        _check("crelu_placement", crelu_placement, ("both", "inner") if basic_crelu else ("inner",))
-
-
-def _check_counts(width: int | None, in_chans: int, num_classes: int) -> None:
-    if width is not None and not _is_count(width, 1):
-        raise ValueError(f"width={width!r}: legal values are None and positive integers")
-    if not _is_count(in_chans, 1):
-        raise ValueError(f"in_chans={in_chans!r}: legal values are positive integers")
-    _check_classes(num_classes)
-
-
-def _check(name: str, value: object, legal: Sequence[object]) -> None:
-    if value not in legal:
-        raise ValueError(f"{name}={value!r}: legal values are {', '.join(map(repr, legal))}")
-
-
-def _check_effect(name: str, value: object, norm: str, norms: Sequence[str]) -> None:
-    if norm not in norms:
-        legal = ", ".join(map(repr, norms))
-        raise ValueError(f"{name}={value!r}: has no effect with norm={norm!r}; legal with norm {legal}")
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-
-
-def _check_classes(num_classes: object) -> None:
-    if not _is_count(num_classes, 0):
-        raise ValueError(f"num_classes={num_classes!r}: legal values are 0, for no classifier, and positive integers")
+        check_value("crelu_placement", crelu_placement, ("both", "inner") if basic_crelu else ("inner",))
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of a torchvision `resnet34/50/101` state dict to those of `resnet*_relu_bn`.
+    """Rename the keys of a torchvision `resnet34/50/101` state dict to those of
+    `resnet*_relu_bn`.
 
     Keys that already have this package's names stay as they are.
     """
@@ -294,7 +286,8 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _cfg(depth: int) -> dict[str, Any]:
-    """timm's description of a model: CIFAR-10 statistics on [0, 1] for the CIFAR layout, else ImageNet's."""
+    """timm's description of a model: CIFAR-10 statistics on [0, 1] for the CIFAR
+    layout, else ImageNet's."""
     shared = dict(url="", first_conv="conv1", classifier="fc", license="mit", interpolation="bicubic")
     if depth in CIFAR_DEPTHS:
         mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # fb.resnet.torch datasets/cifar10.lua
@@ -320,7 +313,8 @@ default_cfgs = with_weights({name: _cfg(variant["depth"]) for name, variant in _
 
 
 def _build(device: torch.device | str | None = None, dtype: torch.dtype | None = None, **model_args: Any) -> ResNet:
-    """A `ResNet` on a device and in a type, which timm takes as arguments of `create_model`."""
+    """A `ResNet` on a device and in a type, which timm takes as arguments of
+    `create_model`."""
     with nullcontext() if device is None else torch.device(device):
         return ResNet(**model_args).to(dtype=dtype)
 

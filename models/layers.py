@@ -1,7 +1,8 @@
 """The parts that the paper varies: activation, normalisation and shortcut.
 
-Everything here follows Shang, Chiu, Sohn, "Exploring Normalization in Deep Residual Networks with
-Concatenated Rectified Linear Units" (AAAI 2017); section names below are that paper's.
+Everything here follows Shang, Chiu, Sohn, "Exploring Normalization in Deep Residual
+Networks with Concatenated Rectified Linear Units" (AAAI 2017); section names below are
+that paper's.
 """
 
 import math
@@ -27,8 +28,9 @@ RECTIFIED_STD = math.sqrt(1 / 2 - 1 / (2 * math.pi))
 
 
 class _RectifyBoth(torch.autograd.Function):
-    """CReLU in fewer passes over memory than its written-out form takes in training, and with less of it kept: the
-    gradient needs the output alone, which the next convolution keeps anyway."""
+    """CReLU in fewer passes over memory than its written-out form takes in training,
+    and with less of it kept: the gradient needs the output alone, which the next
+    convolution keeps anyway."""
 
     generate_vmap_rule = True
 
@@ -58,7 +60,8 @@ def concatenated_relu(x: Tensor) -> Tensor:
 
 
 class CReLU(nn.Module):
-    """Concatenated ReLU (Definition 1): (B, C, ...) -> (B, 2C, ...), `cat(relu(x), relu(-x))`."""
+    """Concatenated ReLU (Definition 1): (B, C, ...) -> (B, 2C, ...), `cat(relu(x),
+    relu(-x))`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return concatenated_relu(x)
@@ -71,7 +74,8 @@ class Activation:
     Attributes:
         module: makes one.
         copies: how many channels it gives for each that it is given.
-        after_sum: the name of the one that stands behind an addition, where channels may not become more.
+        after_sum: the name of the one that stands behind an addition, where channels
+            may not become more.
     """
 
     module: Callable[[], nn.Module]
@@ -79,18 +83,23 @@ class Activation:
     after_sum: str
 
 
-ACTIVATIONS = {"relu": Activation(nn.ReLU, 1, "relu"), "crelu": Activation(CReLU, 2, "relu")}
+ACTIVATIONS = {
+    "relu": Activation(nn.ReLU, 1, "relu"),
+    "crelu": Activation(CReLU, 2, "relu"),
+}
 
 
 def last_rectifier(model: nn.Module) -> nn.Module | None:
-    """The last activation of a network, which is the one before its classifier; None if it has none."""
+    """The last activation of a network, which is the one before its classifier; None if
+    it has none."""
     kinds = tuple({type(each.module()) for each in ACTIVATIONS.values()})
     rectifiers = [module for module in model.modules() if isinstance(module, kinds)]
     return rectifiers[-1] if rectifiers else None
 
 
 class StandardizeRectified(nn.Module):
-    """NormProp's constants: bring a rectified standard normal variable to mean 0 and variance 1."""
+    """NormProp's constants: bring a rectified standard normal variable to mean 0 and
+    variance 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,14 +116,18 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 class NormPropConv2d(nn.Conv2d):
-    """Convolution with normalised filters, `g * (W x) / |W| + b` (NormProp2; NormProp without its activation).
+    """Convolution with normalised filters, `g * (W x) / |W| + b` (NormProp2; NormProp
+    without its activation).
 
-    `|W|` is the L2 norm of each output filter over (in, kh, kw). It takes part in the gradient and is
-    computed in float32 at least, whatever the precision of the convolution itself.
+    `|W|` is the L2 norm of each output filter over (in, kh, kw). It takes part in the
+    gradient and is computed in float32 at least, whatever the precision of the
+    convolution itself.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding: as in `torch.nn.Conv2d`.
-        learn_gain: whether `g` is trained (NormProp, NormProp2) or fixed at 1/1.21 (NormProp3).
+        in_channels, out_channels, kernel_size, stride, padding: as in
+            `torch.nn.Conv2d`.
+        learn_gain: whether `g` is trained (NormProp, NormProp2) or fixed at 1/1.21
+            (NormProp3).
     """
 
     def __init__(
@@ -134,7 +147,8 @@ class NormPropConv2d(nn.Conv2d):
             self.register_buffer("gain", gain)
 
     def normalized_weight(self) -> Tensor:
-        """The filters that are convolved with: `g * W / |W|`, shape (out, in, kh, kw)."""
+        """The filters that are convolved with: `g * W / |W|`, shape (out, in, kh,
+        kw)."""
         weight = at_least_float32(self.weight)
         norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3))
         return (weight * (self.gain / norm).view(-1, 1, 1, 1)).to(self.weight.dtype)
@@ -144,7 +158,8 @@ class NormPropConv2d(nn.Conv2d):
 
 
 class SubsampleAndPad(nn.Module):
-    """The parameter-free type-A shortcut: keep every `stride`-th position, append zero channels last.
+    """The parameter-free type-A shortcut: keep every `stride`-th position, append zero
+    channels last.
 
     (B, in, H, W) -> (B, out, ceil(H / stride), ceil(W / stride)).
     """
@@ -160,7 +175,8 @@ class SubsampleAndPad(nn.Module):
 
 
 def activation(act: str, standardize: bool = False) -> nn.Module:
-    """An activation of `ACTIVATIONS`, followed by NormProp's constants when `standardize` is set."""
+    """An activation of `ACTIVATIONS`, followed by NormProp's constants when
+    `standardize` is set."""
     rectifier = ACTIVATIONS[act].module()
     return nn.Sequential(rectifier, StandardizeRectified()) if standardize else rectifier
 
@@ -170,11 +186,12 @@ class Normalization:
     """A normalisation by its name in a network's.
 
     Attributes:
-        layers: makes a convolution and what normalises its output, an identity where the convolution does; its
-            arguments are those of `torch.nn.Conv2d` from `in_channels` to `padding`.
+        layers: makes a convolution and what normalises its output, an identity where
+            the convolution does; its arguments are those of `torch.nn.Conv2d` from
+            `in_channels` to `padding`.
         init: initial weights where none are asked for (see `initialize`).
-        batch_norm_between_stages: whether the blocks that halve the image have a BatchNorm of their own (NormProp's
-            footnote 2).
+        batch_norm_between_stages: whether the blocks that halve the image have a
+            BatchNorm of their own (NormProp's footnote 2).
         constants: whether rectifiers are followed by NormProp's constants.
     """
 
@@ -217,20 +234,24 @@ NORMALIZATIONS = {
 def conv_norm(
     norm: str, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
 ) -> tuple[nn.Conv2d, nn.Module]:
-    """A "same"-padded convolution and what normalises its output (an identity where the convolution does)."""
+    """A "same"-padded convolution and what normalises its output (an identity where the
+    convolution does)."""
     return NORMALIZATIONS[norm].layers(in_channels, out_channels, kernel_size, stride, kernel_size // 2)
 
 
 def shortcut(
     norm: str, kind: Literal["A", "B"], in_channels: int, out_channels: int, stride: int, batch_norm: bool = False
 ) -> nn.Module:
-    """The identity path of a block: type A (CIFAR) or type B (ImageNet) where the channel count changes.
+    """The identity path of a block: type A (CIFAR) or type B (ImageNet) where the
+    channel count changes.
 
     Args:
-        norm: of the network; a type-B shortcut has its normalisation, without activation.
+        norm: of the network; a type-B shortcut has its normalisation, without
+            activation.
         kind: "A" subsamples and appends zero channels, "B" is a 1x1 convolution.
         in_channels, out_channels, stride: of the block.
-        batch_norm: have BatchNorm after the shortcut's own operation instead of the network's normalisation.
+        batch_norm: have BatchNorm after the shortcut's own operation instead of the
+            network's normalisation.
     """
     if in_channels == out_channels and stride == 1:
         return nn.Identity()
@@ -242,7 +263,8 @@ def shortcut(
 
 @torch.no_grad()
 def initialize(module: nn.Module, init: Init, in_block: bool = True) -> None:
-    """Set the initial weights of one layer; biases become 0, BatchNorm's scale 1, NormProp's gain 1/1.21.
+    """Set the initial weights of one layer; biases become 0, BatchNorm's scale 1,
+    NormProp's gain 1/1.21.
 
     With `fan_in = in * k * k` and `fan_out = out * k * k`:
 
@@ -252,14 +274,17 @@ def initialize(module: nn.Module, init: Init, in_block: bool = True) -> None:
     | "xavier" | U(+-sqrt(6 / (fan_in + fan_out))) | the same | U(+-1/sqrt(fan_in)) |
     | "torch" | U(+-1/sqrt(fan_in)) | U(+-sqrt(6 / (fan_in + fan_out))) | as the stem |
 
-    "msr" is fb.resnet.torch's ConvInit with Torch7's default for the linear layer. "torch" is what a Torch7 script of
-    that time makes of "Xavier initialization": it reaches the stem and the linear layer (Glorot and Bengio, 2010), and
-    leaves the convolutions inside the blocks at Torch7's default, which is PyTorch's too (docs/interpretations.md).
+    "msr" is fb.resnet.torch's ConvInit with Torch7's default for the linear layer.
+    "torch" is what a Torch7 script of that time makes of "Xavier initialization": it
+    reaches the stem and the linear layer (Glorot and Bengio, 2010), and leaves the
+    convolutions inside the blocks at Torch7's default, which is PyTorch's too
+    (docs/interpretations.md).
 
     Args:
         module: the layer; one without weights is left as it is.
         init: which row of this table.
-        in_block: whether the layer is part of a residual block, its shortcut included.
+        in_block: whether the layer is part of a residual block, its shortcut
+            included.
     """
     if isinstance(module, nn.BatchNorm2d):
         module.reset_parameters()

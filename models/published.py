@@ -1,4 +1,5 @@
-"""Published weights of these networks, which a checkout has beside this package: `results/published`."""
+"""Published weights of these networks, which a checkout has beside this package:
+`results/published`."""
 
 import json
 from collections import deque
@@ -14,7 +15,8 @@ INDEX = FOLDER / "weights.json"
 
 
 def with_weights(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, DefaultCfg]:
-    """Configurations by model's name as timm keeps them, each followed by those of its published weights.
+    """Configurations by model's name as timm keeps them, each followed by those of its
+    published weights.
 
     The first, without a tag and without weights, stays what a bare name means.
     """

@@ -1,1 +1,2 @@
-"""The benchmark suite: train, export, check, time and tabulate the networks of the paper."""
+"""The benchmark suite: train, export, check, time and tabulate the networks of the
+paper."""

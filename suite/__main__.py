@@ -1,4 +1,5 @@
-"""The command line, `python -m suite`: its commands, and what becomes of their errors and of signals."""
+"""The command line, `python -m suite`: its commands, and what becomes of their errors
+and of signals."""
 
 import importlib.util
 import os
@@ -33,7 +34,8 @@ def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
 def suite() -> None:
-    """Residual networks with ReLU or CReLU under six normalisations: train, export to ONNX, check, time, tabulate.
+    """Residual networks with ReLU or CReLU under six normalisations: train, export to
+    ONNX, check, time, tabulate.
 
     A first try of two rows: suite run --table 4 --rows 'resnet50_*_bn'
     """
@@ -59,7 +61,8 @@ for command in (
 
 
 def main() -> NoReturn:
-    """Run the command line; exit code 0, 1 (a stage failed), 2 (bad input), 130 (interrupted) or 143 (terminated)."""
+    """Run the command line; exit code 0, 1 (a stage failed), 2 (bad input), 130
+    (interrupted) or 143 (terminated)."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _check_path()

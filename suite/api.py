@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from suite import env
 from suite.errors import InputError
-from suite.grid.machine import Machine
+from suite.grid.machine import MachineLock
 from suite.grid.own import sources
 from suite.inference import contest, entrants, subjects
-from suite.inference.agreement import TOLERANCE, Found
-from suite.inference.contest import Outcome
-from suite.inference.feeds import Given
+from suite.inference.agreement import TOLERANCE, Comparison
+from suite.inference.contest import Measurement
+from suite.inference.feeds import GivenInputs
 from suite.tables import own, spec
 from suite.tables.spec import Table
 
@@ -37,18 +37,21 @@ if TYPE_CHECKING:
 
 
 def load_table(source: int | str | Path, *, imports: Sequence[str] = ()) -> Table:
-    """Read one of the paper's tables, or a table of one's own, which is checked as `python -m suite run` checks it.
+    """Read one of the paper's tables, or a table of one's own, which is checked as
+    `python -m suite run` checks it.
 
     Args:
         source: 1, 2, 3 or 4, or a TOML file.
-        imports: modules that register models of the table with timm, beside those that it names: importable names, or
-            paths of .py files. They are imported.
+        imports: modules that register models of the table with timm, beside those that
+            it names: importable names, or paths of .py files. They are imported.
 
     Returns:
-        The table, of a file a `suite.tables.own.OwnTable`: its `rows`, its `recipe` and the rest.
+        The table, of a file a `suite.tables.own.OwnTable`: its `rows`, its `recipe` and
+        the rest.
 
     Raises:
-        InputError: there is no such table, its file is not legal, or there is no model of a row's name.
+        InputError: there is no such table, its file is not legal, or there is no model
+            of a row's name.
     """
     if isinstance(source, int):
         return spec.load_table(source)
@@ -70,11 +73,12 @@ def export_onnx(
     """Write a model as an ONNX file, whole or not at all.
 
     Args:
-        model: of timm by name, a folder of its weights, or a module of one input, which is exported as in evaluation
-            mode and left as it is.
+        model: of timm by name, a folder of its weights, or a module of one input, which
+            is exported as in evaluation mode and left as it is.
         out: the file.
         shape: of one input of a module, without the batch, as (3, 224, 224).
-        precision: "fp32"; of a name or folder also "fp16" and "int8", for which embedded images are used.
+        precision: "fp32"; of a name or folder also "fp16" and "int8", for which
+            embedded images are used.
         provider: which it is for: "cpu", "cuda" or "tensorrt".
         plain: the default export, without rewrites.
         weights: a file of safetensors for a name.
@@ -86,14 +90,14 @@ def export_onnx(
         InputError: it cannot be made as asked for, or not be written.
         RuntimeError: PyTorch's exporter makes no graph of it.
     """
-    from suite.inference import making
+    from suite.inference import model_files
 
     if isinstance(model, str | Path):
         network = subjects.find(str(model)).network
         if network is None:
             raise InputError(f"{model}: is no model and no folder with its weights; an ONNX file is exported already")
         file = Path(weights) if weights else None
-        return making.export(str(model), network, Path(out), precision, provider, plain, weights=file)
+        return model_files.export(str(model), network, Path(out), precision, provider, plain, weights=file)
     if precision != "fp32":
         raise InputError(f"precision={precision!r}: legal for a module: fp32")
     if not shape:
@@ -110,20 +114,23 @@ def check_parity(
     count: int | None = None,
     provider: str = "cpu",
     tolerance: float = TOLERANCE,
-) -> Found:
+) -> Comparison:
     """Compare two files or models on the same inputs.
 
     Args:
-        model: an ONNX file, a model of timm, a folder of its weights, or a module, to compare with a file.
+        model: an ONNX file, a model of timm, a folder of its weights, or a module, to
+            compare with a file.
         against: the one that differences are measured against.
         inputs: shapes of inputs with free dimensions, by name.
         data: a folder of images, or an .npz file of arrays; None for random values.
         count: how many inputs; None for as many as take a minute.
         provider: of ONNX Runtime, for files.
-        tolerance: greatest difference as a share of scale, beyond which the first node that departs is looked for.
+        tolerance: greatest difference as a share of scale, beyond which the first node
+            that departs is looked for.
 
     Returns:
-        What `suite.inference.agreement.Found` holds; `passed(tolerance)` says whether they agree.
+        What `suite.inference.agreement.Comparison` holds; `passed(tolerance)` says
+        whether they agree.
 
     Raises:
         InputError: they cannot be compared, or the inputs not be read.
@@ -131,12 +138,12 @@ def check_parity(
     """
     from suite.inference import versus
 
-    given = Given({name: tuple(shape) for name, shape in (inputs or {}).items()}, {})
+    given = GivenInputs({name: tuple(shape) for name, shape in (inputs or {}).items()}, {})
     with contextlib.ExitStack() as stack:
         first, second = (stack.enter_context(_subject(each)) for each in (against, model))
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         where = Path(data) if data is not None else None
-        return versus.between(first, second, given, where, count, provider, tolerance, Path(scratch))
+        return versus.compare_subjects(first, second, given, where, count, provider, tolerance, Path(scratch))
 
 
 def time_models(
@@ -150,11 +157,13 @@ def time_models(
     threads: int | None = None,
     inputs: Mapping[str, Sequence[int]] | None = None,
     quick: bool = False,
-) -> list[Outcome]:
-    """Time files and models against each other, in turns and in processes of their own, with the machine to themselves.
+) -> list[Measurement]:
+    """Time files and models against each other, in turns and in processes of their own,
+    with the machine to themselves.
 
     Args:
-        models: ONNX files, models of timm, folders of weights, or modules, which are exported first.
+        models: ONNX files, models of timm, folders of weights, or modules, which are
+            exported first.
         shape: of one input of a module, without the batch.
         batch_sizes: empty for what a file has, or 1.
         providers, runtimes, precisions, threads: as those of `python -m suite time`.
@@ -162,14 +171,17 @@ def time_models(
         quick: fewer and shorter rounds.
 
     Returns:
-        One outcome a line of the command's table: `median` in seconds with its interval, `ratio` to the first of the
-        same batch size with its interval, `samples`, `error` and the rest of `suite.inference.contest.Outcome`.
+        One outcome a line of the command's table: `median` in seconds with its
+        interval, `ratio` to the first of the same batch size with its interval,
+        `samples`, `error` and the rest of `suite.inference.contest.Measurement`.
 
     Raises:
         InputError: one of them cannot be run as asked for.
     """
-    given = Given({name: tuple(each) for name, each in (inputs or {}).items()}, {})
-    wanted = entrants.Wanted(tuple(runtimes), tuple(providers), tuple(precisions), tuple(batch_sizes), threads, given)
+    given = GivenInputs({name: tuple(each) for name, each in (inputs or {}).items()}, {})
+    wanted = entrants.ContestOptions(
+        tuple(runtimes), tuple(providers), tuple(precisions), tuple(batch_sizes), threads, given
+    )
     with tempfile.TemporaryDirectory() as scratch:
         names = []
         for number, model in enumerate(models):
@@ -181,10 +193,10 @@ def time_models(
             file = Path(scratch) / f"{type(model).__name__}-{number + 1}.onnx"
             _export(model, shape, file, wanted.providers[0], plain=False)
             names.append(str(file))
-        made, _ = entrants.prepare(entrants.find(names, wanted), wanted, Path(scratch))
-        with Machine(lambda text: None).alone():
-            outcomes = contest.hold(made, quick)
-            contest.against_peak(outcomes)
+        made, _ = entrants.prepare_entrants(entrants.find_subjects(names, wanted), wanted, Path(scratch))
+        with MachineLock(lambda text: None).alone():
+            outcomes = contest.time_in_turns(made, quick)
+            contest.add_peak_shares(outcomes)
     return outcomes
 
 
@@ -195,7 +207,8 @@ def explain_model(
     batch_size: int | None = None,
     inputs: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """What ONNX Runtime makes of a file, or of the export of a model or folder, and where its time goes.
+    """What ONNX Runtime makes of a file, or of the export of a model or folder, and
+    where its time goes.
 
     Returns:
         What `suite.inference.explain.explain` does.
@@ -206,7 +219,7 @@ def explain_model(
     """
     from suite.inference import deploy, explain
 
-    given = Given({name: tuple(shape) for name, shape in (inputs or {}).items()}, {})
+    given = GivenInputs({name: tuple(shape) for name, shape in (inputs or {}).items()}, {})
     with deploy.onnx_file(str(model), provider, None) as path:
         return explain.explain(path, provider, env.available_cores(), batch_size, given)
 
@@ -236,7 +249,8 @@ def _subject(model: "str | Path | nn.Module") -> "Iterator[Subject]":
 
 @contextlib.contextmanager
 def _in_evaluation(model: "nn.Module") -> Iterator[None]:
-    """Have a module in evaluation mode for a while, and each part of it as it was afterwards."""
+    """Have a module in evaluation mode for a while, and each part of it as it was
+    afterwards."""
     before = [(part, part.training) for part in model.modules()]
     model.eval()
     try:

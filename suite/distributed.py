@@ -1,4 +1,5 @@
-"""Processes that train one network together, as `torchrun` starts them: gloo on the CPU, NCCL between GPUs."""
+"""Processes that train one network together, as `torchrun` starts them: gloo on the
+CPU, NCCL between GPUs."""
 
 import os
 from collections.abc import Iterable
@@ -54,7 +55,8 @@ class Group:
         return box[0]
 
     def spread(self, tensors: "Iterable[Tensor]") -> None:
-        """Give tensors the values that they have in process 0, in place; all must call this."""
+        """Give tensors the values that they have in process 0, in place; all must call
+        this."""
         if self.size == 1:
             return
         import torch

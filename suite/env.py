@@ -1,4 +1,5 @@
-"""What a figure was measured with: hardware, versions, commit. Nothing here loads torch, but what asks it for a GPU."""
+"""What a figure was measured with: hardware, versions, commit. Nothing here loads
+torch, but what asks it for a GPU."""
 
 import os
 import platform
@@ -20,7 +21,8 @@ PACKAGES = (
 
 @cache
 def machine() -> dict[str, object]:
-    """The hardware. `id` names it in tables: machines with the same id are comparable, others never share a column."""
+    """The hardware. `id` names it in tables: machines with the same id are comparable,
+    others never share a column."""
     cpu, cores, gpu = _cpu_name(), available_cores(), _gpu()
     parts = [f"{_told_apart(cpu)} ({_cores_in_words()})"]
     if gpu:
@@ -53,14 +55,15 @@ def environment() -> dict[str, object]:
 
 
 def available_cores() -> int:
-    """Cores that this process may keep busy: those it may run on, and no more than the CPU time that a container
-    gives it; 1 at least."""
+    """Cores that this process may keep busy: those it may run on, and no more than the
+    CPU time that a container gives it; 1 at least."""
     cores, quota = len(usable_cores()), cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def usable_cores() -> list[int]:
-    """Numbers of the cores that this process may run on; on macOS, which keeps no process to some, of all cores."""
+    """Numbers of the cores that this process may run on; on macOS, which keeps no
+    process to some, of all cores."""
     process = psutil.Process()
     return sorted(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else list(range(os.cpu_count() or 1))
 
@@ -77,7 +80,8 @@ _OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def _cpu_cgroups() -> list[Path]:
-    """Folders of the groups that share out CPU time to this process, from its own to the root, of versions 1 and 2."""
+    """Folders of the groups that share out CPU time to this process, from its own to
+    the root, of versions 1 and 2."""
     found = []
     for line in _text(_OWN_CGROUPS).splitlines():
         _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
@@ -96,7 +100,8 @@ def _cpu_cgroups() -> list[Path]:
 
 
 def cpu_quota() -> float | None:
-    """Seconds of CPU time a second that the strictest of this process's control groups gives it; None if none does."""
+    """Seconds of CPU time a second that the strictest of this process's control groups
+    gives it; None if none does."""
     quotas = []
     for folder in _cpu_cgroups():
         limit = _text(folder / "cpu.max").split()
@@ -109,7 +114,8 @@ def cpu_quota() -> float | None:
 
 
 def throttled() -> int:
-    """How often this process's control groups have been stopped so far because their CPU time was used up."""
+    """How often this process's control groups have been stopped so far because their
+    CPU time was used up."""
     lines = [line.split() for folder in _cpu_cgroups() for line in _text(folder / "cpu.stat").splitlines()]
     return sum(int(line[1]) for line in lines if len(line) == 2 and line[0] == "nr_throttled" and line[1].isdecimal())
 
@@ -122,12 +128,14 @@ def _text(path: Path) -> str:
 
 
 def user() -> str:
-    """The name of the user, or the number of one who has none here, as in a container started with --user."""
+    """The name of the user, or the number of one who has none here, as in a container
+    started with --user."""
     return str(psutil.Process().username())
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has matrix or vector instructions for bfloat16, with which it is faster than in float32."""
+    """Whether the CPU has matrix or vector instructions for bfloat16, with which it is
+    faster than in float32."""
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_line("flags").split())
 
 
@@ -150,7 +158,8 @@ _WIDEST = ("amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx
 
 
 def _told_apart(name: str) -> str:
-    """The processor's name; with what else tells it from others if it names no model, as behind a hypervisor."""
+    """The processor's name; with what else tells it from others if it names no model,
+    as behind a hypervisor."""
     if _MODEL.search(name.partition("@")[0]):
         return name
     fields = {"family": "cpu family", "model": "model", "stepping": "stepping"}
@@ -163,7 +172,8 @@ def _told_apart(name: str) -> str:
 
 @cache
 def _cpu_line(name: str) -> str:
-    """What Linux says of the first core under this name; empty where it says nothing."""
+    """What Linux says of the first core under this name; empty where it says
+    nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -207,7 +217,8 @@ def _gpu() -> dict[str, str] | None:
 
 @cache
 def _source() -> dict[str, object]:
-    """Commit of this checkout and whether files differ from it; empty for an installed copy."""
+    """Commit of this checkout and whether files differ from it; empty for an installed
+    copy."""
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
         return {}

@@ -1,4 +1,5 @@
-"""The one error that the command line turns into a message instead of a traceback, and other errors in one line."""
+"""The one error that the command line turns into a message instead of a traceback, and
+other errors in one line."""
 
 import re
 
@@ -18,9 +19,11 @@ LONGEST = 400
 
 
 def first_line(error: BaseException) -> str:
-    """The first sentence of what an error says, in one line; its name if it says nothing.
+    """The first sentence of what an error says, in one line; its name if it says
+    nothing.
 
-    A sentence goes on over line breaks until a line ends it, or an empty one stands after it.
+    A sentence goes on over line breaks until a line ends it, or an empty one stands
+    after it.
     """
     if died := _DEAD_READER.match(str(error)):
         how = f" ({died[1]})" if died[1] else ""
@@ -34,7 +37,7 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def in_words(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Name and first sentence of an error, as in "MemoryError: no room"."""
     name, said = type(error).__name__, first_line(error)
     return name if said == name else f"{name}: {said}"

@@ -1,4 +1,5 @@
-"""Files that are there whole or not at all, and text that does to a terminal nothing but appear on it."""
+"""Files that are there whole or not at all, and text that does to a terminal nothing
+but appear on it."""
 
 import contextlib
 import os
@@ -8,12 +9,15 @@ from pathlib import Path
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file so that a kill, a full disk or a power loss leaves what was there before, or all of the content.
+    """Write a file so that a kill, a full disk or a power loss leaves what was there
+    before, or all of the content.
 
-    Folders are made if need be. They and the file take the mode of the folder that is there (see `share`).
+    Folders are made if need be. They and the file take the mode of the folder that
+    is there (see `inherit_permissions`).
 
     Raises:
-        OSError: it cannot be written; `filename` is the path, not that of the file aside.
+        OSError: it cannot be written; `filename` is the path, not that of the file
+            aside.
     """
     temporary: str | None = None
     try:
@@ -23,7 +27,7 @@ def write(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        share(Path(temporary))
+        inherit_permissions(Path(temporary))
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
@@ -34,7 +38,8 @@ def write(path: Path, content: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those around it, each with the mode of the one around it; one that is there stays as it is.
+    """Make a folder, and those around it, each with the mode of the one around it; one
+    that is there stays as it is.
 
     Raises:
         OSError: it cannot be made.
@@ -48,12 +53,13 @@ def make_folder(path: Path) -> None:
         if path.is_dir():  # another process was faster
             return
         raise
-    share(path)
+    inherit_permissions(path)
 
 
-def share(path: Path) -> None:
-    """Give a new file or folder the mode and the group of the folder around it, so that whoever shares that folder can
-    use it too. In a folder like /tmp, where everybody's files are safe from others, it is readable for everybody."""
+def inherit_permissions(path: Path) -> None:
+    """Give a new file or folder the mode and the group of the folder around it, so that
+    whoever shares that folder can use it too. In a folder like /tmp, where everybody's
+    files are safe from others, it is readable for everybody."""
     if not hasattr(os, "chown"):
         return  # Windows: what is new has the rights of its folder
     around = path.parent.stat()
@@ -66,15 +72,16 @@ def share(path: Path) -> None:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with what is not printable, but for the characters in `keep`, as Python writes it: a terminal would
-    obey it."""
+    """The text with what is not printable, but for the characters in `keep`, as Python
+    writes it: a terminal would obey it."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 def read_if_file(path: Path) -> bytes | None:
-    """The content of a file, nothing of what is no file; None if there is none, or it was removed just now."""
+    """The content of a file, nothing of what is no file; None if there is none, or it
+    was removed just now."""
     try:
         return path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else b""
     except FileNotFoundError:

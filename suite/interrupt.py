@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and the end of the time, which wait for a moment at which the work can be taken up again."""
+"""Ctrl-C, SIGTERM and the end of the time, which wait for a moment at which the work
+can be taken up again."""
 
 import contextlib
 import math
@@ -15,14 +16,15 @@ NOTED = b"\ninterrupted: finishing the step, for a checkpoint; again to stop now
 
 
 class TimeIsUp(BaseException):
-    """The work has come to the end of its time and was stopped in good order; no failure, like KeyboardInterrupt."""
+    """The work has come to the end of its time and was stopped in good order; no
+    failure, like KeyboardInterrupt."""
 
 
 class Deadline:
     """The moment at which a run is to end, None for never.
 
-    Processes and machines tell it to each other by the time of day. Each counts from then on by a clock that nobody
-    sets.
+    Processes and machines tell it to each other by the time of day. Each counts from
+    then on by a clock that nobody sets.
     """
 
     def __init__(self, until: datetime | None = None) -> None:
@@ -44,9 +46,11 @@ NEVER = Deadline()
 
 
 class Interruption:
-    """Within `with Interruption() as interruption:` a first signal is only noted, for the work to see and `deliver`.
+    """Within `with Interruption() as interruption:` a first signal is only noted, for
+    the work to see and `deliver`.
 
-    A second one is delivered at once. Must be entered in the main thread; never entered, no signal is ever pending.
+    A second one is delivered at once. Must be entered in the main thread; never
+    entered, no signal is ever pending.
 
     Args:
         deadline: one that has passed is pending too.
@@ -62,8 +66,9 @@ class Interruption:
         return self._received is not None or self._deadline.passed
 
     def deliver(self) -> NoReturn:
-        """End the work as was asked: KeyboardInterrupt for Ctrl-C, SystemExit(143) for SIGTERM, else TimeIsUp where
-        there is a deadline, be it another process that found it passed."""
+        """End the work as was asked: KeyboardInterrupt for Ctrl-C, SystemExit(143) for
+        SIGTERM, else TimeIsUp where there is a deadline, be it another process that
+        found it passed."""
         received, self._received = self._received, None
         if received == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)

@@ -20,14 +20,16 @@ GOES_ON = ("interrupted", "stopped")
 
 
 class Lines:
-    """Progress as one line for each finished stage, on standard error, so that the table can be piped alone."""
+    """Progress as one line for each finished stage, on standard error, so that the
+    table can be piped alone."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.done = 0
 
     def expect(self, left: Callable[[], str]) -> None:
-        """Show how long the rest will take, which `left` says whenever it is asked; where there is a bar."""
+        """Show how long the rest will take, which `left` says whenever it is asked;
+        where there is a bar."""
 
     def note(self, text: str) -> None:
         """Say something that belongs to no stage."""
@@ -39,8 +41,8 @@ class Lines:
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Steps]:
-        """Accompany one stage of `total` steps, None if it does not count them; yields what the stage calls with steps
-        done, steps in all, and a note."""
+        """Accompany one stage of `total` steps, None if it does not count them; yields
+        what the stage calls with steps done, steps in all, and a note."""
         start = perf_counter()
         outcome = "failed"
         try:
@@ -62,12 +64,14 @@ class Lines:
                 self.ended(name, outcome, perf_counter() - start)
 
     def ended(self, name: str, outcome: str, seconds: float) -> None:
-        """Tell the outcome of a stage, done here or by another process, and count it unless it is to go on."""
+        """Tell the outcome of a stage, done here or by another process, and count it
+        unless it is to go on."""
         self.done += outcome not in GOES_ON
         self.note(f"[{self.done:{len(str(self.total))}}/{self.total}] {name}: {outcome}, {seconds:.1f} s")
 
     def elsewhere(self, work: Mapping[str, tuple[int, int, str]]) -> None:
-        """Show what other processes are at: by name steps done, steps in all, and a note."""
+        """Show what other processes are at: by name steps done, steps in all, and a
+        note."""
 
     def skip(self, name: str) -> None:
         """Count a stage whose result is stored already."""
@@ -78,7 +82,8 @@ class Lines:
 
 
 class Bars(Lines):
-    """Progress as two bars: all stages with the time left, and the steps of the stage under way."""
+    """Progress as two bars: all stages with the time left, and the steps of the stage
+    under way."""
 
     def __init__(self, total: int) -> None:
         super().__init__(total)
@@ -88,7 +93,8 @@ class Bars(Lines):
         from rich.text import Text
 
         class Counted(ProgressColumn):
-            """Steps done and steps in all; nothing of a stage that does not count them."""
+            """Steps done and steps in all; nothing of a stage that does not count
+            them."""
 
             def render(self, task: "Task") -> "Text":
                 return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")

@@ -1,7 +1,8 @@
-"""What has a name on the command line and in records: data sets, execution providers, runtimes, forms of ONNX files.
+"""What has a name on the command line and in records: data sets, execution providers,
+runtimes, forms of ONNX files.
 
-One entry each. Legal values, help texts and tests are derived from these, so that a new thing is a new entry and the
-function that reads or runs it.
+One entry each. Legal values, help texts and tests are derived from these, so that a new
+thing is a new entry and the function that reads or runs it.
 """
 
 from collections.abc import Mapping
@@ -20,9 +21,11 @@ class DataSet:
         classes: how many it has.
         mean, std: of each channel of the training images, on the 0-255 scale.
         reader: key in `_READERS` of `suite.data.sets`; "digits" for the embedded ones.
-        images: how many for training and for test the whole set has. A file that was cut short at the end of an image
-            is read like a whole one, and a table then says so. None for the embedded ones, which cannot be cut.
-        stand_in: the embedded data set that is used where no path is given; None for the embedded ones.
+        images: how many for training and for test the whole set has. A file that was
+            cut short at the end of an image is read like a whole one, and a table then
+            says so. None for the embedded ones, which cannot be cut.
+        stand_in: the embedded data set that is used where no path is given; None for
+            the embedded ones.
     """
 
     label: str
@@ -63,13 +66,14 @@ STAND_INS = {name: each.stand_in for name, each in DATA_SETS.items() if each.sta
 
 
 def stand_in(name: str) -> str | None:
-    """The embedded data set that is used for one where no path is given: itself if it is embedded, None for one that
-    is not of the suite."""
+    """The embedded data set that is used for one where no path is given: itself if it
+    is embedded, None for one that is not of the suite."""
     return STAND_INS.get(name, name if name in DATA_SETS else None)
 
 
 def label_of(name: str) -> str:
-    """What a data set is called in tables and plots; one that is not of the suite has its name."""
+    """What a data set is called in tables and plots; one that is not of the suite has
+    its name."""
     return DATA_SETS[name].label if name in DATA_SETS else name
 
 
@@ -79,11 +83,13 @@ class Provider:
 
     Attributes:
         name: as ONNX Runtime has it.
-        graph: which graph it is given where nothing else is asked for, "rewritten" for the CPU provider or "plain", the
-            default export. The rewrites are for the CPU provider: a CReLU network takes 1.7 times as long with them on
-            the CUDA provider.
+        graph: which graph it is given where nothing else is asked for, "rewritten" for
+            the CPU provider or "plain", the default export. The rewrites are for the
+            CPU provider: a CReLU network takes 1.7 times as long with them on the CUDA
+            provider.
         device: torch's name of the device that it computes on.
-        lacks: forms that it cannot run, and why: no file is made and nothing timed, and a table says so.
+        lacks: forms that it cannot run, and why: no file is made and nothing timed, and
+            a table says so.
     """
 
     name: str
@@ -107,8 +113,9 @@ PROVIDERS = {
 }
 
 
-def lacks(provider: str, form: str) -> str | None:
-    """Why an execution provider cannot run files of a form (a key of `FORMS`), or None if it can."""
+def why_unsupported(provider: str, form: str) -> str | None:
+    """Why an execution provider cannot run files of a form (a key of `FORMS`), or None
+    if it can."""
     return PROVIDERS[provider].lacks.get(form) if provider in PROVIDERS else None
 
 
@@ -117,17 +124,21 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 @dataclass(frozen=True)
 class Form:
-    """A form of a network's ONNX file: of each network there may be one file in each form.
+    """A form of a network's ONNX file: of each network there may be one file in each
+    form.
 
-    A form is a precision and a graph. The graph is what PyTorch's exporter writes, the default export, or that
-    rewritten for ONNX Runtime's CPU provider (see `suite.export.rewrite`); every provider has one of the two that it is
-    usually given (`Provider.graph`). So one name tells a form: `--forms`, tables and, under `precision`, the records of
-    parities and latencies have the keys of `FORMS`. Where a precision is named alone, as by `--precision`, the graph is
-    the provider's, and `--plain` asks for the default export.
+    A form is a precision and a graph. The graph is what PyTorch's exporter writes, the
+    default export, or that rewritten for ONNX Runtime's CPU provider (see
+    `suite.export.rewrite`); every provider has one of the two that it is usually given
+    (`Provider.graph`). So one name tells a form: `--forms`, tables and, under
+    `precision`, the records of parities and latencies have the keys of `FORMS`. Where a
+    precision is named alone, as by `--precision`, the graph is the provider's, and
+    `--plain` asks for the default export.
 
     Attributes:
         precision: of weights and activations.
-        is_default_export: whether the graph is the default export, whatever the provider.
+        is_default_export: whether the graph is the default export, whatever the
+            provider.
     """
 
     precision: Precision
@@ -151,11 +162,15 @@ class Runtime:
     Attributes:
         label: its name in plots and sentences.
         short: its name in headings of columns.
-        library: the package that it is of, and whose version it has. `suite.inference.in_LIBRARY` loads a network.
-        providers: what it runs on; of ONNX Runtime its execution providers, of others the device.
-        forms: of ONNX files that it runs; none of one that runs a network from its weights, in float32.
+        library: the package that it is of, and whose version it has.
+            `suite.inference.in_LIBRARY` loads a network.
+        providers: what it runs on; of ONNX Runtime its execution providers, of others
+            the device.
+        forms: of ONNX files that it runs; none of one that runs a network from its
+            weights, in float32.
         extra: of this project, which installs it; None if it is always installed.
-        brief: its name where a terminal has no room for `short`; empty if it is that.
+        brief: its name where a terminal has no room for `short`; empty if it is
+            that.
     """
 
     label: str

@@ -1,4 +1,5 @@
-"""A session of ONNX Runtime that runs on the provider that was asked for, and on no other."""
+"""A session of ONNX Runtime that runs on the provider that was asked for, and on no
+other."""
 
 import os
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from suite.registry import PROVIDERS
 
 
 def load_onnxruntime() -> Any:
-    """The module onnxruntime, its default logger as quiet as the sessions here: the CUDA provider writes to it, in
-    hundreds of lines, which of cuDNN's plans do not fit. It is told to report nothing to its makers."""
+    """The module onnxruntime, its default logger as quiet as the sessions here: the
+    CUDA provider writes to it, in hundreds of lines, which of cuDNN's plans do not fit.
+    It is told to report nothing to its makers."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)
@@ -32,13 +34,15 @@ def open_session(
         source: the ONNX file's name, or its content.
         provider: "cpu", "cuda" or "tensorrt".
         threads: of the session's pool.
-        tf32: whether a GPU may multiply float32 in TF32. TensorRT cannot be told: see `uses_tf32`.
-        cuda_graph: whether the CUDA provider keeps its kernels as a CUDA graph, which needs buffers that stay in place.
+        tf32: whether a GPU may multiply float32 in TF32. TensorRT cannot be told: see
+            `uses_tf32`.
+        cuda_graph: whether the CUDA provider keeps its kernels as a CUDA graph, which
+            needs buffers that stay in place.
         configure: changes the `SessionOptions`.
 
     Raises:
-        RuntimeError: the provider is not in this build, cannot be loaded here or cannot run all of the graph, or the
-            source is no graph; one line.
+        RuntimeError: the provider is not in this build, cannot be loaded here or cannot
+            run all of the graph, or the source is no graph; one line.
     """
     ort = load_onnxruntime()
     name = PROVIDERS[provider].name
@@ -65,8 +69,9 @@ def open_session(
 
 
 def provider_options(provider: str, tf32: bool, cuda_graph: bool = False) -> dict[str, str]:
-    """What a provider is told: for CUDA precision, the search for a convolution's algorithm, pinned so that figures
-    compare, and to keep channels last, where its convolutions are faster."""
+    """What a provider is told: for CUDA precision, the search for a convolution's
+    algorithm, pinned so that figures compare, and to keep channels last, where its
+    convolutions are faster."""
     if provider == "cuda":
         told = {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": str(int(tf32)), "prefer_nhwc": "1"}
         return told | ({"enable_cuda_graph": "1"} if cuda_graph else {})
@@ -74,6 +79,6 @@ def provider_options(provider: str, tf32: bool, cuda_graph: bool = False) -> dic
 
 
 def uses_tf32(provider: str) -> bool:
-    """Whether a session that was opened without TF32 uses it all the same, as TensorRT does unless the environment has
-    NVIDIA_TF32_OVERRIDE=0."""
+    """Whether a session that was opened without TF32 uses it all the same, as TensorRT
+    does unless the environment has NVIDIA_TF32_OVERRIDE=0."""
     return provider == "tensorrt" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"

@@ -8,7 +8,8 @@ import torch
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Have torch multiply and convolve float32 in float32; its own default convolves in TF32."""
+    """Have torch multiply and convolve float32 in float32; its own default convolves in
+    TF32."""
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, convolution.allow_tf32
     try:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from suite.errors import InputError
 from suite.inference import agreement, deploy, feeds, networks, subjects
-from suite.inference.agreement import Found, Side
+from suite.inference.agreement import Comparison, Side
 from suite.inference.feeds import Input
 
 Suite = Callable[..., tuple[int, str, str]]
@@ -77,7 +77,7 @@ def test_differences_are_counted_by_output_over_its_own_scale() -> None:
         return Side("a", taken, ("rows", "large", "constant", "index"), run)
 
     batch = {"x": np.array([[1, 2, 4], [4, 2, 0]], np.float32)}
-    found = agreement.compare(side(0), side(0.5), iter([batch, batch]), Found("rows", of=4))
+    found = agreement.compare(side(0), side(0.5), iter([batch, batch]), Comparison("rows", of=4))
     assert found.count == 4
     assert found.scale == [4, 400, 0, 2]
     assert found.greatest == [0.5, 0, 0, 0]
@@ -86,7 +86,7 @@ def test_differences_are_counted_by_output_over_its_own_scale() -> None:
     assert not found.passed(0.1)
     assert found.passed(0.2)
     assert found.mean == pytest.approx(4 * 3 * 0.5 / (4 * 10) / 400 * 1.0, rel=0.2)
-    lost = agreement.compare(side(0), side(0, np.nan), iter([batch]), Found("rows"), 2)
+    lost = agreement.compare(side(0), side(0, np.nan), iter([batch]), Comparison("rows"), 2)
     assert lost.broken == {"constant"}
     assert not lost.passed(1.0)
 
@@ -96,10 +96,10 @@ def test_inputs_are_compared_for_a_minute_where_nobody_says_how_many(monkeypatch
     monkeypatch.setattr(agreement, "monotonic", lambda: next(clock))
     taken = (Input("x", "float32", (2, 3)),)
     same = Side("a", taken, ("y",), lambda values: values)
-    found = agreement.compare(same, same, agreement.drawn(taken), Found("random inputs", of=100))
+    found = agreement.compare(same, same, agreement.random_batches(taken), Comparison("random inputs", of=100))
     assert (found.count, found.by_time) == (6, True)
     assert "6 of 100 random inputs, as many as take 60 s" in agreement.render(found, "a", "b", 1e-4)
-    found = agreement.compare(same, same, agreement.drawn(taken), Found("random inputs"), 10)
+    found = agreement.compare(same, same, agreement.random_batches(taken), Comparison("random inputs"), 10)
     assert (found.count, found.by_time) == (10, False)
 
 
@@ -148,7 +148,7 @@ def test_an_image_is_brought_to_the_form_that_the_model_asks_for(tmp_path: Path)
 
     Image.new("RGB", (64, 64), (255, 0, 51)).save(tmp_path / "a.png")
     described = {"input_size": (3, 32, 32), "mean": (0.5, 0.5, 0.2), "std": (0.5, 0.25, 0.1)}
-    (batch,) = pictures.of_files(Network("x", None, False, {}, described), [tmp_path / "a.png"], (4, 3, 32, 32))
+    (batch,) = pictures.batches_of_files(Network("x", None, False, {}, described), [tmp_path / "a.png"], (4, 3, 32, 32))
     assert batch.shape == (1, 3, 32, 32)
     assert batch[0, :, 16, 16] == pytest.approx([1.0, -2.0, 0.0], abs=1e-6)
 
@@ -157,7 +157,7 @@ def test_a_file_of_this_project_is_compared_for_a_minute_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deploy, "MINUTE", 0.001)
-    with networks.source("resnet20_relu_bn") as of:
+    with networks.find_network("resnet20_relu_bn") as of:
         deploy.export(of, tmp_path / "net.onnx", "fp32", "cpu", False, {})
     told: list[str] = []
     found = deploy.parity(str(tmp_path / "net.onnx"), None, {}, None, "cpu", lambda d, t, note: told.append(note))
@@ -168,9 +168,9 @@ def test_a_file_of_this_project_is_compared_for_a_minute_by_default(
 
 def test_random_values_are_given_by_seed() -> None:
     taken = (Input("x", "float32", (2, 3)),)
-    first, second = (next(agreement.drawn(taken))["x"] for _ in range(2))
+    first, second = (next(agreement.random_batches(taken))["x"] for _ in range(2))
     assert np.array_equal(first, second)
-    assert feeds.draw(taken, 0)["x"].dtype == np.float32
+    assert feeds.random_values(taken, 0)["x"].dtype == np.float32
 
 
 def test_a_file_that_says_nothing_of_its_model_asks_for_the_other_one(net: Callable[..., Path], suite: Suite) -> None:

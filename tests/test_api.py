@@ -38,7 +38,7 @@ def test_a_module_is_exported_compared_timed_and_explained(
     own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contest, "QUICK", latency.Protocol(2, 0.0, 5, 50, 1))
-    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: PeakResult(flops=1e12))
+    monkeypatch.setattr(latency, "measure_peak", lambda provider, threads, precision: PeakResult(flops=1e12))
     out = tmp_path / "own.onnx"
     result = api.export_onnx(own, out, shape=(3, 8, 8))
     assert result["difference_from_torch"] < 1e-5

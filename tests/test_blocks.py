@@ -7,7 +7,7 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
-from suite.export.blocks import BLOCK, fill
+from suite.export.blocks import BLOCK, fill_channel_blocks
 from suite.export.exporter import to_onnx
 
 FEW = 5
@@ -36,7 +36,7 @@ def filled(*modules: nn.Module) -> tuple[int, bool, list[list[int]]]:
     channels = next(each.in_channels for each in modules if isinstance(each, nn.Conv2d))
     model = to_onnx(network, torch.randn(2, channels, 9, 9), ["logits"])
     before = ir.to_proto(model).SerializeToString()
-    count = fill(model.graph)
+    count = fill_channel_blocks(model.graph)
     ir.passes.common.RemoveUnusedNodesPass()(model)
     proto = ir.to_proto(model)
     images = np.random.default_rng(0).integers(-3, 4, (2, 3, 9, 9)).astype(np.float32)

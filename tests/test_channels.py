@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 
 import models  # noqa: F401 - registers the networks with timm
 from suite.analysis.analyze import analyze
-from suite.data.channels import InChannels, adapted
+from suite.data.channels import ChannelBatches, adapt_to_channels
 from suite.data.sets import Dataset, Split
 from suite.export.exporter import load_weights
 from suite.inference import deploy, latency, networks
@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
 def test_one_channel_is_what_timm_reads() -> None:
     """PIL's `convert("L")`, normalised by the averages of mean and deviation."""
     data = dataset()
-    batches = InChannels(data, load_table(2).recipe, CPU, channels=1)
+    batches = ChannelBatches(data, load_table(2).recipe, CPU, channels=1)
     ((images, labels),) = batches.test()
     grey = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in data.test.images])[:, None]
     mean, std = sum(data.mean) / 3, sum(data.std) / 3
@@ -63,16 +63,16 @@ def test_other_counts_take_colours_by_turns_by_the_statistics_of_the_network() -
     data = dataset()
     mean, std = [0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]
     stated = {"mean": mean, "std": std}
-    ((images, _),) = InChannels(data, load_table(2).recipe, CPU, channels=4, statistics=stated).test()
+    ((images, _),) = ChannelBatches(data, load_table(2).recipe, CPU, channels=4, statistics=stated).test()
     pixels = data.test.images[..., [0, 1, 2, 0]] / 255
     expected = ((pixels - mean) / std).transpose(0, 3, 1, 2)
     assert np.abs(images.numpy() - expected).max() < 1e-5
-    assert adapted((1.0, 2.0, 6.0), 2) == [3.0, 3.0]
+    assert adapt_to_channels((1.0, 2.0, 6.0), 2) == [3.0, 3.0]
 
 
 def test_all_batches_of_photographs_have_the_networks_channels() -> None:
     recipe = dataclasses.replace(load_table(4).recipe, train_size=24, test_size=24, batch_size=5)
-    batches = InChannels(dataset(40), recipe, CPU, channels=2)
+    batches = ChannelBatches(dataset(40), recipe, CPU, channels=2)
     assert next(batches.train(0, 1))[0].shape == (5, 2, 24, 24)
     assert next(batches.test())[0].shape == (12, 2, 24, 24)
     assert next(batches.test(ten_crop=True))[0].shape[1:] == (10, 2, 24, 24)
@@ -120,7 +120,7 @@ def test_a_network_of_any_count_of_channels_is_exported_checked_and_explained(
 @pytest.mark.full
 def test_a_network_of_one_channel_is_analysed_and_timed(folder: Callable[..., Path], tmp_path: Path) -> None:
     file = tmp_path / "net.onnx"
-    with networks.source(str(folder(1))) as of:
+    with networks.find_network(str(folder(1))) as of:
         found = analyze(load_weights(of.weights), networks.test_batches(of, {}, 20))
         deploy.export(of, file, "fp32", "cpu", False, {})
         protocol = latency.Protocol(rounds=1, min_seconds=0, min_runs=2, max_runs=2, warmup=0)

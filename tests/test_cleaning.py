@@ -8,7 +8,7 @@ import pytest
 from suite import distributed, progress
 from suite.grid import cleaning, plan, reach, remaining, status
 from suite.grid.claims import Claims
-from suite.grid.plan import Grid, Options
+from suite.grid.plan import Grid, RunOptions
 from suite.grid.runner import Worker
 from suite.results.store import Store
 
@@ -25,14 +25,14 @@ RESULTS: dict[str, dict[str, object]] = {
 Run = Callable[..., tuple[int, str, str]]
 
 
-def options(folder: Path, **more: object) -> Options:
-    return Options(2, folder, depth=20, rows=ROWS, batch_sizes=(1,), **more)  # type: ignore[arg-type]
+def options(folder: Path, **more: object) -> RunOptions:
+    return RunOptions(2, folder, depth=20, rows=ROWS, batch_sizes=(1,), **more)  # type: ignore[arg-type]
 
 
 def done(folder: Path, grid: Grid, steps: int, but: str = "") -> Store:
     """A folder in which all stages are done that are not of the kind `but`, after trainings of so many steps."""
     store = Store(folder)
-    store.keep_plan(status.plan_of(grid, ["python", "-m", "suite", "run"]))
+    store.save_plan(status.plan_of(grid, ["python", "-m", "suite", "run"]))
     for stage in grid.stages:
         if stage.kind == but:
             continue
@@ -45,7 +45,7 @@ def done(folder: Path, grid: Grid, steps: int, but: str = "") -> Store:
     return store
 
 
-def left_to_do(asked: Options, grid: Grid) -> list[str]:
+def left_to_do(asked: RunOptions, grid: Grid) -> list[str]:
     with Claims(asked.results) as claims:
         worker = Worker(asked, grid, distributed.ALONE, progress.Silent(0), claims)
         return sorted({stage.kind for stage in grid.stages if stage.key not in worker.done})
@@ -55,7 +55,7 @@ def test_after_a_quick_run_figures_stand_without_files_and_nothing_is_done_twice
     asked = options(tmp_path)
     grid = plan.plan(asked)
     store = done(tmp_path, grid, steps=4)
-    cleaning.after_quick_run(store, grid)
+    cleaning.clean_after_quick_run(store, grid)
     assert list((tmp_path / "artifacts").iterdir()) == []
     assert left_to_do(asked, grid) == []
     # What is shown needs no files, and what needs them has them made again.
@@ -64,7 +64,7 @@ def test_after_a_quick_run_figures_stand_without_files_and_nothing_is_done_twice
     parts = plan.plan(options(tmp_path, forms=("fp32", "int8"), stages=("export", "latency")))
     reached, said = reach.within_reach(
         parts,
-        lambda stage: store.standing(stage.kind, stage.inputs) is not None,
+        lambda stage: store.get_even_without_files(stage.kind, stage.inputs) is not None,
         lambda stage: store.get(stage.kind, stage.inputs) is not None,
     )
     assert said == [
@@ -77,7 +77,7 @@ def test_after_a_quick_run_figures_stand_without_files_and_nothing_is_done_twice
 def test_what_is_still_needed_stays(tmp_path: Path, steps: int, but: str) -> None:
     grid = plan.plan(options(tmp_path))
     store = done(tmp_path, grid, steps, but)
-    cleaning.after_quick_run(store, grid)
+    cleaning.clean_after_quick_run(store, grid)
     assert len(list((tmp_path / "artifacts").iterdir())) == 6
 
 
@@ -106,10 +106,10 @@ def planned(*models: str) -> list[remaining.Planned]:
 
 def test_the_time_left_grows_with_the_networks_that_are_left() -> None:
     small, large, larger = planned("resnet20_relu_bn", "resnet20_crelu_bn", "resnet20_w32_relu_bn")
-    alike = remaining.seconds([small, large], {small.key}, [], {small.key: 10.0})
+    alike = remaining.seconds_left([small, large], {small.key}, [], {small.key: 10.0})
     assert alike == pytest.approx(15.0), "half of the time is taken to grow with a network, until two have been seen"
     took = {small.key: 10.0, large.key: 18.0}
-    assert remaining.seconds([small, large, larger], set(took), [], took) == pytest.approx(34.0)
-    assert remaining.seconds([small], set(), [], {}) is None
+    assert remaining.seconds_left([small, large, larger], set(took), [], took) == pytest.approx(34.0)
+    assert remaining.seconds_left([small], set(), [], {}) is None
     timing = remaining.Planned("latency", "l", "resnet20_relu_bn", "resnet20_relu_bn on digits10: latency torch cpu")
-    assert remaining.seconds([small, timing], {small.key}, [], {small.key: 1.0}) == remaining.GUESS
+    assert remaining.seconds_left([small, timing], {small.key}, [], {small.key: 1.0}) == remaining.GUESS

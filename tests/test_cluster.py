@@ -13,7 +13,7 @@ import pytest
 
 from suite.errors import InputError
 from suite.grid import plan as grid
-from suite.grid.plan import Options
+from suite.grid.plan import RunOptions
 
 ray = pytest.importorskip("ray", reason="needs the extra [ray]")
 
@@ -30,10 +30,10 @@ from pathlib import Path
 
 import ray
 import suite.grid.cluster, suite.grid.runner
-from suite.grid.plan import TIMED, Options, plan
+from suite.grid.plan import TIMED, RunOptions, plan
 
 root, address, head = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-options = Options(2, root, rows=("resnet110_relu_bn@cifar10",), seeds=int(sys.argv[4]), address=address)
+options = RunOptions(2, root, rows=("resnet110_relu_bn@cifar10",), seeds=int(sys.argv[4]), address=address)
 work_on = suite.grid.cluster.work_on
 
 def stages_of(node, unhappy):
@@ -213,14 +213,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import suite.grid.cluster
-from suite.grid.plan import Options, plan
+from suite.grid.plan import RunOptions, plan
 
 def trainings(options, processes):
     found = plan(options, processes)
     return replace(found, stages=tuple(stage for stage in found.stages if stage.kind == "train"))
 
 suite.grid.cluster.plan = trainings
-options = Options(2, Path(sys.argv[1]), rows=("resnet20_relu_bn@cifar10",), depth=20, steps=1)
+options = RunOptions(2, Path(sys.argv[1]), rows=("resnet20_relu_bn@cifar10",), depth=20, steps=1)
 outcome = suite.grid.cluster.run(replace(options, address=sys.argv[2], processes=2))
 print(outcome.failed, *outcome.trained)
 """
@@ -241,7 +241,7 @@ from pathlib import Path
 import ray
 import suite.grid.cluster
 from suite.errors import InputError
-from suite.grid.plan import Options
+from suite.grid.plan import RunOptions
 
 def differing(options):
     return [{"machine": ray.get_runtime_context().get_node_id()}]
@@ -250,7 +250,7 @@ def refusing(options, keys):
     raise InputError("cannot")
 
 suite.grid.cluster.work_on, suite.grid.cluster._timings = refusing, differing
-options = Options(2, Path(sys.argv[1]), rows=("resnet110_relu_bn@cifar10",), address=sys.argv[2])
+options = RunOptions(2, Path(sys.argv[1]), rows=("resnet110_relu_bn@cifar10",), address=sys.argv[2])
 for changed in ({"latency_resource": "absent"}, {"device": "cuda", "processes": 2}, {"latency_resource": "bench"}, {}):
     try:
         suite.grid.cluster.run(replace(options, **changed))
@@ -275,7 +275,7 @@ def test_an_address_that_does_not_answer_is_one_line(address: str, tmp_path: Pat
     with pytest.raises(
         InputError, match=rf"^--address {address}: .*; legal: --address auto, or HOST:PORT of a Ray cluster$"
     ):
-        on_ray.run(Options(2, tmp_path, address=address))
+        on_ray.run(RunOptions(2, tmp_path, address=address))
     assert time.monotonic() - start < 10
     assert list(tmp_path.iterdir()) == []
 
@@ -289,7 +289,7 @@ def test_a_stage_demands_what_it_needs_of_a_node(tmp_path: Path, monkeypatch: py
 
     def demands(nodes: list[Any], **options: Any) -> tuple[Any, Any]:
         monkeypatch.setattr(ray, "nodes", lambda: nodes)
-        cluster = on_ray._Cluster(Options(2, tmp_path, **options))
+        cluster = on_ray._Cluster(RunOptions(2, tmp_path, **options))
         assert cluster._other[0] is on_ray.work_on
         return cluster._tasks["train"], cluster._other[1]
 
@@ -308,9 +308,11 @@ def test_a_stage_demands_what_it_needs_of_a_node(tmp_path: Path, monkeypatch: py
 
 def test_trainings_that_share_a_device_and_timings_in_turns_are_one_task(tmp_path: Path) -> None:
     rows = tuple(f"resnet110_{name}_bn@cifar10" for name in ("relu", "crelu"))
-    stages = grid.plan(Options(2, tmp_path, rows=rows, seeds=2)).stages
+    stages = grid.plan(RunOptions(2, tmp_path, rows=rows, seeds=2)).stages
     groups = on_ray._groups(stages, pack=3)
     assert sorted(stage.key for group in groups for stage in group) == sorted(stage.key for stage in stages)
     sizes = [(group[0].kind, len(group)) for group in groups if len(group) > 1]
     assert sizes == [("train", 3), ("latency", 2), ("latency", 2), ("latency", 2)]
-    assert all(len({grid.turn_of(stage) for stage in group}) == 1 for group in groups if group[0].kind == "latency")
+    assert all(
+        len({grid.timing_group(stage) for stage in group}) == 1 for group in groups if group[0].kind == "latency"
+    )

@@ -89,7 +89,7 @@ def test_each_earlier_form_is_read_and_written_anew(store: Store, result: dict[s
     assert after.rounds == before.result.rounds
     assert list(after.samples) == pytest.approx(result["samples"], abs=0.5e-9)
     assert after.host_samples == before.result.host_samples
-    assert compact.rewrite(store) == compact.Rewritten()
+    assert compact.rewrite(store) == compact.RewriteSummary()
 
 
 @example([[35184.4056935105]])
@@ -110,7 +110,7 @@ def test_tables_and_comparisons_print_the_same_before_and_after(store: Store, ad
     add_run(samples=tuple(0.0101 + 1.7e-5 * n for n in range(150)))
 
     def printed() -> Iterator[Sequence[object]]:
-        built = report.build(spec.matching(spec.load_table(2), ["resnet110_relu_bn@cifar10"]), store, detail=True)
+        built = report.build(spec.with_rows(spec.load_table(2), ["resnet110_relu_bn@cifar10"]), store, detail=True)
         for line in built.lines:
             yield [(c.show(v) if isinstance(v := line.values.get(c.key), float) else v) for c in built.columns]
         yield render(compare(store.root, store.root))
@@ -137,7 +137,7 @@ def test_tables_and_comparisons_print_the_same_before_and_after(store: Store, ad
 def test_a_timing_that_is_not_understood_is_left_alone(store: Store, result: dict[str, Any]) -> None:
     path = put_old(store, result)
     text, problems = path.read_bytes(), verify(store.root).problems
-    assert compact.rewrite(store) == compact.Rewritten()
+    assert compact.rewrite(store) == compact.RewriteSummary()
     assert path.read_bytes() == text
     assert verify(store.root).problems == problems
 
@@ -160,7 +160,7 @@ def test_what_is_no_sound_record_is_left_alone(store: Store, rounds: Path, tmp_p
         rounds.unlink()
         rounds = store.root / "records" / "other" / f"m-{record.key}.json"
     text = rounds.read_bytes()
-    assert compact.rewrite(store) == compact.Rewritten()
+    assert compact.rewrite(store) == compact.RewriteSummary()
     assert rounds.read_bytes() == text
     assert rounds.is_symlink() == (fault == "link")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from suite.errors import InputError
-from suite.results.compare import compare, name, render
+from suite.results.compare import compare, format_cell, render
 from suite.results.store import Store
 
 MACHINE = "Test CPU (2 cores)"
@@ -49,7 +49,7 @@ def test_the_ratio_is_of_medians_with_an_interval_around_it(a: Path, tmp_path: P
     # What processes of one file differ by alone makes 0.06 of it.
     assert 0.04 < found.high - found.low < 0.1
     assert found.a == pytest.approx(0.010, rel=0.01)
-    assert name(found.cell) == "resnet20_relu_bn size 32 onnxruntime cpu fp32 batch 1 threads 2"
+    assert format_cell(found.cell) == "resnet20_relu_bn size 32 onnxruntime cpu fp32 batch 1 threads 2"
 
 
 def test_a_measurement_is_as_fast_as_itself_and_every_comparison_gives_the_same_figures(a: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_cell_that_is_missing_is_a_failure_and_a_new_one_is_not(a: Path, tmp_p
     comparison = compare(a, b)
     assert len(comparison.ratios) == 1
     assert comparison.failures == ["missing: resnet20_relu_bn size 32 onnxruntime cpu fp32 batch 8 threads 2"]
-    assert [name(cell) for cell in comparison.new] == [
+    assert [format_cell(cell) for cell in comparison.new] == [
         "resnet20_relu_bn size 32 onnxruntime cpu int8 batch 1 threads 2"
     ]
 

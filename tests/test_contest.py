@@ -45,7 +45,7 @@ def net(tmp_path: Path) -> Callable[..., Path]:
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     short = latency.Protocol(rounds=2, min_seconds=0.0, min_runs=5, max_runs=50, warmup=1)
     monkeypatch.setattr(contest, "QUICK", short)
-    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: PeakResult(flops=1e12))
+    monkeypatch.setattr(latency, "measure_peak", lambda provider, threads, precision: PeakResult(flops=1e12))
 
 
 def test_files_of_others_are_timed_and_compared_with_the_first(net: Callable[..., Path], suite: Suite) -> None:
@@ -199,11 +199,11 @@ def test_an_unsteady_machine_gets_more_sittings(
     entrants = [
         Entrant(name, Request("onnxruntime", name, "cpu", 1, 8, 1, contest.USUAL)) for name in ("steady", "unsteady")
     ]
-    contest.hold(entrants, progress=lambda done, total, note: shown.append((done, total)))
+    contest.time_in_turns(entrants, progress=lambda done, total, note: shown.append((done, total)))
     assert asked == sittings
     assert all(done <= total for done, total in shown)
     assert shown[-1][1] == sittings * contest.USUAL.rounds * 2
-    contest.hold(entrants, quick=True)
+    contest.time_in_turns(entrants, quick=True)
     assert asked == sittings + contest.QUICK_SITTINGS
 
 
@@ -218,7 +218,7 @@ def test_the_first_takes_part_in_every_group_of_turns(monkeypatch: pytest.Monkey
     entrants = [
         Entrant(str(number), Request("onnxruntime", str(number), "cpu", 1, 8, 1, contest.QUICK)) for number in range(8)
     ]
-    outcomes = contest.hold(entrants)
+    outcomes = contest.time_in_turns(entrants)
     assert asked[: contest.SITTINGS] == [list("012345"), list("543210"), list("012345")]
     assert asked[contest.SITTINGS :] == [list("067"), list("760"), list("067")]
     assert [outcome.ratio and outcome.ratio[0] for outcome in outcomes] == [None, 2, 3, 4, 5, 6, 7, 8]
@@ -238,7 +238,7 @@ def test_one_that_fails_leaves_the_others_and_exits_with_1(net: Callable[..., Pa
 def test_a_share_of_more_than_the_peak_is_called_impossible(
     net: Callable[..., Path], suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: PeakResult(flops=1.0))
+    monkeypatch.setattr(latency, "measure_peak", lambda provider, threads, precision: PeakResult(flops=1.0))
     _, out, _ = suite("time", str(net("a.onnx")), "--quick")
     assert "impossible: more than the peak" in out
 
@@ -275,6 +275,6 @@ def test_names_are_known_from_text_as_timm_knows_them() -> None:
 
     import models  # noqa: F401 - registers the networks with timm
 
-    assert names.ours() == set(timm.list_models(module="crelu_resnet"))
+    assert names.our_models() == set(timm.list_models(module="crelu_resnet"))
     modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
-    assert {name for name, module in modules.items() if module.startswith("timm.")} == names.of_timm()
+    assert {name for name, module in modules.items() if module.startswith("timm.")} == names.timm_models()

@@ -52,7 +52,7 @@ def test_eight_bits_have_the_form_and_type_that_ran_fastest_here(
 
     monkeypatch.setattr(latency, "measure", measure)
     monkeypatch.setattr(reduced, "CALIBRATION_IMAGES", 20)
-    with networks.source("resnet20_crelu_bn") as of:
+    with networks.find_network("resnet20_crelu_bn") as of:
         result = deploy.export(of, path, "int8", "cpu", False, {})
     assert (result["form"], result["activations"]) == fastest
     model = onnx.load(path)
@@ -70,7 +70,7 @@ def test_a_form_that_does_not_run_leaves_the_choice_to_the_others(monkeypatch: p
         "d": latency.NotFiniteError(LatencyResult(samples=[0.01, 0.05, 0.09])),
     }
     monkeypatch.setattr(latency, "measure", lambda requests: [answers[request.path] for request in requests])
-    of = networks.Source(Path(), "resnet20_relu_np", 10, 32, trained=False)
+    of = networks.NamedNetwork(Path(), "resnet20_relu_np", 10, 32, trained=False)
     assert deploy._fastest(of, [Path(name) for name in "abcd"], "cpu") == (Path("c"), 0.1, [])
     with pytest.raises(RuntimeError, match="no kernel"):
         deploy._fastest(of, [Path("a"), Path("a")], "cpu")
@@ -88,8 +88,8 @@ def test_cuda_is_given_the_exporters_own_graph_and_the_time_it_takes(
 ) -> None:
     answer = latency.NotFiniteError(LatencyResult(samples=[0.002, 0.003, 0.9]))
     monkeypatch.setattr(latency, "measure", lambda requests: [answer for _ in requests])
-    monkeypatch.setattr(latency, "unavailable", lambda provider: None)
-    with networks.source("resnet20_crelu_bn") as of:
+    monkeypatch.setattr(latency, "why_unavailable", lambda provider: None)
+    with networks.find_network("resnet20_crelu_bn") as of:
         result = deploy.export(of, path, precision, "cuda", False, {})
     assert result["form"] == "plain"
     assert result["milliseconds"] == 3
@@ -98,7 +98,7 @@ def test_cuda_is_given_the_exporters_own_graph_and_the_time_it_takes(
 
 
 def test_eight_bits_for_cuda_are_one_line() -> None:
-    of = networks.Source(Path(), "resnet20_relu_bn", 10, 32, trained=False)
+    of = networks.NamedNetwork(Path(), "resnet20_relu_bn", 10, 32, trained=False)
     with pytest.raises(InputError, match=r"CUDA provider has no int8 convolution, .*; this provider has fp32, fp16$"):
         deploy.export(of, Path("net.onnx"), "int8", "cuda", False, {})
 
@@ -114,7 +114,7 @@ def scaled(path: Path, factor: float) -> Path:
 
 
 def test_activations_that_float16_cannot_hold_are_refused_with_their_layer(path: Path, tmp_path: Path) -> None:
-    with networks.source("resnet20_relu_bn") as of:
+    with networks.find_network("resnet20_relu_bn") as of:
         deploy.export(of, path, "fp32", "cpu", False, {})
     images = reduced.Calibration([np.random.default_rng(0).standard_normal((4, 3, 32, 32), np.float32)], "4 images")
     said = reduced.convert(path, tmp_path / "half.onnx", "fp16", images)
@@ -134,9 +134,9 @@ def test_eight_bits_for_a_gpu_are_symmetric(path: Path, monkeypatch: pytest.Monk
         return [LatencyResult(samples=[0.1]) for _ in requests]
 
     monkeypatch.setattr(latency, "measure", measure)
-    monkeypatch.setattr(latency, "unavailable", lambda provider: None)
+    monkeypatch.setattr(latency, "why_unavailable", lambda provider: None)
     monkeypatch.setattr(reduced, "CALIBRATION_IMAGES", 20)
-    with networks.source("resnet20_relu_bn") as of:
+    with networks.find_network("resnet20_relu_bn") as of:
         result = deploy.export(of, path, "int8", "tensorrt", False, {})
     assert sorted(tried) == ["plain.symmetric", "rewritten.symmetric"]
     assert result["activations"] == "symmetric"
@@ -144,7 +144,7 @@ def test_eight_bits_for_a_gpu_are_symmetric(path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.full
 def test_what_is_exported_in_eight_bits_was_timed_and_runs(path: Path) -> None:
-    with networks.source("resnet20_relu_bn") as of:
+    with networks.find_network("resnet20_relu_bn") as of:
         result = deploy.export(of, path, "int8", "cpu", True, {})
     assert result["form"] == "plain"
     assert result["activations"] in ("signed", "unsigned")
@@ -171,7 +171,7 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
 
 def test_a_runs_own_mean_and_std_are_used_wherever_it_is_tested_or_calibrated(saved: Callable[..., Path]) -> None:
     folder = saved(mean=MEAN, std=STD)
-    with networks.source(str(folder)) as of:
+    with networks.find_network(str(folder)) as of:
         made = networks.test_batches(of, {}, 20)
         held = reduced.calibration(made)
     of_digits = data.load("digits10")
@@ -190,7 +190,7 @@ def test_a_runs_own_mean_and_std_are_used_wherever_it_is_tested_or_calibrated(sa
 
 
 def test_ten_crops_have_the_stated_mean_and_std_too(saved: Callable[..., Path]) -> None:
-    with networks.source(str(saved(mean=MEAN, std=STD))) as of:
+    with networks.find_network(str(saved(mean=MEAN, std=STD))) as of:
         made = networks.test_batches(of, {}, 1)
     made.recipe = dataclasses.replace(made.recipe, augment="imagenet", test_size=28)
     ((ten, _),) = made.test(ten_crop=True)
@@ -202,10 +202,10 @@ def test_ten_crops_have_the_stated_mean_and_std_too(saved: Callable[..., Path]) 
 def test_the_data_sets_own_mean_and_std_stay_where_a_folder_states_them_or_nothing(saved: Callable[..., Path]) -> None:
     own = data.load("digits10")
     stated = {name: [value / 255 for value in getattr(own, name)] for name in ("mean", "std")}
-    with networks.source(str(saved(**stated))) as of:
+    with networks.find_network(str(saved(**stated))) as of:
         assert networks.test_batches(of, {}, 20).dataset is own
     # timm's description has CIFAR-10's, but nothing was trained by them.
-    with networks.source("resnet20_relu_bn") as of:
+    with networks.find_network("resnet20_relu_bn") as of:
         assert networks.test_batches(of, {}, 20).dataset is own
 
 
@@ -217,7 +217,7 @@ def test_a_mean_or_std_of_other_than_three_channels_is_named(
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pretrained_cfg": stated}))  # timm writes three
     with (
-        networks.source(str(folder)) as of,
+        networks.find_network(str(folder)) as of,
         pytest.raises(InputError, match="legal: 3, one for each channel") as caught,
     ):
         networks.test_batches(of, {}, 20)
@@ -259,8 +259,8 @@ def test_images_of_other_classes_than_a_network_was_trained_on_are_told(saved: C
     digits = data.load("digits10")
 
     def said(given: bool, trained: bool = True, **stated: Any) -> str:
-        with networks.source(str(saved(**stated))) as of:
-            return networks.trained_elsewhere(dataclasses.replace(of, trained=trained), digits, given)
+        with networks.find_network(str(saved(**stated))) as of:
+            return networks.training_data_note(dataclasses.replace(of, trained=trained), digits, given)
 
     assert said(False, label_names=list(digits.classes)) == ""
     others = said(True, label_names=[f"cat\x1b{number}" for number in range(10)])
@@ -284,7 +284,7 @@ def test_a_published_network_on_the_embedded_digits_is_told_apart_from_a_test_of
     (line,) = (line for line in out.splitlines() if line.startswith("top-1 error"))
     assert line.endswith(" points on digits10, but trained on cifar10; --data cifar10=PATH gives that")
     assert f"\nnote: images are normalised as {folder}/config.json states: mean 0.4914 " in err
-    with networks.source(str(folder)) as of:
+    with networks.find_network(str(folder)) as of:
         held = reduced.calibration(networks.test_batches(of, {}, None), "trained on cifar10")
     assert held.notes[-1] == "calibrated on 200 training images of digits10, but trained on cifar10"
     code, out, _ = suite(

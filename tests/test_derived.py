@@ -4,26 +4,31 @@ from array import array
 
 import pytest
 
-from suite.results.derived import allowed_loss, latency_ratio, over_seeds, percent_of_peak
-from suite.results.samples import Timed
+from suite.results.derived import allowed_loss, latency_ratio, median_over_seeds, percent_of_peak, throughput_ratio
+from suite.results.samples import LatencySamples
 
 
-def timed(*seconds: float) -> Timed:
+def timed(*seconds: float) -> LatencySamples:
     samples = array("d", seconds)
-    return Timed(
+    return LatencySamples(
         samples=samples, rounds=(), host_samples=array("d"), throttled=0, load_seconds=None, first_run_seconds=None
     )
 
 
 def test_the_figure_of_several_seeds_is_their_median() -> None:
-    assert over_seeds([6.0, 5.0, 9.0]) == 6.0
-    assert over_seeds([6.0, 5.0]) == 5.5
-    assert over_seeds([]) is None
+    assert median_over_seeds([6.0, 5.0, 9.0]) == 6.0
+    assert median_over_seeds([6.0, 5.0]) == 5.5
+    assert median_over_seeds([]) is None
 
 
 def test_a_ratio_of_latencies_is_that_of_the_medians() -> None:
     assert timed(3.0, 1.0, 50.0).median == 3.0
     assert latency_ratio(timed(3.0, 1.0, 50.0), timed(2.0, 1.0)) == 2.0
+
+
+def test_a_ratio_of_throughputs_counts_the_images_of_each_run() -> None:
+    # 8 images in 4 s are 2 images a second, 1 image in 2 s is half of one.
+    assert throughput_ratio(timed(4.0), 8, timed(2.0), 1) == 4.0
 
 
 def test_a_multiply_accumulate_is_two_operations_of_the_peak() -> None:

@@ -12,7 +12,7 @@ from suite import distributed
 from suite.distributed import Group
 from suite.errors import InputError
 from suite.grid import runner
-from suite.grid.plan import Options
+from suite.grid.plan import RunOptions
 
 ROW = ("--table", "2", "--depth", "20", "--steps", "3", "--batch-sizes", "1", "--precision", "float32")
 
@@ -49,7 +49,7 @@ from suite import distributed
 from suite.grid import runner
 from suite.distributed import Group
 from suite.errors import InputError
-from suite.grid.plan import Options
+from suite.grid.plan import RunOptions
 group = distributed.join()
 tensors = [torch.full((3,), float(group.rank)), torch.tensor(group.rank)]
 group.spread(tensors)
@@ -82,7 +82,7 @@ def test_workers_of_a_process_that_torchrun_started_are_refused(
     monkeypatch.setattr(distributed, "join", lambda: Group(rank=0, size=2))
     monkeypatch.setattr(Group, "leave", lambda group: None)
     with pytest.raises(InputError, match="--workers: torchrun has started the processes of this run"):
-        runner.run(Options(2, tmp_path, workers=2))
+        runner.run(RunOptions(2, tmp_path, workers=2))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,13 +7,13 @@ from suite.grid import duration
     ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h30m", 5400), ("2d", 172800), ("0.5h", 1800)]
 )
 def test_a_time_is_read(text: str, seconds: float) -> None:
-    assert duration.parsed(text) == seconds
+    assert duration.parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "30", "m", "1h30", "-1h", "1 h", "0s", "1e3s", "nan", "1h,30m", "h1"])
 def test_what_is_no_time_is_refused_with_what_is_legal(text: str) -> None:
     with pytest.raises(ValueError, match="written as 90s, 30m"):
-        duration.parsed(text)
+        duration.parse_duration(text)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from suite.errors import LONGEST, first_line, in_words
+from suite.errors import LONGEST, describe_error, first_line
 
 
 def test_an_error_is_one_line_whatever_it_says() -> None:
@@ -14,8 +14,8 @@ def test_an_error_is_one_line_whatever_it_says() -> None:
     assert first_line(RuntimeError("No room.\nFor debugging set this.")) == "No room."
     assert first_line(RuntimeError("no room\n\nStack trace")) == "no room"
     assert first_line(MemoryError()) == "MemoryError"
-    assert in_words(RuntimeError("no room\nfor this")) == "RuntimeError: no room for this"
-    assert in_words(MemoryError()) == "MemoryError"
+    assert describe_error(RuntimeError("no room\nfor this")) == "RuntimeError: no room for this"
+    assert describe_error(MemoryError()) == "MemoryError"
 
 
 def test_an_error_that_goes_on_and_on_is_cut() -> None:

@@ -8,7 +8,7 @@ import pytest
 from suite.errors import InputError
 from suite.grid import duration, estimate
 from suite.grid.estimate import Cost
-from suite.grid.plan import Cell, Grid, Options, plan
+from suite.grid.plan import Cell, Grid, RunOptions, plan
 from suite.grid.probe import Probe, Prober, ProbeRequest
 from suite.results.store import Store
 from suite.tables.spec import load_table
@@ -21,8 +21,8 @@ def costs(cells: tuple[Cell, ...], seconds: float = 60.0) -> dict[Cell, Cost]:
 
 
 def test_a_budget_goes_to_the_cells_that_make_most_comparisons_possible(tmp_path: Path) -> None:
-    grid = plan(Options(2, tmp_path, rows=ROWS, seeds=2))
-    names = [cell.row.model for cell in estimate.choose(grid, costs(grid.cells), 240)]
+    grid = plan(RunOptions(2, tmp_path, rows=ROWS, seeds=2))
+    names = [cell.row.model for cell in estimate.choose_cells(grid, costs(grid.cells), 240)]
     # Rows that differ in one column from those before; no second seed before each row has a first.
     assert len(set(names)) == 4
     assert names[0] == "resnet110_relu_plain"
@@ -31,21 +31,21 @@ def test_a_budget_goes_to_the_cells_that_make_most_comparisons_possible(tmp_path
 
 
 def test_a_budget_is_never_exceeded_and_what_is_stored_costs_nothing(tmp_path: Path) -> None:
-    grid = plan(Options(2, tmp_path, rows=ROWS))
+    grid = plan(RunOptions(2, tmp_path, rows=ROWS))
     found = costs(grid.cells)
     dear, stored = grid.cells[1], grid.cells[0]
     found[dear] = Cost(1000, 1e9, 6, 0)
     found[stored] = Cost(0, 0, 6, 6)
-    chosen = estimate.choose(grid, found, 150)
+    chosen = estimate.choose_cells(grid, found, 150)
     assert sum(found[cell].seconds or 0 for cell in chosen) <= 150
     assert stored in chosen
     assert dear not in chosen
     assert len(chosen) == 3
-    assert estimate.choose(grid, found, 0) == [stored]
+    assert estimate.choose_cells(grid, found, 0) == [stored]
 
 
 def test_seconds_follow_the_recipe(tmp_path: Path) -> None:
-    grid = plan(Options(2, tmp_path, rows=("resnet110_relu_bn@cifar10",), epochs=2, batch_sizes=(8,)))
+    grid = plan(RunOptions(2, tmp_path, rows=("resnet110_relu_bn@cifar10",), epochs=2, batch_sizes=(8,)))
     found = Probe(0.5, 0.01, 1e9, 1e7, 0.002, 0.001, 7.0, 11.0, 2.0)
     by_kind = {s.kind + s.detail: estimate._seconds(s, grid.cells[0], found) for s in grid.stages if s.cell}
     steps = 2 * 40  # 5,000 images in batches of 128
@@ -57,10 +57,10 @@ def test_seconds_follow_the_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_a_probe_is_measured_once_and_kept(tmp_path: Path) -> None:
-    options = Options(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",))
+    options = RunOptions(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",))
     said: list[str] = []
-    first = estimate.expect(options, None, said.append)
-    again = estimate.expect(options, None, said.append)
+    first = estimate.estimate_run(options, None, said.append)
+    again = estimate.estimate_run(options, None, said.append)
     assert len(list((tmp_path / "records" / "probe").iterdir())) == 1
     assert list(first.costs.values()) == list(again.costs.values())
     (cost,) = first.costs.values()
@@ -78,9 +78,9 @@ def test_a_probe_is_measured_once_and_kept(tmp_path: Path) -> None:
 
 def test_a_network_that_cannot_be_probed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("suite.env.device_of", lambda device: "cuda:7")
-    options = Options(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",))
+    options = RunOptions(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",))
     with pytest.raises(InputError, match=r"^resnet20_relu_bn: the probe failed: \w+: .+$"):
-        estimate.expect(options, None, lambda text: None)
+        estimate.estimate_run(options, None, lambda text: None)
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -102,15 +102,15 @@ def test_a_probe_that_dies_is_one_line_and_the_start_is_measured_once() -> None:
 
 
 def test_the_start_of_a_run_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options(2, tmp_path, rows=ROWS)
+    options = RunOptions(2, tmp_path, rows=ROWS)
 
     def measured(grid: Grid, *others: object) -> dict[Cell, Cost]:
         return {cell: Cost(10.0, 1e9, 6, 0, start=15.0) for cell in grid.cells}
 
     monkeypatch.setattr(estimate, "costs", measured)
-    every = estimate.expect(options, None, lambda text: None)
+    every = estimate.estimate_run(options, None, lambda text: None)
     assert f"about {duration.format_duration(10.0 * len(every.grid.cells) + 15.0)}" in every.render()
-    assert len(estimate.expect(options, 36.0, lambda text: None).chosen) == 2
+    assert len(estimate.estimate_run(options, 36.0, lambda text: None).chosen) == 2
 
 
 @pytest.mark.parametrize(("stopped_at", "measured"), [(None, 1), (1, 1), (0, 0)])
@@ -127,7 +127,7 @@ def test_a_dry_run_answers_in_time_with_what_it_knows(
 
     monkeypatch.setattr(estimate, "probe", probe)
     within = 0.0 if stopped_at is None else 1000.0
-    found = estimate.expect(Options(2, tmp_path, rows=ROWS), None, lambda text: None, within)
+    found = estimate.estimate_run(RunOptions(2, tmp_path, rows=ROWS), None, lambda text: None, within)
     assert found.stopped == (stopped_at is not None)
     assert sum(cost.measured and cost.seconds is not None for cost in found.costs.values()) == measured
     text = found.render()

@@ -19,7 +19,7 @@ from suite.export.nodes import name_after_layers
 from suite.export.precision import to_int8
 from suite.export.rewrite import apply_rewrites
 from suite.inference.explain import explain, render
-from suite.inference.feeds import given
+from suite.inference.feeds import parse_inputs
 
 BLOCKED = pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime's blocked layout needs x86")
 
@@ -159,7 +159,7 @@ def test_a_file_of_others_is_explained_with_all_its_inputs(tmp_path: Path) -> No
     graph = helper.make_graph(nodes, "words", ends[:2], ends[2:], held)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     (tmp_path / "words.onnx").write_bytes(model.SerializeToString())
-    found = explain(tmp_path / "words.onnx", batch_size=3, given=given(["ids=1x5"]))
+    found = explain(tmp_path / "words.onnx", batch_size=3, given=parse_inputs(["ids=1x5"]))
     assert found["inputs"] == {"ids": [3, 5], "mask": [3, 5, 1]}
     assert {node["name"] for node in found["expensive"]} == {"look up", "product", "choose"}
     with pytest.raises(InputError, match="dimension 2 'length' of input 'ids' is free"):

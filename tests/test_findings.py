@@ -25,7 +25,7 @@ def judge(store: Store, claim: int, depth: int | None = None) -> list[Finding]:
     """What is found of one claim, in the paper's tables and, with a depth, in those of that depth."""
     records = Records([store])
     tables = [spec.load_table(number) for number in spec.NUMBERS]
-    tables += [spec.at_depth(table, depth) for table in tables if depth and table.depth]
+    tables += [spec.with_depth(table, depth) for table in tables if depth and table.depth]
     entries = [Entry(table, row, records.runs(table, row)) for table in tables for row in table.rows]
     return findings.judge(entries)[claim][1]
 

@@ -233,8 +233,8 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     ids=str,
 )
 def test_other_norms_stay_with_the_library(norm: nn.Module) -> None:
-    assert fused_norm.fits(nn.BatchNorm2d(16))
-    assert not fused_norm.fits(norm)
+    assert fused_norm.is_supported(nn.BatchNorm2d(16))
+    assert not fused_norm.is_supported(norm)
 
 
 def test_blocks_with_a_norm_elsewhere_stay_with_the_library() -> None:

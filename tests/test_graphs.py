@@ -62,26 +62,26 @@ def transformer(save: Save) -> Path:
 def test_token_ids_are_drawn_from_their_table_and_masks_hide_nothing(transformer: Path) -> None:
     graph = graphs.read(transformer)
     assert [(slot.name, slot.below) for slot in graph.inputs] == [("input_ids", 50), ("attention_mask", 0)]
-    taken = subjects.resolve(graph, feeds.given(["input_ids=2x9"]))
-    values = feeds.draw(taken, 0)
+    taken = subjects.resolve_inputs(graph, feeds.parse_inputs(["input_ids=2x9"]))
+    values = feeds.random_values(taken, 0)
     assert {name: array.shape for name, array in values.items()} == {"input_ids": (2, 9), "attention_mask": (2, 9)}
     assert 0 <= values["input_ids"].min() < values["input_ids"].max() < 50
     assert (values["attention_mask"] == 1).all()
-    assert not np.array_equal(values["input_ids"], feeds.draw(taken, 1)["input_ids"])
+    assert not np.array_equal(values["input_ids"], feeds.random_values(taken, 1)["input_ids"])
 
 
 def test_a_free_dimension_is_asked_for_by_the_names_of_input_and_dimension(transformer: Path) -> None:
     graph = graphs.read(transformer)
     with pytest.raises(InputError, match=r"dimension 2 'sequence' of input 'input_ids' is free; .*input_ids=1x128"):
-        subjects.resolve(graph)
+        subjects.resolve_inputs(graph)
     with pytest.raises(InputError, match="'sequence' is 9 of one input, and 8 of 'attention_mask'"):
-        subjects.resolve(graph, feeds.given(["input_ids=1x9", "attention_mask=1x8"]))
+        subjects.resolve_inputs(graph, feeds.parse_inputs(["input_ids=1x9", "attention_mask=1x8"]))
     with pytest.raises(InputError, match="input 'input_ids' is batchxsequence, not 1x2x3"):
-        subjects.resolve(graph, feeds.given(["input_ids=1x2x3"]))
+        subjects.resolve_inputs(graph, feeds.parse_inputs(["input_ids=1x2x3"]))
 
 
 def test_the_batch_size_goes_to_free_first_dimensions(transformer: Path, save: Save) -> None:
-    taken = subjects.resolve(graphs.read(transformer), feeds.given(["input_ids=1x9"]), 4)
+    taken = subjects.resolve_inputs(graphs.read(transformer), feeds.parse_inputs(["input_ids=1x9"]), 4)
     assert [each.shape for each in taken] == [(4, 9), (4, 9)]
     fixed = save(
         [helper.make_node("Relu", ["x"], ["y"])],
@@ -89,17 +89,17 @@ def test_the_batch_size_goes_to_free_first_dimensions(transformer: Path, save: S
         [("y", TensorProto.FLOAT, [2, 3])],
         name="fixed.onnx",
     )
-    assert subjects.resolve(graphs.read(fixed))[0].shape == (2, 3)
+    assert subjects.resolve_inputs(graphs.read(fixed))[0].shape == (2, 3)
     with pytest.raises(InputError, match="is for batches of 2; legal: that batch size"):
-        subjects.resolve(graphs.read(fixed), batch_size=8)
+        subjects.resolve_inputs(graphs.read(fixed), batch_size=8)
 
 
 @pytest.mark.parametrize("kind", feeds.TYPES)
 def test_every_type_of_numbers_is_drawn(kind: str, save: Save) -> None:
     number = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
     path = save([helper.make_node("Identity", ["x"], ["y"])], [("x", number, ["n", 4])], [("y", number, ["n", 4])])
-    (taken,) = subjects.resolve(graphs.read(path))
-    (values,) = feeds.draw([taken], 0).values()
+    (taken,) = subjects.resolve_inputs(graphs.read(path))
+    (values,) = feeds.random_values([taken], 0).values()
     assert values.dtype.name == taken.type == kind
     assert values.shape == (1, 4)
 
@@ -172,24 +172,24 @@ def test_nothing_is_said_of_what_cannot_be_counted(save: Save) -> None:
 @pytest.mark.parametrize("text", ["ids", "ids=", "=1x2", "ids=1xtwo", "ids=1x0", "ids=-1"])
 def test_what_input_says_is_a_shape_or_a_file(text: str) -> None:
     if text == "ids=":
-        assert feeds.given([text]).shapes == {"ids": ()}
+        assert feeds.parse_inputs([text]).shapes == {"ids": ()}
         return
     with pytest.raises(InputError, match=r"legal: NAME=SHAPE, as in ids=1x128"):
-        feeds.given([text])
+        feeds.parse_inputs([text])
 
 
 def test_values_of_a_file_are_checked_against_the_graph(transformer: Path, tmp_path: Path) -> None:
     graph, path = graphs.read(transformer), tmp_path / "values.npz"
     np.savez(path, input_ids=np.full((1, 5), 7), attention_mask=np.ones((1, 5), np.int64))
-    given = feeds.given([str(path)])
-    taken = subjects.resolve(graph, given)
+    given = feeds.parse_inputs([str(path)])
+    taken = subjects.resolve_inputs(graph, given)
     assert (feeds.values_for(taken, given.path, 0)["input_ids"] == 7).all()
     np.savez(path, input_ids=np.full((1, 5), 7, np.int32))
     with pytest.raises(InputError, match=r"'input_ids' is of int64, and in .*values.npz of int32"):
-        subjects.resolve(graph, feeds.given([str(path)]))
+        subjects.resolve_inputs(graph, feeds.parse_inputs([str(path)]))
     np.savez(path, input_ids=np.array([{"a": 1}], dtype=object))
     with pytest.raises(InputError, match=r"cannot be read as an \.npz file"):
-        feeds.given([str(path)])
+        feeds.parse_inputs([str(path)])
     path.write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(InputError, match=r"cannot be read as an \.npz file"):
-        feeds.given([str(path)])
+        feeds.parse_inputs([str(path)])

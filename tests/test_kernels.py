@@ -261,8 +261,8 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
 def test_every_convolution_of_the_tables_that_is_not_strided_fits() -> None:
     assert len(SHAPES) == 15
     for c_in, c_out, _ in SHAPES:
-        assert kernels.fits(nn.Conv2d(c_in, c_out, 3, padding=1))
-        assert kernels.fits(NormPropConv2d(c_in, c_out, 3, padding=1))
+        assert kernels.is_supported(nn.Conv2d(c_in, c_out, 3, padding=1))
+        assert kernels.is_supported(NormPropConv2d(c_in, c_out, 3, padding=1))
 
 
 @pytest.mark.parametrize(
@@ -363,10 +363,10 @@ def test_a_device_on_which_kernels_fail_is_told_with_the_reason(monkeypatch: pyt
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(kernels, "differences", fail)
-    assert kernels.fault.__wrapped__(CPU) == "RuntimeError: no C compiler here"
+    assert kernels.why_unusable.__wrapped__(CPU) == "RuntimeError: no C compiler here"
     monkeypatch.setattr(kernels, "differences", lambda *_: {"output": 0.001, "gradient of the weight": float("nan")})
-    assert kernels.fault.__wrapped__(CPU) == "a try gave other values than the library: gradient of the weight"
+    assert kernels.why_unusable.__wrapped__(CPU) == "a try gave other values than the library: gradient of the weight"
     monkeypatch.setattr(kernels, "differences", lambda *_: {"output": 0.001})
-    assert kernels.fault.__wrapped__(CPU) is None
+    assert kernels.why_unusable.__wrapped__(CPU) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert kernels.fault.__wrapped__(CPU) == "there is no Triton"
+    assert kernels.why_unusable.__wrapped__(CPU) == "there is no Triton"

@@ -15,7 +15,7 @@ from suite.export.exporter import export
 from suite.inference import latency
 from suite.inference.latency import Protocol, Request
 from suite.registry import PROVIDERS
-from suite.results.samples import timed
+from suite.results.samples import to_seconds
 from suite.schema.outcomes import LatencyResult
 
 SHORT = Protocol(rounds=2, min_seconds=0.0, min_runs=5, max_runs=50, warmup=1)
@@ -57,7 +57,7 @@ def test_onnx_runtime_is_timed_in_seconds_on_the_provider_asked_for(onnx_file: P
     assert [len(burst) for burst in answer.rounds_ns] == [5, 5]
     assert answer.nodes == {"CPUExecutionProvider": 1}
     assert answer.host_samples_ns is UNSET  # on the CPU there is no other memory
-    found = timed(answer)
+    found = to_seconds(answer)
     assert len(found.samples) == 10
     assert all(0 < seconds < 1 for seconds in found.samples)
     assert 0 < found.load_seconds < 10
@@ -68,7 +68,7 @@ def test_torch_is_timed_in_a_process_of_its_own(tmp_path: Path) -> None:
     save_for_hf(timm.create_model("resnet20_relu_bn"), str(tmp_path), safe_serialization=True)
     answer = one(request(tmp_path, runtime="torch", size=32))
     assert answer.provider == "cpu"
-    samples = timed(answer).samples
+    samples = to_seconds(answer).samples
     assert len(samples) == 10
     # 41 million multiply-accumulates an image take a millisecond or so; 10 s would be another unit.
     assert 1e-5 < statistics.median(samples) < 10
@@ -88,7 +88,7 @@ def test_a_failure_of_the_torch_process_is_raised(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_provider_is_proven_or_refused_and_never_replaced(provider: str, onnx_file: Path) -> None:
-    reason = latency.unavailable(provider)
+    reason = latency.why_unavailable(provider)
     if reason is None:
         answer = one(request(onnx_file, provider=provider))
         assert answer.provider == PROVIDERS[provider].name
@@ -99,7 +99,7 @@ def test_a_provider_is_proven_or_refused_and_never_replaced(provider: str, onnx_
 
 
 def test_the_cpu_is_always_there() -> None:
-    assert latency.unavailable("cpu") is None
+    assert latency.why_unavailable("cpu") is None
 
 
 def test_figures_that_are_compared_are_taken_in_turns(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_the_same_file_twice_has_the_same_latency(tmp_path: Path, monkeypatch: p
     save_for_hf(timm.create_model("resnet20_relu_bn"), str(tmp_path), safe_serialization=True)
     export(tmp_path, 32, tmp_path / "model.onnx", {})
     twin = request(tmp_path / "model.onnx", size=32)
-    found = latency.pairs(twin, twin)
+    found = latency.time_pairs(twin, twin)
     # The bar is 0.03 (see the benchmarks); a test must also pass on a machine that does ten other things.
     assert statistics.median(a / b for a, b in found) == pytest.approx(1, abs=0.2)
 
@@ -154,7 +154,7 @@ def measured(ratios: list[float], asked: list[list[str]], monkeypatch: pytest.Mo
 def test_pairs_are_of_several_processes_that_swap_places(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     measured([2.0] * 6, asked, monkeypatch)
-    found = latency.pairs(request(Path("slow")), request(Path("fast")))
+    found = latency.time_pairs(request(Path("slow")), request(Path("fast")))
     assert found == [(2.0, 1.0)] * 6
     assert asked == [["slow", "fast"], ["fast", "slow"]] * 3
 
@@ -162,17 +162,17 @@ def test_pairs_are_of_several_processes_that_swap_places(monkeypatch: pytest.Mon
 def test_pairs_are_taken_until_their_ratio_is_certain_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     measured([2.0, 2.2, *[2.0] * 10], asked, monkeypatch)
-    latency.pairs(request(Path("slow")), request(Path("fast")))
+    latency.time_pairs(request(Path("slow")), request(Path("fast")))
     assert len(asked) == 9  # of nine, one at either end is outside the interval
     asked.clear()
     measured([2.0, 3.0] * latency.PROCESSES[1], asked, monkeypatch)
-    latency.pairs(request(Path("slow")), request(Path("fast")))
+    latency.time_pairs(request(Path("slow")), request(Path("fast")))
     assert len(asked) == latency.PROCESSES[1]
 
 
 def test_pairs_of_a_file_that_cannot_be_run_are_an_error(onnx_file: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"none\.onnx"):
-        latency.pairs(request(onnx_file), request(tmp_path / "none.onnx"))
+        latency.time_pairs(request(onnx_file), request(tmp_path / "none.onnx"))
 
 
 def test_torch_is_not_timed_under_the_name_of_tensorrt(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_torch_is_not_timed_under_the_name_of_tensorrt(tmp_path: Path) -> None:
 
 
 def test_the_peak_is_that_of_the_fastest_product_or_convolution() -> None:
-    found = latency.peak("cpu", 1)
+    found = latency.measure_peak("cpu", 1)
     assert 1e9 < found.flops < 1e14
     trials = found.trials
     assert found.flops == trials[found.of].flops == max(trial.flops for trial in trials.values())

@@ -11,7 +11,7 @@ import pytest
 
 from suite import env, files
 from suite.grid import claims, workers
-from suite.grid.machine import Machine
+from suite.grid.machine import MachineLock
 from suite.inference import processes
 from suite.results import holder, locks
 from suite.results.store import Store
@@ -184,10 +184,10 @@ def test_a_stage_at_work_keeps_its_folder_and_a_timing_the_machine(system: str, 
         raise Waits(text)
 
     waited = pytest.raises(Waits, match=r"^waiting for .*; .*, process \d+ of user .*, since \d")
-    with Machine(say, lock).shared(), Machine(say, lock).shared(), waited:
-        Machine(say, lock).alone().__enter__()
-    with Machine(say, lock).alone(), waited:
-        Machine(say, lock).shared().__enter__()
+    with MachineLock(say, lock).shared(), MachineLock(say, lock).shared(), waited:
+        MachineLock(say, lock).alone().__enter__()
+    with MachineLock(say, lock).alone(), waited:
+        MachineLock(say, lock).shared().__enter__()
 
 
 def test_a_claim_on_a_file_system_without_links_has_one_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,22 +207,22 @@ def test_processes_are_told_apart_elsewhere_than_on_linux(monkeypatch: pytest.Mo
     monkeypatch.setattr(holder.uuid, "getnode", lambda: 0x2FC00000001)
     mine = holder.Holder.this()
     assert mine.is_here
-    assert mine.lives
+    assert mine.is_alive
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     theirs = holder.Holder(mine.host, mine.boot, child.pid, holder._born(child.pid))
-    assert theirs.lives
-    assert not holder.Holder(mine.host, mine.boot, child.pid, mine.born).lives
+    assert theirs.is_alive
+    assert not holder.Holder(mine.host, mine.boot, child.pid, mine.born).is_alive
     child.kill()
     child.wait()
-    assert not theirs.lives
+    assert not theirs.is_alive
     monkeypatch.setattr(holder.uuid, "getnode", lambda: 1 << 40)  # drawn, where there is no network
     assert not holder.Holder.this().is_here
 
 
 def test_a_system_that_cannot_fork_starts_processes_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processes.context(["json"]).get_start_method() == "forkserver"
+    assert processes.fork_context(["json"]).get_start_method() == "forkserver"
     monkeypatch.setattr(processes.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    assert processes.context(["json"]).get_start_method() == "spawn"
+    assert processes.fork_context(["json"]).get_start_method() == "spawn"
 
 
 def test_without_cores_to_choose_and_modes_to_set_nothing_is_chosen_or_set(

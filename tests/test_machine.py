@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from suite.grid.machine import LOCK, Machine
+from suite.grid.machine import LOCK, MachineLock
 from suite.interrupt import Deadline, TimeIsUp
 from suite.results.holder import Holder
 
 ALONE = """
 import os, pathlib, sys
-from suite.grid.machine import Machine
+from suite.grid.machine import MachineLock
 sys.argv = ["suite", "run", "--table", "4"]
 os.umask(0o077)
-with Machine(print, pathlib.Path(os.environ["LOCK"])).alone():
+with MachineLock(print, pathlib.Path(os.environ["LOCK"])).alone():
     print("alone", flush=True)
     sys.stdin.read()
 """
@@ -70,7 +70,7 @@ def say(text: str) -> None:
 def test_a_timing_has_the_machine_to_itself_and_everything_else_shares_it(
     lock: Path, timing: Callable[[], Any]
 ) -> None:
-    machine = Machine(say, lock)
+    machine = MachineLock(say, lock)
     with machine.shared(), machine.shared(), pytest.raises(Waits), machine.alone():
         pass
     process = timing()
@@ -87,7 +87,7 @@ def test_who_has_no_time_left_does_not_wait_for_the_machine(lock: Path) -> None:
     said: list[str] = []
     soon = Deadline(datetime.now(UTC) + timedelta(seconds=1))
     begun = []
-    with Machine(said.append, lock).shared(), pytest.raises(TimeIsUp), Machine(said.append, lock, soon).alone():
+    with MachineLock(said.append, lock).shared(), pytest.raises(TimeIsUp), MachineLock(said.append, lock, soon).alone():
         begun.append(True)
     assert soon.passed
     assert begun == []
@@ -99,7 +99,7 @@ def test_the_lock_of_the_machine_is_one_file_whatever_tmpdir_user_and_umask_are(
     lock: Path, timing: Callable[[], Any], tmp_path: Path
 ) -> None:
     assert str(LOCK) == "/tmp/crelu-norm-suite.lock"
-    code = "from suite.grid.machine import LOCK, Machine; print(Machine(print)._path == LOCK, LOCK)"
+    code = "from suite.grid.machine import LOCK, MachineLock; print(MachineLock(print)._path == LOCK, LOCK)"
     environment = os.environ | {"TMPDIR": str(tmp_path), "USER": "another", "LOGNAME": "another"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"True {LOCK}\n"
@@ -109,7 +109,7 @@ def test_the_lock_of_the_machine_is_one_file_whatever_tmpdir_user_and_umask_are(
 
 def test_who_waits_for_the_machine_is_told_for_whom(lock: Path, timing: Callable[[], Any]) -> None:
     process = timing()
-    with pytest.raises(Waits) as caught, Machine(say, lock).shared():
+    with pytest.raises(Waits) as caught, MachineLock(say, lock).shared():
         pass
     assert re.fullmatch(
         rf"waiting for a timing on this machine to end; suite run --table 4, process {process.pid} of user "
@@ -118,7 +118,7 @@ def test_who_waits_for_the_machine_is_told_for_whom(lock: Path, timing: Callable
     )
     process.kill()
     process.communicate()
-    machine = Machine(say, lock)
+    machine = MachineLock(say, lock)
     with machine.shared(), machine.shared(), pytest.raises(Waits) as caught, machine.alone():
         pass
     assert str(caught.value).count(f"process {os.getpid()} of user") == 2
@@ -129,20 +129,20 @@ def test_who_waits_for_the_machine_is_told_for_whom(lock: Path, timing: Callable
 def test_who_has_the_machine_is_named_though_it_says_so_only_after_it_has_it(
     lock: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = Machine._noted
+    said = MachineLock._noted
     begun = threading.Event()
 
-    def late(self: Machine, *arguments: Any, **options: Any) -> Any:
+    def late(self: MachineLock, *arguments: Any, **options: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
             begun.set()
             time.sleep(0.3)
         return said(self, *arguments, **options)
 
-    monkeypatch.setattr(Machine, "_noted", late)
+    monkeypatch.setattr(MachineLock, "_noted", late)
     ended = threading.Event()
 
     def hold() -> None:
-        with Machine(lambda text: None, lock).alone():
+        with MachineLock(lambda text: None, lock).alone():
             ended.wait(10)
 
     holder = threading.Thread(target=hold)
@@ -150,7 +150,7 @@ def test_who_has_the_machine_is_named_though_it_says_so_only_after_it_has_it(
     try:
         assert begun.wait(10)
         with pytest.raises(Waits, match=rf"; .*, process {os.getpid()} of user .*, since "):
-            Machine(say, lock).shared().__enter__()
+            MachineLock(say, lock).shared().__enter__()
     finally:
         ended.set()
         holder.join()
@@ -166,7 +166,7 @@ def test_a_lock_of_another_owner_is_used_without_writing_to_it(lock: Path, monke
         return really(path, flags, mode)
 
     monkeypatch.setattr(os, "open", may_only_read)
-    machine = Machine(say, lock)
+    machine = MachineLock(say, lock)
     with machine.alone(), pytest.raises(Waits, match=r"^waiting for a timing on this machine to end; who has it does"):
         machine.shared().__enter__()
     assert lock.read_text() == ""
@@ -181,7 +181,7 @@ def test_a_lock_that_is_none_is_told_and_does_not_end_the_run(lock: Path, tmp_pa
         lambda: lock.hardlink_to(tmp_path / "theirs"),
     ):
         make()
-        with Machine(said.append, lock).alone():
+        with MachineLock(said.append, lock).alone():
             pass
         lock.unlink()
     assert len(said) == 3
@@ -193,7 +193,7 @@ def test_a_lock_that_is_none_is_told_and_does_not_end_the_run(lock: Path, tmp_pa
 def test_what_others_write_into_the_lock_neither_ends_a_run_nor_steers_a_terminal(lock: Path, written: str) -> None:
     here = vars(Holder.this())
     odd = json.dumps({"holder": here, "user": "u", "since": "s", "command": "\x1b[2J"})
-    machine = Machine(say, lock)
+    machine = MachineLock(say, lock)
     with machine.shared():
         lock.write_text(f"{written}\n{odd}\n")
         with pytest.raises(Waits) as caught, machine.alone():

@@ -593,9 +593,9 @@ def test_cuda_is_refused_where_there_is_none(suite: Run, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", [("explain",), ("parity",)])
 def test_a_provider_that_is_not_there_is_one_line_from_every_command(command: tuple[str, ...], suite: Run) -> None:
-    from suite.inference.latency import unavailable
+    from suite.inference.latency import why_unavailable
 
-    if unavailable("cuda") is None:
+    if why_unavailable("cuda") is None:
         pytest.skip("this machine has CUDA")
     code, out, err = suite(*command, "resnet20_relu_bn", "--provider", "cuda")
     assert (code, out, err.count("\n")) == (2, "", 1)

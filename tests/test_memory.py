@@ -81,12 +81,14 @@ def test_what_is_kept_is_known_before_anything_is_computed(name: str) -> None:
 
 def test_a_block_computed_twice_keeps_its_input_alone() -> None:
     plain, ours = net("resnet20_crelu_bn"), net("resnet20_crelu_bn")
-    memory.keep_less(ours, SHAPE, 4, budget=0.0)
+    memory.recompute_activations(ours, SHAPE, 4, budget=0.0)
     assert bytes_kept(ours) < 0.3 * bytes_kept(plain)
 
 
 def test_no_more_blocks_than_needed_are_computed_twice() -> None:
-    counts = [memory.keep_less(net("resnet20_crelu_bn"), SHAPE, 4, budget)[0] for budget in (17e6, 12e6, 0.0)]
+    counts = [
+        memory.recompute_activations(net("resnet20_crelu_bn"), SHAPE, 4, budget)[0] for budget in (17e6, 12e6, 0.0)
+    ]
     assert counts[0] == 0
     assert 0 < counts[1] < 9
     assert counts[2] == 9
@@ -95,20 +97,23 @@ def test_no_more_blocks_than_needed_are_computed_twice() -> None:
 @pytest.mark.parametrize("name", ["resnet20_relu_bn", "resnet20_crelu_bn", "resnet56_relu_bn"])
 def test_nothing_is_computed_twice_that_fits_into_two_gigabytes_in_float32(name: str) -> None:
     # Their measured peaks at batch 128, all kept, are 1.29, 1.50 and 1.82 GB.
-    assert memory.keep_less(net(name), (128, 3, 32, 32), 4) == (0, True)
+    assert memory.recompute_activations(net(name), (128, 3, 32, 32), 4) == (0, True)
 
 
 def test_resnet110_with_crelu_fits_with_every_block_computed_twice() -> None:
-    assert memory.keep_less(net("resnet110_crelu_bn"), (128, 3, 32, 32), 4) == (54, True)
-    number, fits = memory.keep_less(net("resnet110_crelu_bn"), (128, 3, 32, 32), 2)
+    assert memory.recompute_activations(net("resnet110_crelu_bn"), (128, 3, 32, 32), 4) == (54, True)
+    number, fits = memory.recompute_activations(net("resnet110_crelu_bn"), (128, 3, 32, 32), 2)
     assert fits
     assert 0 < number < 54
 
 
 def test_a_network_without_blocks_stays_as_it_is() -> None:
-    assert memory.keep_less(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), SHAPE, 4, budget=0.0) == (0, False)
+    assert memory.recompute_activations(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), SHAPE, 4, budget=0.0) == (
+        0,
+        False,
+    )
 
 
 def test_torch_compile_chooses_itself_what_to_keep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step.memory, "keep_less", lambda *_: pytest.fail("interfered"))
+    monkeypatch.setattr(step.memory, "recompute_activations", lambda *_: pytest.fail("interfered"))
     assert Step(net("resnet20_relu_bn"), RECIPE, CPU, bfloat16=False, compiled=True).blocks_twice == 0

@@ -56,7 +56,7 @@ def path(tmp_path: Path) -> Path:
 
 def refusal(path: Path) -> str:
     """What is said of a file that is to be compared with a network of this project."""
-    with pytest.raises(InputError) as caught, networks.in_one_line(str(path)):
+    with pytest.raises(InputError) as caught, networks.errors_in_one_line(str(path)):
         deploy.parity(str(path), "resnet20_relu_bn", {}, 2, "cpu")
     said = str(caught.value)
     assert said.startswith(f"{path}: ")
@@ -132,7 +132,7 @@ def test_a_file_cut_at_any_sixteenth_is_named(path: Path) -> None:
 def test_weights_of_absurd_shapes_are_refused_without_memory_for_them(path: Path, dims: list[int]) -> None:
     tensor = TensorProto(name="weights", data_type=TensorProto.FLOAT, dims=dims, raw_data=bytes(120))
     path.write_bytes(graph(weights=tensor).SerializeToString())
-    with pytest.raises(InputError, match=str(path)), networks.in_one_line(str(path)):
+    with pytest.raises(InputError, match=str(path)), networks.errors_in_one_line(str(path)):
         explained(path)
 
 
@@ -147,7 +147,7 @@ def test_weights_of_absurd_shapes_are_refused_without_memory_for_them(path: Path
 )
 def test_another_networks_file_is_named(path: Path, model: onnx.ModelProto, said: str) -> None:
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match=said), networks.in_one_line(str(path)):
+    with pytest.raises(InputError, match=said), networks.errors_in_one_line(str(path)):
         deploy.parity(str(path), "resnet20_relu_bn", {}, 2, "cpu")
 
 
@@ -167,12 +167,12 @@ def test_names_in_a_file_cannot_steer_a_terminal(path: Path, suite: Callable[...
 
 
 def test_weights_that_are_not_numbers_are_named(path: Path) -> None:
-    with networks.source("resnet20_relu_bn") as of:
+    with networks.find_network("resnet20_relu_bn") as of:
         deploy.export(of, path, "fp32", "cpu", False, {})
     model = onnx.load(path)
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == "layer2.1.conv2.weight")
     weight.CopyFrom(numpy_helper.from_array(np.full(list(weight.dims), np.nan, np.float32), weight.name))
     path.write_bytes(model.SerializeToString())
     said = "the logits of ONNX Runtime are not finite; it departs first at layer2.1.conv2$"
-    with pytest.raises(InputError, match=said), networks.in_one_line(str(path)):
+    with pytest.raises(InputError, match=said), networks.errors_in_one_line(str(path)):
         deploy.parity(str(path), None, {}, 2, "cpu")

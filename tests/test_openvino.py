@@ -32,7 +32,7 @@ def _apart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if "without" not in request.node.name and importlib.util.find_spec("openvino") is None:
         pytest.skip("needs openvino")
     monkeypatch.setattr(contest, "QUICK", SHORT)
-    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: PeakResult(flops=1e12))
+    monkeypatch.setattr(latency, "measure_peak", lambda provider, threads, precision: PeakResult(flops=1e12))
     yield
     assert "openvino" not in sys.modules
 
@@ -187,7 +187,9 @@ ROW = ("resnet20_crelu_bn@cifar10",)
 def test_beside_it_no_key_of_others_changes(tmp_path: Path) -> None:
     from suite.grid import plan as grid
 
-    options = grid.Options(2, tmp_path, depth=20, rows=ROW, forms=("fp32", "fp16", "int8"), batch_sizes=(1,), steps=2)
+    options = grid.RunOptions(
+        2, tmp_path, depth=20, rows=ROW, forms=("fp32", "fp16", "int8"), batch_sizes=(1,), steps=2
+    )
     alone = {stage.key: stage for stage in grid.plan(options).stages}
     beside = replace(options, runtimes=("onnxruntime", "torch", "openvino", DEFAULT))
     more = [stage for stage in grid.plan(beside).stages if stage.key not in alone]

@@ -9,9 +9,9 @@ import pytest
 from suite import api
 from suite.errors import InputError
 from suite.grid import own as models_of
-from suite.grid.options import Options
 from suite.grid.plan import plan
-from suite.report import stated
+from suite.grid.run_options import RunOptions
+from suite.report import own_claims
 from suite.report.entries import Entry
 from suite.report.runs import CHANGED, Records
 from suite.results.store import Store
@@ -173,7 +173,7 @@ def test_what_is_wrong_with_a_command_is_one_line(
 def test_a_network_that_does_not_suit_its_data_is_refused_beforehand(
     written: Callable[..., Path], tmp_path: Path, changes: list[tuple[str, str]], message: str
 ) -> None:
-    cells = plan(Options(own.load(written(*changes)), tmp_path / "results")).cells
+    cells = plan(RunOptions(own.load(written(*changes)), tmp_path / "results")).cells
     with pytest.raises(InputError, match=message):
         models_of.check_networks(cells)
 
@@ -183,13 +183,13 @@ def test_images_of_another_size_than_cifars_transforms_are_to_take_are_refused(
 ) -> None:
     table = own.load(written(("train_size = 32", "train_size = 24")))
     with pytest.raises(InputError, match="row 'tiny': digits10 has 32x32 pixels"):
-        plan(Options(table, tmp_path))
+        plan(RunOptions(table, tmp_path))
 
 
 def test_arguments_are_in_every_key_and_rows_of_the_paper_have_none(
     written: Callable[..., Path], tmp_path: Path
 ) -> None:
-    stages = plan(Options(own.load(written()), tmp_path)).stages
+    stages = plan(RunOptions(own.load(written()), tmp_path)).stages
     of = {title: [s for s in stages if s.cell and s.cell.row.title == title] for title in ("tiny", "wide")}
     assert all("arguments" not in stage.inputs for stage in of["tiny"])
     assert all(stage.inputs["arguments"] == {"act_layer": "relu"} for stage in of["wide"])
@@ -204,7 +204,7 @@ def test_a_folder_of_images_is_a_data_set_with_its_own_statistics(
     path = written(("[recipe]", section), ('"digits10"', '"flowers"'), ('claims = ["wide < tiny", ', "claims = ["))
     for augment in ("cifar", "imagenet"):
         path.write_text(path.read_text().replace('augment = "cifar"', f'augment = "{augment}"'))
-        cell = plan(Options(own.load(path), tmp_path / "results")).cells[0]
+        cell = plan(RunOptions(own.load(path), tmp_path / "results")).cells[0]
         assert (len(cell.dataset.classes), cell.dataset.mean, cell.dataset.train.in_memory) == (
             2,
             (127.5,) * 3,
@@ -214,7 +214,7 @@ def test_a_folder_of_images_is_a_data_set_with_its_own_statistics(
     shutil.rmtree(tmp_path / "flowers")
     with pytest.raises(InputError, match="flowers: does not exist"):
         plan(
-            Options(
+            RunOptions(
                 own.load(
                     written(
                         ("[recipe]", section.replace('"flowers"', '"gone/flowers"')),
@@ -235,7 +235,7 @@ def test_a_changed_module_makes_new_records_and_the_old_ones_do_not_count(
     path = written(('"lcnet_050"', '"own_net_of_a_test"'), ("claims", 'imports = ["own_net_of_a_test.py"]\nclaims'))
     table = own.load(path)
     assert table.imports == (str(module),)
-    train = plan(Options(table, tmp_path, imports=table.imports)).trainings[0]
+    train = plan(RunOptions(table, tmp_path, imports=table.imports)).trainings[0]
     assert train.inputs["source"] == modules.digest(str(module))
     store = Store(tmp_path / "results")
     found = {"top1": 5.0, "trained": True, "epochs": [{"top1": 5.0}], "steps": 200, "test_images": 1000}
@@ -253,23 +253,23 @@ def test_a_changed_module_makes_new_records_and_the_old_ones_do_not_count(
 
 def test_claims_are_judged_as_the_papers_are(written: Callable[..., Path], tmp_path: Path) -> None:
     table, store = own.load(written()), Store(tmp_path / "results")
-    for train, error in zip(plan(Options(table, tmp_path)).trainings, (20.0, 10.0, 10.1), strict=True):
+    for train, error in zip(plan(RunOptions(table, tmp_path)).trainings, (20.0, 10.0, 10.1), strict=True):
         found = {"top1": error, "trained": True, "epochs": [{"top1": error}], "steps": 200, "test_images": 1000}
         found["tries"] = [{"learning_rate": 0.05, "outcome": "trained"}]
         store.put("train", train.inputs, found, {}, {})
     records = Records([store])
     entries = [Entry(table, row, records.runs(table, row)) for row in table.rows]
-    judged = stated.judge(entries)
+    judged = own_claims.judge(entries)
     assert [finding.verdict for _, (finding,) in judged] == ["confirmed", "too close to tell"]
     assert judged[1][0].words == "Wide is best."
-    assert stated.remarks(entries)[0].startswith("claim wide < tiny: confirmed: wide 10.00 < tiny 20.00")
+    assert own_claims.remarks(entries)[0].startswith("claim wide < tiny: confirmed: wide 10.00 < tiny 20.00")
     assert (
-        stated.judge([Entry(table, row, Records([]).runs(table, row)) for row in table.rows])[0][1][0].verdict
+        own_claims.judge([Entry(table, row, Records([]).runs(table, row)) for row in table.rows])[0][1][0].verdict
         == "not yet measured"
     )
-    fewer = spec.matching(table, ["wide", "tiny"])
+    fewer = spec.with_rows(table, ["wide", "tiny"])
     entries = [Entry(fewer, row, records.runs(fewer, row)) for row in fewer.rows]
-    assert [claim.title for claim, _ in stated.judge(entries)] == ["wide < tiny"], "resnet18 was left out"
+    assert [claim.title for claim, _ in own_claims.judge(entries)] == ["wide < tiny"], "resnet18 was left out"
 
 
 def test_init_writes_an_example_that_is_legal_and_replaces_nothing(suite: Run, tmp_path: Path) -> None:

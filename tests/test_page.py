@@ -111,7 +111,7 @@ def test_a_row_that_is_complete_is_not_in_the_command(store: Store, add_run: Add
         add_run(seed=seed)
     found = section(page.write(store, tmp_path / "out").read_text("utf-8"), "table2")
     (rows,) = re.findall(r"--rows (?:&#39;)?(\S+?)(?:&#39;)? ", found)
-    table = spec.selected(2, rows.split(","))
+    table = spec.select_table(2, rows.split(","))
     assert len(table.rows) == 19
 
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 from torch import Tensor, nn
 
 from suite.inference.loaded import Request
-from suite.inference.parity import SHOWN, compare, judge, render
+from suite.inference.parity import SHOWN, compare, compare_logits, render
 from suite.schema.outcomes import ParityResult
 from suite.tables.spec import TOLERANCE
 
@@ -20,7 +20,7 @@ LABELS = RANDOM.integers(0, 10, 200)
 
 
 def test_equal_logits_pass_with_no_difference() -> None:
-    result = judge(LOGITS, LOGITS.copy(), LABELS)
+    result = compare_logits(LOGITS, LOGITS.copy(), LABELS)
     assert result.passed
     assert result.agreement == 100
     assert result.max_logit_difference == result.difference == 0
@@ -32,7 +32,7 @@ def test_noise_below_the_tolerance_passes_and_above_it_fails() -> None:
     for share, passed in ((0.9, True), (1.1, False)):
         other = LOGITS.copy()
         other[3, 4] -= share * TOLERANCE * np.abs(LOGITS).max()
-        assert judge(LOGITS, other, LABELS).passed is passed
+        assert compare_logits(LOGITS, other, LABELS).passed is passed
 
 
 def test_a_logit_may_differ_by_1e_4_of_the_greatest_as_the_readme_says() -> None:
@@ -41,7 +41,7 @@ def test_a_logit_may_differ_by_1e_4_of_the_greatest_as_the_readme_says() -> None
     for difference, passed in ((0.00199, True), (0.00201, False)):
         other = expected.copy()
         other[1, 2] += difference
-        assert judge(expected, other, np.zeros(2)).passed is passed
+        assert compare_logits(expected, other, np.zeros(2)).passed is passed
 
 
 def test_reduced_precision_may_lose_1_percent_of_the_right_answers_or_what_chance_explains() -> None:
@@ -51,14 +51,14 @@ def test_reduced_precision_may_lose_1_percent_of_the_right_answers_or_what_chanc
         labels, other = np.zeros(1000, int), expected.copy()
         labels[900:] = 1  # 900 right answers, of which 9 may be lost; beyond that 2 sqrt(40 + won), which is 16
         other[:lost] = other[900 : 900 + won] = (0.0, 1.0)
-        assert judge(expected, other, labels, exact=False).passed is passed
+        assert compare_logits(expected, other, labels, exact=False).passed is passed
 
 
 def test_another_answer_by_a_clear_margin_fails_and_is_listed() -> None:
     other = LOGITS.copy()
     first, second = np.argsort(LOGITS[7])[[-1, -2]]
     other[7, second] = LOGITS[7, first] + 1
-    result = judge(LOGITS, other, LABELS)
+    result = compare_logits(LOGITS, other, LABELS)
     assert not result.passed
     assert [item.image for item in result.disagreements] == [7]
     assert result.disagreements[0].margin == pytest.approx(LOGITS[7, first] - LOGITS[7, second])
@@ -70,7 +70,7 @@ def test_a_tie_that_flips_is_no_failure() -> None:
     expected[5, :2] = 9.0, 9.0 - 1e-6
     other = expected.copy()
     other[5, :2] = 9.0 - 1e-6, 9.0
-    result = judge(expected, other, LABELS)
+    result = compare_logits(expected, other, LABELS)
     assert result.passed
     assert result.ties == 1
     assert result.agreement == 99.5
@@ -79,7 +79,7 @@ def test_a_tie_that_flips_is_no_failure() -> None:
 def test_the_difference_of_errors_is_onnx_minus_torch() -> None:
     expected = np.eye(4, dtype=np.float32)
     other = expected[[1, 0, 2, 3]]
-    result = judge(expected, other, np.arange(4))
+    result = compare_logits(expected, other, np.arange(4))
     assert (result.torch_top1, result.onnx_top1, result.difference) == (0, 50, 50)
 
 
@@ -89,7 +89,7 @@ def test_logits_that_are_not_finite_cannot_be_compared(which: str) -> None:
     broken[0, 0] = np.inf
     pair = (broken, LOGITS) if which == "torch" else (LOGITS, broken)
     with pytest.raises(RuntimeError, match=f"logits of {which} are not finite"):
-        judge(*pair, LABELS)
+        compare_logits(*pair, LABELS)
 
 
 def answers(classes: np.ndarray) -> np.ndarray:
@@ -106,10 +106,10 @@ def test_reduced_precision_may_lose_what_chance_or_one_percent_explains(lost: in
     other = expected.copy()
     other[:lost] = answers((labels[:lost] + 1) % 10)
     other[1000 : 1000 + won] = answers(labels[1000 : 1000 + won])
-    result = judge(expected, other, labels, exact=False)
+    result = compare_logits(expected, other, labels, exact=False)
     assert (result.lost, result.won) == (lost, won)
     assert result.passed is passed
-    assert not judge(expected, other, labels).passed
+    assert not compare_logits(expected, other, labels).passed
 
 
 class Mean(nn.Module):
@@ -205,9 +205,9 @@ def test_tensorrt_which_multiplies_in_tf32_is_judged_by_its_answers(
 
 
 def test_a_provider_that_is_not_there_is_an_error(onnx_file: Path) -> None:
-    from suite.inference.latency import unavailable
+    from suite.inference.latency import why_unavailable
 
-    if unavailable("cuda") is None:
+    if why_unavailable("cuda") is None:
         assert compared(Mean(), onnx_file, provider="cuda").provider == "CUDAExecutionProvider"
     else:
         with pytest.raises(RuntimeError, match="CUDAExecutionProvider"):
@@ -221,7 +221,7 @@ def test_an_unknown_precision_is_an_error(onnx_file: Path) -> None:
 
 def told(expected: np.ndarray, actual: np.ndarray, **more: Any) -> str:
     used = {"provider": "CPUExecutionProvider", "precision": "fp32", "tf32": False}
-    return render(to_builtins(judge(expected, actual, LABELS)) | used | more)
+    return render(to_builtins(compare_logits(expected, actual, LABELS)) | used | more)
 
 
 def test_the_text_says_errors_differences_and_the_margin_of_each_disagreement() -> None:
@@ -239,7 +239,7 @@ def test_the_text_says_errors_differences_and_the_margin_of_each_disagreement() 
 
 
 def test_of_many_disagreements_the_text_says_the_widest() -> None:
-    found = judge(LOGITS, LOGITS[:, ::-1], LABELS)
+    found = compare_logits(LOGITS, LOGITS[:, ::-1], LABELS)
     widest = max(found.disagreements, key=lambda each: each.margin)
     text = told(LOGITS, LOGITS[:, ::-1])
     assert text.count("image ") == SHOWN

@@ -15,7 +15,7 @@ from suite.tables import spec
 # What an analysis says of the last activations.
 ACTIVATION = {"nonzero": 0.5} | {name: {"mean": 1.0, "std": 1.0} for name in ("over_nonzero", "over_all", "pooled")}
 
-DEPTH_20 = spec.at_depth(spec.load_table(2), 20)
+DEPTH_20 = spec.with_depth(spec.load_table(2), 20)
 
 AddRun = Callable[..., dict[str, Any]]
 

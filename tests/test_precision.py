@@ -16,7 +16,7 @@ from torch import nn
 import models  # noqa: F401 - registers the networks with timm
 from suite.export.exporter import check, to_graph
 from suite.export.nodes import name_after_layers
-from suite.export.precision import Activations, difference, magnitudes, to_float16, to_int8
+from suite.export.precision import Activations, activation_magnitudes, difference, to_float16, to_int8
 from suite.export.rewrite import apply_rewrites
 
 NAMES = ["resnet20_crelu_bn", "resnet20_relu_np"]
@@ -200,7 +200,7 @@ def test_files_in_fewer_bits_keep_to_the_standard(network: str, form: str, tmp_p
 
 
 def test_the_greatest_magnitude_of_each_node_is_told_by_its_layer(exported: Path) -> None:
-    found = magnitudes(exported, [images(0), images(1)])
+    found = activation_magnitudes(exported, [images(0), images(1)])
     model = onnx.load(exported)
     output = next(node.output[0] for node in model.graph.node if node.name == "layer2.0.conv1")
     model.graph.output.append(onnx.helper.make_empty_tensor_value_info(output))

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from suite.errors import InputError
-from suite.results.record import FORMAT, TYPES, decode, key_of, read_record, text_of
+from suite.results.record import FORMAT, TYPES, decode, key_of, read_record, to_json
 
 PUBLISHED = sorted(path for path in (Path(__file__).parent.parent / "results" / "published").glob("*/records/*/*.json"))
 
@@ -38,7 +38,7 @@ def test_a_published_record_written_anew_has_the_same_bytes_and_key() -> None:
     for path in PUBLISHED:
         content = json.loads(path.read_bytes())
         if content["format"] == FORMAT:
-            assert text_of(content) == path.read_bytes()
+            assert to_json(content) == path.read_bytes()
         assert key_of(content["stage"], content["inputs"]) == content["key"]
 
 

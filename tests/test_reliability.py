@@ -144,7 +144,7 @@ def test_kills_while_checkpoints_are_written_leave_a_sound_one(tmp_path: Path, k
 
 
 def export_once(out: Path) -> None:
-    with networks.source("resnet20_relu_bn") as of:
+    with networks.find_network("resnet20_relu_bn") as of:
         deploy.export(of, out, "fp32", "cpu", False, {})
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from suite.report import tables as report
 from suite.report.formats import FORMATS
-from suite.report.render import PARTS, Report, chosen, render
+from suite.report.render import PARTS, Report, render, select_columns
 from suite.results.store import Store
 from suite.tables import spec
 
@@ -19,7 +19,7 @@ MACHINE = "Test CPU (2 cores)"
 
 
 def build(store: Store, model: str = "resnet110_relu_bn", number: int = 2, **options: Any) -> Report:
-    return report.build(spec.matching(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
+    return report.build(spec.with_rows(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
 
 
 def test_markdown_numbers_its_footnotes_and_explains_each(store: Store, add_run: AddRun) -> None:
@@ -140,7 +140,7 @@ def test_a_bar_in_a_record_ends_no_cell_of_a_markdown_table(store: Store, add_ru
 def test_every_part_can_be_asked_for_and_tables_have_no_other(store: Store, add_run: AddRun) -> None:
     empty = report.build(spec.load_table(2), store)
     headings = [column for column in empty.columns if column.key.startswith("heading_")]
-    assert chosen(empty, ["latency"]).columns == headings
+    assert select_columns(empty, ["latency"]).columns == headings
     add_run()
     shown = {column.part for number in spec.NUMBERS for column in report.build(spec.load_table(number), store).columns}
     assert shown - {""} == {*PARTS} - {"peak"}  # of which there is no record here
@@ -159,21 +159,21 @@ def timed_in_openvino(store: Store, add_run: AddRun, passed: bool = True) -> Non
 
 def test_a_terminal_has_room_for_the_latency_of_a_second_runtime(store: Store, add_run: AddRun) -> None:
     timed_in_openvino(store, add_run)
-    brief = chosen(report.build(spec.load_table(2), store))
+    brief = select_columns(report.build(spec.load_table(2), store))
     headings = [column.heading for column in brief.columns]
     assert headings == ["Norm", "Activation", "Data", "paper error", "ours error", "cpu b1 ms", "OV ms"]
     text = render(brief, "github")
     assert max(map(len, text.splitlines())) <= 100
     assert "- OV: OpenVINO 2026.2.1\n" in text
     assert "- ONNX diff is left out for want of room: no parity failed\n" in text
-    few = chosen(build(store))
+    few = select_columns(build(store))
     assert [column.heading for column in few.columns][-3:] == ["ONNX diff", "cpu b1 ms", "OV ms"]
     assert "left out" not in render(few, "github")
 
 
 def test_a_parity_that_failed_is_shown_whatever_the_room(store: Store, add_run: AddRun) -> None:
     timed_in_openvino(store, add_run, passed=False)
-    text = render(chosen(report.build(spec.load_table(2), store)), "github")
+    text = render(select_columns(report.build(spec.load_table(2), store)), "github")
     assert "ONNX diff" in text
     assert "PARITY FAILED" in text
     assert max(map(len, text.splitlines())) <= 100

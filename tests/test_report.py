@@ -12,7 +12,7 @@ AddRun = Callable[..., dict[str, Any]]
 
 
 def build(store: Store, model: str = "resnet110_relu_bn", number: int = 2, **options: Any) -> Report:
-    return report.build(spec.matching(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
+    return report.build(spec.with_rows(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
 
 
 def notes(result: Report, key: str) -> str:
@@ -207,7 +207,7 @@ def test_with_detail_difference_seeds_and_spread_have_columns(store: Store, add_
 def test_the_detail_has_the_percentiles_that_there_are_samples_for(store: Store, add_run: AddRun) -> None:
     add_run("resnet110_relu_bn", samples=tuple(0.001 * n for n in range(1, 131)))
     add_run("resnet110_crelu_bn", samples=tuple(0.001 * n for n in range(1, 65)))
-    table = spec.matching(spec.load_table(2), ["resnet110_relu_bn@cifar10", "resnet110_crelu_bn@cifar10"])
+    table = spec.with_rows(spec.load_table(2), ["resnet110_relu_bn@cifar10", "resnet110_crelu_bn@cifar10"])
     lines = {line.values["model"]: line for line in report.build(table, store, detail=True).lines}
     key = "onnxruntime_cpu_b8_p{}_ms".format
     relu, crelu = lines["resnet110_relu_bn"], lines["resnet110_crelu_bn"]
@@ -257,7 +257,7 @@ def test_what_a_provider_cannot_run_is_an_empty_cell_with_the_reason(store: Stor
     assert not [column for column in without.columns if "cuda_int8" in column.key]
     asked = build(store, forms=("fp32", "int8"))
     (line,) = asked.lines
-    assert line.values["onnxruntime_cuda_b8_p50_ms"] == pytest.approx(2)  # of the exporter's own graph
+    assert line.values["onnxruntime_cuda_b8_p50_ms"] == pytest.approx(2)  # of the default export
     assert line.values["onnxruntime_cpu_b8_p50_ms"] == pytest.approx(10)
     assert line.values["onnxruntime_cuda_int8_b8_p50_ms"] is None
     (note,) = line.notes["onnxruntime_cuda_int8_b8_p50_ms"]

@@ -18,8 +18,8 @@ from suite.errors import InputError
 from suite.grid import estimate, perform, runner
 from suite.grid import plan as grid
 from suite.grid.claims import Claims
-from suite.grid.plan import Grid, Options, Stage
-from suite.grid.reach import lacking, within_reach
+from suite.grid.plan import Grid, RunOptions, Stage
+from suite.grid.reach import describe_unsupported_forms, within_reach
 from suite.results import store
 from suite.results.record import key_of
 from suite.tables import spec
@@ -29,7 +29,7 @@ QUICK_STAGES = """
 import os, sys, pathlib, random, time
 import suite.grid.perform, suite.grid.runner, suite.progress, suite.distributed
 from suite.grid.claims import Claims
-from suite.grid.plan import Options, plan
+from suite.grid.plan import RunOptions, plan
 
 root, cells = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 
@@ -49,7 +49,7 @@ def init(self, *a, **k):
     self._single = dict.fromkeys(("train", "export", "parity"), lambda *a: work(self, *a))
 P.__init__ = init
 
-options = Options(2, root, rows=("resnet110_relu_bn@cifar10",), seeds=cells)
+options = RunOptions(2, root, rows=("resnet110_relu_bn@cifar10",), seeds=cells)
 planned = plan(options)
 with Claims(root) as claims:
     worker = suite.grid.runner.Worker(options, planned, suite.distributed.ALONE, suite.progress.Silent(0), claims)
@@ -116,7 +116,7 @@ def test_two_local_workers_leave_what_one_process_does(tmp_path: Path) -> None:
 
 
 def test_all_keys_are_known_before_anything_runs(tmp_path: Path) -> None:
-    options = Options(4, tmp_path, rows=("resnet50_crelu_bn",), forms=("fp32", "plain", "int8"), batch_sizes=(1, 8))
+    options = RunOptions(4, tmp_path, rows=("resnet50_crelu_bn",), forms=("fp32", "plain", "int8"), batch_sizes=(1, 8))
     planned = grid.plan(options)
     kinds = [stage.kind for stage in planned.stages]
     assert kinds[:7] == ["train", "export", "export", "convert", "parity", "parity", "parity"]
@@ -127,7 +127,9 @@ def test_all_keys_are_known_before_anything_runs(tmp_path: Path) -> None:
 
 def test_gpus_share_the_exporters_own_graph_and_cuda_has_no_eight_bits(tmp_path: Path) -> None:
     row = ("resnet20_relu_bn@cifar10",)
-    options = grid.Options(2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"), runtimes=("onnxruntime",))
+    options = grid.RunOptions(
+        2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"), runtimes=("onnxruntime",)
+    )
     alone = grid.plan(options).stages
     stages = grid.plan(dataclasses.replace(options, providers=("cpu", "cuda", "tensorrt"))).stages
     assert {stage.key for stage in alone} < {stage.key for stage in stages}  # a GPU beside it changes nothing
@@ -149,21 +151,21 @@ def test_gpus_share_the_exporters_own_graph_and_cuda_has_no_eight_bits(tmp_path:
             if stage.inputs["precision"] == "int8":
                 assert stage.inputs["provider"] != "cuda"
                 assert (made.inputs.get("activations") == "symmetric") == (not on_cpu)
-    told = list(lacking(dataclasses.replace(options, providers=("cpu", "cuda", "tensorrt"))))
+    told = list(describe_unsupported_forms(dataclasses.replace(options, providers=("cpu", "cuda", "tensorrt"))))
     assert len(told) == 1
     assert told[0].startswith("left out: int8 on cuda: ")
 
 
 def test_eight_bits_on_the_cpu_keep_their_keys_and_float16_has_new_ones(tmp_path: Path) -> None:
     row = ("resnet20_relu_bn@cifar10",)
-    options = grid.Options(2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"))
+    options = grid.RunOptions(2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"))
     converted = {stage.inputs["form"]: stage.inputs for stage in grid.plan(options).stages if stage.kind == "convert"}
     assert {form: inputs["version"] for form, inputs in converted.items()} == {"fp16": 3, "int8": 2}
 
 
 @pytest.mark.parametrize(("asked", "rounds"), [({}, 5), ({"timings": "thorough"}, 24), ({"timings": "quick"}, 5)])
 def test_a_quick_run_may_have_thorough_timings(tmp_path: Path, asked: dict[str, Any], rounds: int) -> None:
-    planned = grid.plan(grid.Options(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",), **asked))
+    planned = grid.plan(grid.RunOptions(2, tmp_path, depth=20, rows=("resnet20_relu_bn@cifar10",), **asked))
     timed = [stage for stage in planned.stages if stage.kind == "latency"]
     assert {stage.inputs["protocol"]["rounds"] for stage in timed} == {rounds}
     before: set[str] = set()
@@ -186,7 +188,7 @@ def of_kind(planned: Grid, *kinds: str) -> list[Stage]:
 
 
 def test_stages_that_are_asked_for_have_the_keys_that_they_have_among_all(tmp_path: Path) -> None:
-    options = Options(2, tmp_path, depth=20, rows=ROWS, forms=("fp32", "int8"))
+    options = RunOptions(2, tmp_path, depth=20, rows=ROWS, forms=("fp32", "int8"))
     whole = grid.plan(options)
     parts = {name: grid.plan(dataclasses.replace(options, stages=(name,))) for name in spec.STAGES[:4]}
     kinds = {name: sorted({stage.kind for stage in part.stages}) for name, part in parts.items()}
@@ -204,7 +206,7 @@ def test_stages_that_are_asked_for_have_the_keys_that_they_have_among_all(tmp_pa
 
 
 def test_what_needs_a_stage_that_is_neither_asked_for_nor_stored_is_left_out_in_one_line(tmp_path: Path) -> None:
-    options = Options(2, tmp_path, depth=20, rows=ROWS, batch_sizes=(1,), stages=("parity", "latency"))
+    options = RunOptions(2, tmp_path, depth=20, rows=ROWS, batch_sizes=(1,), stages=("parity", "latency"))
     whole = grid.plan(dataclasses.replace(options, stages=spec.STAGES))
     keep(tmp_path, *of_kind(whole, "train")[:2], *of_kind(whole, "export")[:1])
 
@@ -233,26 +235,26 @@ def test_what_needs_a_stage_that_is_neither_asked_for_nor_stored_is_left_out_in_
 def test_a_dry_run_counts_only_what_is_asked_for_and_can_be_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = Options(2, tmp_path, depth=20, rows=ROWS, stages=("export",))
+    options = RunOptions(2, tmp_path, depth=20, rows=ROWS, stages=("export",))
     keep(tmp_path, grid.plan(options).trainings[0])
     monkeypatch.setattr(estimate, "probe", lambda *_: estimate.Probe(*[1.0] * 9))
     said: list[str] = []
-    expected = estimate.expect(options, None, said.append)
+    expected = estimate.estimate_run(options, None, said.append)
     assert [(cost.stages, cost.stored) for cost in expected.costs.values()] == [(1, 0), (0, 0), (0, 0)]
     assert expected.render().count("left out") == 2
     assert [line for line in said if line.startswith("left out: 2 export; what they need (train)")]
-    limited = estimate.expect(options, 3600.0, said.append)
+    limited = estimate.estimate_run(options, 3600.0, said.append)
     assert [cell.row.model for cell in limited.chosen] == [expected.chosen[0].row.model]
 
 
-def worker(options: Options, claims: Claims, planned: Grid | None = None) -> runner.Worker:
+def worker(options: RunOptions, claims: Claims, planned: Grid | None = None) -> runner.Worker:
     return runner.Worker(options, planned or grid.plan(options), distributed.ALONE, progress.Silent(0), claims)
 
 
 def test_a_pack_begins_with_the_longest_and_stores_each_as_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = Options(2, tmp_path, depth=20, rows=ROWS, steps=2, pack=2, stages=("train",))
+    options = RunOptions(2, tmp_path, depth=20, rows=ROWS, steps=2, pack=2, stages=("train",))
     happened: list[tuple[str, int]] = []
 
     def stored() -> int:
@@ -278,7 +280,7 @@ def test_a_pack_begins_with_the_longest_and_stores_each_as_it_ends(
 
 
 def test_after_the_time_nothing_is_begun_and_what_is_left_is_said(tmp_path: Path) -> None:
-    options = Options(2, tmp_path, depth=20, rows=ROWS, batch_sizes=(1,), until=datetime.now(UTC))
+    options = RunOptions(2, tmp_path, depth=20, rows=ROWS, batch_sizes=(1,), until=datetime.now(UTC))
     planned = grid.plan(options)
     keep(tmp_path, *of_kind(planned, "train")[:1])
     midst = of_kind(planned, "train")[1]

@@ -21,7 +21,7 @@ AddRun = Callable[..., dict[str, Any]]
 
 
 def build(store: Store, model: str = "resnet110_relu_bn", number: int = 2, **options: Any) -> Report:
-    return report.build(spec.matching(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
+    return report.build(spec.with_rows(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
 
 
 def notes(result: Report, key: str) -> str:
@@ -64,7 +64,7 @@ def test_quick_is_a_run_shorter_than_an_epoch_wherever_it_is_told(
     key = add_run(top1=50.0, **run)["train"].key
     (store.root / "artifacts" / key).mkdir(parents=True)
     (record,) = store.typed(TrainRecord)
-    table = spec.matching(spec.load_table(2), ["resnet110_relu_bn@cifar10"])
+    table = spec.with_rows(spec.load_table(2), ["resnet110_relu_bn@cifar10"])
     (row,) = table.rows
     entry = Entry(table, row, Records([store]).runs(table, row))
     assert (record.is_quick, entry.counts) == (is_quick, counts)
@@ -74,7 +74,7 @@ def test_quick_is_a_run_shorter_than_an_epoch_wherever_it_is_told(
     (line,) = build(store).lines
     assert line.values["top1"] == ("quick" if is_quick else 50.0)
     assert line.notes["top1"][0].startswith(begins)
-    assert [each.kind for each in cleaning.found(store)] == ["quick"] * is_quick
+    assert [each.kind for each in cleaning.find_removable(store)] == ["quick"] * is_quick
     shown = sheet(build(store))
     (place,) = (number for number, head in enumerate(shown["heads"]) if head.key == "top1")
     assert shown["lines"][0]["cells"][place]["text"] == ("" if is_quick else "50.00")
@@ -82,7 +82,7 @@ def test_quick_is_a_run_shorter_than_an_epoch_wherever_it_is_told(
 
 def test_of_a_recipe_in_steps_a_run_of_all_of_them_counts(store: Store, add_run: AddRun) -> None:
     add_run(max_steps=1000)
-    table = spec.matching(spec.load_table(2), ["resnet110_relu_bn@cifar10"])
+    table = spec.with_rows(spec.load_table(2), ["resnet110_relu_bn@cifar10"])
     for steps, counts in ((1000, True), (2000, False)):
         whole = replace(table, recipe=replace(table.recipe, max_steps=steps))
         assert Entry(whole, whole.rows[0], Records([store]).runs(table, whole.rows[0])).counts == counts
@@ -159,7 +159,7 @@ def test_a_failure_is_told_at_the_row_whose_data_it_was_on(store: Store, add_run
     (cifar10, cifar100) = (add_run(data=data) for data in ("cifar10", "cifar100"))
     store.fail("latency", inputs | {"export": cifar100["export"].key}, "RuntimeError: out of memory")
     records = Records([store])
-    rows = {row.data: row for row in spec.matching(spec.load_table(2), ["resnet110_relu_bn@*"]).rows}
+    rows = {row.data: row for row in spec.with_rows(spec.load_table(2), ["resnet110_relu_bn@*"]).rows}
     assert records.reason(rows["cifar10"], "latency") is None
     assert records.reason(rows["cifar100"], "latency") == "latency failed: RuntimeError: out of memory"
     store.fail("export", inputs | {"train": cifar10["train"].key}, "RuntimeError: no")
@@ -194,7 +194,7 @@ def test_a_run_by_another_table_s_recipe_is_not_a_row_s_own(store: Store, add_ru
     for weight_decay, top1 in ((1e-4, 27.0), (5e-4, 22.0)):
         add_run("resnet110_w32_relu_bn", data="cifar100", top1=top1, weight_decay=weight_decay)
     for number, top1 in ((2, 27.0), (3, 22.0)):
-        table = spec.matching(spec.load_table(number), ["resnet110_w32_relu_bn@cifar100"])
+        table = spec.with_rows(spec.load_table(number), ["resnet110_w32_relu_bn@cifar100"])
         assert report.build(table, store).lines[0].values["top1"] == top1
 
 

@@ -2,7 +2,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from suite.results.samples import interval, packed, percentiles, quantiles, timed
+from suite.results.samples import interval, percentiles, quantiles, to_record, to_seconds
 from suite.schema.outcomes import LatencyResult
 
 
@@ -32,12 +32,12 @@ def test_percentiles_are_told_where_there_are_samples_enough() -> None:
 def test_a_timing_is_kept_run_by_run_in_whole_nanoseconds() -> None:
     measured = {"rounds": [[0.0121], [0.5, 1e-9]], "samples": [0.0121, 0.5, 1e-9], "host_samples": [2.0]}
     kept = {"rounds_ns": [[12100000], [500000000, 1]], "host_samples_ns": [2000000000]}
-    assert packed(measured | {"provider": "x"}) == kept | {"provider": "x"}
+    assert to_record(measured | {"provider": "x"}) == kept | {"provider": "x"}
     for form in (kept, measured):  # that of the first format too
-        read = timed(msgspec.convert(form, LatencyResult))
+        read = to_seconds(msgspec.convert(form, LatencyResult))
         assert list(read.samples) == measured["samples"]
         assert read.rounds == (1, 2)
         assert list(map(list, read.by_round())) == measured["rounds"]
         assert list(read.host_samples) == measured["host_samples"]
-    alone = timed(msgspec.convert(packed({"samples": [0.0121]}), LatencyResult))
+    alone = to_seconds(msgspec.convert(to_record({"samples": [0.0121]}), LatencyResult))
     assert (list(alone.samples), alone.rounds, alone.by_round()) == ([0.0121], (), [])

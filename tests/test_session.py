@@ -86,7 +86,7 @@ def test_no_node_may_run_on_the_cpu_instead(provider: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("provider", GPUS)
 def test_the_package_for_gpus_without_their_libraries_is_an_error_of_one_line(provider: str) -> None:
-    if PROVIDERS[provider].name not in ort.get_available_providers() or latency.unavailable(provider) is None:
+    if PROVIDERS[provider].name not in ort.get_available_providers() or latency.why_unavailable(provider) is None:
         pytest.skip("this build lacks the provider, or this machine has what it needs")
     with pytest.raises(RuntimeError, match=PROVIDERS[provider].name) as caught:
         open_session(graph(), provider, 1)

@@ -105,8 +105,8 @@ def test_what_a_worker_hands_on_arrives_whatever_its_layout(monkeypatch: pytest.
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Space(free))
     values = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
     for tensor in (values, values.contiguous(memory_format=torch.channels_last), values[:0], torch.tensor([1, 2])):
-        sent = shared.sent(tensor.clone())
-        arrived = shared.received(sent)
+        sent = shared.send_tensor(tensor.clone())
+        arrived = shared.receive_tensor(sent)
         assert isinstance(sent, torch.Tensor) == (free > 0) == arrived.is_shared()
         assert torch.equal(arrived, tensor)
         assert arrived.stride() == tensor.stride()
@@ -118,7 +118,7 @@ def test_shared_memory_that_another_process_takes_meanwhile_is_done_without(monk
 
     monkeypatch.setattr(shared, "get_worker_info", lambda: object())
     monkeypatch.setattr(torch.Tensor, "share_memory_", share_memory_)
-    assert shared.received(shared.sent(torch.arange(5))).tolist() == [0, 1, 2, 3, 4]
+    assert shared.receive_tensor(shared.send_tensor(torch.arange(5))).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_files_go_through_a_pipe_as_they_are(images: Path) -> None:

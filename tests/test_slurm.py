@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from suite.errors import InputError
-from suite.grid.plan import Options
+from suite.grid.plan import RunOptions
 
 pytest.importorskip("submitit", reason="needs the extra [slurm]")
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import suite.grid.slurm
 from suite.errors import InputError
-from suite.grid.plan import TIMED, Options, plan
+from suite.grid.plan import TIMED, RunOptions, plan
 
 how = sys.argv[2]
 
@@ -47,7 +47,7 @@ class Job(suite.grid.slurm._Job):
         return super().__call__(options, argv)
 
 suite.grid.slurm.CLUSTER, suite.grid.slurm._Job, suite.grid.slurm.plan = "local", Job, without_timings
-options = Options(2, Path(sys.argv[1]), rows=("resnet110_relu_bn@cifar10",), seeds=8, workers=2)
+options = RunOptions(2, Path(sys.argv[1]), rows=("resnet110_relu_bn@cifar10",), seeds=8, workers=2)
 try:
     print(suite.grid.slurm.run(options).failed)
 except InputError as error:
@@ -84,15 +84,15 @@ def test_what_a_job_refuses_is_one_line(tmp_path: Path) -> None:
 
 def test_a_job_whose_time_is_up_is_begun_again() -> None:
     job = slurm._Job()
-    again = job.checkpoint(Options(2, Path("results")), ["suite"])
+    again = job.checkpoint(RunOptions(2, Path("results")), ["suite"])
     assert again.function is job
-    assert again.args == (Options(2, Path("results")), ["suite"])
+    assert again.args == (RunOptions(2, Path("results")), ["suite"])
 
 
 def test_a_machine_without_slurm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match=r"^--executor slurm: there is no sbatch here"):
-        slurm.run(Options(2, tmp_path))
+        slurm.run(RunOptions(2, tmp_path))
 
 
 def test_a_job_that_slurm_does_not_take_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +100,6 @@ def test_a_job_that_slurm_does_not_take_is_one_line(tmp_path: Path, monkeypatch:
         (tmp_path / name).write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    options = Options(2, tmp_path / "results", rows=("resnet110_relu_bn@cifar10",))
+    options = RunOptions(2, tmp_path / "results", rows=("resnet110_relu_bn@cifar10",))
     with pytest.raises(InputError, match=r"^--executor slurm: sbatch: error: invalid partition$"):
         slurm.run(options)

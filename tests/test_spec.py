@@ -101,7 +101,7 @@ def test_steps_limit_either_profile() -> None:
 
 
 def test_another_depth_renames_all_models_and_the_title_says_so() -> None:
-    table = spec.at_depth(spec.load_table(2), 20)
+    table = spec.with_depth(spec.load_table(2), 20)
     assert {row.model.split("_")[0] for row in table.rows} == {"resnet20"}
     assert all(timm.is_model(row.model) for row in table.rows)
     assert "run with ResNet-20" in table.title
@@ -110,13 +110,13 @@ def test_another_depth_renames_all_models_and_the_title_says_so() -> None:
 
 def test_depth_is_refused_where_rows_differ_in_it() -> None:
     with pytest.raises(InputError, match="legal for tables 1, 2 and 3"):
-        spec.at_depth(spec.load_table(4), 20)
+        spec.with_depth(spec.load_table(4), 20)
 
 
 def test_rows_are_chosen_by_model_or_by_model_and_data() -> None:
     table = spec.load_table(2)
-    assert len(spec.matching(table, ["*_crelu_*"]).rows) == 8
-    chosen = spec.matching(table, ["resnet110_relu_bn@cifar100", "resnet110_crelu_bn"]).rows
+    assert len(spec.with_rows(table, ["*_crelu_*"]).rows) == 8
+    chosen = spec.with_rows(table, ["resnet110_relu_bn@cifar100", "resnet110_crelu_bn"]).rows
     assert [(row.model, row.data) for row in chosen] == [
         ("resnet110_crelu_bn", "cifar10"),
         ("resnet110_relu_bn", "cifar100"),
@@ -126,7 +126,7 @@ def test_rows_are_chosen_by_model_or_by_model_and_data() -> None:
 
 def test_a_glob_without_a_match_is_named_with_the_models_there_are() -> None:
     with pytest.raises(InputError, match=r"'resnet9\*' matches no row of table 2.*resnet110_relu_plain"):
-        spec.matching(spec.load_table(2), ["resnet110_*", "resnet9*"])
+        spec.with_rows(spec.load_table(2), ["resnet110_*", "resnet9*"])
 
 
 @pytest.mark.parametrize(

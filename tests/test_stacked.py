@@ -15,7 +15,7 @@ from suite.data.batches import Batch, Batches
 from suite.data.sets import Dataset, Split
 from suite.tables import spec
 from suite.training import checkpoint, feasible, fitting, fused_norm, kernels, train
-from suite.training.job import Trained
+from suite.training.job import FinishedTraining
 from suite.training.pack import Outcome
 from suite.training.stacked import Seed, Stack, State
 from suite.training.step import Engine, Step
@@ -55,8 +55,8 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def assert_same(one: Outcome, other: Outcome) -> None:
     """Two results are of the same training but for rounding."""
-    assert isinstance(one, Trained)
-    assert isinstance(other, Trained)
+    assert isinstance(one, FinishedTraining)
+    assert isinstance(other, FinishedTraining)
     found, expected = one.result, other.result
     assert to_builtins(found).keys() == to_builtins(expected).keys()
     assert (found.steps, found.trained, len(found.tries)) == (
@@ -139,8 +139,8 @@ def test_a_pack_of_seeds_is_stacked_and_each_ends_as_alone(tmp_path: Path) -> No
     for seed, (one, other) in enumerate(zip(together, alone, strict=True)):
         assert_same(one, other)
         assert_same_weights(tmp_path / "stacked" / str(seed), tmp_path / "alone" / str(seed))
-        assert isinstance(one, Trained)
-        assert isinstance(other, Trained)
+        assert isinstance(one, FinishedTraining)
+        assert isinstance(other, FinishedTraining)
         assert (one.timing.stacked, other.timing.stacked) == (SEEDS, 1)
 
 
@@ -148,8 +148,8 @@ def test_a_pack_of_seeds_is_stacked_and_each_ends_as_alone(tmp_path: Path) -> No
 def test_networks_whose_layers_are_our_own_kernels_are_stacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, but that each layer computes by the library here."""
     monkeypatch.setattr(Engine, "wants_kernels_on", lambda *_: True)
-    monkeypatch.setattr(kernels, "fault", lambda device: None)
-    monkeypatch.setattr(fused_norm, "fault", lambda device: None)
+    monkeypatch.setattr(kernels, "why_unusable", lambda device: None)
+    monkeypatch.setattr(fused_norm, "why_unusable", lambda device: None)
     batches = Batches(digits(), dataclasses.replace(RECIPE, epochs=1, milestones=()), CPU)
     of_sixteen = {"model": "resnet20_crelu_bn", "model_args": {"width": 16}}
     together = train.train_packed(
@@ -157,7 +157,7 @@ def test_networks_whose_layers_are_our_own_kernels_are_stacked(tmp_path: Path, m
     )
     alone = train.train_packed(jobs(tmp_path / "alone", batches, **of_sixteen), ALONE)
     for one, other in zip(together, alone, strict=True):
-        assert isinstance(one, Trained)
+        assert isinstance(one, FinishedTraining)
         assert (one.result.kernels, one.timing.stacked) == ("triton", SEEDS)
         assert_same(one, other)
 
@@ -168,7 +168,7 @@ def test_only_equal_networks_are_stacked(tmp_path: Path) -> None:
     other_recipe = Batches(batches.dataset, dataclasses.replace(RECIPE, epochs=1, weight_decay=0.0), CPU)
     mixed = [first, second, dataclasses.replace(third, batches=other_recipe)]
     outcomes = train.train_packed(mixed, STACKED)
-    assert [outcome.timing.stacked for outcome in outcomes if isinstance(outcome, Trained)] == [2, 2, 1]
+    assert [outcome.timing.stacked for outcome in outcomes if isinstance(outcome, FinishedTraining)] == [2, 2, 1]
 
 
 class CrashError(Exception):
@@ -231,7 +231,7 @@ def test_a_seed_that_diverges_leaves_the_others_alone(tmp_path: Path, monkeypatc
         assert_same(outcomes[seed], expected[seed])
         assert_same_weights(tmp_path / "stacked" / str(seed), tmp_path / "alone" / str(seed))
     spoilt = outcomes[1]
-    assert isinstance(spoilt, Trained)
+    assert isinstance(spoilt, FinishedTraining)
     assert [tried.learning_rate for tried in spoilt.result.tries] == [0.01, 0.005]
     assert [tried.outcome for tried in spoilt.result.tries] == [feasible.NOT_FINITE, feasible.TRAINED]
 
@@ -287,7 +287,7 @@ def test_a_seed_that_cannot_leave_its_stack_does_not_end_the_others(
 
     monkeypatch.setattr(fitting.Fit, "leave_stack", fail_once)
     outcomes = train.train_packed([begun[0], dataclasses.replace(begun[1], on_step=broken), begun[2]], STACKED)
-    assert [type(outcome) for outcome in outcomes] == [MemoryError, RuntimeError, Trained]
+    assert [type(outcome) for outcome in outcomes] == [MemoryError, RuntimeError, FinishedTraining]
     assert_same(outcomes[2], expected[2])
 
 

@@ -7,20 +7,20 @@ import pytest
 from suite.errors import InputError
 from suite.grid import status
 from suite.grid.claims import Claims
-from suite.grid.plan import Grid, Options, Stage, plan
+from suite.grid.plan import Grid, RunOptions, Stage, plan
 from suite.results.store import Store
 
 
 @pytest.fixture
 def grid(tmp_path: Path) -> Grid:
-    return plan(Options(2, tmp_path, rows=("resnet110_relu_bn@cifar10",), batch_sizes=(1,), seeds=3))
+    return plan(RunOptions(2, tmp_path, rows=("resnet110_relu_bn@cifar10",), batch_sizes=(1,), seeds=3))
 
 
 @pytest.fixture
 def store(tmp_path: Path, grid: Grid) -> Store:
     """A folder on which that was begun: one cell trained, one failed, one under way elsewhere."""
     store = Store(tmp_path)
-    store.keep_plan(status.plan_of(grid, ["python", "-m", "suite", "run", "--table", "2"]))
+    store.save_plan(status.plan_of(grid, ["python", "-m", "suite", "run", "--table", "2"]))
     return store
 
 

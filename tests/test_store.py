@@ -52,7 +52,7 @@ def test_all_that_is_new_in_a_folder_has_its_mode(store: Store, folders: int, fi
     store.root.chmod(folders)
     put(store, weights="abc")
     store.fail("export", INPUTS, "a reason")
-    store.keep_plan({"command": "c", "stages": []})
+    store.save_plan({"command": "c", "stages": []})
     write(store.checkpoints("train", INPUTS) / "1.safetensors", b"")
     with Claims(store.root) as claims, store.workspace():
         claims.take(Stage("train", None, INPUTS))

@@ -174,7 +174,7 @@ def test_the_same_seed_gives_the_same_figures_and_leaves_the_random_state_alone(
 
 
 def test_the_propositions_are_told_with_what_is_right_and_what_is_printed() -> None:
-    first, second, third = theory.in_words()
+    first, second, third = theory.describe_propositions()
     assert "error 7.637 is within the bound 7.637" in first
     assert "it were 2.546" in first
     assert "0.3989, 1/sqrt(2 pi)" in second

@@ -32,10 +32,10 @@ def test_a_process_answers_when_its_threads_no_longer_spin() -> None:
 
 def test_a_burst_stops_on_time_and_on_count() -> None:
     calls: list[int] = []
-    assert len(timing.burst(calls.append, SHORT)) == 5
+    assert len(timing.time_burst(calls.append, SHORT)) == 5
     assert calls == [0, 0, 1, 2, 3, 4]  # the first is not counted
     endless = Protocol(rounds=1, min_seconds=60.0, min_runs=7, max_runs=50, warmup=0)
-    assert len(timing.burst(calls.append, endless)) == 50
+    assert len(timing.time_burst(calls.append, endless)) == 50
 
 
 class Recorded:
@@ -94,5 +94,5 @@ def test_on_cuda_each_input_has_a_graph_and_buffers_that_stay_in_place(
 
 def test_inputs_vary_from_run_to_run() -> None:
     calls: list[int] = []
-    timing.burst(calls.append, SHORT)
+    timing.time_burst(calls.append, SHORT)
     assert len({index % loaded.DISTINCT_INPUTS for index in calls}) == loaded.DISTINCT_INPUTS

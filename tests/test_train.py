@@ -19,7 +19,7 @@ from suite.interrupt import Deadline, Interruption, TimeIsUp
 from suite.schema.outcomes import Epoch, TrainResult
 from suite.tables import spec
 from suite.training import checkpoint, feasible, fitting, state, step, testing, train
-from suite.training.job import Trained
+from suite.training.job import FinishedTraining
 from suite.training.step import Engine
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def timed(
     engine: Engine = EXACT,
     interruption: Interruption | None = None,
     **job: Any,
-) -> Trained:
+) -> FinishedTraining:
     return train.train(train.Job(model, batches, seed, out, **job), engine, interruption)
 
 
@@ -344,7 +344,7 @@ def test_packed_networks_are_trained_as_each_would_be_alone(tmp_path: Path) -> N
         jobs.append(train.Job(name, Batches(small(), recipe, CPU), seed, folders[1]))
     packed = train.train_packed(jobs, EXACT)
     for name, one, other in zip(names, alone, packed, strict=True):
-        assert isinstance(other, Trained)
+        assert isinstance(other, FinishedTraining)
         assert other.timing.packed == 2
         assert other.result == one
         pairs = zip(weights(tmp_path / f"{name}alone"), weights(tmp_path / f"{name}packed"), strict=True)
@@ -359,7 +359,7 @@ def test_a_network_that_ends_makes_room_for_the_next_at_once(tmp_path: Path) -> 
         folder.mkdir()
         batches = Batches(small(), dataclasses.replace(RECIPE, max_steps=steps), CPU)
 
-        def end(outcome: Trained | Exception) -> train.Job | None:
+        def end(outcome: FinishedTraining | Exception) -> train.Job | None:
             told.append((name, 0))
             return following.pop(0) if following else None
 
@@ -380,10 +380,10 @@ def test_a_network_that_ends_makes_room_for_the_next_at_once(tmp_path: Path) -> 
         *(("last", 0), ("long", 4)),
         *(("long", 5), ("long", 0)),
     ]
-    assert [isinstance(outcome, Trained) for outcome in outcomes] == [True, True, False, True]
+    assert [isinstance(outcome, FinishedTraining) for outcome in outcomes] == [True, True, False, True]
     alone = fit("resnet20_relu_bn", last.batches, 3, tmp_path)
     packed = outcomes[-1]
-    assert isinstance(packed, Trained)
+    assert isinstance(packed, FinishedTraining)
     assert packed.timing.packed == 2
     assert packed.result == alone
     assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "last"), weights(tmp_path), strict=True))
@@ -394,7 +394,7 @@ def test_a_network_that_cannot_begin_does_not_end_the_others(tmp_path: Path) -> 
     jobs = [train.Job(name, batches, 0, tmp_path) for name in ("resnet20_gelu_bn", "resnet20_relu_bn")]
     failed, trained = train.train_packed(jobs, EXACT)
     assert isinstance(failed, RuntimeError)
-    assert isinstance(trained, Trained)
+    assert isinstance(trained, FinishedTraining)
     assert trained.result.steps == 1
 
 
@@ -421,7 +421,7 @@ def test_every_test_is_of_the_statistics_that_are_saved(tmp_path: Path, monkeypa
         # Mean, variance and a count for each of ResNet-20's 19 convolutions.
         happened.append(f"spread {len(list(tensors))}")
 
-    def test(*arguments: Any) -> testing.Tested:
+    def test(*arguments: Any) -> testing.ErrorRates:
         happened.append("test")
         return evaluate(*arguments)
 

@@ -95,7 +95,7 @@ def test_files_that_were_removed_on_purpose_are_no_problem(store: Store, record:
     found = verify(store.root)
     assert (found.problems, found.left_out) == ([], len(record.artifacts))
     assert store.get("other", INPUTS) is None
-    assert store.standing("other", INPUTS) == record
+    assert store.get_even_without_files("other", INPUTS) == record
     (store.root / "removed" / "0123").write_text("of nothing")
     assert "0123: unexpected, of no record" in problem(store)
 

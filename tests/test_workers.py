@@ -18,7 +18,7 @@ def work(path):
     time.sleep(600)
 
 if __name__ == "__main__":
-    with workers.started(1, work, sys.argv[1]) as any_is_left:
+    with workers.start_workers(1, work, sys.argv[1]) as any_is_left:
         while any_is_left():
             time.sleep(0.1)
 """

@@ -62,7 +62,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _short(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest, "QUICK", latency.Protocol(2, 0.0, 5, 50, 1))
-    monkeypatch.setattr(latency, "peak", lambda provider, threads, precision: PeakResult(flops=1e12))
+    monkeypatch.setattr(latency, "measure_peak", lambda provider, threads, precision: PeakResult(flops=1e12))
 
 
 IMPORT = ("--import", "small_nets")
@@ -129,10 +129,10 @@ def test_weights_of_a_file_say_how_many_classes_there_are(tmp_path: Path, suite:
 
 def test_a_folder_in_timms_layout_is_a_network_of_which_nothing_is_run(tmp_path: Path) -> None:
     zoo.import_modules(["small_nets"])
-    network = zoo.named("small_net")
+    network = zoo.from_name("small_net")
     net = zoo.build(network)
     zoo.save(network, net, tmp_path)
-    again = zoo.in_folder(tmp_path)
+    again = zoo.from_folder(tmp_path)
     assert (again.model, again.input_size, again.ours) == ("small_net", (3, 16, 16), False)
     for name, value in zoo.build(again).state_dict().items():
         assert torch.equal(value, net.state_dict()[name])
@@ -184,7 +184,7 @@ def test_models_of_twenty_families_are_exported_within_rounding(
 ) -> None:
     if not request.config.getoption("nightly"):
         pytest.skip("--nightly: half a minute each")
-    network = zoo.named(name)
+    network = zoo.from_name(name)
     net = disturbed(zoo.build(network))
     (tmp_path / "weights").mkdir()
     zoo.save(network, net, tmp_path / "weights")
@@ -220,5 +220,5 @@ def test_the_callers_random_state_is_left_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    zoo.build(zoo.named("resnet20_relu_bn"))
+    zoo.build(zoo.from_name("resnet20_relu_bn"))
     assert torch.equal(torch.rand(3), expected)

@@ -1,4 +1,5 @@
-"""What the trained networks look like inside: the paper's Table 1 and its Figures 2 and 3."""
+"""What the trained networks look like inside: the paper's Table 1 and its Figures 2 and
+3."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,15 +23,18 @@ def _silent(done: int, total: int, note: str) -> None:
 
 
 def analyze(model: nn.Module, batches: Batches, progress: Progress = _silent) -> AnalyzeResult:
-    """Table 1's statistics and Figure 2's differences in one pass over the test images, and Figure 3's coherence.
+    """Table 1's statistics and Figure 2's differences in one pass over the test images,
+    and Figure 3's coherence.
 
     Args:
-        model: a network of this project on the device of the batches. It is left in evaluation mode.
+        model: a network of this project on the device of the batches. It is left in
+            evaluation mode.
         batches: the data set and the recipe whose test images are used.
         progress: called with images done, images in all, and a note.
 
     Returns:
-        See `activation_statistics`, `block_differences` and `coherence`, which measure one of the three alone.
+        See `activation_statistics`, `block_differences` and `coherence`, which measure
+        one of the three alone.
 
     Raises:
         ValueError: the model has no ReLU or CReLU, or no residual block.
@@ -44,11 +48,13 @@ def analyze(model: nn.Module, batches: Batches, progress: Progress = _silent) ->
 
 
 def activation_statistics(model: nn.Module, batches: Batches, progress: Progress = _silent) -> Activation:
-    """Table 1: mean, deviation and share of non-zero entries of the last activation before the classifier.
+    """Table 1: mean, deviation and share of non-zero entries of the last activation
+    before the classifier.
 
-    Measured at the output of the last ReLU or CReLU ("after last ReLU", Table 1's caption), which is what the global
-    pool takes. Only in an `np` network NormProp's constants stand between the two. They would leave no entry at
-    zero and are an affine map, (x - 1/sqrt(2 pi)) / sqrt(1/2 - 1/(2 pi)), of the values given here.
+    Measured at the output of the last ReLU or CReLU ("after last ReLU", Table 1's
+    caption), which is what the global pool takes. Only in an `np` network NormProp's
+    constants stand between the two. They would leave no entry at zero and are an affine
+    map, (x - 1/sqrt(2 pi)) / sqrt(1/2 - 1/(2 pi)), of the values given here.
 
     Sums run in float64, merged batch by batch. Arguments and errors as in `analyze`.
     """
@@ -60,10 +66,12 @@ def activation_statistics(model: nn.Module, batches: Batches, progress: Progress
 def block_differences(model: nn.Module, batches: Batches, progress: Progress = _silent) -> Blocks:
     """Figure 2: Delta of every residual block ("Batch Normalization in ResNets").
 
-    Delta is the L2 norm over channels of block input minus block output, averaged over positions and, a reading,
-    over images. The input is the output of the block's shortcut: where that is an identity the input itself, and
-    elsewhere the input with the shape of the output. A `PreActBasicBlock` takes and hands on the sum before
-    activation. The CReLU that it begins with belongs to its residual path, and so to neither.
+    Delta is the L2 norm over channels of block input minus block output, averaged over
+    positions and, a reading, over images. The input is the output of the block's
+    shortcut: where that is an identity the input itself, and elsewhere the input with
+    the shape of the output. A `PreActBasicBlock` takes and hands on the sum before
+    activation. The CReLU that it begins with belongs to its residual path, and so to
+    neither.
 
     Arguments and errors as in `analyze`.
     """
@@ -75,15 +83,16 @@ def block_differences(model: nn.Module, batches: Batches, progress: Progress = _
 def coherence(model: nn.Module, shortcuts: bool = False, classifier: bool = False) -> Coherence:
     """Figure 3: the coherence of each convolution (Definition 2), in float64.
 
-    `mu` is the greatest |w_i . w_j| / (|w_i| |w_j|) over pairs of different filters of a layer. Neither NormProp's
-    division by |W| nor its gain changes it. A filter of zeros has no direction and makes no pair. A layer without
-    pairs has `mu` 0.
+    `mu` is the greatest |w_i . w_j| / (|w_i| |w_j|) over pairs of different filters of
+    a layer. Neither NormProp's division by |W| nor its gain changes it. A filter of
+    zeros has no direction and makes no pair. A layer without pairs has `mu` 0.
 
     Args:
         model: any network whose modules are registered in order of depth.
         shortcuts: also the 1x1 convolutions of the shortcuts (3 in ResNet-34).
-        classifier: also the rows of the final linear layer. The paper plots "convolution filter matrices 1 to 34" of
-            ResNet-34. Off the shortcuts that has 33 convolutions, and this layer would be the 34th.
+        classifier: also the rows of the final linear layer. The paper plots
+            "convolution filter matrices 1 to 34" of ResNet-34. Off the shortcuts that
+            has 33 convolutions, and this layer would be the 34th.
     """
     kinds = (nn.Conv2d, nn.Linear) if classifier else (nn.Conv2d,)
     layers = {
@@ -96,7 +105,8 @@ def coherence(model: nn.Module, shortcuts: bool = False, classifier: bool = Fals
 
 @torch.no_grad()
 def filter_coherence(weight: Tensor) -> float:
-    """The coherence (Definition 2) of the filters (out, ...) of one layer; see `coherence`."""
+    """The coherence (Definition 2) of the filters (out, ...) of one layer; see
+    `coherence`."""
     filters = weight.double().flatten(1)
     # Divided by the greatest entry first: squares of tiny weights, which weight decay can leave, would be zero.
     filters = filters / filters.abs().amax(1, keepdim=True)
@@ -112,7 +122,8 @@ class _Probe(Protocol):
 
 
 def _watch(model: nn.Module, batches: Batches, probes: Sequence[_Probe], progress: Progress) -> int:
-    """Run the test images through a network that the probes are hooked to; returns how many they were."""
+    """Run the test images through a network that the probes are hooked to; returns how
+    many they were."""
     # Not in inference mode: weights that were rearranged there could not be trained any more.
     model.eval().to(memory_format=torch.channels_last)
     hooks = [hook for probe in probes for hook in probe.hooks()]
@@ -130,9 +141,11 @@ def _watch(model: nn.Module, batches: Batches, probes: Sequence[_Probe], progres
 
 
 class _Running:
-    """Moments in float64 of values that come in parts, merged by the formula of Chan, Golub and LeVeque (1979).
+    """Moments in float64 of values that come in parts, merged by the formula of Chan,
+    Golub and LeVeque (1979).
 
-    A sum of squares would lose the digits of a deviation that is small beside the mean.
+    A sum of squares would lose the digits of a deviation that is small beside the
+    mean.
     """
 
     def __init__(self) -> None:
@@ -186,7 +199,8 @@ class _LastActivation:
 
 
 class _Blocks:
-    """Figure 2, gathered at three places of each block: the residual path's end, the shortcut's and the block's."""
+    """Figure 2, gathered at three places of each block: the residual path's end, the
+    shortcut's and the block's."""
 
     def __init__(self, model: nn.Module) -> None:
         kinds = (BasicBlock, PreActBasicBlock, Bottleneck)
@@ -237,9 +251,11 @@ def _hands_on_its_sum(block: nn.Module) -> bool:
 
 
 def _sum_of_norms(x: Tensor) -> Tensor:
-    """Sum over images and positions of the L2 norm over channels of (B, C, H, W), in float64.
+    """Sum over images and positions of the L2 norm over channels of (B, C, H, W), in
+    float64.
 
-    float32 would do but for networks whose activations grow so far that their squares overflow.
+    float32 would do but for networks whose activations grow so far that their squares
+    overflow.
     """
     # Channels last for the norm too: along a middle axis it takes seven times as long.
     norms: Tensor = torch.linalg.vector_norm(x.movedim(1, -1), dim=-1, dtype=torch.float64)

@@ -1,9 +1,11 @@
-"""The paper's supplement as numbers: Propositions 1 to 3, and what becomes of NormProp's promise in a ResNet.
+"""The paper's supplement as numbers: Propositions 1 to 3, and what becomes of
+NormProp's promise in a ResNet.
 
-The propositions are computed as they are printed and as they are right. Three misprints change a value: the lengths
-in Proposition 1's bound lack their squares, Proposition 2's mean lacks a square root, and Proposition 3's covariance
-is that of a symmetric W. Two statements need more than they say: Proposition 1 a mean of zero, and Proposition 3
-that W is none of the exceptions that `proposition_3` names.
+The propositions are computed as they are printed and as they are right. Three misprints
+change a value: the lengths in Proposition 1's bound lack their squares, Proposition 2's
+mean lacks a square root, and Proposition 3's covariance is that of a symmetric W. Two
+statements need more than they say: Proposition 1 a mean of zero, and Proposition 3 that
+W is none of the exceptions that `proposition_3` names.
 """
 
 import math
@@ -44,7 +46,8 @@ class CanonicalError(Result):
     Attributes:
         error: the least |Sigma - diag(alpha)| (Frobenius) over alpha.
         bound: sigma^2 mu sqrt(sum over i != j of |W_i|^2 |W_j|^2).
-        printed_bound: the same as printed, without the squares; right only for filters of length 1.
+        printed_bound: the same as printed, without the squares; right only for filters
+            of length 1.
         alpha: (m,) where the least is reached.
     """
 
@@ -102,7 +105,8 @@ def proposition_1(weight: FloatArray, sigma: float = 1.0, mean: FloatArray | Non
     Args:
         weight: W (m, n).
         sigma: root of the second moment of each input.
-        mean: E[x] (n,), 0 by default. The paper does not ask for 0, but the bound does not hold without.
+        mean: E[x] (n,), 0 by default. The paper does not ask for 0, but the bound does
+            not hold without.
 
     Raises:
         ValueError: the mean is longer than sigma, which no such x has.
@@ -120,7 +124,8 @@ def proposition_1(weight: FloatArray, sigma: float = 1.0, mean: FloatArray | Non
 
 
 def proposition_2() -> RectifiedNormal:
-    """Mean and variance of a rectified standard normal variable, integrated and in closed form."""
+    """Mean and variance of a rectified standard normal variable, integrated and in
+    closed form."""
     nodes, weights = np.polynomial.legendre.leggauss(100)
     x = 6 * (nodes + 1)  # from 0 to 12; beyond lies less than 1e-31
     density = 6 * weights * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
@@ -132,8 +137,9 @@ def proposition_2() -> RectifiedNormal:
 def proposition_3(weight: FloatArray) -> SumCovariance:
     """The covariance of a residual block W x + x.
 
-    The paper says that it is never I. It is, for W + W^T = -I: a rotation by 120 degrees in every plane of an even
-    n. A W at random is never one of them, and an odd n has none.
+    The paper says that it is never I. It is, for W + W^T = -I: a rotation by 120
+    degrees in every plane of an even n. A W at random is never one of them, and an odd
+    n has none.
 
     Args:
         weight: W (n, n), orthogonal.
@@ -148,7 +154,7 @@ def proposition_3(weight: FloatArray) -> SumCovariance:
     return SumCovariance(total @ total.T, 2 * identity + weight + weight.T, 2 * total)
 
 
-def in_words() -> list[str]:
+def describe_propositions() -> list[str]:
     """The propositions with numbers: what is right, and what the paper prints."""
     filters = 3 * np.eye(2) @ np.array([[1.0, 0.0], [0.6, 0.8]])
     first, second = proposition_1(filters), proposition_2()
@@ -166,16 +172,18 @@ def in_words() -> list[str]:
 def normprop_promise(
     model_name: str = "resnet20_relu_np", gain: float = 1.0, images: int = 64, seed: int = 0
 ) -> dict[str, LayerMoments]:
-    """NormProp at its initial weights on standard normal images: a plain CNN beside a ResNet.
+    """NormProp at its initial weights on standard normal images: a plain CNN beside a
+    ResNet.
 
-    NormProp promises zero mean and unit variance to every layer. The plain CNN keeps to it, and in the ResNet each
-    addition more than doubles the variance ("Normalization Propagation in ResNets"; supplement, "Identity Mapping").
-    Both have the constants behind every rectifier, as the formula is stated.
+    NormProp promises zero mean and unit variance to every layer. The plain CNN keeps to
+    it, and in the ResNet each addition more than doubles the variance ("Normalization
+    Propagation in ResNets"; supplement, "Identity Mapping"). Both have the constants
+    behind every rectifier, as the formula is stated.
 
     Args:
         model_name: an `np` network of this project.
-        gain: g of every layer. The promise is made for 1. At the initial value 1/1.21 the plain CNN's first layer
-            gives mean -0.12 and variance 0.68 instead.
+        gain: g of every layer. The promise is made for 1. At the initial value 1/1.21
+            the plain CNN's first layer gives mean -0.12 and variance 0.68 instead.
         images: how many, of 3 x 32 x 32.
         seed: of weights and images.
 
@@ -194,9 +202,11 @@ def normprop_promise(
 
 
 def plain_normprop(depth: int = 12, width: int = 64) -> nn.Sequential:
-    """A CNN without shortcuts: `depth` times 3x3 convolution and ReLU with NormProp's formula and initial weights.
+    """A CNN without shortcuts: `depth` times 3x3 convolution and ReLU with NormProp's
+    formula and initial weights.
 
-    Without padding, whose zeros have no unit variance, so that each layer takes 2 off height and width.
+    Without padding, whose zeros have no unit variance, so that each layer takes 2 off
+    height and width.
     """
     network = nn.Sequential()
     for layer in range(1, depth + 1):
@@ -208,10 +218,12 @@ def plain_normprop(depth: int = 12, width: int = 64) -> nn.Sequential:
 
 
 def propagation(model: nn.Module, images: Tensor) -> LayerMoments:
-    """Mean and variance, over images, channels and positions, of the input of each convolution off the shortcuts.
+    """Mean and variance, over images, channels and positions, of the input of each
+    convolution off the shortcuts.
 
     Args:
-        model: any network; left in evaluation mode, so that BatchNorm does not look at these images.
+        model: any network; left in evaluation mode, so that BatchNorm does not look at
+            these images.
         images: (B, C, H, W).
     """
     seen: dict[str, tuple[float, float]] = {}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from suite.cli.options import imports_of, in_words
+from suite.cli.options import imports_of, join_with_or
 from suite.errors import InputError
 from suite.tables import spec
 from suite.tables.own import OwnTable
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from suite.results.store import Store
 
 
-def must_be_there(results: Path) -> None:
-    """Refuse what is no results folder, and a folder of such folders, in which nothing would be found.
+def require_results(results: Path) -> None:
+    """Refuse what is no results folder, and a folder of such folders, in which nothing
+    would be found.
 
     Raises:
         InputError: it is one of these.
@@ -27,34 +28,37 @@ def must_be_there(results: Path) -> None:
     if not (results / "records").is_dir():
         inside = sorted(str(path.parent) for path in results.glob("*/records"))
         if inside:
-            raise InputError(f"--results {results}: holds no records, but folders that do; give {in_words(inside)}")
+            raise InputError(f"--results {results}: holds no records, but folders that do; give {join_with_or(inside)}")
 
 
-def must_be_there_if_given(results: Path) -> None:
-    """Without records everything is missing, which is news of the usual folder alone."""
+def require_results_if_given(results: Path) -> None:
+    """Without records everything is missing, which is news of the usual folder
+    alone."""
     source = click.get_current_context().get_parameter_source("results")
     if results.exists() or source is not click.core.ParameterSource.DEFAULT:
-        must_be_there(results)
+        require_results(results)
 
 
-def elsewhere(table: Table, store: "Store") -> Iterator[str]:
-    """What to say where a table has no run, but the folder has runs of it with nets of another depth."""
+def runs_at_other_depths(table: Table, store: "Store") -> Iterator[str]:
+    """What to say where a table has no run, but the folder has runs of it with nets of
+    another depth."""
     if table.depth is None or not store.root.is_dir():
         return
     there = {name.rpartition("-")[0] for name in store.names("train")}
     if there & {row.model for row in table.rows}:
         return
     for other in spec.CIFAR_DEPTHS:
-        if there & {row.model for row in spec.at_depth(table, other).rows}:
+        if there & {row.model for row in spec.with_depth(table, other).rows}:
             how = f"--depth {other}" if other != spec.load_table(table.number).depth else "no --depth"
             yield f"{store.root} has no run of these rows, but some of ResNet-{other}: give {how} to see them"
 
 
-def checked(table: int | OwnTable | None, modules: Sequence[str]) -> tuple[str, ...]:
+def check_modules(table: int | OwnTable | None, modules: Sequence[str]) -> tuple[str, ...]:
     """The modules of a table that is to be shown, of which none is imported.
 
     Raises:
-        InputError: modules for a table that is not the user's own, or a model that there is not.
+        InputError: modules for a table that is not the user's own, or a model that
+            there is not.
     """
     if not isinstance(table, OwnTable):
         if modules:
@@ -75,7 +79,8 @@ def write_page(
     table: int | OwnTable | None = None,
     imports: Sequence[str] = (),
 ) -> Path:
-    """Write the page of the paper's tables, or of a user's own, and tell where it is."""
+    """Write the page of the paper's tables, or of a user's own, and tell where it
+    is."""
     from suite.report import page
     from suite.results.store import Store
 

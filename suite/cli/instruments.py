@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     default=(),
     help="Inputs a run; by default 1, or what a file has.",
 )
-@click.option("--providers", type=options.some_of(PROVIDERS), default="cpu", show_default=True)
+@click.option("--providers", type=options.list_of(PROVIDERS), default="cpu", show_default=True)
 @click.option(
-    "--runtimes", type=options.some_of(RUNTIMES), default=(), help="By default onnxruntime; torch is of models alone."
+    "--runtimes", type=options.list_of(RUNTIMES), default=(), help="By default onnxruntime; torch is of models alone."
 )
 @click.option(
     "--precisions",
-    type=options.some_of(("fp32", *REDUCED)),
+    type=options.list_of(("fp32", *REDUCED)),
     default=(),
     help="Of models, by default fp32; a file is timed as it is.",
 )
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @options.inputs
 @options.modules
 @click.option("--quick", is_flag=True, help="Fewer and shorter rounds, for a first look.")
-@options.form
+@options.text_format
 @click.option(
     "--compare-fail",
     type=options.Percent(),
@@ -53,46 +53,50 @@ def time(
     given: tuple[str, ...],
     modules: tuple[str, ...],
     quick: bool,
-    form: str,
+    text_format: str,
     compare_fail: float | None,
 ) -> int:
-    """Time ONNX files of any maker, models of timm and folders of weights against each other, in turns.
+    """Time ONNX files of any maker, models of timm and folders of weights against each
+    other, in turns.
 
-    Each runs in processes of its own. Inputs are drawn, or read from a file; see the documentation of
-    `suite.inference.feeds`. Ratios are to the first of the same batch size. JSON has each run in nanoseconds too. Exit
-    code 1 if one could not be timed.
+    Each runs in processes of its own. Inputs are drawn, or read from a file; see the
+    documentation of `suite.inference.feeds`. Ratios are to the first of the same
+    batch size. JSON has each run in nanoseconds too. Exit code 1 if one could not be
+    timed.
     """
     import tempfile
 
     from suite import progress
-    from suite.grid.machine import Machine
+    from suite.grid.machine import MachineLock
     from suite.inference import contest, entrants, feeds, networks
     from suite.report import timings
 
-    wanted = entrants.Wanted(runtimes, providers, precisions, batch_sizes, threads, feeds.given(given), modules)
+    wanted = entrants.ContestOptions(
+        runtimes, providers, precisions, batch_sizes, threads, feeds.parse_inputs(given), modules
+    )
     if compare_fail is not None and len(names) < 2 and not (runtimes[1:] or precisions[1:] or providers[1:]):
         raise InputError("--compare-fail: there is nothing to compare; name a second network")
-    found = entrants.find(names, wanted)
+    found = entrants.find_subjects(names, wanted)
     display = progress.display(3)
     try:
-        with tempfile.TemporaryDirectory() as scratch, networks.in_one_line(", ".join(names)):
+        with tempfile.TemporaryDirectory() as scratch, networks.errors_in_one_line(", ".join(names)):
             with display.stage("prepare") as bar:
                 step = _told(display, bar)
-                made, remarks = entrants.prepare(found, wanted, Path(scratch), lambda text: step(0, 0, text))
+                made, remarks = entrants.prepare_entrants(found, wanted, Path(scratch), lambda text: step(0, 0, text))
             if not made:
                 raise InputError("; ".join(remarks) or "there is nothing to time")
-            with Machine(display.note).alone():
+            with MachineLock(display.note).alone():
                 with display.stage("time") as bar:
-                    outcomes = contest.hold(made, quick, _told(display, bar))
+                    outcomes = contest.time_in_turns(made, quick, _told(display, bar))
                 with display.stage("peak of the machine") as bar:
                     step = _told(display, bar)
-                    contest.against_peak(outcomes, lambda text: step(0, 0, text))
+                    contest.add_peak_shares(outcomes, lambda text: step(0, 0, text))
     finally:
         display.close()
     report = timings.table(outcomes, timings.title(outcomes, quick), remarks)
-    click.echo(printable(timings.render(report, outcomes, form), keep="\n"), nl=False)
+    click.echo(printable(timings.render(report, outcomes, text_format), keep="\n"), nl=False)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
-    slow = contest.slower(outcomes, compare_fail) if compare_fail is not None else []
+    slow = contest.find_slower(outcomes, compare_fail) if compare_fail is not None else []
     for outcome in slow:
         assert outcome.ratio is not None  # what is slow was compared
         ratio, low, high = outcome.ratio
@@ -134,7 +138,8 @@ def parity(
     modules: tuple[str, ...],
     tolerance: float | None,
 ) -> int:
-    """Compare two files or models on the same inputs, or a file of this project with its network on test images.
+    """Compare two files or models on the same inputs, or a file of this project with
+    its network on test images.
 
     Exit code 1 if they differ by more than they may.
     """
@@ -158,8 +163,8 @@ def parity(
     data = options.folder_of(texts)
     from suite.inference import feeds, latency
 
-    said = feeds.given(given)
-    if reason := latency.unavailable(provider):
+    said = feeds.parse_inputs(given)
+    if reason := latency.why_unavailable(provider):
         raise InputError(f"--provider {provider}: not available here: {reason}")
     most = TOLERANCE if tolerance is None else tolerance
     first, second = foreign
@@ -169,15 +174,15 @@ def parity(
     with (
         contextlib.closing(display),
         tempfile.TemporaryDirectory() as scratch,
-        networks.in_one_line(source),
+        networks.errors_in_one_line(source),
         display.stage("parity") as bar,
     ):
         step = _told(display, bar)
         if second is None:
             folder = Path(scratch) / "export"
             folder.mkdir()
-            second = versus.exported(first, folder, provider, lambda text: step(0, 0, text))
-        found = versus.between(first, second, said, data, images, provider, most, Path(scratch), step, runtime)
+            second = versus.export_subject(first, folder, provider, lambda text: step(0, 0, text))
+        found = versus.compare_subjects(first, second, said, data, images, provider, most, Path(scratch), step, runtime)
     for note in found.notes:
         click.echo(printable(f"note: {note}"), err=True)
     click.echo(printable(render(found, first.name, second.name, most), keep="\n"), nl=False)
@@ -198,8 +203,9 @@ def _told(display: "Lines", step: "Steps") -> "Steps":
 
 
 def _foreign(source: str, against: str | None, modules: tuple[str, ...]) -> "tuple[Subject, Subject | None] | None":
-    """The two subjects that are to be compared, the first being what differences are measured against; None for a file
-    or network of this project, which is compared with itself."""
+    """The two subjects that are to be compared, the first being what differences are
+    measured against; None for a file or network of this project, which is compared with
+    itself."""
     from suite.inference import subjects, versus
 
     if against is not None:
@@ -209,7 +215,7 @@ def _foreign(source: str, against: str | None, modules: tuple[str, ...]) -> "tup
         path = Path(source)
         if not path.is_file():
             raise InputError(f"{source}: no such file")
-        model = versus.made_from(path)
+        model = versus.model_of_file(path)
         return None if model is None else (subjects.find(model, modules), subjects.find(source))
     subject = subjects.find(source, modules)
     ours = subject.network is None or subject.network.ours
@@ -227,9 +233,9 @@ def _parity_of_own(
 
     if weights is not None and not source.endswith(".onnx"):
         raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {source} is none")
-    deploy.require(provider)
+    deploy.require_provider(provider)
     display = progress.display(1)
-    with contextlib.closing(display), networks.in_one_line(source), display.stage("parity") as step:
+    with contextlib.closing(display), networks.errors_in_one_line(source), display.stage("parity") as step:
         result = deploy.parity(source, weights, data, images, provider, _told(display, step), runtime)
     for note in result["notes"]:
         click.echo(printable(f"note: {note}"), err=True)

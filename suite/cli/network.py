@@ -1,4 +1,5 @@
-"""Commands for one network or file: export it, check it, explain it, and print the curves of Figures 2 and 3."""
+"""Commands for one network or file: export it, check it, explain it, and print the
+curves of Figures 2 and 3."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from suite.registry import REDUCED
 @click.argument("out", type=options.Location(), metavar="OUT.onnx")
 @click.option("--precision", type=options.Word(["fp32", *REDUCED]), default="fp32", show_default=True)
 @options.one_provider
-@click.option("--plain", is_flag=True, help="The exporter's own graph, without rewrites.")
+@click.option("--plain", is_flag=True, help="The default export: the graph as PyTorch's exporter writes it.")
 @options.size
 @click.option("--weights", type=options.Location(), metavar="FILE.safetensors", help="Of the model.")
 @options.modules
@@ -32,13 +33,13 @@ def export(
     modules: tuple[str, ...],
     texts: tuple[str, ...],
 ) -> int:
-    """Write a model, this project's or timm's, or the weights in a folder, as the ONNX file that a provider runs
-    fastest.
+    """Write a model, this project's or timm's, or the weights in a folder, as the ONNX
+    file that a provider runs fastest.
 
-    A model's name means its initial weights. int8 is calibrated on training images of --data, and fp16 is checked to
-    hold the activations that they give.
+    A model's name means its initial weights. int8 is calibrated on training images of
+    --data, and fp16 is checked to hold the activations that they give.
     """
-    from suite.inference import deploy, making, networks, subjects
+    from suite.inference import deploy, model_files, networks, subjects
 
     if out.suffix != ".onnx" and not out.is_dir():
         raise InputError(f"{out}: is to be an ONNX file, whose name ends in .onnx, as in {out.stem}.onnx")
@@ -49,14 +50,14 @@ def export(
         raise InputError(f"{source}: is no model and no folder with its weights; an ONNX file is exported already")
     ours = network.ours and weights is None
     data = options.data_sets_of(texts) if ours else {}
-    with networks.in_one_line(source):
+    with networks.errors_in_one_line(source):
         if ours:
-            with networks.source(source.removeprefix("local-dir:"), size) as of:
+            with networks.find_network(source.removeprefix("local-dir:"), size) as of:
                 result = deploy.export(of, out, precision, provider, plain, data)
             result = {"weights": "of a run" if of.trained else "initial weights", **result}
         else:
             folder = options.folder_of(texts)
-            result = making.export(source, network, out, precision, provider, plain, size, weights, folder, _say)
+            result = model_files.export(source, network, out, precision, provider, plain, size, weights, folder, _say)
     for warning in result.pop("warnings", ()):
         click.echo(printable(f"warning: {source}: {warning}"), err=True)
     click.echo(_listed({"file": out, **result}))
@@ -82,12 +83,13 @@ def explain(
     given: tuple[str, ...],
     modules: tuple[str, ...],
 ) -> int:
-    """Say what ONNX Runtime makes of any file, or of the export of a run or model, and where its time goes."""
+    """Say what ONNX Runtime makes of any file, or of the export of a run or model, and
+    where its time goes."""
     from suite import env
     from suite.inference import deploy, explain, feeds, networks
 
-    said = feeds.given(given)
-    with networks.in_one_line(source), deploy.onnx_file(source, provider, size, modules) as path:
+    said = feeds.parse_inputs(given)
+    with networks.errors_in_one_line(source), deploy.onnx_file(source, provider, size, modules) as path:
         found = explain.render(explain.explain(path, provider, env.available_cores(), batch_size, said))
     click.echo(printable(found, keep="\n"), nl=False)  # a file's nodes have the names that its maker gave them
     return 0
@@ -101,11 +103,13 @@ def explain(
     "--images", type=options.MANY, default=1000, show_default=True, help="Test images for Figure 2, evenly spaced."
 )
 @options.test_data
-@options.form
-def figure(number: str, results: Path, depth: str | None, images: int, data: dict[str, Path], form: str) -> int:
-    """Print the curves of Figure 2 or 3: of the longest runs in the results folder, else of initial weights.
+@options.text_format
+def figure(number: str, results: Path, depth: str | None, images: int, data: dict[str, Path], text_format: str) -> int:
+    """Print the curves of Figure 2 or 3: of the longest runs in the results folder,
+    else of initial weights.
 
-    normprop is NormProp's promise layer by layer, kept in a plain CNN and broken in a ResNet, with Propositions 1 to 3.
+    normprop is NormProp's promise layer by layer, kept in a plain CNN and broken in a
+    ResNet, with Propositions 1 to 3.
     """
     from suite.inference import networks
     from suite.report import figures
@@ -116,19 +120,19 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
                 "--depth, --data: legal only for figure 2; normprop is of initial weights and random images"
             )
         promised, remarks = figures.promise()
-        click.echo(figures.render(number, promised, form, remarks), nl=False)
+        click.echo(figures.render(number, promised, text_format, remarks), nl=False)
         return 0
 
     if number == "3" and data:
         raise InputError("--data: legal only for figure 2; figure 3 is of weights alone")
-    folders.must_be_there_if_given(results)
+    folders.require_results_if_given(results)
 
     def say(text: str) -> None:
         click.echo(text, err=True)
 
-    with networks.in_one_line(f"figure {number}"):
+    with networks.errors_in_one_line(f"figure {number}"):
         found = figures.curves(int(number), results, int(depth) if depth else None, data, images, say)
-    click.echo(figures.render(int(number), found, form), nl=False)
+    click.echo(figures.render(int(number), found, text_format), nl=False)
     return 0
 
 

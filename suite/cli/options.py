@@ -44,7 +44,7 @@ class Word(click.Choice[str]):
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter:
-            self.fail(f"{value!r} is not one of {in_words(self.choices)}", param, ctx)
+            self.fail(f"{value!r} is not one of {join_with_or(self.choices)}", param, ctx)
 
 
 class Share(click.ParamType[float]):
@@ -68,7 +68,8 @@ LARGEST_BATCH = 10_000
 
 
 class Choices(click.ParamType[tuple[Any, ...]]):
-    """A comma-separated list; each entry is converted by `convert_one` and must be legal."""
+    """A comma-separated list; each entry is converted by `convert_one` and must be
+    legal."""
 
     def __init__(self, name: str, convert_one: Callable[[str], Any]) -> None:
         self.name = name
@@ -106,12 +107,12 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return duration.parsed(str(value))
+            return duration.parse_duration(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
-def some_of(legal: Iterable[str]) -> Choices:
+def list_of(legal: Iterable[str]) -> Choices:
     """A comma-separated list of these names."""
     names = tuple(legal)
     return Choices(",".join(names), lambda text: one_of(text, names))
@@ -120,11 +121,11 @@ def some_of(legal: Iterable[str]) -> Choices:
 def one_of(text: str, legal: tuple[str, ...]) -> str:
     """The text if it is legal; else a `ValueError` that says what is."""
     if text not in legal:
-        raise ValueError(f"{text!r} is not one of {in_words(legal)}")
+        raise ValueError(f"{text!r} is not one of {join_with_or(legal)}")
     return text
 
 
-def in_words(names: Iterable[str]) -> str:
+def join_with_or(names: Iterable[str]) -> str:
     """As in "a, b or c"."""
     *most, last = names
     return f"{', '.join(most)} or {last}" if most else last
@@ -151,13 +152,14 @@ def data_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...
 
 
 def data_sets_of(values: Iterable[str], more: Iterable[str] = ()) -> dict[str, Path]:
-    """The paths of data sets by name, those of the suite and `more`, from texts NAME=PATH."""
+    """The paths of data sets by name, those of the suite and `more`, from texts
+    NAME=PATH."""
     found: dict[str, Path] = {}
     legal = (*STAND_INS, *more)
     for value in values:
         name, separator, path = value.partition("=")
         if name not in legal or not separator or not path:
-            raise InputError(f"--data {value}: must be NAME=PATH with NAME one of {in_words(legal)}")
+            raise InputError(f"--data {value}: must be NAME=PATH with NAME one of {join_with_or(legal)}")
         if name in found:
             raise InputError(f"--data {name} is given twice")
         found[name] = Path(path)
@@ -165,7 +167,8 @@ def data_sets_of(values: Iterable[str], more: Iterable[str] = ()) -> dict[str, P
 
 
 def folder_of(values: Sequence[str]) -> Path | None:
-    """The one folder of images, or file of arrays, of a network that is not this project's; None if none is given."""
+    """The one folder of images, or file of arrays, of a network that is not this
+    project's; None if none is given."""
     if len(values) > 1 or any("=" in value for value in values):
         raise InputError("--data: legal for other networks than this project's: one folder of images, or one file .npz")
     return Path(values[0]) if values else None
@@ -183,7 +186,7 @@ class AnyTable(click.ParamType[int | OwnTable]):
         if number in spec.NUMBERS:
             return int(value)
         if number is not None or (not value.endswith(".toml") and not Path(value).is_file()):
-            legal = in_words(map(str, spec.NUMBERS))
+            legal = join_with_or(map(str, spec.NUMBERS))
             raise InputError(
                 f"--table {value}: is not one of {legal}, nor a TOML file; suite init FILE.toml writes one"
             )
@@ -218,7 +221,8 @@ def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 def complete_rows(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The rows of the table and depth that the command line has so far, for the shell."""
+    """The rows of the table and depth that the command line has so far, for the
+    shell."""
     before, comma, last = incomplete.rpartition(",")
     asked = ctx.params.get("table"), ctx.params.get("depth")
     tables = [table for table in _tables() if asked[0] in (None, table.number)]
@@ -238,7 +242,7 @@ def _tables() -> list[spec.Table]:
     return [
         each
         for table in tables
-        for each in ([spec.at_depth(table, depth) for depth in spec.CIFAR_DEPTHS] if table.depth else [table])
+        for each in ([spec.with_depth(table, depth) for depth in spec.CIFAR_DEPTHS] if table.depth else [table])
     ]
 
 
@@ -256,7 +260,9 @@ metric = click.option(
     default="last",
     help="Errors of the last epoch, or the least.",
 )
-form = click.option("--format", "form", type=Word(FORMATS), default="github", show_default=True, help="Of the table.")
+text_format = click.option(
+    "--format", "text_format", type=Word(FORMATS), default="github", show_default=True, help="Of the table."
+)
 depth = click.option(
     "--depth",
     type=Word(map(str, spec.CIFAR_DEPTHS)),
@@ -282,14 +288,15 @@ test_data = click.option(
     multiple=True,
     metavar="NAME=PATH",
     callback=data_sets,
-    help=f"{in_words(STAND_INS)} instead of the embedded images.",
+    help=f"{join_with_or(STAND_INS)} instead of the embedded images.",
 )
 any_data = click.option(
     "--data",
     "texts",
     multiple=True,
     metavar="NAME=PATH|FOLDER|FILE.npz",
-    help=f"Images of {in_words(STAND_INS)}, of a folder for other networks, or arrays; else embedded or random ones.",
+    help=f"Images of {join_with_or(STAND_INS)}, of a folder for other networks, or arrays; "
+    "else embedded or random ones.",
 )
 inputs = click.option(
     "--input",

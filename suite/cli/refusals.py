@@ -1,4 +1,5 @@
-"""What click refuses, in one line as this project writes them: what is wrong, and what is legal or to be done."""
+"""What click refuses, in one line as this project writes them: what is wrong, and what
+is legal or to be done."""
 
 import click
 from click import exceptions

@@ -1,4 +1,5 @@
-"""Commands for results: tables, the page, status, verification and comparison; and lists of what may be named."""
+"""Commands for results: tables, the page, status, verification and comparison; and
+lists of what may be named."""
 
 import shlex
 from importlib import resources
@@ -11,7 +12,7 @@ from suite.cli import folders, options
 from suite.errors import InputError
 from suite.files import printable, write
 from suite.registry import DATA_SETS, STAND_INS
-from suite.report.render import chosen, render
+from suite.report.render import render, select_columns
 from suite.tables import spec
 from suite.tables.own import OwnTable
 
@@ -26,7 +27,7 @@ PUBLISHED = Path("results", "published")
 @options.depth
 @options.metric
 @options.columns
-@options.form
+@options.text_format
 def show(
     table: int | OwnTable,
     modules: tuple[str, ...],
@@ -35,17 +36,19 @@ def show(
     depth: str | None,
     metric: Any,
     columns: tuple[str, ...],
-    form: str,
+    text_format: str,
 ) -> int:
     """Print a table from the most complete records of each row."""
     from suite.report import tables as report
     from suite.results.store import Store
 
-    folders.must_be_there_if_given(results)
-    imports = folders.checked(table, modules)
-    wanted, store = spec.selected(table, rows, int(depth) if depth else None), Store(results)
-    click.echo(render(chosen(report.build(wanted, store, metric, imports=imports), columns), form), nl=False)
-    for line in folders.elsewhere(wanted, store):
+    folders.require_results_if_given(results)
+    imports = folders.check_modules(table, modules)
+    wanted, store = spec.select_table(table, rows, int(depth) if depth else None), Store(results)
+    click.echo(
+        render(select_columns(report.build(wanted, store, metric, imports=imports), columns), text_format), nl=False
+    )
+    for line in folders.runs_at_other_depths(wanted, store):
         click.echo(line, err=True)
     return 0
 
@@ -53,7 +56,8 @@ def show(
 @click.command(short_help="Write the example of a table of your own.")
 @click.argument("file", type=options.Location(), metavar="FILE.toml")
 def init(file: Path) -> int:
-    """Write a commented example of a table of one's own, which runs on embedded images within three minutes."""
+    """Write a commented example of a table of one's own, which runs on embedded images
+    within three minutes."""
     if file.suffix != ".toml":
         raise InputError(
             f"{file}: is to be a TOML file, whose name ends in .toml, as in {file.stem or 'my_table'}.toml"
@@ -70,11 +74,12 @@ def init(file: Path) -> int:
 @click.command("status", short_help="Say how far the runs on a folder are.")
 @options.results
 def status_(results: Path) -> int:
-    """Say how far the runs on a folder are: done, under way and by whom, failed and why, and about how long is left."""
+    """Say how far the runs on a folder are: done, under way and by whom, failed and
+    why, and about how long is left."""
     from suite.grid import status
     from suite.results.store import Store
 
-    folders.must_be_there_if_given(results)
+    folders.require_results_if_given(results)
     store = Store(results)
     records = sum(len(store.names(stage)) for stage in store.stages())
     click.echo(printable(status.render(status.read(store), records), keep="\n"), nl=False)
@@ -109,14 +114,15 @@ def report_(
     metric: Any,
     opened: bool,
 ) -> int:
-    """Write a page with the tables, plots and provenance of all records, and the same as plain files beside it."""
+    """Write a page with the tables, plots and provenance of all records, and the same
+    as plain files beside it."""
     for folder in results:
-        folders.must_be_there(folder)
+        folders.require_results(folder)
     if isinstance(table, int):
         raise InputError(
             f"--table {table}: the page has all of the paper's; legal: the TOML file of a table of your own"
         )
-    imports = folders.checked(table, modules)
+    imports = folders.check_modules(table, modules)
     path = folders.write_page(results, out, metric, table, imports)
     click.echo(path)
     if opened:
@@ -133,18 +139,19 @@ def report_(
     show_default=True,
     help="Of weights: what holds the results folders.",
 )
-@click.option("--format", "form", type=options.Word(["github", "json"]), default="github", help="Of weights.")
-def list_(what: str, results: Path, form: str) -> int:
-    """Print the models, the tables, the data sets, or the weights that are published, as timm loads them."""
+@click.option("--format", "text_format", type=options.Word(["github", "json"]), default="github", help="Of weights.")
+def list_(what: str, results: Path, text_format: str) -> int:
+    """Print the models, the tables, the data sets, or the weights that are published,
+    as timm loads them."""
     if what == "weights":
         from suite.report import formats
         from suite.results import weights
 
         listed = weights.listed(results)
-        if form == "json":
+        if text_format == "json":
             click.echo(formats.to_json({"weights": listed}), nl=False)
         else:
-            click.echo(formats.to_grid(*weights.headed(listed), form))
+            click.echo(formats.to_grid(*weights.headed(listed), text_format))
         return 0
     if what == "models":
         import timm
@@ -169,14 +176,15 @@ def list_(what: str, results: Path, form: str) -> int:
 @options.results
 @click.option("--without-files", is_flag=True, help="Weights and ONNX files may be left out, as of published records.")
 @click.option(
-    "--rewrite", is_flag=True, help="First write records of earlier forms anew in today's, each proved to be equal."
+    "--rewrite", is_flag=True, help="First write records of earlier layouts anew in today's, each proved to be equal."
 )
 def verify(results: Path, without_files: bool, rewrite: bool) -> int:
-    """Read and hash all records and files of a results folder anew; exit code 1 if one is damaged, missing or odd."""
+    """Read and hash all records and files of a results folder anew; exit code 1 if one
+    is damaged, missing or odd."""
     from suite import progress
     from suite.results import verify as verifying
 
-    folders.must_be_there_if_given(results)
+    folders.require_results_if_given(results)
     display = progress.display(1 + rewrite)
     try:
         if rewrite:
@@ -215,10 +223,10 @@ def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:
     from suite.grid import cleaning
     from suite.results.store import Store
 
-    folders.must_be_there_if_given(results)
+    folders.require_results_if_given(results)
     store = Store(results)
     store.check()
-    found = cleaning.found(store)
+    found = cleaning.find_removable(store)
     these = [each for each in found if each.kind in (what or cleaning.USUAL)]
     if not dry_run and results.is_dir():
         store.sweep()
@@ -238,9 +246,11 @@ def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:
     "--fail-above", type=options.Percent(), help="Exit with 1 if a cell of B is slower than in A by more than this."
 )
 def compare(a: Path, b: Path, fail_above: float | None) -> int:
-    """Compare the latencies of two results folders, or of two files by pytest-benchmark: B over A, cell by cell.
+    """Compare the latencies of two results folders, or of two files by
+    pytest-benchmark: B over A, cell by cell.
 
-    Exit code 1 also where a cell of A is missing in B, or was measured on another machine.
+    Exit code 1 also where a cell of A is missing in B, or was measured on another
+    machine.
     """
     from suite.results import compare as comparing
 

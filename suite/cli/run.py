@@ -14,13 +14,13 @@ from suite.cli import options as opts  # which a function's argument of that nam
 from suite.errors import InputError
 from suite.registry import FORMS, PROVIDERS, RUNTIMES, STAND_INS
 from suite.report.render import check_names, render
-from suite.report.render import chosen as brief
+from suite.report.render import select_columns as brief
 from suite.tables import spec
 from suite.tables.own import OwnTable
 
 if TYPE_CHECKING:
-    from suite.grid.plan import Options
-    from suite.grid.runner import Outcome
+    from suite.grid.plan import RunOptions
+    from suite.grid.runner import RunSummary
 
 # Seconds after which a dry run begins to measure no other network.
 DRY_RUN = 20.0
@@ -48,7 +48,7 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
     multiple=True,
     metavar="NAME=PATH",
     callback=options.data_sets,
-    help=f"{options.in_words(STAND_INS)}, or one of your own table; repeat.",
+    help=f"{options.join_with_or(STAND_INS)}, or one of your own table; repeat.",
 )
 @click.option(
     "--data-download",
@@ -124,20 +124,20 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
 @click.option("--tensorboard", type=options.Location(), metavar="DIR", help="Write learning curves for TensorBoard.")
 @click.option(
     "--providers",
-    type=options.some_of(PROVIDERS),
+    type=options.list_of(PROVIDERS),
     default="cpu",
     show_default=True,
     help="Of ONNX Runtime, to check and time on.",
 )
 @click.option(
     "--runtimes",
-    type=options.some_of(RUNTIMES),
+    type=options.list_of(RUNTIMES),
     help="What to time, and to check files in: openvino computes in float32, openvino.default in what it chooses. By "
     "default onnxruntime, and torch too where a run is not a quick one.",
 )
 @click.option(
     "--forms",
-    type=options.some_of(FORMS),
+    type=options.list_of(FORMS),
     default="fp32",
     show_default=True,
     help="Forms of the exported file; fp32 is always among them. plain is without rewrites, to show what they gain.",
@@ -156,7 +156,7 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
 )
 @click.option(
     "--stages",
-    type=options.some_of(spec.STAGES),
+    type=options.list_of(spec.STAGES),
     default=",".join(spec.STAGES),
     help="Do only these; without this option the same command does the rest, here or elsewhere.",
 )
@@ -176,7 +176,7 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
 )
 @options.metric
 @options.columns
-@options.form
+@options.text_format
 def run(
     table: int | OwnTable,
     modules: tuple[str, ...],
@@ -187,11 +187,12 @@ def run(
     time_limit: float | None,
     metric: Any,
     columns: tuple[str, ...],
-    form: str,
+    text_format: str,
     workers: int | None,
     **options: Any,
 ) -> int:
-    """Train, export, check and time the rows of a table, as far as that is not stored yet, and print the table.
+    """Train, export, check and time the rows of a table, as far as that is not stored
+    yet, and print the table.
 
     A first try, of two rows: suite run --table 4 --rows 'resnet50_*_bn'
     """
@@ -203,7 +204,7 @@ def run(
     workers = workers or (0 if options["executor"] == "local" else 1)
     asked = {name: value for name, value in options.items() if value is not None}
     asked |= {"until": until, "workers": workers, "imports": imports}
-    chosen = grid.Options(table=table, depth=int(depth) if depth else None, **asked)
+    chosen = grid.RunOptions(table=table, depth=int(depth) if depth else None, **asked)
     if chosen.is_quick:
         usual: dict[str, Any] = {name: value for name, value in QUICK.items() if name not in asked}
         chosen = replace(chosen, **usual)
@@ -217,7 +218,7 @@ def run(
         if chosen.latency_resource is None:
             runner.check_timing(chosen)
         within = DRY_RUN if dry_run and not budget else None
-        expected = estimate.expect(chosen, budget, lambda text: click.echo(text, err=True), within)
+        expected = estimate.estimate_run(chosen, budget, lambda text: click.echo(text, err=True), within)
         click.echo(expected.render(), err=not dry_run, nl=False)
         if dry_run:
             return 130 if expected.stopped else 0
@@ -228,12 +229,12 @@ def run(
     from suite.report import tables as report
     from suite.results.store import Store
 
-    failed = {kind for kind in spec.VERSIONS if grid.asked_as(kind) in chosen.stages}
+    failed = {kind for kind in spec.VERSIONS if grid.stage_option_of(kind) in chosen.stages}
     store = Store(chosen.results)
     built = report.build(
         outcome.table, store, metric, outcome.trained, failed=failed, forms=chosen.forms, imports=imports
     )
-    click.echo(render(brief(built, columns), form), nl=False)
+    click.echo(render(brief(built, columns), text_format), nl=False)
     page = folders.write_page([chosen.results], None, metric, table, imports)
     click.echo(f"report: {page}", err=True)
     if outcome.failed:
@@ -241,25 +242,27 @@ def run(
     return 1 if outcome.failed else 0
 
 
-def _check_columns(options: "Options", names: tuple[str, ...], metric: Any) -> None:
+def _check_columns(options: "RunOptions", names: tuple[str, ...], metric: Any) -> None:
     """Refuse what is no column before hours are spent on its table.
 
     Raises:
-        InputError: a name is no column, and none of a latency that is still to be measured either.
+        InputError: a name is no column, and none of a latency that is still to be
+            measured either.
     """
     from suite.report import tables as report
     from suite.results.store import Store
 
     if names:
-        table = spec.selected(options.table, options.rows, options.depth)
+        table = spec.select_table(options.table, options.rows, options.depth)
         check_names(report.build(table, Store(options.results), metric), names, later=MEASURED)
 
 
-def _executor(options: "Options") -> Callable[["Options"], "Outcome"]:
+def _executor(options: "RunOptions") -> Callable[["RunOptions"], "RunSummary"]:
     """What does the work that the options ask for.
 
     Raises:
-        InputError: its package, or a runtime's, is not installed, or the options are those of another executor.
+        InputError: its package, or a runtime's, is not installed, or the options are
+            those of another executor.
     """
     from suite.inference import loaded
 

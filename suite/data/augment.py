@@ -1,9 +1,10 @@
-"""Train and test transforms of the two recipes, on tensors: uint8 pixels in, normalised float32 images out.
+"""Train and test transforms of the two recipes: uint8 pixels in, float32 images out.
 
-The paper's Experiments section trains with the settings of fb.resnet.torch, so what each transform does, and
-in which order, is that of its datasets/transforms.lua, datasets/cifar10.lua and datasets/imagenet.lua.
-Nothing here keeps a random state: every draw comes from the `torch.Generator` passed in. Means and standard
-deviations are on the 0-255 scale throughout.
+The paper's Experiments section trains with the settings of fb.resnet.torch, so what
+each transform does, and in which order, is that of its datasets/transforms.lua,
+datasets/cifar10.lua and datasets/imagenet.lua. Nothing here keeps a random state: every
+draw comes from the `torch.Generator` passed in. Means and standard deviations are on
+the 0-255 scale throughout.
 """
 
 from collections.abc import Sequence
@@ -38,8 +39,8 @@ def _require_uint8(images: Tensor, dims: int) -> None:
 
 @dataclass(frozen=True)
 class CropFlip:
-    """What `crop_flip` does to each of N images: `offset` (N, 2) int64, the top and left of the crop within
-    the padded image, and `flip` (N,) bool."""
+    """What `crop_flip` does to each of N images: `offset` (N, 2) int64, the top and
+    left of the crop within the padded image, and `flip` (N,) bool."""
 
     offset: Tensor
     flip: Tensor
@@ -54,10 +55,10 @@ class CropFlip:
 
 
 def draw_crop_flip(n: int, generator: torch.Generator, padding: int = 4) -> CropFlip:
-    """Draw offsets uniform over [0, 2 * padding] on both axes and flips with probability 0.5, for n images.
+    """Draw uniform offsets in [0, 2 * padding] and flips at 0.5 for n images.
 
-    The draws lie on the generator's device. Drawing a whole epoch at once, from a generator seeded by seed
-    and epoch, lets a killed run take up any batch again.
+    The draws lie on the generator's device. Drawing a whole epoch at once, from a
+    generator seeded by seed and epoch, lets a killed run take up any batch again.
     """
     device = generator.device
     offset = torch.randint(2 * padding + 1, (n, 2), generator=generator, device=device)
@@ -83,19 +84,20 @@ def _normalized(images: Tensor, mean: Stats, std: Stats) -> Tensor:
 def normalize(images: Tensor, mean: Stats, std: Stats) -> Tensor:
     """The test transform of CIFAR, and what its train transform starts with.
 
-    images: uint8 (B, H, W, 3) on any device. mean, std: three values each, on the 0-255 scale; for a CUDA
-    graph, float32 tensors on the device. Returns float32 (B, 3, H, W), channels_last. Raises ValueError for
-    another dtype or shape.
+    images: uint8 (B, H, W, 3) on any device. mean, std: three values each, on the 0-255
+    scale; for a CUDA graph, float32 tensors on the device. Returns float32 (B, 3, H,
+    W), channels_last. Raises ValueError for another dtype or shape.
     """
     return _normalized(images, mean, std).permute(0, 3, 1, 2)
 
 
 def crop_flip(images: Tensor, draws: CropFlip, mean: Stats, std: Stats, padding: int = 4) -> Tensor:
-    """The train transform of CIFAR: normalise, flip, pad with zeros, crop to the size before padding.
+    """The train transform of CIFAR: normalise, flip, pad with zeros, crop as before.
 
-    images, mean, std, result and errors: as in `normalize`. draws: those of the same B images, on their
-    device, drawn with the same padding. The padding comes after normalising, so it has the mean colour
-    (fb.resnet.torch datasets/cifar10.lua). No shape depends on a value and the host reads nothing back.
+    images, mean, std, result and errors: as in `normalize`. draws: those of the same B
+    images, on their device, drawn with the same padding. The padding comes after
+    normalising, so it has the mean colour (fb.resnet.torch datasets/cifar10.lua). No
+    shape depends on a value and the host reads nothing back.
     """
     batch, height, width, channels = images.shape
     padded_height, padded_width = height + 2 * padding, width + 2 * padding
@@ -117,8 +119,9 @@ def crop_flip(images: Tensor, draws: CropFlip, mean: Stats, std: Stats, padding:
 def draw_area_crop(height: int, width: int, generator: torch.Generator) -> Box | None:
     """Draw a box (top, left, height, width) of an image of height x width pixels.
 
-    Its area is U(0.08, 1) of the image and its aspect U(3/4, 4/3), with the sides swapped half of the time.
-    None if none of ten tries fits in the image (fb.resnet.torch datasets/transforms.lua, RandomSizedCrop).
+    Its area is U(0.08, 1) of the image and its aspect U(3/4, 4/3), with the sides
+    swapped half of the time. None if none of ten tries fits in the image
+    (fb.resnet.torch datasets/transforms.lua, RandomSizedCrop).
     """
     # All tries at once, so that an image takes as many draws from the generator whatever comes of them.
     tries = torch.rand(10, 5, generator=generator, dtype=torch.float64, device=generator.device).tolist()
@@ -135,10 +138,12 @@ def draw_area_crop(height: int, width: int, generator: torch.Generator) -> Box |
 
 @lru_cache(maxsize=4096)  # as many sizes as crops of photographs have; 10 KB each
 def _taps(source: int, target: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The interpolation matrix (target, source) by its four entries a row: their columns and their values.
+    """The interpolation matrix (target, source) by its four entries a row: their
+    columns and their values.
 
-    Cubic convolution, a = -0.5, corners aligned, not widened when shrinking; beyond the edges the line
-    through the last two samples goes on (torch/image generic/image.c, scaleCubic_rowcol).
+    Cubic convolution, a = -0.5, corners aligned, not widened when shrinking; beyond the
+    edges the line through the last two samples goes on (torch/image generic/image.c,
+    scaleCubic_rowcol).
     """
     if source == 1:
         return torch.zeros(target, 1, dtype=torch.int64), torch.ones(target, 1, dtype=dtype)
@@ -192,11 +197,13 @@ def _resize_fast(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize(image: Tensor, height: int, width: int, method: Method = "exact") -> Tensor:
-    """Resize float (3, H, W) or (B, 3, H, W) to height x width; overshoots are not clamped.
+    """Resize float (3, H, W) or (B, 3, H, W) to height x width; overshoots are not
+    clamped.
 
-    "exact" is the bicubic of fb.resnet.torch (image.scale of torch/image): a = -0.5, corners aligned, no
-    antialiasing. "fast" is torch's own, with antialiasing and without aligned corners: a deviation that the
-    caller records. Raises ValueError for another method.
+    "exact" is the bicubic of fb.resnet.torch (image.scale of torch/image): a = -0.5,
+    corners aligned, no antialiasing. "fast" is torch's own, with antialiasing and
+    without aligned corners: a deviation that the caller records. Raises ValueError for
+    another method.
     """
     if method == "exact":
         return _resize_exact(image, height, width)
@@ -206,10 +213,12 @@ def resize(image: Tensor, height: int, width: int, method: Method = "exact") -> 
 
 
 def resize_shorter(image: Tensor, size: int, method: Method = "exact") -> Tensor:
-    """Resize float (..., 3, H, W) so that the shorter side has `size` pixels; the longer is rounded down.
+    """Resize float (..., 3, H, W) so that the shorter side has `size` pixels; the
+    longer is rounded down.
 
-    An image that has that size already is returned as it is (fb.resnet.torch datasets/transforms.lua, Scale,
-    where the allocation of the result truncates a fractional side).
+    An image that has that size already is returned as it is (fb.resnet.torch
+    datasets/transforms.lua, Scale, where the allocation of the result truncates a
+    fractional side).
     """
     height, width = image.shape[-2:]
     if min(height, width) == size:
@@ -220,8 +229,8 @@ def resize_shorter(image: Tensor, size: int, method: Method = "exact") -> Tensor
 
 
 def center_crop(image: Tensor, size: int) -> Tensor:
-    """The central size x size view of (..., H, W); an odd remainder is larger at the top and left, as in
-    fb.resnet.torch. Raises ValueError if the image is smaller."""
+    """The central size x size view of (..., H, W); an odd remainder is larger at the
+    top and left, as in fb.resnet.torch. Raises ValueError if the image is smaller."""
     height, width = image.shape[-2:]
     if min(height, width) < size:
         raise ValueError(f"cannot crop {size}x{size} from an image of {height}x{width}")
@@ -237,12 +246,13 @@ def _grey(image: Tensor) -> Tensor:
 
 
 def brightness(image: Tensor, alpha: float) -> Tensor:
-    """Blend float (3, H, W) with black: alpha * image. Like the other three, in place, and without clamping."""
+    """Blend float (3, H, W) with black: alpha * image. Like the other three, in place,
+    and without clamping."""
     return image.mul_(alpha)
 
 
 def contrast(image: Tensor, alpha: float) -> Tensor:
-    """Blend float (3, H, W) with the mean of its grey image: alpha * image + (1 - alpha) * mean."""
+    """Blend float (3, H, W) with its grey mean: alpha * image + (1 - alpha) * mean."""
     mean = _grey(image).mean()
     return image.mul_(alpha).add_(mean, alpha=1 - alpha)
 
@@ -254,13 +264,13 @@ def saturation(image: Tensor, alpha: float) -> Tensor:
 
 
 def lighting(image: Tensor, alpha: Tensor) -> Tensor:
-    """Add alpha (3,) times the principal components of ImageNet's colours to float (3, H, W) in [0, 1]."""
+    """Add alpha (3,) times ImageNet's principal components to float (3, H, W)."""
     shift = image.new_tensor(EIGVEC) @ (alpha.to(image) * image.new_tensor(EIGVAL))
     return image.add_(shift[:, None, None])
 
 
 def _jitter(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast and saturation in random order, each with alpha = 1 + U(-0.4, 0.4)."""
+    """Brightness, contrast, saturation in random order, alpha = 1 + U(-0.4, 0.4)."""
     steps = (brightness, contrast, saturation)
     device = generator.device
     alphas = (1 + JITTER * (2 * torch.rand(len(steps), generator=generator, device=device) - 1)).tolist()
@@ -270,13 +280,14 @@ def _jitter(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _unit(image: Tensor) -> Tensor:
-    """uint8 (H, W, 3) as float32 (3, H, W) in [0, 1], its channels still last in memory."""
+    """uint8 (H, W, 3) as float32 (3, H, W) in [0, 1], its channels still last in
+    memory."""
     _require_uint8(image, 3)
     return image.permute(2, 0, 1).to(torch.float32).div_(255)
 
 
 def _normalize_unit(image: Tensor, mean: Stats, std: Stats) -> Tensor:
-    """Normalise float (3, H, W) on the [0, 1] scale, in place, by statistics on the 0-255 scale."""
+    """Normalise float (3, H, W) on [0, 1], in place, by statistics on 0-255."""
     mean, std = (_stats(values, image)[:, None, None] / 255 for values in (mean, std))
     return image.sub_(mean).div_(std)
 
@@ -284,10 +295,12 @@ def _normalize_unit(image: Tensor, mean: Stats, std: Stats) -> Tensor:
 def imagenet_train(
     image: Tensor, size: int, mean: Stats, std: Stats, generator: torch.Generator, method: Method = "exact"
 ) -> Tensor:
-    """The train transform of ImageNet: random area crop, colour jitter, lighting, normalise, flip.
+    """The train transform of ImageNet: random area crop, colour jitter, lighting,
+    normalise, flip.
 
-    image: uint8 (H, W, 3). mean, std: three values each, on the 0-255 scale. Returns float32 (3, size, size).
-    Raises ValueError for another dtype or shape. The order is that of fb.resnet.torch datasets/imagenet.lua.
+    image: uint8 (H, W, 3). mean, std: three values each, on the 0-255 scale. Returns
+    float32 (3, size, size). Raises ValueError for another dtype or shape. The order is
+    that of fb.resnet.torch datasets/imagenet.lua.
     """
     box = draw_area_crop(image.shape[0], image.shape[1], generator)
     if box is None:
@@ -308,7 +321,8 @@ def _test_image(image: Tensor, size: int, mean: Stats, std: Stats, method: Metho
 
 
 def imagenet_test(image: Tensor, size: int, mean: Stats, std: Stats, method: Method = "exact") -> Tensor:
-    """The test transform of ImageNet: shorter side to size * 256 / 224, centre crop, normalise.
+    """The test transform of ImageNet: shorter side to size * 256 / 224, centre crop,
+    normalise.
 
     Arguments, result and errors as in `imagenet_train`.
     """
@@ -316,11 +330,12 @@ def imagenet_test(image: Tensor, size: int, mean: Stats, std: Stats, method: Met
 
 
 def imagenet_ten_crop(image: Tensor, size: int, mean: Stats, std: Stats, method: Method = "exact") -> Tensor:
-    """Ten crops of the resized image that `imagenet_test` takes the centre of; their logits are to be summed.
+    """Ten crops of the resized image that `imagenet_test` takes the centre of; their
+    logits are to be summed.
 
-    Returns float32 (10, 3, size, size): centre, top left, top right, bottom left and bottom right of the
-    image, then the same places of its mirror image (fb.resnet.torch datasets/transforms.lua, TenCrop).
-    Arguments and errors as in `imagenet_train`.
+    Returns float32 (10, 3, size, size): centre, top left, top right, bottom left and
+    bottom right of the image, then the same places of its mirror image (fb.resnet.torch
+    datasets/transforms.lua, TenCrop). Arguments and errors as in `imagenet_train`.
     """
     whole = _test_image(image, size, mean, std, method)
     bottom, right = whole.shape[-2] - size, whole.shape[-1] - size

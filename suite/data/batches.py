@@ -1,7 +1,8 @@
 """Batches of a data set by a recipe: what the network sees, in training and in test.
 
-A batch depends on (seed, epoch, position) alone, never on which batches came before it, on the device or on the
-number of worker processes. So a run can be taken up at any batch, and two runs of a seed see the same images.
+A batch depends on (seed, epoch, position) alone, never on which batches came before it,
+on the device or on the number of worker processes. So a run can be taken up at any
+batch, and two runs of a seed see the same images.
 """
 
 import signal
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from suite.data import augment
 from suite.data.folders import read_image
 from suite.data.sets import Dataset, Split
-from suite.data.shared import Sent, as_raised, received, sent
+from suite.data.shared import Sent, receive_tensor, reraise_worker_errors, send_tensor
 from suite.distributed import ALONE, Group
 from suite.errors import InputError
 from suite.tables.spec import Recipe
@@ -32,7 +33,8 @@ TEST_BATCH = {"cpu": 100, "cuda": 2500}
 
 
 def generator(*words: int) -> torch.Generator:
-    """A CPU random generator of its own for each sequence of words, such as (seed, epoch)."""
+    """A CPU random generator of its own for each sequence of words, such as (seed,
+    epoch)."""
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
@@ -41,8 +43,9 @@ class Batches:
     """The images of one data set as a recipe prepares them.
 
     Args:
-        dataset: where the images come from. Images in memory under the "cifar" transforms are held on the device
-            as uint8; all others are decoded and transformed by worker processes.
+        dataset: where the images come from. Images in memory under the "cifar"
+            transforms are held on the device as uint8; all others are decoded and
+            transformed by worker processes.
         recipe: transforms, sizes and batch size.
         device: where the batches lie.
         workers: processes that decode and transform images; 0 does it in this one.
@@ -62,7 +65,7 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Training steps an epoch, the last and smaller batch among them."""
-        return self.recipe.steps_an_epoch(len(self.dataset.train))
+        return self.recipe.steps_per_epoch(len(self.dataset.train))
 
     @property
     def test_images(self) -> int:
@@ -74,9 +77,11 @@ class Batches:
         return min(self.recipe.batch_size, len(self.dataset.train) - step * self.recipe.batch_size)
 
     def train(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """One epoch, shuffled and augmented: float32 (B, 3, size, size) channels_last and int64 (B,) labels.
+        """One epoch, shuffled and augmented: float32 (B, 3, size, size) channels_last
+        and int64 (B,) labels.
 
-        The first `skip` batches are left out. Several processes get every group.size-th image of a batch each.
+        The first `skip` batches are left out. Several processes get every group.size-th
+        image of a batch each.
         """
         draws = generator(seed, epoch)
         order = torch.randperm(len(self.dataset.train), generator=draws)
@@ -88,7 +93,8 @@ class Batches:
             yield from self._load(self.dataset.train, self._shares(order)[skip:], transform)
 
     def test(self, ten_crop: bool = False) -> Iterator[Batch]:
-        """The test images in order; with `ten_crop` float32 (B, 10, 3, size, size). Several processes share them."""
+        """The test images in order; with `ten_crop` float32 (B, 10, 3, size, size).
+        Several processes share them."""
         # Evenly spaced, since some sets are sorted by class.
         order = torch.arange(self.test_images) * len(self.dataset.test) // self.test_images
         order = order[self.group.rank :: self.group.size]
@@ -102,7 +108,8 @@ class Batches:
             yield from self._load(self.dataset.test, list(torch.split(order, 5 if ten_crop else 50)), transform)
 
     def calibration(self, count: int) -> Iterator[Tensor]:
-        """Training images as in test, float32 (B, 3, size, size) on the device: `count` of them, evenly spaced."""
+        """Training images as in test, float32 (B, 3, size, size) on the device: `count`
+        of them, evenly spaced."""
         images = self.dataset.train
         order = torch.arange(min(count, len(images))) * len(images) // min(count, len(images))
         if self.recipe.augment == "cifar":
@@ -156,7 +163,7 @@ class Batches:
             collate_fn=_sent_files if decodes_here else _sent_batch,
             worker_init_fn=_leave_ctrl_c_to_the_parent,
         )
-        for loaded in as_raised(loader):
+        for loaded in reraise_worker_errors(loader):
             if stream:
                 with torch.cuda.stream(stream):
                     batch = decode_on(self.device, _received_files(*loaded), transform)
@@ -166,18 +173,19 @@ class Batches:
                     tensor.record_stream(step)
                 yield batch
             else:
-                images, labels = map(received, loaded)
+                images, labels = map(receive_tensor, loaded)
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
 def _leave_ctrl_c_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; a reader that ended by it would have the training fail before it has
-    its checkpoint."""
+    """Ctrl-C reaches all processes of a terminal; a reader that ended by it would have
+    the training fail before it has its checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _batch(loaded: Sequence[tuple[Tensor, int]]) -> Batch:
-    """Images (or ten crops of each) and labels as a batch, which single images enter in its layout, channels_last."""
+    """Images (or ten crops of each) and labels as a batch, which single images enter in
+    its layout, channels_last."""
     images, labels = zip(*loaded, strict=True)
     shape = (len(images), *images[0].shape)
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
@@ -189,23 +197,24 @@ def _batch(loaded: Sequence[tuple[Tensor, int]]) -> Batch:
 
 def _sent_batch(loaded: Sequence[tuple[Tensor, int]]) -> tuple[Sent, Sent]:
     images, labels = _batch(loaded)
-    return sent(images), sent(labels)
+    return send_tensor(images), send_tensor(labels)
 
 
 def _sent_files(files: Sequence[tuple[Tensor, Path, int, int]]) -> tuple[Sent, list[Any]]:
-    """Files' bytes one after the other, and of each how many they are, its path, its index and its label."""
-    return sent(torch.cat([raw for raw, *_ in files])), [(len(raw), *rest) for raw, *rest in files]
+    """Files' bytes one after the other, and of each how many they are, its path, its
+    index and its label."""
+    return send_tensor(torch.cat([raw for raw, *_ in files])), [(len(raw), *rest) for raw, *rest in files]
 
 
 def _received_files(raw: Sent, rest: list[Any]) -> list[tuple[Tensor, Path, int, int]]:
-    parts = torch.split(received(raw), [length for length, *_ in rest])
+    parts = torch.split(receive_tensor(raw), [length for length, *_ in rest])
     return [(part, *described) for part, (_, *described) in zip(parts, rest, strict=True)]
 
 
 @cache
 def can_decode_on(device: torch.device) -> bool:
-    """Whether torchvision decodes JPEG files on this device: it deprecates that since version 0.29, and some builds
-    have none for GPUs."""
+    """Whether torchvision decodes JPEG files on this device: it deprecates that since
+    version 0.29, and some builds have none for GPUs."""
     import torchvision.io
 
     with warnings.catch_warnings():
@@ -219,9 +228,11 @@ def can_decode_on(device: torch.device) -> bool:
 
 
 def decode_on(device: torch.device, files: list[tuple[Tensor, Path, int, int]], transform: Transform) -> Batch:
-    """Decode JPEG files by torchvision's decoder for this device and transform them there.
+    """Decode JPEG files by torchvision's decoder for this device and transform them
+    there.
 
-    A GPU's decoder rounds differently than a CPU's. What it cannot read is decoded on the CPU.
+    A GPU's decoder rounds differently than a CPU's. What it cannot read is decoded on
+    the CPU.
 
     Args:
         device: where the batch is to lie.
@@ -264,7 +275,8 @@ class _Files(TorchDataset[tuple[Tensor, Path, int, int]]):
 
 
 class _Transformed(TorchDataset[tuple[Tensor, int]]):
-    """One image at a time, decoded and transformed, for the worker processes of a `DataLoader`."""
+    """One image at a time, decoded and transformed, for the worker processes of a
+    `DataLoader`."""
 
     def __init__(self, split: Split, transform: Transform) -> None:
         self.split = split

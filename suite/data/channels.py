@@ -1,7 +1,9 @@
-"""Images for networks that do not take three channels: grey for one, and colours by turns for any other count.
+"""Images for networks that do not take three channels: grey for one, and colours by
+turns for any other count.
 
-As timm does: it reads such a network's images by PIL's `convert("L")`, repeats the filters of RGB for more channels
-(`adapt_input_conv`), and averages a mean and deviation of another length (`adapt_to_chs`).
+As timm does: it reads such a network's images by PIL's `convert("L")`, repeats the
+filters of RGB for more channels (`adapt_input_conv`), and averages a mean and deviation
+of another length (`adapt_to_chs`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,21 +21,24 @@ from suite.tables.spec import Recipe
 GREY = (0.299, 0.587, 0.114)
 
 
-def adapted(values: Sequence[float], channels: int) -> list[float]:
-    """A mean or deviation for each channel: as it is if it is of that length, else the average in all of them."""
+def adapt_to_channels(values: Sequence[float], channels: int) -> list[float]:
+    """A mean or deviation for each channel: as it is if it is of that length, else the
+    average in all of them."""
     return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
 
 
-class InChannels(Batches):
-    """The batches of a data set for a network of so many input channels: grey for one, else red, green, blue, red, ...
+class ChannelBatches(Batches):
+    """The batches of a data set for a network of so many input channels: grey for one,
+    else red, green, blue, red, ...
 
-    Grey is not rounded to whole numbers as PIL does, so that it is within half a level of PIL's.
+    Grey is not rounded to whole numbers as PIL does, so that it is within half a level
+    of PIL's.
 
     Args:
         dataset, recipe, device, workers: see `Batches`.
         channels: of the network.
-        statistics: `mean` and `std` on [0, 1] by which the network's images are normalised; by default those of the
-            data set.
+        statistics: `mean` and `std` on [0, 1] by which the network's images are
+            normalised; by default those of the data set.
     """
 
     def __init__(
@@ -49,7 +54,9 @@ class InChannels(Batches):
         super().__init__(replace(dataset, name=f"{dataset.name} {words}"), recipe, device, workers)
         of_data = {"mean": dataset.mean, "std": dataset.std}
         stated = {name: [255 * value for value in values] for name, values in (statistics or {}).items()}
-        mean, std = (torch.tensor(adapted((of_data | stated)[name], channels)).double() for name in ("mean", "std"))
+        mean, std = (
+            torch.tensor(adapt_to_channels((of_data | stated)[name], channels)).double() for name in ("mean", "std")
+        )
         shares = torch.tensor([GREY]) if channels == 1 else torch.eye(3)[torch.arange(channels) % 3]
         was_mean, was_std = (torch.tensor(values).double() for values in of_data.values())
         # From channels that were normalised as the data set's to pixels, to their shares, and normalised again.
@@ -76,5 +83,8 @@ class InChannels(Batches):
 
 
 def statistics_of(known: Mapping[str, Any], channels: int) -> dict[str, Any]:
-    """What a folder of weights states, with a `mean` and `std` for each input channel."""
-    return {name: adapted(known[name], channels) if name in ("mean", "std") else known[name] for name in known}
+    """What a folder of weights states, with a `mean` and `std` for each input
+    channel."""
+    return {
+        name: adapt_to_channels(known[name], channels) if name in ("mean", "std") else known[name] for name in known
+    }

@@ -1,7 +1,9 @@
-"""Readers of the two official layouts of CIFAR-10 and CIFAR-100: raw records and pickled batches.
+"""Readers of the two official layouts of CIFAR-10 and CIFAR-100: raw records and
+pickled batches.
 
-Source of both formats: https://www.cs.toronto.edu/~kriz/cifar.html. Neither the number of images nor a
-checksum is insisted on, so that subsets and reordered copies can be read; everything else is checked.
+Source of both formats: https://www.cs.toronto.edu/~kriz/cifar.html. Neither the number
+of images nor a checksum is insisted on, so that subsets and reordered copies can be
+read; everything else is checked.
 """
 
 import io
@@ -65,9 +67,11 @@ def holds(name: str, path: Path) -> bool:
 
 
 def read(name: str, path: Path) -> Contents | None:
-    """Read the first official layout (binary, then python) that `path` is or holds; None without one.
+    """Read the first official layout (binary, then python) that `path` is or holds;
+    None without one.
 
-    Raises InputError, naming the file, for one that is missing, empty, truncated or malformed.
+    Raises InputError, naming the file, for one that is missing, empty, truncated or
+    malformed.
     """
     for layout in _LAYOUTS[name]:
         if folder := layout.find(path):
@@ -101,12 +105,14 @@ def _read(layout: _Layout, folder: Path, classes: int) -> Contents:
 
 
 def _images(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Turn the channel-major rows of both layouts, (N, 3072), into writable images (N, 32, 32, 3)."""
+    """Turn the channel-major rows of both layouts, (N, 3072), into writable images (N,
+    32, 32, 3)."""
     return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy()
 
 
 def _records(path: Path, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read records of one label byte (CIFAR-100: coarse, then fine label) and 3,072 pixel bytes."""
+    """Read records of one label byte (CIFAR-100: coarse, then fine label) and 3,072
+    pixel bytes."""
     head = 1 if classes == 10 else 2
     data = np.frombuffer(path.read_bytes(), np.uint8)
     if len(data) % (head + PIXELS):
@@ -131,7 +137,8 @@ def _names_from_pickle(path: Path) -> tuple[str, ...]:
 
 
 def _pickled(path: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Read the data, (N, 3072) uint8, and the labels of one batch, a list or an integer array."""
+    """Read the data, (N, 3072) uint8, and the labels of one batch, a list or an integer
+    array."""
     batch = _unpickle(path)
     rows, labels = batch.get("data"), batch.get(key)
     rows = rows.value if isinstance(rows, _Array) else None
@@ -147,7 +154,8 @@ def _pickled(path: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[Any]]:
 
 
 class _Dtype:
-    """Stands in for `numpy.dtype` while unpickling: a plain integer type and its byte order."""
+    """Stands in for `numpy.dtype` while unpickling: a plain integer type and its byte
+    order."""
 
     def __init__(self, code: str, align: object = False, copy: object = True) -> None:
         if code not in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"):
@@ -162,7 +170,8 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for an ndarray while unpickling, so that numpy never meets a state it might trust."""
+    """Stands in for an ndarray while unpickling, so that numpy never meets a state it
+    might trust."""
 
     value: NDArray[Any] = np.empty(0)
 
@@ -203,7 +212,8 @@ _GLOBALS: dict[str, Callable[..., object]] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits what an array of integers needs and nothing else: a pickle can otherwise run any code."""
+    """Admits what an array of integers needs and nothing else: a pickle can otherwise
+    run any code."""
 
     def find_class(self, module: str, name: str) -> Callable[..., object]:
         if f"{module}.{name}" not in _GLOBALS:
@@ -231,8 +241,8 @@ _MOST_TUPLES = 24
 
 
 def _check_sizes(data: bytes) -> None:
-    """Refuse lengths and memo indices beyond the file, for which the unpickler would allocate gigabytes, and so many
-    tuples that it would hash one of them for ever."""
+    """Refuse lengths and memo indices beyond the file, for which the unpickler would
+    allocate gigabytes, and so many tuples that it would hash one of them for ever."""
     tuples = 0
     for opcode, argument, _ in pickletools.genops(data):
         tuples += opcode.name.startswith("TUPLE")

@@ -28,13 +28,16 @@ _CONTRAST = 90_000  # least difference in luminance of digit and background, of 
 
 
 def draw(name: str) -> Contents:
-    """Draw "digits10", "digits100" or "digits1000", whose images are numbers of one, two or three digits.
+    """Draw "digits10", "digits100" or "digits1000", whose images are numbers of one,
+    two or three digits.
 
-    They are composed of the 1,797 handwritten 8x8 digits of scikit-learn (UCI). Every fifth source of a digit is for
-    test and the others for train, so no source is in both. Labels run through the classes in turn.
+    They are composed of the 1,797 handwritten 8x8 digits of scikit-learn (UCI). Every
+    fifth source of a digit is for test and the others for train, so no source is in
+    both. Labels run through the classes in turn.
 
-    Returns class names, train and test; of each the images, uint8 (N, side, side, 3) RGB with a side of 32 pixels, for
-    three digits 64, and the labels, int64 (N,). They are the same on every machine.
+    Returns class names, train and test; of each the images, uint8 (N, side, side, 3)
+    RGB with a side of 32 pixels, for three digits 64, and the labels, int64 (N,). They
+    are the same on every machine.
     """
     spec = _DIGITS[name]
     sources, digit = _handwritten()
@@ -46,8 +49,8 @@ def draw(name: str) -> Contents:
 
 
 def _handwritten() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """scikit-learn's digits, (1797, 64) in 0..16, and which digit each is: from its file, which takes a tenth of the
-    time to read that the package takes to import."""
+    """scikit-learn's digits, (1797, 64) in 0..16, and which digit each is: from its
+    file, which takes a tenth of the time to read that the package takes to import."""
     found = util.find_spec("sklearn")
     file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz" if found and found.origin else None
     if file is None or not file.is_file():
@@ -83,9 +86,11 @@ def _compose(rng: np.random.Generator, pools: list[NDArray[np.float32]], spec: _
 
 
 def _taps(centre: NDArray[np.float64], scale: NDArray[np.float64], side: int) -> NDArray[np.float32]:
-    """Return the weights of 8 source pixels in `side` pixels, (N, places, side, 8), for linear interpolation.
+    """Return the weights of 8 source pixels in `side` pixels, (N, places, side, 8), for
+    linear interpolation.
 
-    They are whole 64ths: all sums after them are exact in float32, so every machine makes the same images.
+    They are whole 64ths: all sums after them are exact in float32, so every machine
+    makes the same images.
     """
     at = (np.arange(side) + 0.5 - centre[..., None]) / scale[..., None] + 3.5
     tent = np.maximum(1 - abs(at[..., None] - np.arange(8)), 0)
@@ -94,7 +99,8 @@ def _taps(centre: NDArray[np.float64], scale: NDArray[np.float64], side: int) ->
 
 
 def _place(rows: NDArray[np.float32], sources: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Resample sources (N, places, 8, 8) and add up each number's digits: ink (N, side, side) in 0..65536."""
+    """Resample sources (N, places, 8, 8) and add up each number's digits: ink (N, side,
+    side) in 0..65536."""
     number, places, side, _ = rows.shape
     tall = (rows @ sources).transpose(0, 2, 1, 3).reshape(number, side, places * 8)
     wide = columns.transpose(0, 1, 3, 2).reshape(number, places * 8, side)
@@ -108,7 +114,8 @@ def _paint(ink: NDArray[np.int32], colours: NDArray[np.int32]) -> NDArray[np.int
 
 
 def _colours(rng: np.random.Generator, size: int) -> NDArray[np.int32]:
-    """Draw pairs of colours, (size, 2, 3) in 0..255, far enough apart in luminance to read a digit."""
+    """Draw pairs of colours, (size, 2, 3) in 0..255, far enough apart in luminance to
+    read a digit."""
     colours = rng.integers(256, size=(size, 2, 3), dtype=np.int32)
     while len(close := np.flatnonzero(abs(np.diff(colours @ _LUMA, axis=1)[:, 0]) < _CONTRAST)):
         colours[close] = rng.integers(256, size=(len(close), 2, 3), dtype=np.int32)

@@ -1,4 +1,5 @@
-"""Data sets as folders of images, a folder for each class: how they are listed, and how an image is read."""
+"""Data sets as folders of images, a folder for each class: how they are listed, and how
+an image is read."""
 
 import contextlib
 import hashlib
@@ -28,9 +29,10 @@ _FLAT = re.compile(r"ILSVRC\d{4}_val_\d{8}\.JPEG", re.IGNORECASE)
 
 
 class Listing(NamedTuple):
-    """The N images of a split in the order of class folders and names: their files, labels, int64 (N,), and sizes in
-    bytes. `listing` is what identifies them, `left_out` says what else lies there, and `kept` is the file that the
-    list came from if it was not made just now."""
+    """The N images of a split in the order of class folders and names: their files,
+    labels, int64 (N,), and sizes in bytes. `listing` is what identifies them,
+    `left_out` says what else lies there, and `kept` is the file that the list came from
+    if it was not made just now."""
 
     classes: tuple[str, ...]
     files: tuple[Path, ...]
@@ -42,10 +44,12 @@ class Listing(NamedTuple):
 
 
 def list_imagenet(path: Path) -> tuple[Listing, Listing]:
-    """List the train and the validation images of ImageNet, class folders in `train/` and `val/`, and open none.
+    """List the train and the validation images of ImageNet, class folders in `train/`
+    and `val/`, and open none.
 
-    These lie in `path`, in its `imagenet/` or in the only folder in it that has a `train/`. Raises InputError if they
-    do not, or if a class has no images or is in one split only; OSError for what cannot be looked into.
+    These lie in `path`, in its `imagenet/` or in the only folder in it that has a
+    `train/`. Raises InputError if they do not, or if a class has no images or is in one
+    split only; OSError for what cannot be looked into.
     """
     root = _class_folders("imagenet", path)
     if root is None:
@@ -54,9 +58,11 @@ def list_imagenet(path: Path) -> tuple[Listing, Listing]:
 
 
 def list_own(name: str, path: Path) -> tuple[Listing, Listing]:
-    """List the images of a data set of a user's own, class folders in `train/` and in `val/` or else `test/`.
+    """List the images of a data set of a user's own, class folders in `train/` and in
+    `val/` or else `test/`.
 
-    They lie where `list_imagenet` looks for ImageNet's, and it raises what that raises.
+    They lie where `list_imagenet` looks for ImageNet's, and it raises what that
+    raises.
     """
     root = _class_folders(name, path)
     if root is None:
@@ -65,12 +71,14 @@ def list_own(name: str, path: Path) -> tuple[Listing, Listing]:
 
 
 def read_cifar(name: str, path: Path) -> tuple[cifar.Contents, tuple[str, ...]] | None:
-    """Read "cifar10" or "cifar100" from class folders of 32x32 images, in `train/` and either `test/` or `val/`.
+    """Read "cifar10" or "cifar100" from class folders of 32x32 images, in `train/` and
+    either `test/` or `val/`.
 
-    Returns these, and what to say of files that were left out; None if there are none in `path`, in its folder `name`
-    or in the only folder in it that has a `train/`.
-    Raises InputError for another number of classes, a class that has no images or is in one split only, and an image
-    that is broken or of another size; OSError for what cannot be looked into.
+    Returns these, and what to say of files that were left out; None if there are none
+    in `path`, in its folder `name` or in the only folder in it that has a `train/`.
+    Raises InputError for another number of classes, a class that has no images or is in
+    one split only, and an image that is broken or of another size; OSError for what
+    cannot be looked into.
     """
     root = _class_folders(name, path)
     if root is None:
@@ -84,7 +92,8 @@ def read_cifar(name: str, path: Path) -> tuple[cifar.Contents, tuple[str, ...]] 
 
 
 def _class_folders(name: str, path: Path) -> Path | None:
-    """Return the folder that holds train/: `path`, `path/name` or the only one that does in `path`."""
+    """Return the folder that holds train/: `path`, `path/name` or the only one that
+    does in `path`."""
     for root in (path, path / name):
         if (root / "train").is_dir():
             return root
@@ -112,9 +121,10 @@ _CHECK = 5.0
 def _list(folder: Path) -> Listing:
     """List the images of each class folder in sorted order, without opening one.
 
-    A long list is kept in the user's cache, and used as long as no class folder's time has changed: to ask a network
-    file system for the size of 1.28 million files takes minutes. An image that was changed in its place leaves that
-    time as it was, so that as many sizes are looked at as a short time allows.
+    A long list is kept in the user's cache, and used as long as no class folder's time
+    has changed: to ask a network file system for the size of 1.28 million files takes
+    minutes. An image that was changed in its place leaves that time as it was, so that
+    as many sizes are looked at as a short time allows.
     """
     with os.scandir(folder) as entries:
         names = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
@@ -140,7 +150,8 @@ def _list(folder: Path) -> Listing:
 
 
 def _holds(listing: Listing) -> bool:
-    """Whether files have the sizes that a kept list says, as far as the time for it reaches."""
+    """Whether files have the sizes that a kept list says, as far as the time for it
+    reaches."""
     until = monotonic() + _CHECK
     for index in np.random.default_rng().permutation(len(listing.files)):
         if os.stat(listing.files[index]).st_size != listing.sizes[index]:
@@ -162,7 +173,8 @@ def _flat(loose: Sequence[str]) -> str:
 
 
 def _left_out(folder: Path, odd: Mapping[str, int], loose: Sequence[str]) -> str:
-    """What to say of that which is no image by its name or place; `odd` counts what class folders hold by its kind."""
+    """What to say of that which is no image by its name or place; `odd` counts what
+    class folders hold by its kind."""
     files = ", ".join(f"{kind} {count}" for kind, count in sorted(odd.items()) if kind != "/")
     parts = [f"{len(loose)} files beside the class folders"] if loose else []
     if files:
@@ -173,7 +185,8 @@ def _left_out(folder: Path, odd: Mapping[str, int], loose: Sequence[str]) -> str
 
 
 def _cache() -> Path | None:
-    """The user's folder for what can be made anew; None for a user without a home, as in a container."""
+    """The user's folder for what can be made anew; None for a user without a home, as
+    in a container."""
     given = os.environ.get("XDG_CACHE_HOME")
     try:
         return Path(given or Path.home() / ".cache") / "crelu-suite"
@@ -190,7 +203,8 @@ def _from_listing(folder: Path, classes: tuple[str, ...], listing: bytes) -> Lis
 
 
 def _list_anew(folder: Path, classes: Sequence[str]) -> tuple[Listing, dict[str, int]]:
-    """The list, and how many there are of what is not in it: by suffix, and of folders under "/"."""
+    """The list, and how many there are of what is not in it: by suffix, and of folders
+    under "/"."""
     files: list[Path] = []
     sizes: list[int] = []
     lines: list[str] = []
@@ -222,8 +236,8 @@ def _list_anew(folder: Path, classes: Sequence[str]) -> tuple[Listing, dict[str,
 
 
 def decode(listing: Listing, side: int = 32, why: str = "CIFAR's images are") -> cifar.Arrays:
-    """The images of a list, which are squares of `side` pixels, in memory. Raises InputError for one of another size,
-    which says `why` it is wrong."""
+    """The images of a list, which are squares of `side` pixels, in memory. Raises
+    InputError for one of another size, which says `why` it is wrong."""
     images = np.empty((len(listing.files), side, side, 3), np.uint8)
     for index, file in enumerate(listing.files):
         image = read_image(file)
@@ -236,8 +250,9 @@ def decode(listing: Listing, side: int = 32, why: str = "CIFAR's images are") ->
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read a JPEG, PNG, WebP, BMP or TIFF file as uint8 (H, W, 3) RGB.
 
-    CMYK, grey and palette images are converted, 16-bit ones keep their high byte, transparency is laid on
-    white. Raises InputError for a broken file or one of more than Pillow's `Image.MAX_IMAGE_PIXELS`.
+    CMYK, grey and palette images are converted, 16-bit ones keep their high byte,
+    transparency is laid on white. Raises InputError for a broken file or one of more
+    than Pillow's `Image.MAX_IMAGE_PIXELS`.
     """
     from PIL import Image
 

@@ -1,7 +1,8 @@
-"""The one place where images come from: embedded digits, CIFAR-10/100, SVHN, ImageNet and a user's own folders.
+"""The one place where images come from: embedded digits, CIFAR-10/100, SVHN, ImageNet
+and a user's own folders.
 
-Three sets of composed digits come with the package (from scikit-learn) and stand in for the three data
-sets of the paper; the paper's own are read from a path.
+Three sets of composed digits come with the package (from scikit-learn) and stand in for
+the three data sets of the paper; the paper's own are read from a path.
 """
 
 import contextlib
@@ -26,9 +27,9 @@ from suite.registry import DATA_SETS, STAND_INS, DataSet, Triple
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, uint8 (N, H, W, 3) RGB or the files of N images, and their labels, int64 (N,). `sizes` are the bytes of
-    each file as it was listed, empty if that is not known; `kept` is the file that an earlier run has kept this list
-    in, or None."""
+    """Images, uint8 (N, H, W, 3) RGB or the files of N images, and their labels, int64
+    (N,). `sizes` are the bytes of each file as it was listed, empty if that is not
+    known; `kept` is the file that an earlier run has kept this list in, or None."""
 
     images: NDArray[np.uint8] | tuple[Path, ...]
     labels: NDArray[np.int64]
@@ -44,8 +45,9 @@ class Split:
         return isinstance(self.images, np.ndarray)
 
     def file(self, index: int) -> Path:
-        """The file of an image that is not in memory. Raises InputError if it is not of the size that the data set's
-        fingerprint holds: a data set that changes under a run is not what the run's record says."""
+        """The file of an image that is not in memory. Raises InputError if it is not of
+        the size that the data set's fingerprint holds: a data set that changes under a
+        run is not what the run's record says."""
         path = Path(self.images[index])
         try:
             size = path.stat().st_size
@@ -68,11 +70,13 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A train and a test split with the channel statistics to normalise them by, on the 0-255 scale.
+    """A train and a test split with the channel statistics to normalise them by, on the
+    0-255 scale.
 
-    `fingerprint` is what a record keeps of it: name, number of classes and of images, and a SHA-256 over
-    class names and labels with the pixels (`hash_of` "pixels") or the names and sizes of files ("listing"). `notes`
-    say what was left out of it, and by what it is normalised if that is not its own.
+    `fingerprint` is what a record keeps of it: name, number of classes and of images,
+    and a SHA-256 over class names and labels with the pixels (`hash_of` "pixels") or
+    the names and sizes of files ("listing"). `notes` say what was left out of it, and
+    by what it is normalised if that is not its own.
     """
 
     name: str
@@ -84,9 +88,10 @@ class Dataset:
     fingerprint: dict[str, object]
     notes: tuple[str, ...] = ()
 
-    def normalised_by(self, stated: Mapping[str, Sequence[float]], where: str) -> "Dataset":
-        """This data set with another mean or std or both, for three channels on [0, 1], under these names in `stated`;
-        a note says so, and that `where` states them, if they are not its own.
+    def with_normalization(self, stated: Mapping[str, Sequence[float]], where: str) -> "Dataset":
+        """This data set with another mean or std or both, for three channels on [0, 1],
+        under these names in `stated`; a note says so, and that `where` states them, if
+        they are not its own.
 
         Raises:
             InputError: there are not three numbers of a kind.
@@ -110,12 +115,14 @@ def _rounded(values: Iterable[float]) -> str:
 
 
 def load(name: str, path: Path | None = None) -> Dataset:
-    """Return the data set `name`, one of DATA_SETS, read once per process for each path.
+    """Return the data set `name`, one of DATA_SETS, read once per process for each
+    path.
 
-    The digits are embedded and take no path. CIFAR takes the folder of an official layout (binary or
-    python) or `train/<class>/` and `test/<class>/` of 32x32 images, SVHN that of `train_32x32.mat` and
-    `test_32x32.mat`, ImageNet the folder of `train/<class>/` and `val/<class>/`; the folder around it does as well.
-    Raises InputError for anything else.
+    The digits are embedded and take no path. CIFAR takes the folder of an official
+    layout (binary or python) or `train/<class>/` and `test/<class>/` of 32x32 images,
+    SVHN that of `train_32x32.mat` and `test_32x32.mat`, ImageNet the folder of
+    `train/<class>/` and `val/<class>/`; the folder around it does as well. Raises
+    InputError for anything else.
     """
     if name not in DATA_SETS:
         raise InputError(f"unknown data set {name!r}, must be one of {', '.join(DATA_SETS)}")
@@ -130,7 +137,8 @@ def load(name: str, path: Path | None = None) -> Dataset:
 
 
 def load_own(name: str, path: Path, mean: Triple, std: Triple, side: int | None = None) -> Dataset:
-    """Return a data set that is not one of DATA_SETS: a folder of `train/<class>/` and `val/<class>/`, or `test/`.
+    """Return a data set that is not one of DATA_SETS: a folder of `train/<class>/` and
+    `val/<class>/`, or `test/`.
 
     Its fingerprint holds mean and std too, which for others are constants.
 
@@ -138,7 +146,8 @@ def load_own(name: str, path: Path, mean: Triple, std: Triple, side: int | None 
         name: any.
         path: of the folder.
         mean, std: of each channel, on the 0-255 scale.
-        side: of images that are all squares of so many pixels, which are then held in memory; None for any sizes.
+        side: of images that are all squares of so many pixels, which are then held in
+            memory; None for any sizes.
 
     Raises:
         InputError: there is no such folder, or its images are not as said.
@@ -247,8 +256,8 @@ def _dataset(
     content: Iterable[Any],
     of: DataSet | None = None,
 ) -> Dataset:
-    """Put a data set together; `content` is the bytes that identify its images, and `of` what else is known of it,
-    which for one of DATA_SETS stands there."""
+    """Put a data set together; `content` is the bytes that identify its images, and
+    `of` what else is known of it, which for one of DATA_SETS stands there."""
     digest = hashlib.sha256(json.dumps([classes, len(train), len(test)]).encode())
     for part in chain((split.labels.astype("<i8").data for split in (train, test)), content):
         digest.update(part)
@@ -259,9 +268,11 @@ def _dataset(
 
 
 def download(name: str, root: Path) -> Path:
-    """Fetch CIFAR-10, CIFAR-100 or SVHN through torchvision and return the folder for `load`.
+    """Fetch CIFAR-10, CIFAR-100 or SVHN through torchvision and return the folder for
+    `load`.
 
-    What is complete already is not fetched again. Raises InputError without a network.
+    What is complete already is not fetched again. Raises InputError without a
+    network.
     """
     from torchvision import datasets
     from torchvision.datasets import utils

@@ -1,4 +1,4 @@
-"""How worker processes hand on what they read: in shared memory, or without it where there is too little."""
+"""Pass tensors from worker processes, in shared memory or through a pipe."""
 
 import errno
 import shutil
@@ -20,19 +20,21 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
-class Piped:
-    """A tensor on its way through a pipe: its values as they lie in memory, without gaps, its shape and its strides."""
+class PipedTensor:
+    """A tensor on its way through a pipe: its values as they lie in memory, without
+    gaps, its shape and its strides."""
 
     values: NDArray[Any]
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
-Sent = Tensor | Piped
+Sent = Tensor | PipedTensor
 
 
-def as_raised(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What a loader loads; an error of a worker process as it was raised there, without torch's traceback.
+def reraise_worker_errors(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What a loader loads; an error of a worker process as it was raised there, without
+    torch's traceback.
 
     Raises:
         InputError: worker processes cannot be started for want of shared memory.
@@ -57,11 +59,12 @@ def as_raised(loader: DataLoader[Any]) -> Iterator[Any]:
         del batches
 
 
-def sent(tensor: Tensor) -> Sent:
-    """A tensor without gaps as a worker process hands it on: in shared memory, or by a pipe where that is too small.
+def send_tensor(tensor: Tensor) -> Sent:
+    """A tensor without gaps as a worker process hands it on: in shared memory, or by a
+    pipe where that is too small.
 
-    torch itself would move it to shared memory in a thread whose failure reaches nobody, and the batch would be waited
-    for for ever.
+    torch itself would move it to shared memory in a thread whose failure reaches
+    nobody, and the batch would be waited for for ever.
     """
     if get_worker_info() is None:
         return tensor
@@ -73,10 +76,10 @@ def sent(tensor: Tensor) -> Sent:
         except RuntimeError:  # another process was faster
             pass
     values = tensor.as_strided((tensor.numel(),), (1,)).numpy()
-    return Piped(values, tuple(tensor.shape), tensor.stride())
+    return PipedTensor(values, tuple(tensor.shape), tensor.stride())
 
 
-def received(carried: Sent) -> Tensor:
+def receive_tensor(carried: Sent) -> Tensor:
     """The tensor that a worker process has sent."""
     if isinstance(carried, Tensor):
         return carried

@@ -1,4 +1,5 @@
-"""Orders of channels (`Gather`) and NormProp's constants (`Sub`, `Div`), moved along until weights take them."""
+"""Orders of channels (`Gather`) and NormProp's constants (`Sub`, `Div`), moved along
+until weights take them."""
 
 from dataclasses import dataclass, replace
 
@@ -6,12 +7,22 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxscript import ir
 
-from suite.export.nodes import channels_of, constant_of, input_of, insert, layer_of, own_conv, set_constant, weight_of
+from suite.export.nodes import (
+    channels_of,
+    constant_of,
+    input_of,
+    insert,
+    layer_of,
+    set_constant,
+    unshared_conv,
+    weight_of,
+)
 
 
 @dataclass(frozen=True)
-class Carried:
-    """How a stored value stands for the true one: `true[:, c] = (stored[:, order[c]] - shift) / scale`."""
+class DeferredTransform:
+    """How a stored value stands for the true one: `true[:, c] = (stored[:, order[c]] -
+    shift) / scale`."""
 
     scale: float = 1.0
     shift: float = 0.0
@@ -23,23 +34,30 @@ class Carried:
 
 
 def absorb(graph: ir.Graph) -> dict[str, int]:
-    """Move every `Gather` of channels and every `Sub` and `Div` by a constant into weights and biases.
+    """Move every `Gather` of channels and every `Sub` and `Div` by a constant into
+    weights and biases.
 
-    A positive factor commutes with rectifiers, pools and sums, and ends in the next weights. Where a sum has a
-    convolution on one side, that convolution takes the other side's factor: the identity path keeps its values, and
-    its factor grows from block to block until a shortcut has weights again.
+    A positive factor commutes with rectifiers, pools and sums, and ends in the next
+    weights. Where a sum has a convolution on one side, that convolution takes the other
+    side's factor: the identity path keeps its values, and its factor grows from block
+    to block until a shortcut has weights again.
 
-    A subtraction does not commute with a rectifier, nor with the zero padding of a convolution. There are three ways:
-    - `relu(x) - m` is `max(x - m, -m)`. If x comes from a convolution, its bias takes the shift, and the rectifier
-      becomes a `Clip`, which ONNX Runtime fuses into a convolution as it does `Relu`, though not into a sum.
-    - Where x is a sum and no reader pads (bottlenecks), the biases of the readers and of the next sum take it.
-    - Else (basic blocks) it is a depthwise 1x1 convolution with that bias, which stays blocked.
+    A subtraction does not commute with a rectifier, nor with the zero padding of a
+    convolution. There are three ways:
+
+    - `relu(x) - m` is `max(x - m, -m)`. If x comes from a convolution, its bias takes
+      the shift, and the rectifier becomes a `Clip`, which ONNX Runtime fuses into a
+      convolution as it does `Relu`, though not into a sum.
+    - Where x is a sum and no reader pads (bottlenecks), the biases of the readers and
+      of the next sum take it.
+    - Else (basic blocks) it is a depthwise 1x1 convolution with that bias, which stays
+      blocked.
     """
     counts = dict.fromkeys(("order of channels into weights", *CONSTANTS), 0)
-    carried: dict[ir.Value, Carried] = {}
+    carried: dict[ir.Value, DeferredTransform] = {}
     for node in graph:
         x, y = input_of(node), node.outputs[0]
-        carry = carried.get(x, Carried())
+        carry = carried.get(x, DeferredTransform())
         constant = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
         movable = constant is not None and len(x.uses()) == 1 and not y.is_graph_output()
         if node.op_type in ("Gather", "Div", "Sub") and movable:
@@ -48,7 +66,7 @@ def absorb(graph: ir.Graph) -> dict[str, int]:
             if node.op_type == "Gather":
                 way = "order of channels into weights"
                 carry = replace(carry, order=constant if carry.order is None else carry.order[constant])
-            elif node.op_type == "Div" and (conv := own_conv(x)) is not None:
+            elif node.op_type == "Div" and (conv := unshared_conv(x)) is not None:
                 way = "division into weights"
                 _scale_output(conv, 1 / float(constant))
             elif node.op_type == "Div":
@@ -80,7 +98,7 @@ def absorb(graph: ir.Graph) -> dict[str, int]:
                 f"{layer_of(node)}: no rule moves a constant or an order of channels past {node.op_type}"
             )
     for output in graph.outputs:
-        if not carried.get(output, Carried()).nothing:
+        if not carried.get(output, DeferredTransform()).nothing:
             raise RuntimeError(f"{output.name}: no weights are left that could take a constant or an order of channels")
     return counts
 
@@ -94,7 +112,8 @@ CONSTANTS = (
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:
-    """The nodes that read a value, past the division and the pool that may follow it."""
+    """The nodes that read a value, past the division and the pool that may follow
+    it."""
     first = [use.node for use in value.uses()]
     return [r for node in first for r in (_readers(node.outputs[0]) if node.op_type in ("Div", "MaxPool") else [node])]
 
@@ -115,7 +134,7 @@ def _scale_output(conv: ir.Node, scale: float) -> None:
             set_constant(conv, index, scale * constant.astype(np.float64))
 
 
-def _into_weights(node: ir.Node, carry: Carried) -> None:
+def _into_weights(node: ir.Node, carry: DeferredTransform) -> None:
     """Let a convolution or linear layer read the stored value as it is."""
     weight = weight_of(node) / carry.scale
     if carry.shift:
@@ -129,15 +148,16 @@ def _into_weights(node: ir.Node, carry: Carried) -> None:
     set_constant(node, 1, weight)
 
 
-def _add(add: ir.Node, carried: dict[ir.Value, Carried]) -> Carried:
-    """Bring both sides of a sum to one scale, and leave it no shift; returns what its result carries."""
+def _add(add: ir.Node, carried: dict[ir.Value, DeferredTransform]) -> DeferredTransform:
+    """Bring both sides of a sum to one scale, and leave it no shift; returns what its
+    result carries."""
     for value, other in (add.inputs, reversed(add.inputs)):
         assert value is not None and other is not None  # noqa: PT018 - for the type checker
-        mine, carry = carried.get(value, Carried()), carried.get(other, Carried())
+        mine, carry = carried.get(value, DeferredTransform()), carried.get(other, DeferredTransform())
         if mine.nothing and carry.order is None:
             if carry.nothing:
                 return carry
-            conv = own_conv(value)
+            conv = unshared_conv(value)
             if conv is not None:
                 _scale_output(conv, carry.scale)
                 _add_to_bias(conv, -carry.shift)
@@ -146,9 +166,10 @@ def _add(add: ir.Node, carried: dict[ir.Value, Carried]) -> Carried:
 
 
 def _as_clip(sub: ir.Node, shift: float) -> ir.Value | None:
-    """`relu(conv) - shift` as `clip(conv - shift, -shift)`, or None if it is not of that form."""
+    """`relu(conv) - shift` as `clip(conv - shift, -shift)`, or None if it is not of
+    that form."""
     relu = input_of(sub).producer()
-    conv = own_conv(input_of(relu)) if relu is not None and relu.op_type == "Relu" else None
+    conv = unshared_conv(input_of(relu)) if relu is not None and relu.op_type == "Relu" else None
     if relu is None or conv is None:
         return None
     _add_to_bias(conv, -shift)

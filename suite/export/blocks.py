@@ -1,4 +1,5 @@
-"""Whole blocks of channels, which ONNX Runtime's CPU provider needs to keep its blocked layout."""
+"""Whole blocks of channels, which ONNX Runtime's CPU provider needs to keep its blocked
+layout."""
 
 import numpy as np
 from onnxscript import ir
@@ -12,16 +13,19 @@ BLOCK = 16
 _BY_CHANNEL = ("Relu", "Clip", "MaxPool", "Add")
 
 
-def fill(graph: ir.Graph) -> int:
-    """Give every image of fewer channels than a block channels of its own until it fills one; returns how many it was.
+def fill_channel_blocks(graph: ir.Graph) -> int:
+    """Give every image of fewer channels than a block channels of its own until it
+    fills one; returns how many it was.
 
-    ONNX Runtime wants such an image in the plain layout where a convolution reads it, and reorders it each time. So the
-    convolutions that write it get filters of zeros, and those that read it weights of zero for their results: nothing
-    but zeros is added to a sum. `resnet110_w12_crelu_bn` at 32x32, whose first stage has 12 channels, then takes 0.883
-    of the time (0.880 to 0.892; two threads, one image, AVX-512 with VNNI), and 0.80 in int8 (0.79 to 0.81).
+    ONNX Runtime wants such an image in the plain layout where a convolution reads it,
+    and reorders it each time. So the convolutions that write it get filters of zeros,
+    and those that read it weights of zero for their results: nothing but zeros is added
+    to a sum. `resnet110_w12_crelu_bn` at 32x32, whose first stage has 12 channels, then
+    takes 0.883 of the time (0.880 to 0.892; two threads, one image, AVX-512 with VNNI),
+    and 0.80 in int8 (0.79 to 0.81).
 
-    A graph in which something else than convolutions, additions, rectifiers and pools reads such an image stays as it
-    is.
+    A graph in which something else than convolutions, additions, rectifiers and pools
+    reads such an image stays as it is.
     """
     narrow = _narrow(graph)
     for node in graph:
@@ -34,7 +38,8 @@ def fill(graph: ir.Graph) -> int:
 
 
 def _narrow(graph: ir.Graph) -> set[ir.Value]:
-    """The images of fewer channels than a block, but for those that the graph takes; none if one of them must stay."""
+    """The images of fewer channels than a block, but for those that the graph takes;
+    none if one of them must stay."""
     narrow: set[ir.Value] = set()
     for node in graph:
         value = node.outputs[0]

@@ -1,4 +1,5 @@
-"""PyTorch to ONNX: the network as it is deployed, with normalisation folded into the convolutions."""
+"""PyTorch to ONNX: the network as it is deployed, with normalisation folded into the
+convolutions."""
 
 import copy
 import warnings
@@ -19,7 +20,7 @@ import models
 from suite.export.nodes import name_after_layers
 from suite.export.rewrite import TOLERANCE, apply_rewrites, difference
 from suite.export.weights import load_weights as load_weights
-from suite.schema.outcomes import ExportResult, File, known
+from suite.schema.outcomes import ExportResult, File, none_if_unset
 
 # The opset of PyTorch's dynamo exporter, which writes it whatever else is asked for.
 OPSET = 18
@@ -27,14 +28,18 @@ OPSET = 18
 
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
-    """A copy without normalisation: each NormProp convolution, each convolution with BatchNorm and each BatchNorm of
-    NormProp's identity path is part of plain convolutions.
+    """A copy without normalisation: each NormProp convolution, each convolution with
+    BatchNorm and each BatchNorm of NormProp's identity path is part of plain
+    convolutions.
 
-    All of it is exact. One normalisation stays, in a reading that is not the default: BatchNorm of the input of a
-    basic block (`np_batchnorm="trunk_input"`), whose readers pad with zeros or rectify first, becomes a depthwise 1x1
-    convolution, which multiplies each value of that input (16,384 of an image at the first reduction for CIFAR).
+    All of it is exact. One normalisation stays, in a reading that is not the default:
+    BatchNorm of the input of a basic block (`np_batchnorm="trunk_input"`), whose
+    readers pad with zeros or rectify first, becomes a depthwise 1x1 convolution, which
+    multiplies each value of that input (16,384 of an image at the first reduction for
+    CIFAR).
 
-    Computed in float64, so that the only rounding is that of the folded float32 weights.
+    Computed in float64, so that the only rounding is that of the folded float32
+    weights.
     """
     model = copy.deepcopy(model).double().eval()
     for parent in list(model.modules()):
@@ -67,7 +72,8 @@ def _plain(conv: models.NormPropConv2d) -> nn.Conv2d:
 
 
 def _as_convolution(path: models.SubsampleAndPad) -> nn.Conv2d:
-    """A type-A shortcut as a strided 1x1 convolution: an identity matrix above filters of zeros."""
+    """A type-A shortcut as a strided 1x1 convolution: an identity matrix above filters
+    of zeros."""
     channels = path.in_channels
     conv = nn.Conv2d(channels, channels + path.extra, 1, path.stride, bias=False, dtype=torch.float64)
     conv.weight = nn.Parameter(torch.eye(conv.out_channels, channels, dtype=torch.float64)[:, :, None, None])
@@ -75,7 +81,8 @@ def _as_convolution(path: models.SubsampleAndPad) -> nn.Conv2d:
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What BatchNorm in evaluation mode multiplies each channel by, and what it then adds."""
+    """What BatchNorm in evaluation mode multiplies each channel by, and what it then
+    adds."""
     assert norm.running_var is not None and norm.running_mean is not None  # noqa: PT018 - for the type checker
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return scale, norm.bias - norm.running_mean * scale
@@ -87,7 +94,8 @@ def last_convolution(block: nn.Module) -> str:
 
 
 def _fold_sum(block: Any) -> None:
-    """Give BatchNorm of branch + shortcut to their convolutions: the scale to both, the shift to the branch's."""
+    """Give BatchNorm of branch + shortcut to their convolutions: the scale to both, the
+    shift to the branch's."""
     scale, shift = _scale_and_shift(block.sum_norm)
     if isinstance(block.shortcut, models.SubsampleAndPad):
         block.shortcut = _as_convolution(block.shortcut)
@@ -102,7 +110,8 @@ def _fold_sum(block: Any) -> None:
 
 
 def _fold_input(block: Any) -> None:
-    """Give BatchNorm of a block's input to the 1x1 convolutions that read it, or else make it a depthwise one."""
+    """Give BatchNorm of a block's input to the 1x1 convolutions that read it, or else
+    make it a depthwise one."""
     scale, shift = _scale_and_shift(block.input_norm)
     if isinstance(block, models.Bottleneck):
         readers: tuple[Any, Any] = block.conv1, next(block.shortcut.children())
@@ -119,7 +128,8 @@ def _fold_input(block: Any) -> None:
 
 
 def cost(model: nn.Module, size: int) -> dict[str, int]:
-    """Trainable `parameters`, and `macs`: multiply-accumulates of convolutions and linear layers for one image."""
+    """Trainable `parameters`, and `macs`: multiply-accumulates of convolutions and
+    linear layers for one image."""
     shadow = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.empty(1, _in_channels(model), size, size, device="meta"))
@@ -128,14 +138,18 @@ def cost(model: nn.Module, size: int) -> dict[str, int]:
 
 
 def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrite: bool = True) -> ExportResult:
-    """Write the trained network in folder `weights` as the ONNX file `out`, for images of size x size pixels.
+    """Write the trained network in folder `weights` as the ONNX file `out`, for images
+    of size x size pixels.
 
-    The graph takes `input`, float32 (batch, channels, size, size) normalised as in training, with a free batch size,
-    and gives `logits` (batch, classes). With `rewrite` it is the graph that ONNX Runtime's CPU provider runs fastest
-    (see `suite.export.rewrite`), and has been found to give the same logits; without, the default export.
+    The graph takes `input`, float32 (batch, channels, size, size) normalised as in
+    training, with a free batch size, and gives `logits` (batch, classes). With
+    `rewrite` it is the graph that ONNX Runtime's CPU provider runs fastest (see
+    `suite.export.rewrite`), and has been found to give the same logits; without, the
+    default export.
 
     Raises:
-        RuntimeError: the file is not what this function promises; nothing can then be measured with it.
+        RuntimeError: the file is not what this function promises; nothing can then be
+            measured with it.
     """
     model = load_weights(weights)
     graph = to_graph(model, size)
@@ -155,8 +169,9 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
 
 
 def to_graph(model: nn.Module, size: int) -> ir.Model:
-    """The exporter's graph of the folded network, for images of size x size pixels; its input and output as `export`
-    says, its nodes with the names of their modules in their metadata."""
+    """The exporter's graph of the folded network, for images of size x size pixels; its
+    input and output as `export` says, its nodes with the names of their modules in
+    their metadata."""
     return to_onnx(fold(model), torch.randn(2, _in_channels(model), size, size), ["logits"])
 
 
@@ -165,7 +180,8 @@ def to_onnx(model: nn.Module, example: Tensor, outputs: list[str] | None, free: 
 
     Args:
         model: in evaluation mode, on the CPU.
-        example: for which it is traced; of two inputs, since a batch of one would be taken for a constant.
+        example: for which it is traced; of two inputs, since a batch of one would be
+            taken for a constant.
         outputs: their names; None for the exporter's own.
         free: whether the batch size is free.
     """
@@ -196,12 +212,13 @@ def check(path: Path) -> File:
     """Verify an exported file and describe it.
 
     Raises:
-        RuntimeError: wrong opset, a fixed batch size, weights outside the file, or BatchNorm left in the graph.
+        RuntimeError: wrong opset, a fixed batch size, weights outside the file, or
+            BatchNorm left in the graph.
     """
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path))
     description = describe(path)
-    opset, operators = description.opset, known(description.operators) or {}
+    opset, operators = description.opset, none_if_unset(description.operators) or {}
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     side_files = [t.name for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     for wrong, what in (

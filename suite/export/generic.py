@@ -1,7 +1,9 @@
-"""Any torch network of one input to ONNX: what PyTorch's exporter makes of it, and of the rewrites those that apply.
+"""Any torch network of one input to ONNX: what PyTorch's exporter makes of it, and of
+the rewrites those that apply.
 
-Nothing is known of the network. So BatchNorm is folded by the exporter, where it is directly behind a convolution, and
-each rewrite is tried by itself, run against the graph before it, and left out where the results are not the same.
+Nothing is known of the network. So BatchNorm is folded by the exporter, where it is
+directly behind a convolution, and each rewrite is tried by itself, run against the
+graph before it, and left out where the results are not the same.
 """
 
 import math
@@ -40,8 +42,8 @@ def export(
 ) -> dict[str, Any]:
     """Write a network as the ONNX file `out`, with its weights in it.
 
-    The graph takes `input`, float32 (batch, *shape), with a free batch size where the network has one, and gives
-    `logits`, or several outputs under the exporter's names.
+    The graph takes `input`, float32 (batch, *shape), with a free batch size where the
+    network has one, and gives `logits`, or several outputs under the exporter's names.
 
     Args:
         model: in evaluation mode, on the CPU; it is left as it is.
@@ -52,19 +54,22 @@ def export(
         say: told what is being done.
 
     Returns:
-        `opset`, `operators` (how many of each), `bytes`, `parameters`, `macs` (of one input; None if the network cannot
-        be counted), `batch` ("free" or "1"), `rewrites` (how often each was applied), `difference_from_torch` (on
-        random images on the CPU, relative to the greatest value of an output), and `warnings`, sentences.
+        `opset`, `operators` (how many of each), `bytes`, `parameters`, `macs` (of one
+        input; None if the network cannot be counted), `batch` ("free" or "1"),
+        `rewrites` (how often each was applied), `difference_from_torch` (on random
+        images on the CPU, relative to the greatest value of an output), and `warnings`,
+        sentences.
 
     Raises:
-        RuntimeError: the exporter cannot make a graph of it, or one that ONNX's own check refuses.
+        RuntimeError: the exporter cannot make a graph of it, or one that ONNX's own
+            check refuses.
     """
     say("export")
     graph, batch, said, expected = _graph(model, shape)
     counts: dict[str, int] = {}
     if rewrite:
         say("rewrites")
-        graph, counts, left = rewritten(graph, (2 if batch == "free" else 1, *shape))
+        graph, counts, left = rewrite_graph(graph, (2 if batch == "free" else 1, *shape))
         said += [f"left out, since it changed the results: {name}" for name in left]
     name_after_layers(graph)
     graph.metadata_props.update(metadata)
@@ -89,7 +94,8 @@ def export(
 
 
 def cost_of(model: nn.Module, shape: Sequence[int]) -> dict[str, int | None]:
-    """Trainable `parameters`, and `macs` of one input: of convolutions and products; None if they cannot be counted."""
+    """Trainable `parameters`, and `macs` of one input: of convolutions and products;
+    None if they cannot be counted."""
     parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
     if len(shape) != 3 or shape[1] != shape[2]:
         return {"parameters": parameters, "macs": None}
@@ -104,7 +110,8 @@ def _example(shape: Sequence[int]) -> Tensor:
 
 
 def _difference(path: Path, shape: Sequence[int], batch: str, expected: Sequence[Tensor]) -> float:
-    """How far a file's outputs are from torch's for the example, over the greatest value of each; the greatest."""
+    """How far a file's outputs are from torch's for the example, over the greatest
+    value of each; the greatest."""
     images = _example(shape).numpy()
     session = open_session(str(path), "cpu", env.available_cores())
     parts = [images] if batch == "free" else np.split(images, len(images))
@@ -122,7 +129,8 @@ def _difference(path: Path, shape: Sequence[int], batch: str, expected: Sequence
 
 
 def _graph(model: nn.Module, shape: Sequence[int]) -> tuple[ir.Model, str, list[str], list[Tensor]]:
-    """The exporter's graph, whether its batch size is "free" or "1", what is to be said of it, and torch's outputs."""
+    """The exporter's graph, whether its batch size is "free" or "1", what is to be said
+    of it, and torch's outputs."""
     said: list[str] = []
     example = _example(shape)
     with torch.no_grad(), without_tf32():
@@ -147,18 +155,20 @@ def _tensors(output: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def rewritten(graph: ir.Model, shape: tuple[int, ...]) -> tuple[ir.Model, dict[str, int], list[str]]:
-    """The graph with each rewrite of `suite.export.rewrite.RULES` that applies to it and changes no result.
+def rewrite_graph(graph: ir.Model, shape: tuple[int, ...]) -> tuple[ir.Model, dict[str, int], list[str]]:
+    """The graph with each rewrite of `suite.export.rewrite.RULES` that applies to it
+    and changes no result.
 
-    Left out are those that move constants and orders of channels through a whole network, which know this project's
-    networks alone.
+    Left out are those that move constants and orders of channels through a whole
+    network, which know this project's networks alone.
 
     Args:
         graph: with one input and `logits`; it is left as it is.
         shape: of the input that it is tried on.
 
     Returns:
-        The new graph, how often each rewrite was applied, and the names of those that changed results.
+        The new graph, how often each rewrite was applied, and the names of those that
+        changed results.
     """
     counts: dict[str, int] = {}
     left: list[str] = []

@@ -1,7 +1,8 @@
-"""ONNX files of any maker, opset and names: what they take and give, and how many operations they take.
+"""ONNX files of any maker, opset and names: what they take and give, and how many
+operations they take.
 
-Nothing is run, and of weights that lie outside a file only small tables of whole numbers are read, which shapes may
-depend on.
+Nothing is run, and of weights that lie outside a file only small tables of whole
+numbers are read, which shapes may depend on.
 """
 
 import math
@@ -57,7 +58,8 @@ class Graph:
         model: its message, without weights that lie outside.
         inputs: what has to be given.
         outputs: names of what it computes.
-        precision: "int8", "fp16" or "fp32", by what most of its work is in; another type's name if all is in that.
+        precision: "int8", "fp16" or "fp32", by what most of its work is in; another
+            type's name if all is in that.
         operators: how many nodes of each.
     """
 
@@ -73,7 +75,8 @@ def read(path: Path) -> Graph:
     """Read a file, of whatever opset.
 
     Raises:
-        InputError: it is no ONNX file, its weights lie outside its folder, or an input is no tensor of numbers.
+        InputError: it is no ONNX file, its weights lie outside its folder, or an input
+            is no tensor of numbers.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -97,7 +100,8 @@ def read(path: Path) -> Graph:
 
 
 def _check_outside(path: Path, model: ModelProto) -> None:
-    """See to it that weights outside the file lie in its folder: a file is not to have others read."""
+    """See to it that weights outside the file lie in its folder: a file is not to have
+    others read."""
     folder = path.resolve().parent
     for tensor in tensors(model):
         if tensor.data_location != TensorProto.EXTERNAL and not tensor.external_data:
@@ -143,7 +147,8 @@ def _type_of(path: Path, value: Any) -> tuple[str, tuple[Dimension, ...]]:
 
 
 def _rows(graph: Any, name: str, constants: Mapping[str, Any]) -> int:
-    """The fewest rows of a table that an input picks from, on its way through operators that change no value."""
+    """The fewest rows of a table that an input picks from, on its way through operators
+    that change no value."""
     names, rows = {name}, 0
     unpacked = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     for node in graph.node:
@@ -171,8 +176,9 @@ def _precision(model: ModelProto, operators: Mapping[str, int]) -> str:
 
 
 def macs(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """Multiply-accumulates of convolutions and of products of matrices in one run on inputs of these shapes; None if
-    an operator's shape cannot be told, or it is one that is not known here, such as a recurrent layer."""
+    """Multiply-accumulates of convolutions and of products of matrices in one run on
+    inputs of these shapes; None if an operator's shape cannot be told, or it is one
+    that is not known here, such as a recurrent layer."""
     if any(graph.operators.get(each) for each in _UNCOUNTED):
         return None
     bare = _bare(graph, shapes)
@@ -200,7 +206,8 @@ def macs(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> int | None:
 
 
 def _bare(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> ModelProto:
-    """The graph with these shapes and without its weights, so that to infer shapes takes no copy of them."""
+    """The graph with these shapes and without its weights, so that to infer shapes
+    takes no copy of them."""
     bare = ModelProto()
     bare.CopyFrom(graph.model)
     del bare.graph.initializer[:], bare.graph.value_info[:]

@@ -1,4 +1,5 @@
-"""Nodes of an exported graph: what they are, where they come from, and how their constants are changed."""
+"""Nodes of an exported graph: what they are, where they come from, and how their
+constants are changed."""
 
 import ast
 from collections import Counter
@@ -10,10 +11,12 @@ from onnxscript import ir
 
 
 def name_after_layers(model: ir.Model) -> None:
-    """Name each node, its output and its weights after the layer that it comes from, uniquely; drop all metadata.
+    """Name each node, its output and its weights after the layer that it comes from,
+    uniquely; drop all metadata.
 
-    A convolution or linear layer has the layer's own name, as `layer1.0.conv1`; any other operator is added to it, as
-    `layer1.0.act1.relu`. The exporter's metadata, which are dropped, would carry paths of the exporting machine.
+    A convolution or linear layer has the layer's own name, as `layer1.0.conv1`; any
+    other operator is added to it, as `layer1.0.act1.relu`. The exporter's metadata,
+    which are dropped, would carry paths of the exporting machine.
     """
     taken: Counter[str] = Counter()
     for node in model.graph:
@@ -35,7 +38,8 @@ def name_after_layers(model: ir.Model) -> None:
 
 
 def layer_of(node: ir.Node) -> str:
-    """The module of the network that a node comes from, as the exporter wrote it down."""
+    """The module of the network that a node comes from, as the exporter wrote it
+    down."""
     scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
     return scopes[-2] if len(scopes) > 1 and scopes[-2] else node.name or node.op_type
 
@@ -59,12 +63,14 @@ def channels_of(value: ir.Value) -> int:
 
 
 def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
-    """What a value always is; None if that depends on the graph's input, or there is no value."""
+    """What a value always is; None if that depends on the graph's input, or there is no
+    value."""
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
-def own_conv(value: ir.Value) -> ir.Node | None:
-    """The convolution that a value comes from, if the value has one reader, so that the weights may change."""
+def unshared_conv(value: ir.Value) -> ir.Node | None:
+    """The convolution that a value comes from, if the value has one reader, so that the
+    weights may change."""
     node = value.producer()
     return node if node is not None and node.op_type == "Conv" and len(value.uses()) == 1 else None
 
@@ -83,14 +89,16 @@ def set_constant(node: ir.Node, index: int, array: NDArray[Any]) -> None:
 
 
 def weight_of(node: ir.Node) -> NDArray[np.float64]:
-    """That of a convolution or linear layer; in float64, so that what is computed with it is rounded once."""
+    """That of a convolution or linear layer; in float64, so that what is computed with
+    it is rounded once."""
     weight = constant_of(node.inputs[1])
     assert weight is not None
     return weight.astype(np.float64)
 
 
 def insert(before: ir.Node, operator: str, x: ir.Value, attributes: dict[str, Any] | None = None) -> ir.Node:
-    """A new node that reads x, with the shape and the layer of the node that it will stand for."""
+    """A new node that reads x, with the shape and the layer of the node that it will
+    stand for."""
     node = ir.node(operator, [x], attributes, metadata_props=dict(before.metadata_props))
     node.outputs[0].shape, node.outputs[0].type = before.outputs[0].shape, before.outputs[0].type
     assert isinstance(before.graph, ir.Graph)

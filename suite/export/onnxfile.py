@@ -1,15 +1,17 @@
-"""ONNX files that a user names, whoever made them: they are read if this project could have written them."""
+"""ONNX files that a user names, whoever made them: they are read if this project could
+have written them."""
 
 from pathlib import Path
 from typing import Any
 
 from suite.errors import InputError, first_line
-from suite.schema.outcomes import known
+from suite.schema.outcomes import none_if_unset
 from suite.tables import spec
 
 
 def read(path: Path) -> Any:
-    """The file as a message, if it is of the form that this project writes and lies in this one file.
+    """The file as a message, if it is of the form that this project writes and lies in
+    this one file.
 
     Nothing else is read, whatever the file says of where its weights are.
 
@@ -66,7 +68,7 @@ def classes(model: Any) -> int:
     return _sides(model.graph.output[0])[1]
 
 
-def stated_model(path: Path, model: Any) -> str:
+def model_in_metadata(path: Path, model: Any) -> str:
     """What a file that was exported from initial weights says of its model."""
     import timm
 
@@ -84,7 +86,7 @@ def precision(path: Path) -> str:
     """That of a file which this project wrote."""
     from suite.export.exporter import describe
 
-    if "QuantizeLinear" in (known(describe(path).operators) or {}):
+    if "QuantizeLinear" in (none_if_unset(describe(path).operators) or {}):
         return "int8"
     import onnx
 

@@ -1,4 +1,5 @@
-"""An exported network in half precision or in eight bits, for the providers that gain from it."""
+"""An exported network in half precision or in eight bits, for the providers that gain
+from it."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,10 +27,12 @@ FOR_GPUS = {"ActivationSymmetric": True, "QuantizeBias": False, "AddQDQPairToWei
 
 
 def to_float16(path: Path, out: Path) -> None:
-    """Write `path` with float16 weights and arithmetic as `out`; `input` and `logits` stay float32.
+    """Write `path` with float16 weights and arithmetic as `out`; `input` and `logits`
+    stay float32.
 
-    For GPUs: ONNX Runtime's CPU provider has few float16 kernels and converts forth and back around the others.
-    Whether float16 holds the activations too is for `magnitudes` to say.
+    For GPUs: ONNX Runtime's CPU provider has few float16 kernels and converts forth and
+    back around the others. Whether float16 holds the activations too is for
+    `activation_magnitudes` to say.
 
     Raises:
         RuntimeError: a weight is too large for float16.
@@ -49,12 +52,14 @@ def to_float16(path: Path, out: Path) -> None:
     ir.save(half, out)
 
 
-def magnitudes(path: Path, batches: Iterable[NDArray[np.float32]], threads: int = 1) -> dict[str, float]:
-    """The greatest magnitude that each node of a float32 file gives on some images, in the graph's order.
+def activation_magnitudes(path: Path, batches: Iterable[NDArray[np.float32]], threads: int = 1) -> dict[str, float]:
+    """The greatest magnitude that each node of a float32 file gives on some images, in
+    the graph's order.
 
-    ONNX Runtime's CPU provider computes float16 in float32, so that a file whose activations float16 cannot hold passes
-    there and gives no numbers on a GPU. The maxima are taken within the graph, hence this costs little more than to run
-    it, in time and in memory.
+    ONNX Runtime's CPU provider computes float16 in float32, so that a file whose
+    activations float16 cannot hold passes there and gives no numbers on a GPU. The
+    maxima are taken within the graph, hence this costs little more than to run it, in
+    time and in memory.
 
     Args:
         path: a graph that `suite.export.exporter` wrote.
@@ -62,8 +67,8 @@ def magnitudes(path: Path, batches: Iterable[NDArray[np.float32]], threads: int 
         threads: of ONNX Runtime.
 
     Returns:
-        By name, which tells the layer, the magnitude for nodes that can enlarge what they get; infinite or not a number
-        where float32 does not hold it either.
+        By name, which tells the layer, the magnitude for nodes that can enlarge what
+        they get; infinite or not a number where float32 does not hold it either.
     """
     model = onnx.load(path)
     nodes = [node for node in model.graph.node if node.op_type in ENLARGING]
@@ -81,8 +86,8 @@ def magnitudes(path: Path, batches: Iterable[NDArray[np.float32]], threads: int 
 
 
 def difference(path: Path, reference: Path, batches: Iterable[NDArray[np.float32]], threads: int = 1) -> float:
-    """Root mean square of the difference of two files' logits over that of the second's, on the CPU provider; 0 where
-    all logits are."""
+    """Root mean square of the difference of two files' logits over that of the
+    second's, on the CPU provider; 0 where all logits are."""
     sessions = [open_session(str(file), "cpu", threads) for file in (path, reference)]
     apart, whole = 0.0, 0.0
     for images in batches:
@@ -100,32 +105,42 @@ def to_int8(
     activations: Activations = "unsigned",
     normprop: bool = True,
 ) -> None:
-    """Write `path` quantised to eight bits as `out`: static, in QDQ form, `input` and `logits` float32.
+    """Write `path` quantised to eight bits as `out`: static, in QDQ form, `input` and
+    `logits` float32.
 
-    Weights are signed, with one scale a filter. Activations are unsigned by default: on x86 ONNX Runtime has fast
-    kernels for unsigned times signed only, and signed activations took as long as float32. Their ranges are the least
-    and the largest value that each takes on the calibration images, except after NormProp (see `_off_values`).
-    "symmetric" is the form for GPUs: signed, around zero, with biases in floating point.
+    Weights are signed, with one scale a filter. Activations are unsigned by default: on
+    x86 ONNX Runtime has fast kernels for unsigned times signed only, and signed
+    activations took as long as float32. Their ranges are the least and the largest
+    value that each takes on the calibration images, except after NormProp (see
+    `_off_values`). "symmetric" is the form for GPUs: signed, around zero, with biases
+    in floating point.
 
-    Measured on two cores of a CPU with AVX-512 VNNI, 224x224, batch 1, against the rewritten float32 graph, in
-    interleaved runs: ResNet-50 ReLU 0.28; CReLU 0.34 as two halves, 0.40 as signed convolution (see `rewrite`;
-    in another spell the signed convolution 0.31, and the default export's Neg and Concat 0.33). Of untrained logits the
-    error was 2.5 % with halves and 2.1 % in the other forms. So there is no form for this precision alone.
+    Measured on two cores of a CPU with AVX-512 VNNI, 224x224, batch 1, against the
+    rewritten float32 graph, in interleaved runs: ResNet-50 ReLU 0.28; CReLU 0.34 as two
+    halves, 0.40 as signed convolution (see `rewrite`; in another spell the signed
+    convolution 0.31, and the default export's Neg and Concat 0.33). Of untrained logits
+    the error was 2.5 % with halves and 2.1 % in the other forms. So there is no form
+    for this precision alone.
 
-    Without VNNI the CPU provider adds pairs of products in 16 bits, which saturates. With initial weights and
-    NormProp's constants everywhere, ResNet-20 ReLU NormProp was 8 to 28 % of its logits off there (three seeds, AVX2),
-    and 2.0 to 2.8 % by the file's own arithmetic; with constants in the branches alone 0.7 to 5.2 %, and 0.5 to 0.7 %.
+    Without VNNI the CPU provider adds pairs of products in 16 bits, which saturates.
+    With initial weights and NormProp's constants everywhere, ResNet-20 ReLU NormProp
+    was 8 to 28 % of its logits off there (three seeds, AVX2), and 2.0 to 2.8 % by the
+    file's own arithmetic; with constants in the branches alone 0.7 to 5.2 %, and 0.5 to
+    0.7 %.
 
     Args:
         path: a graph that `suite.export.exporter` wrote.
         out: the file to write.
-        calibration: batches of images (B, channels, size, size), normalised as in training.
+        calibration: batches of images (B, channels, size, size), normalised as in
+            training.
         keep_float: names of nodes that stay in float32, as `conv1` or `fc`.
         activations: their kind.
-        normprop: whether the graph is one of this project's, which NormProp's constants are looked for in.
+        normprop: whether the graph is one of this project's, which NormProp's constants
+            are looked for in.
 
     Raises:
-        ValueError: there are no calibration images, or the graph has no node of a name in `keep_float`.
+        ValueError: there are no calibration images, or the graph has no node of a name
+            in `keep_float`.
     """
     load_onnxruntime()
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -162,11 +177,14 @@ def to_int8(
 
 
 def _off_values(path: Path) -> dict[str, float]:
-    """What rectifiers give where they are off, by name of their output, where that is not zero.
+    """What rectifiers give where they are off, by name of their output, where that is
+    not zero.
 
-    It is a value below zero where NormProp subtracts a mean from what it rectifies. Most of the values are off, all
-    with the same error if eight bits have no code for just this value: of a trained ResNet-20 on CIFAR-10 the logits
-    were 14 % off, and 2.0 points of accuracy lost. With a code for it, 3.7 % and 0.05 points, as in other networks.
+    It is a value below zero where NormProp subtracts a mean from what it rectifies.
+    Most of the values are off, all with the same error if eight bits have no code for
+    just this value: of a trained ResNet-20 on CIFAR-10 the logits were 14 % off, and
+    2.0 points of accuracy lost. With a code for it, 3.7 % and 0.05 points, as in other
+    networks.
     """
     graph = onnx.load(path).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -196,12 +214,14 @@ def _first(constant: onnx.TensorProto) -> float:
 
 
 def _is_depthwise(conv: onnx.NodeProto) -> bool:
-    """Whether a convolution subtracts a constant from each channel (see `suite.export.rewrite`)."""
+    """Whether a convolution subtracts a constant from each channel (see
+    `suite.export.rewrite`)."""
     return len(conv.input) > 2 and any(each.name == "group" and each.i > 1 for each in conv.attribute)
 
 
 def _steps(quantised: Path, off: Mapping[str, float], symmetric: bool) -> dict[str, Any]:
-    """Steps of eight bits that divide the values `off`, and are as fine as those of a file, or little coarser."""
+    """Steps of eight bits that divide the values `off`, and are as fine as those of a
+    file, or little coarser."""
     graph = onnx.load(quantised).graph
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     steps = {}

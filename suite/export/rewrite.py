@@ -1,11 +1,14 @@
-"""Rewrites of an exported graph that let ONNX Runtime's CPU provider run it faster; none changes what it computes.
+"""Rewrites of an exported graph that let ONNX Runtime's CPU provider run it faster;
+none changes what it computes.
 
-ONNX Runtime keeps images in blocks of channels (its NCHWc layout) as long as every operator has a kernel for that
-layout, and fuses an addition and a rectifier into the convolution before them. The exporter's graph of these networks
-breaks both: `Neg` (in CReLU), `Slice` and `Pad` (type-A shortcuts), `Sub` and `Div` (NormProp's constants) and
-`ReduceMean` (the pool) have no such kernel, and what cannot stay blocked is reordered before and after. The rules
-below leave only convolutions, rectifiers, additions and pools, so that from the first convolution to the pool the
-optimised graph has no reorder, and no addition of its own.
+ONNX Runtime keeps images in blocks of channels (its NCHWc layout) as long as every
+operator has a kernel for that layout, and fuses an addition and a rectifier into the
+convolution before them. The exporter's graph of these networks breaks both: `Neg` (in
+CReLU), `Slice` and `Pad` (type-A shortcuts), `Sub` and `Div` (NormProp's constants) and
+`ReduceMean` (the pool) have no such kernel, and what cannot stay blocked is reordered
+before and after. The rules below leave only convolutions, rectifiers, additions and
+pools, so that from the first convolution to the pool the optimised graph has no
+reorder, and no addition of its own.
 """
 
 import math
@@ -16,8 +19,8 @@ from onnxscript import ir
 from onnxscript.rewriter import pattern
 
 from suite.export.absorb import absorb
-from suite.export.blocks import BLOCK, fill
-from suite.export.nodes import channels_of, constant_of, layer_of, own_conv, producer_of, weight_of
+from suite.export.blocks import BLOCK, fill_channel_blocks
+from suite.export.nodes import channels_of, constant_of, layer_of, producer_of, unshared_conv, weight_of
 from suite.session import load_onnxruntime
 
 # Values of one image, channels x height x width, from which CReLU is faster as two convolutions (see `_halves`). Below
@@ -35,11 +38,12 @@ def apply_rewrites(model: ir.Model) -> dict[str, int]:
         How often each rewrite was applied.
 
     Raises:
-        RuntimeError: a constant or an order of channels reaches an operator that no rule knows.
+        RuntimeError: a constant or an order of channels reaches an operator that no
+            rule knows.
     """
     counts = {name: pattern.RewriteRuleSet([rule]).apply_to_model(model) for name, rule in RULES.items()}
     counts |= absorb(model.graph)
-    counts["image filled up to a block"] = fill(model.graph)
+    counts["image filled up to a block"] = fill_channel_blocks(model.graph)
     ir.passes.common.RemoveUnusedNodesPass()(model)
     return counts
 
@@ -209,7 +213,7 @@ def _sum_of_three(op: Any, first: ir.Value, second: ir.Value, identity: ir.Value
 
 
 def _two_are_convolutions(context: Any, first: ir.Value, second: ir.Value, identity: ir.Value) -> bool:
-    return own_conv(first) is not None and own_conv(second) is not None
+    return unshared_conv(first) is not None and unshared_conv(second) is not None
 
 
 def _reassociated(op: Any, first: ir.Value, second: ir.Value, identity: ir.Value) -> Any:
@@ -227,11 +231,12 @@ RULES = {
 
 
 def difference(first: bytes, second: bytes, shape: tuple[int, ...]) -> float:
-    """How far the logits of two ONNX models lie apart on random images, relative to the largest of the first one's, or
-    absolutely if all of these are zero.
+    """How far the logits of two ONNX models lie apart on random images, relative to the
+    largest of the first one's, or absolutely if all of these are zero.
 
     Raises:
-        RuntimeError: the first one's are not finite, so that nothing can be compared with them.
+        RuntimeError: the first one's are not finite, so that nothing can be compared
+            with them.
     """
     ort = load_onnxruntime()
     images = np.random.default_rng(0).standard_normal(shape, np.float32)

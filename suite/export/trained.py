@@ -1,4 +1,5 @@
-"""Write a trained network to a folder, and export one from it, whether it is this project's or another's."""
+"""Write a trained network to a folder, and export one from it, whether it is this
+project's or another's."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,20 +14,21 @@ if TYPE_CHECKING:
 
 
 def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrite: bool = True) -> ExportResult:
-    """Write the network in a folder of weights as an ONNX file for images of size x size pixels, of a free batch size.
+    """Write the network in a folder of weights as an ONNX file for images of size x
+    size pixels, of a free batch size.
 
     Args:
         weights: a folder in timm's local layout.
         size: side of an image in pixels.
         out: the file.
         metadata: what the file is to say of itself.
-        rewrite: use the rewrites for ONNX Runtime's CPU provider, of a network that is not this project's those that
-            apply.
+        rewrite: use the rewrites for ONNX Runtime's CPU provider, of a network that is
+            not this project's those that apply.
 
     Raises:
         RuntimeError: there is no graph of it, or none with a free batch size.
     """
-    of = zoo.in_folder(weights)
+    of = zoo.from_folder(weights)
     if of.ours:
         from suite.export import exporter
 
@@ -40,14 +42,16 @@ def export(weights: Path, size: int, out: Path, metadata: dict[str, str], rewrit
     return ExportResult(**kept, rewrites=found["rewrites"] if rewrite else UNSET)
 
 
-def keep(model: "nn.Module", name: str, arguments: dict[str, Any], described: dict[str, Any], out: Path) -> None:
-    """Write a trained network to a folder in timm's local layout, from which `zoo.load` reads it.
+def save(model: "nn.Module", name: str, arguments: dict[str, Any], described: dict[str, Any], out: Path) -> None:
+    """Write a trained network to a folder in timm's local layout, from which `zoo.load`
+    reads it.
 
     Args:
         model: the network.
         name: by which timm makes it.
         arguments: with which.
-        described: what else the folder is to say of it: `mean` and `std` on [0, 1], and `label_names`.
+        described: what else the folder is to say of it: `mean` and `std` on [0, 1], and
+            `label_names`.
         out: the folder.
     """
     import torch

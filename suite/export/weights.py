@@ -1,6 +1,8 @@
-"""A network's weights: a folder in timm's local layout, of which JSON and safetensors are read and nothing is run.
+"""A network's weights: a folder in timm's local layout, of which JSON and safetensors
+are read and nothing is run.
 
-timm itself would follow `config.json` to any of its models, to files elsewhere, to pickled weights and to the network.
+timm itself would follow `config.json` to any of its models, to files elsewhere, to
+pickled weights and to the network.
 """
 
 import math
@@ -38,7 +40,8 @@ class Config:
         classes: how many it tells apart.
         channels: of its input.
         arguments: of the model.
-        statistics: as far as stated `mean` and `std` of each channel on [0, 1], and `label_names`.
+        statistics: as far as stated `mean` and `std` of each channel on [0, 1], and
+            `label_names`.
     """
 
     model: str
@@ -106,7 +109,8 @@ def load_weights(folder: Path) -> "nn.Module":
     """The network in a folder of weights, in evaluation mode on the CPU.
 
     Raises:
-        InputError: the folder is not legal, or its weights are damaged or another network's.
+        InputError: the folder is not legal, or its weights are damaged or another
+            network's.
     """
     import timm
     import torch
@@ -124,7 +128,7 @@ def load_weights(folder: Path) -> "nn.Module":
     for name in sorted(set(expected) | set(tensors)):
         wanted, found = (each[name].shape if name in each else None for each in (expected, tensors))
         if wanted != found:
-            shapes = ", not ".join(map(shape_in_words, (found, wanted)))
+            shapes = ", not ".join(map(format_shape, (found, wanted)))
             raise InputError(f"{path}: not weights of {config.model}: {name} is {shapes}")
         if tensors[name].dtype != expected[name].dtype:
             raise InputError(f"{path}: {name} is of {tensors[name].dtype}, not {expected[name].dtype}")
@@ -133,6 +137,6 @@ def load_weights(folder: Path) -> "nn.Module":
     return model.eval()
 
 
-def shape_in_words(shape: Any) -> str:
+def format_shape(shape: Any) -> str:
     """As in 64x3x3x3; what is not there is missing."""
     return "missing" if shape is None else "x".join(map(str, shape)) or "one number"

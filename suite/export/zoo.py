@@ -1,4 +1,5 @@
-"""Any network that timm knows: by name, or from a folder in timm's local layout, of which nothing is run.
+"""Any network that timm knows: by name, or from a folder in timm's local layout, of
+which nothing is run.
 
 This project's own networks have a stricter reader, `suite.export.weights`.
 """
@@ -10,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite.errors import InputError, first_line, in_words
-from suite.export.weights import CONFIG, WEIGHTS, load_weights, shape_in_words
+from suite.errors import InputError, describe_error, first_line
+from suite.export.weights import CONFIG, WEIGHTS, format_shape, load_weights
 from suite.tables import modules
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Network:
 
     Attributes:
         model: its timm name, with the tag of its pretrained weights, if any.
-        folder: in timm's local layout, from which its weights are; None for initial ones.
+        folder: in timm's local layout, from which its weights are; None for initial
+            ones.
         ours: whether it is one of this project's.
         arguments: of the model.
         described: its `pretrained_cfg`: `input_size`, `mean`, `std` and the like.
@@ -60,21 +62,23 @@ def import_modules(names: Sequence[str]) -> None:
         modules.load(name)
 
 
-def known(name: str) -> bool:
-    """Whether timm, with what is imported by now, makes a model of this name, whatever tag it has."""
+def is_known(name: str) -> bool:
+    """Whether timm, with what is imported by now, makes a model of this name, whatever
+    tag it has."""
     import timm
 
     return ":" not in name and timm.is_model(name.partition(".")[0])
 
 
 def is_ours(name: str) -> bool:
-    """Whether a model is one of this project's, and not of a module that is imported and calls its own so."""
+    """Whether a model is one of this project's, and not of a module that is imported
+    and calls its own so."""
     import timm
 
     return name in timm.list_models(module=OURS)
 
 
-def named(name: str) -> Network:
+def from_name(name: str) -> Network:
     """A network with initial weights.
 
     Raises:
@@ -84,7 +88,7 @@ def named(name: str) -> Network:
 
     import models  # noqa: F401 - registers the networks with timm
 
-    if not known(name):
+    if not is_known(name):
         raise InputError(f"{name}: timm has no such model")
     try:
         described = timm.get_pretrained_cfg(name)
@@ -95,7 +99,7 @@ def named(name: str) -> Network:
     return Network(name, None, ours, {}, found)
 
 
-def in_folder(folder: Path) -> Network:
+def from_folder(folder: Path) -> Network:
     """A network whose weights a folder in timm's local layout holds.
 
     Raises:
@@ -115,7 +119,7 @@ def in_folder(folder: Path) -> Network:
             raise ValueError(f"its input_size is {sizes}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder}: no folder of weights with a {CONFIG} ({first_line(error)})") from None
-    if not isinstance(model, str) or not known(model):
+    if not isinstance(model, str) or not is_known(model):
         raise InputError(f"{path}: timm has no model {model!r}; --import MODULE imports what registers it")
     for name, value in arguments.items():
         if name in _REFUSED or not _is_plain(value):
@@ -130,8 +134,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def build(of: Network, weights: Path | None = None) -> "nn.Module":
-    """The network in evaluation mode on the CPU: with the weights of its folder or of a file of safetensors, else with
-    the initial ones of seed 0.
+    """The network in evaluation mode on the CPU: with the weights of its folder or of a
+    file of safetensors, else with the initial ones of seed 0.
 
     Raises:
         InputError: timm cannot make it, or the weights are another network's.
@@ -151,25 +155,26 @@ def build(of: Network, weights: Path | None = None) -> "nn.Module":
             torch.manual_seed(0)
             model: nn.Module = timm.create_model(of.model, pretrained=False, **arguments)
     except Exception as error:  # of a model that is not this project's it may be any
-        raise InputError(f"{of.model}: timm cannot make it: {in_words(error)}") from None
+        raise InputError(f"{of.model}: timm cannot make it: {describe_error(error)}") from None
     if path:
         wanted = model.state_dict()
         for name in sorted(wanted.keys() | tensors.keys()):
             expected, found = (tuple(each[name].shape) if name in each else None for each in (wanted, tensors))
             if expected != found:
-                shapes = ", not ".join(map(shape_in_words, (found, expected)))
+                shapes = ", not ".join(map(format_shape, (found, expected)))
                 raise InputError(f"{path}: not weights of {of.model}: {name} is {shapes}")
         model.load_state_dict(tensors)
     return model.eval()
 
 
 def load(folder: Path) -> "nn.Module":
-    """The network in a folder in timm's local layout, in evaluation mode on the CPU; its model is registered.
+    """The network in a folder in timm's local layout, in evaluation mode on the CPU;
+    its model is registered.
 
     Raises:
-        InputError: see `in_folder` and `build`.
+        InputError: see `from_folder` and `build`.
     """
-    return build(in_folder(folder))
+    return build(from_folder(folder))
 
 
 def _read(path: Path) -> "dict[str, Tensor]":

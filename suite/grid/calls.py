@@ -1,4 +1,5 @@
-"""Each stage as a call of its function: what it reads from the store, and its result as records have it."""
+"""Call the function of each stage with what the store has, and return its typed
+result."""
 
 import dataclasses
 import json
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 
 class Stages:
-    """What does one stage of a kind at a time, and timings in turns. A stage is imported when it is done.
+    """What does one stage of a kind at a time, and timings in turns. A stage is
+    imported when it is done.
 
     Args:
         store: where the files and records are that stages need.
@@ -55,7 +57,7 @@ class Stages:
 
         (train,), cell, size = stage.needs, cell_of(stage), stage.inputs["size"]
         weights = self._weights(train)
-        of = networks.Source(weights, cell.row.model, len(cell.dataset.classes), size, trained=True)
+        of = networks.NamedNetwork(weights, cell.row.model, len(cell.dataset.classes), size, trained=True)
         rewrite = not stage.inputs.get("plain", False)
         more = {
             "recipe": json.dumps(dataclasses.asdict(cell.recipe)),
@@ -66,7 +68,8 @@ class Stages:
         return export(weights, size, folder / "model.onnx", networks.metadata(of, more), rewrite)
 
     def analyze(self, stage: Stage, folder: Path, step: progress.Steps) -> AnalyzeResult:
-        """What the paper looks inside for: Table 1 and the curves of Figures 2 and 3."""
+        """What the paper looks inside for: Table 1 and the curves of Figures 2 and
+        3."""
         from suite.analysis.analyze import analyze
         from suite.export.exporter import load_weights
 
@@ -76,7 +79,8 @@ class Stages:
         return analyze(model, self.batches(cell, cell.recipe, "cpu", weights=weights), step)
 
     def convert(self, stage: Stage, folder: Path, step: progress.Steps) -> ConvertResult:
-        """The exported file in reduced precision; int8 is calibrated on images, and float16 checked on them."""
+        """The exported file in reduced precision; int8 is calibrated on images, and
+        float16 checked on them."""
         from suite.export import zoo
         from suite.inference import reduced
 
@@ -106,7 +110,7 @@ class Stages:
         from suite.inference import latency
 
         inputs = stage.inputs
-        return latency.peak(inputs["provider"], inputs["threads"], inputs.get("precision", "fp32"))
+        return latency.measure_peak(inputs["provider"], inputs["threads"], inputs.get("precision", "fp32"))
 
     def latency(self, stages: Sequence[Stage], steps: Sequence[progress.Steps]) -> Sequence[LatencyResult | Exception]:
         """Measure these against each other."""
@@ -137,8 +141,8 @@ class Stages:
         group: Group = distributed.ALONE,
         weights: Path | None = None,
     ) -> "Batches":
-        """A cell's images by a recipe; for trained `weights` normalised as these were, of which an earlier version may
-        have had another mean and std."""
+        """A cell's images by a recipe; for trained `weights` normalised as these were,
+        of which an earlier version may have had another mean and std."""
         import torch
 
         from suite.data.batches import Batches
@@ -146,7 +150,7 @@ class Stages:
 
         workers = 0 if cell.dataset.train.in_memory else self.threads
         place = torch.device(device, group.local_rank) if device == "cuda" else torch.device(device)
-        dataset = cell.dataset if weights is None else networks.as_trained(cell.dataset, weights)
+        dataset = cell.dataset if weights is None else networks.normalize_as_trained(cell.dataset, weights)
         for note in dataset.notes[len(cell.dataset.notes) :]:
             self.display.note(f"{cell.name}: {note}")
         return Batches(dataset, recipe, place, workers, group)

@@ -1,12 +1,15 @@
-"""Who works on which stage: claims in a shared folder, by which processes and machines divide the work of a grid.
+"""Who works on which stage: claims in a shared folder, by which processes and machines
+divide the work of a grid.
 
     DIR/claims/KEY.N.json   the N-th claim on stage KEY: who holds it, and how far the work is
 
-A claim is made by creating its file, which only one process can do. Its holder writes it anew every few seconds. A
-claim whose holder died is taken over by creating the one with the next number, which again only one process can do;
-the highest number holds. Whether a holder is dead is decided without comparing clocks: one of this machine is looked
-up among its processes, and one of another machine is dead once its file has stayed the same for `PATIENCE` seconds of
-the observer's own clock. Should it be alive after all, work is done twice and the first record counts.
+A claim is made by creating its file, which only one process can do. Its holder writes
+it anew every few seconds. A claim whose holder died is taken over by creating the one
+with the next number, which again only one process can do; the highest number holds.
+Whether a holder is dead is decided without comparing clocks: one of this machine is
+looked up among its processes, and one of another machine is dead once its file has
+stayed the same for `PATIENCE` seconds of the observer's own clock. Should it be alive
+after all, work is done twice and the first record counts.
 """
 
 import contextlib
@@ -21,7 +24,7 @@ from time import monotonic
 from typing import Any
 
 from suite.errors import InputError
-from suite.files import make_folder, read_if_file, share
+from suite.files import inherit_permissions, make_folder, read_if_file
 from suite.grid.plan import Stage
 from suite.results.holder import Holder
 
@@ -53,7 +56,8 @@ class Claim:
 
 
 class Claims:
-    """The claims of a results folder, and those that this process holds. Use it as a context, which ends them all."""
+    """The claims of a results folder, and those that this process holds. Use it as a
+    context, which ends them all."""
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "claims"
@@ -93,7 +97,8 @@ class Claims:
         return True
 
     def release(self, key: str) -> None:
-        """Give up a claim, because the work is done or will not be done by this process."""
+        """Give up a claim, because the work is done or will not be done by this
+        process."""
         with self._lock:
             claim = self._held.pop(key, None)
         if claim:
@@ -102,7 +107,8 @@ class Claims:
                     path.unlink(missing_ok=True)
 
     def say(self, key: str, done: int, total: int, note: str) -> None:
-        """Let others see how far the work on a claimed stage is, at the next sign of life."""
+        """Let others see how far the work on a claimed stage is, at the next sign of
+        life."""
         with self._lock:
             claim = self._held.get(key)
             if claim:
@@ -115,7 +121,8 @@ class Claims:
                 path.unlink(missing_ok=True)
 
     def under_way(self) -> list[Claim]:
-        """All claims of the folder whose holders live, as far as this process can tell."""
+        """All claims of the folder whose holders live, as far as this process can
+        tell."""
         newest: dict[str, Path] = {}
         for key, _, path in sorted(self._all()):
             newest[key] = path
@@ -141,7 +148,7 @@ class Claims:
             return False
         claim = _parse(content)
         if claim and claim.holder.is_here:
-            return claim.holder.lives
+            return claim.holder.is_alive
         before, since = self._seen.get(path, (b"", 0.0))
         if content != before:
             since = monotonic()
@@ -149,7 +156,8 @@ class Claims:
         return monotonic() - since < PATIENCE
 
     def _create(self, claim: Claim) -> bool:
-        """Write the file of a new claim, whole from the beginning; False if another process was faster."""
+        """Write the file of a new claim, whole from the beginning; False if another
+        process was faster."""
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             make_folder(self.folder)
@@ -174,13 +182,14 @@ class Claims:
 
     @contextlib.contextmanager
     def _aside(self, claim: Claim, beat: int = 0) -> Iterator[str]:
-        """A file beside the claims that says what this one says; gone afterwards unless it was renamed."""
+        """A file beside the claims that says what this one says; gone afterwards unless
+        it was renamed."""
         content = {**vars(claim), "holder": vars(claim.holder), "beat": beat}
         descriptor, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump(content, file)
-            share(Path(temporary))
+            inherit_permissions(Path(temporary))
             yield temporary
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -208,7 +217,8 @@ def _put(written: Path, path: Path) -> bool:
 
 
 def _parse(content: bytes) -> Claim | None:
-    """The claim that a file's content stands for, or None if it is none: a machine lost power as it was written."""
+    """The claim that a file's content stands for, or None if it is none: a machine lost
+    power as it was written."""
     try:
         raw: Mapping[str, Any] = json.loads(content)
         claim = Claim(**{name: raw[name] for name in Claim.__dataclass_fields__} | {"holder": Holder(**raw["holder"])})

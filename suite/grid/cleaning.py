@@ -23,8 +23,8 @@ USUAL = ("quick",)
 
 @dataclass(frozen=True)
 class Removable:
-    """Something that a folder need not keep: of which kind, where, and its bytes. `record` is that of its files, None
-    for checkpoints."""
+    """Something that a folder need not keep: of which kind, where, and its bytes.
+    `record` is that of its files, None for checkpoints."""
 
     kind: str
     path: Path
@@ -32,9 +32,9 @@ class Removable:
     record: AnyRecord | None
 
 
-def found(store: Store, kinds: Sequence[str] = tuple(KINDS)) -> list[Removable]:
-    """What may be removed of these kinds, but for what somebody works with: of a stage under way, and of a command's
-    stages as long as one of the same network is not done.
+def find_removable(store: Store, kinds: Sequence[str] = tuple(KINDS)) -> list[Removable]:
+    """What may be removed of these kinds, but for what somebody works with: of a stage
+    under way, and of a command's stages as long as one of the same network is not done.
 
     Raises:
         InputError: a record or a plan is damaged.
@@ -57,10 +57,10 @@ def remove(store: Store, these: Sequence[Removable]) -> None:
             shutil.rmtree(each.path, ignore_errors=True)
 
 
-def after_quick_run(store: Store, grid: Grid) -> None:
+def clean_after_quick_run(store: Store, grid: Grid) -> None:
     """Remove what a quick run needs no longer."""
     mine = {stage.key for stage in grid.stages}
-    remove(store, [each for each in found(store, ("quick",)) if each.record and each.record.key in mine])
+    remove(store, [each for each in find_removable(store, ("quick",)) if each.record and each.record.key in mine])
 
 
 def _files(store: Store, busy: set[str]) -> Iterator[Removable]:

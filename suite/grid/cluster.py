@@ -1,7 +1,9 @@
-"""Do a grid on a Ray cluster: its stages as tasks that demand cores or GPUs, retried when a process or a node dies.
+"""Do a grid on a Ray cluster: its stages as tasks that demand cores or GPUs, retried
+when a process or a node dies.
 
-Results and claims go through the results folder, which all nodes must share. So a task says no more than that a node is
-to do some stages now, and local workers and other machines may be at the same folder.
+Results and claims go through the results folder, which all nodes must share. So a task
+says no more than that a node is to do some stages now, and local workers and other
+machines may be at the same folder.
 """
 
 import logging
@@ -20,10 +22,10 @@ from time import sleep
 from typing import Any
 
 from suite.distributed import ALONE
-from suite.errors import InputError, in_words
+from suite.errors import InputError, describe_error
 from suite.grid.effort import longest_first
-from suite.grid.plan import TIMED, Grid, Options, Stage, plan, turn_of
-from suite.grid.runner import LOOK, Outcome, Worker, check_timing, lead, work_on
+from suite.grid.plan import TIMED, Grid, RunOptions, Stage, plan, timing_group
+from suite.grid.runner import LOOK, RunSummary, Worker, check_timing, lead, work_on
 
 # Ray reads these as it is imported. Under `uv run` it would copy the current folder to all nodes, and it would report
 # its use to its makers.
@@ -41,11 +43,13 @@ RETRIES = 4
 Demand = dict[str, float]
 
 
-def run(options: Options) -> Outcome:
-    """Run a table as `runner.run` does, on a cluster; timings are taken here unless nodes are named for them.
+def run(options: RunOptions) -> RunSummary:
+    """Run a table as `runner.run` does, on a cluster; timings are taken here unless
+    nodes are named for them.
 
     Raises:
-        InputError: no cluster answers, it lacks what the options ask for, or one of its nodes cannot use them.
+        InputError: no cluster answers, it lacks what the options ask for, or one of its
+            nodes cannot use them.
     """
     options = _anywhere(options)
     with _connected(options.address):
@@ -61,14 +65,15 @@ def run(options: Options) -> Outcome:
 class _Cluster:
     """The cluster that this process is connected to.
 
-    A training on GPUs demands no cores, since it needs few, and other stages may use those of its node meanwhile. All
-    else demands a worker's share of the cores of the smallest node, and a timing those of a whole node.
+    A training on GPUs demands no cores, since it needs few, and other stages may use
+    those of its node meanwhile. All else demands a worker's share of the cores of the
+    smallest node, and a timing those of a whole node.
 
     Raises:
         InputError: no node can train as the options ask.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: RunOptions) -> None:
         self.options = options
         self._nodes = [node for node in ray.nodes() if node["Alive"]]
         share = max(1, _fewest_cores(self._nodes) // options.workers)
@@ -80,10 +85,12 @@ class _Cluster:
         self._tasks = {"train": _task(_together if options.processes > 1 else work_on, demand)}
 
     def plan_timings(self, grid: Grid) -> Grid:
-        """The grid with its timings as the nodes plan them that are to take them, instead of this machine.
+        """The grid with its timings as the nodes plan them that are to take them,
+        instead of this machine.
 
         Raises:
-            InputError: no node has the resource, its nodes are not of one kind, or one of them cannot do it.
+            InputError: no node has the resource, its nodes are not of one kind, or one
+                of them cannot do it.
         """
         assert self.options.latency_resource
         option = f"--latency-resource {self.options.latency_resource}"
@@ -164,7 +171,8 @@ class _Cluster:
 def _task(function: Callable[..., Any], demand: Demand) -> Any:
     """A function as a Ray task with demands by Ray's names of them.
 
-    Ray puts an exception in words of its own, so that an InputError is returned instead.
+    Ray puts an exception in words of its own, so that an InputError is returned
+    instead.
     """
 
     def on_node(argv: list[str], *arguments: Any) -> Any:
@@ -179,13 +187,13 @@ def _task(function: Callable[..., Any], demand: Demand) -> Any:
     return ray.remote(num_cpus=cores, num_gpus=gpus, resources=named, max_retries=RETRIES)(on_node)
 
 
-def _timings(options: Options) -> list[Any]:
+def _timings(options: RunOptions) -> list[Any]:
     """Inputs of the timings of a grid as this machine plans them."""
     check_timing(options)
     return [dict(stage.inputs) for stage in plan(options, options.processes).stages if stage.kind in TIMED]
 
 
-def _together(options: Options, keys: Sequence[str]) -> None:
+def _together(options: RunOptions, keys: Sequence[str]) -> None:
     """Do trainings by several processes of this machine, as under `torchrun`."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -204,7 +212,7 @@ def _together(options: Options, keys: Sequence[str]) -> None:
             raise error
 
 
-def _member(argv: list[str], options: Options, keys: Sequence[str]) -> Exception | None:
+def _member(argv: list[str], options: RunOptions, keys: Sequence[str]) -> Exception | None:
     import torch
 
     sys.argv = argv
@@ -217,7 +225,8 @@ def _member(argv: list[str], options: Options, keys: Sequence[str]) -> Exception
 
 
 def _failure(task: Future[Any]) -> str:
-    """Why a task that has ended could not do its stages; empty if it could, and what came of them is in the folder.
+    """Why a task that has ended could not do its stages; empty if it could, and what
+    came of them is in the folder.
 
     Raises:
         InputError: what the user gave is not usable on its node.
@@ -233,11 +242,12 @@ def _failure(task: Future[Any]) -> str:
 
 def _reason(error: RayError) -> str:
     told = error.cause if isinstance(error, RayTaskError) else error
-    return in_words(told)
+    return describe_error(told)
 
 
 def _groups(stages: Iterable[Stage], pack: int) -> list[list[Stage]]:
-    """What one task does: trainings that share a device, timings in turns, of all else one stage."""
+    """What one task does: trainings that share a device, timings in turns, of all else
+    one stage."""
     groups: dict[Any, list[Stage]] = defaultdict(list)
     trainings = 0
     stages = list(stages)
@@ -249,7 +259,7 @@ def _groups(stages: Iterable[Stage], pack: int) -> list[list[Stage]]:
             groups[trainings // pack].append(stage)
             trainings += 1
         else:
-            groups[turn_of(stage) if stage.kind == "latency" else stage.key].append(stage)
+            groups[timing_group(stage) if stage.kind == "latency" else stage.key].append(stage)
     return list(groups.values())
 
 
@@ -259,8 +269,9 @@ def _fewest_cores(nodes: Iterable[Any]) -> int:
     return min((count for count in cores if count), default=1)
 
 
-def _anywhere(options: Options) -> Options:
-    """The options with paths that mean the same on every node, whatever folder its processes are in."""
+def _anywhere(options: RunOptions) -> RunOptions:
+    """The options with paths that mean the same on every node, whatever folder its
+    processes are in."""
 
     def absolute(path: Path) -> Path:
         return path.expanduser().absolute()
@@ -276,7 +287,8 @@ def _anywhere(options: Options) -> Options:
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """Connect to a cluster: that at the address, else one of this machine, which is started if there is none.
+    """Connect to a cluster: that at the address, else one of this machine, which is
+    started if there is none.
 
     Raises:
         InputError: none answers there, or it is of another version.

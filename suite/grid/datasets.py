@@ -1,4 +1,5 @@
-"""The data sets of a table's rows: those given by a path, and the embedded ones in the place of others."""
+"""The data sets of a table's rows: those given by a path, and the embedded ones in the
+place of others."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suite.errors import InputError
-from suite.grid.options import Options
+from suite.grid.run_options import RunOptions
 from suite.registry import STAND_INS, Triple, stand_in
 from suite.tables import spec
 from suite.tables.own import Images, OwnTable
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
     from suite.data.sets import Dataset
 
 
-def of_rows(table: Table, options: Options) -> Iterator[tuple[Row, "Dataset"]]:
+def load_for_rows(table: Table, options: RunOptions) -> Iterator[tuple[Row, "Dataset"]]:
     """Each row that can be run, with its data.
 
-    Without `--data` every row of the suite's data sets runs on the embedded stand-in; with it, only rows whose data
-    set is given or embedded do. A data set of a user's own has its path in the table or by `--data`.
+    Without `--data` every row of the suite's data sets runs on the embedded stand-in;
+    with it, only rows whose data set is given or embedded do. A data set of a user's
+    own has its path in the table or by `--data`.
 
     Raises:
-        InputError: data that no row uses or that cannot be read, the paper profile without data, or no row is left.
+        InputError: data that no row uses or that cannot be read, the paper profile
+            without data, or no row is left.
     """
     from suite.data import sets
 
@@ -42,7 +45,7 @@ def of_rows(table: Table, options: Options) -> Iterator[tuple[Row, "Dataset"]]:
     yield from ((row, loaded[row.data]) for row in table.rows if row.data in loaded)
 
 
-def _of_own(table: OwnTable, options: Options) -> Iterator[tuple[Row, "Dataset"]]:
+def _of_own(table: OwnTable, options: RunOptions) -> Iterator[tuple[Row, "Dataset"]]:
     from suite.data import sets
 
     given = {name: Path(images.path) for name, images in table.images.items() if images.path} | dict(options.data)
@@ -71,17 +74,18 @@ def _own(table: OwnTable, row: Row, path: Path) -> "Dataset":
 
     images, recipe = table.images[row.data], spec.recipe_for(table, row)
     side = recipe.test_size if recipe.augment == "cifar" else None
-    return sets.load_own(row.data, path, *statistics(images), side)
+    return sets.load_own(row.data, path, *channel_statistics(images), side)
 
 
-def statistics(images: Images) -> tuple[Triple, Triple]:
+def channel_statistics(images: Images) -> tuple[Triple, Triple]:
     """Mean and std of a data set of a user's own, on the 0-255 scale."""
     mean, std = ((255 * a, 255 * b, 255 * c) for a, b, c in (images.mean, images.std))
     return mean, std
 
 
-def _check_size(table: Table, row: Row, dataset: "Dataset", options: Options) -> None:
-    """CIFAR's transforms take images as they are, which must then be of the size that the recipe says."""
+def _check_size(table: Table, row: Row, dataset: "Dataset", options: RunOptions) -> None:
+    """CIFAR's transforms take images as they are, which must then be of the size that
+    the recipe says."""
     recipe = spec.recipe_for(table, row, options.profile, options.epochs, options.steps)
     held = dataset.test.images
     if recipe.augment != "cifar" or isinstance(held, tuple):
@@ -94,15 +98,16 @@ def _check_size(table: Table, row: Row, dataset: "Dataset", options: Options) ->
         )
 
 
-def with_downloads(options: Options, folder: Path) -> Options:
-    """The options with the data of their rows, as far as not given, fetched into `folder`.
+def with_downloads(options: RunOptions, folder: Path) -> RunOptions:
+    """The options with the data of their rows, as far as not given, fetched into
+    `folder`.
 
     Raises:
         InputError: a data set cannot be fetched.
     """
     from suite.data import sets
 
-    table = spec.selected(options.table, options.rows, options.depth)
+    table = spec.select_table(options.table, options.rows, options.depth)
     lacking = sorted({row.data for row in table.rows if row.data in STAND_INS} - set(options.data))
     return dataclasses.replace(
         options, data={**options.data, **{name: sets.download(name, folder) for name in lacking}}

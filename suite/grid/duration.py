@@ -14,7 +14,7 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def parsed(text: str) -> float:
+def parse_duration(text: str) -> float:
     """The seconds of a time such as `90s`, `30m`, `1h30m` or `2d`.
 
     Raises:

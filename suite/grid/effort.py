@@ -1,4 +1,5 @@
-"""How much work a stage is, compared with others: its steps, and the order in which to begin trainings."""
+"""How much work a stage is, compared with others: its steps, and the order in which to
+begin trainings."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +10,8 @@ from suite.grid.plan import Stage
 
 
 def steps_of(stage: Stage, together: int = 1) -> int | None:
-    """How many steps a stage will tell of, if `together` are done at the same time; None of one that tells of none."""
+    """How many steps a stage will tell of, if `together` are done at the same time;
+    None of one that tells of none."""
     if stage.kind == "latency":
         return int(stage.inputs["protocol"]["rounds"]) * together
     if stage.cell is None or stage.kind not in ("train", "parity"):
@@ -21,13 +23,14 @@ def steps_of(stage: Stage, together: int = 1) -> int | None:
 
 
 def longest_first(stages: Iterable[Stage]) -> list[Stage]:
-    """Trainings in the order in which to begin them where several share a device: one that is begun last and takes
-    longest would have it to itself in the end."""
+    """Trainings in the order in which to begin them where several share a device: one
+    that is begun last and takes longest would have it to itself in the end."""
     return sorted(stages, key=_length, reverse=True)
 
 
 def _length(stage: Stage) -> float:
-    """About how long a training takes compared with others: multiply-accumulates for all images that it sees."""
+    """About how long a training takes compared with others: multiply-accumulates for
+    all images that it sees."""
     cell = cell_of(stage)
     images = cell.recipe.epochs * len(cell.dataset.train)
     if cell.recipe.max_steps is not None:
@@ -38,8 +41,8 @@ def _length(stage: Stage) -> float:
 
 @cache
 def _macs(model: str, arguments: str, size: int) -> int:
-    """Multiply-accumulates of a network for one image; 0 of one that cannot be made, as its training will say, or in
-    which they cannot be counted."""
+    """Multiply-accumulates of a network for one image; 0 of one that cannot be made, as
+    its training will say, or in which they cannot be counted."""
     import timm
     import torch
 

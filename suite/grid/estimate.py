@@ -1,4 +1,5 @@
-"""What a grid will take, from a short probe of each network, and which of its cells say most for a given time."""
+"""What a grid will take, from a short probe of each network, and which of its cells say
+most for a given time."""
 
 import json
 import math
@@ -13,7 +14,7 @@ import msgspec
 from suite import env
 from suite.errors import InputError
 from suite.grid import duration, own, remaining
-from suite.grid.plan import Cell, Grid, Options, Stage, plan
+from suite.grid.plan import Cell, Grid, RunOptions, Stage, plan
 from suite.grid.probe import Probe, Prober, ProbeRequest
 from suite.grid.reach import within_reach
 from suite.results.store import Store
@@ -23,9 +24,10 @@ from suite.tables.spec import Row
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one cell: `seconds` of the stages that are not stored, `memory` in bytes while it trains, how many stages
-    there are, how many of them are stored, and `start`: seconds until the process that does them can begin, once for
-    all cells that it does. `measured` is off where it is continued from another network's, by their sizes, and
+    """Of one cell: `seconds` of the stages that are not stored, `memory` in bytes while
+    it trains, how many stages there are, how many of them are stored, and `start`:
+    seconds until the process that does them can begin, once for all cells that it does.
+    `measured` is off where it is continued from another network's, by their sizes, and
     `seconds` None where nothing was measured."""
 
     seconds: float | None
@@ -36,7 +38,7 @@ class Cost:
     measured: bool = True
 
 
-def probe(cell: Cell, options: Options, store: Store, prober: Prober) -> Probe:
+def probe(cell: Cell, options: RunOptions, store: Store, prober: Prober) -> Probe:
     """Measure a cell's network, or read what was measured before on this machine.
 
     Raises:
@@ -53,7 +55,7 @@ def probe(cell: Cell, options: Options, store: Store, prober: Prober) -> Probe:
     return msgspec.convert(found.result, Probe)
 
 
-def _asked(cell: Cell, options: Options) -> tuple[ProbeRequest, dict[str, Any]]:
+def _asked(cell: Cell, options: RunOptions) -> tuple[ProbeRequest, dict[str, Any]]:
     """What is to be measured of a cell's network, and the inputs of its record."""
     classes = len(cell.dataset.classes)
     how = env.device_of(options.device), options.precision, cell.size
@@ -66,19 +68,20 @@ def _asked(cell: Cell, options: Options) -> tuple[ProbeRequest, dict[str, Any]]:
 
 
 class Probes:
-    """What is known of the networks of a grid: measured, or continued from another by their sizes.
+    """What is known of the networks of a grid: measured, or continued from another by
+    their sizes.
 
     Args:
         options: of the run.
         store: where measurements are kept.
         say: told what is being measured.
-        within: seconds after which nothing more is measured; None for no such limit. With one, Ctrl-C ends measuring
-            too, and `stopped` tells so.
+        within: seconds after which nothing more is measured; None for no such limit.
+            With one, Ctrl-C ends measuring too, and `stopped` tells so.
     """
 
     def __init__(
         self,
-        options: Options,
+        options: RunOptions,
         store: Store,
         say: Callable[[str], None] = lambda text: None,
         within: float | None = None,
@@ -90,10 +93,11 @@ class Probes:
         self.stopped = False
 
     def measure(self, cells: Iterable[Cell]) -> None:
-        """Measure the networks of these cells: networks of different sizes first, from which others are continued."""
+        """Measure the networks of these cells: networks of different sizes first, from
+        which others are continued."""
         by_size: dict[tuple[int, float], list[Cell]] = {}
         for cell in {_name(cell): cell for cell in cells}.values():
-            size = remaining.size(cell.row.model)
+            size = remaining.relative_size(cell.row.model)
             group = by_size.setdefault((cell.size, size), [])
             group.append(cell)
         longest = 0.0
@@ -114,15 +118,16 @@ class Probes:
                 self.stopped = True
                 continue
             longest = max(longest, perf_counter() - begin) if not stored else longest
-            self._found[_name(cell)] = remaining.size(cell.row.model), found
+            self._found[_name(cell)] = remaining.relative_size(cell.row.model), found
 
     def of(self, cell: Cell) -> tuple[Probe, bool] | None:
-        """What is known of a cell's network, and whether it was measured; None if nothing is."""
+        """What is known of a cell's network, and whether it was measured; None if
+        nothing is."""
         if _name(cell) in self._found:
             return self._found[_name(cell)][1], True
         if not self._found:
             return None
-        wanted = remaining.size(cell.row.model)
+        wanted = remaining.relative_size(cell.row.model)
         size, nearest = min(self._found.values(), key=lambda each: abs(math.log(each[0] / wanted)))
         grows = ("step_fixed", "step_per_image", "memory_per_image", "test_per_image", "run_per_image", "export")
         return replace(nearest, **{name: getattr(nearest, name) * wanted / size for name in grows}), False
@@ -137,7 +142,7 @@ def costs(grid: Grid, store: Store, probes: Probes) -> dict[Cell, Cost]:
     """The cost of each cell of a grid on this machine."""
     stages = {cell: [stage for stage in grid.stages if stage.cell is cell] for cell in grid.cells}
     missing = {
-        cell: [stage for stage in each if store.standing(stage.kind, stage.inputs) is None]
+        cell: [stage for stage in each if store.get_even_without_files(stage.kind, stage.inputs) is None]
         for cell, each in stages.items()
     }
     probes.measure(cell for cell in grid.cells if missing[cell])
@@ -163,7 +168,7 @@ def _seconds(stage: Stage, cell: Cell, found: Probe) -> float:
     tests = min(len(cell.dataset.test), recipe.max_test_images or len(cell.dataset.test))
     if stage.kind == "train":
         steps = recipe.steps(images)
-        epochs = -(-steps // recipe.steps_an_epoch(images))
+        epochs = -(-steps // recipe.steps_per_epoch(images))
         seen = min(steps * recipe.batch_size, epochs * images)
         crops = tests * (epochs + (10 if recipe.ten_crop else 0)) * (recipe.test_size / cell.size) ** 2
         return steps * found.step_fixed + seen * found.step_per_image + crops * found.test_per_image
@@ -183,12 +188,14 @@ def _seconds(stage: Stage, cell: Cell, found: Probe) -> float:
     return timing
 
 
-def choose(grid: Grid, found: Mapping[Cell, Cost], seconds: float) -> list[Cell]:
-    """The cells that say most within so many seconds, in the order in which they were chosen.
+def choose_cells(grid: Grid, found: Mapping[Cell, Cost], seconds: float) -> list[Cell]:
+    """The cells that say most within so many seconds, in the order in which they were
+    chosen.
 
-    A cell says as much as the comparisons that it makes possible: one for its own figure, and one for each row chosen
-    before it, or stored, that differs from it in one column of the paper. Another seed of a row says half, a third and
-    so on. Chosen is always the cell that says most for its time among those that still fit.
+    A cell says as much as the comparisons that it makes possible: one for its own
+    figure, and one for each row chosen before it, or stored, that differs from it in
+    one column of the paper. Another seed of a row says half, a third and so on. Chosen
+    is always the cell that says most for its time among those that still fit.
     """
     cells = [cell for cell in grid.cells if found[cell].stages]
     chosen = [cell for cell in cells if found[cell].stored == found[cell].stages]
@@ -215,10 +222,10 @@ def _compares(one: Row, other: Row) -> bool:
 
 
 @dataclass(frozen=True)
-class Expected:
+class RunEstimate:
     """What a run will take, and which of its cells are to be run."""
 
-    asked: Options
+    asked: RunOptions
     grid: Grid
     costs: Mapping[Cell, Cost]
     chosen: Sequence[Cell]
@@ -229,12 +236,13 @@ class Expected:
         """Seconds until a run can begin."""
         return max((cost.start for cost in self.costs.values()), default=0.0)
 
-    def options(self) -> Options:
+    def options(self) -> RunOptions:
         """Those of a run of the chosen cells."""
         return replace(self.asked, only=frozenset(cell.name for cell in self.chosen))
 
     def render(self) -> str:
-        """As text: each cell with what it will take, those that are left out, and the total."""
+        """As text: each cell with what it will take, those that are left out, and the
+        total."""
         from tabulate import tabulate
 
         rows = []
@@ -261,10 +269,14 @@ class Expected:
         return "\n".join([text, *lines]) + "\n"
 
 
-def expect(options: Options, budget: float | None, say: Callable[[str], None], within: float | None = None) -> Expected:
-    """What these options will take on this machine, and what to run of it within `budget` seconds (None: all of it).
+def estimate_run(
+    options: RunOptions, budget: float | None, say: Callable[[str], None], within: float | None = None
+) -> RunEstimate:
+    """What these options will take on this machine, and what to run of it within
+    `budget` seconds (None: all of it).
 
-    The probes themselves count; after `within` seconds (None: never) no more of them are begun.
+    The probes themselves count; after `within` seconds (None: never) no more of them
+    are begun.
 
     Raises:
         InputError: the options are not usable, or a network cannot be probed.
@@ -275,15 +287,15 @@ def expect(options: Options, budget: float | None, say: Callable[[str], None], w
         own.check_networks(grid.cells)
     grid, beyond = within_reach(
         grid,
-        lambda stage: store.standing(stage.kind, stage.inputs) is not None,
+        lambda stage: store.get_even_without_files(stage.kind, stage.inputs) is not None,
         lambda stage: store.get(stage.kind, stage.inputs) is not None,
     )
     for line in beyond:
         say(line)
     probes = Probes(options, store, say, within)
     found = costs(grid, store, probes)
-    all_of_it = Expected(options, grid, found, [cell for cell in grid.cells if found[cell].stages], probes.stopped)
+    all_of_it = RunEstimate(options, grid, found, [cell for cell in grid.cells if found[cell].stages], probes.stopped)
     if budget is None:
         return all_of_it
     left = budget - (perf_counter() - start) - all_of_it.start
-    return replace(all_of_it, chosen=choose(grid, found, left))
+    return replace(all_of_it, chosen=choose_cells(grid, found, left))

@@ -1,4 +1,5 @@
-"""One lock for the machine: timings have it to themselves, and all other work shares it."""
+"""One lock for the machine: timings have it to themselves, and all other work shares
+it."""
 
 import contextlib
 import errno
@@ -30,10 +31,12 @@ NAMED = 1.0
 UNNAMED = "who has it does not say so, as another user may be kept from writing"
 
 
-class Machine:
-    """This machine's processors, which timings have to themselves and everything else shares.
+class MachineLock:
+    """This machine's processors, which timings have to themselves and everything else
+    shares.
 
-    Whoever may read the file can lock it. Each holder adds a line to it that says who it is, as far as it may write.
+    Whoever may read the file can lock it. Each holder adds a line to it that says who
+    it is, as far as it may write.
 
     Args:
         say: told what is waited for.
@@ -52,7 +55,8 @@ class Machine:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Have the machine to oneself, once all others have come to the end of what they are at."""
+        """Have the machine to oneself, once all others have come to the end of what
+        they are at."""
         with self._locked(False, "waiting for other work on this machine to end, to time without it"):
             yield
 
@@ -88,8 +92,9 @@ class Machine:
                 return
 
     def _taken_before_named(self, descriptor: int, shared: bool) -> bool:
-        """Wait until whoever has the machine says so, which it does a moment after it has it and no longer a moment
-        before it gives it up; True if this process has the machine by then."""
+        """Wait until whoever has the machine says so, which it does a moment after it
+        has it and no longer a moment before it gives it up; True if this process has
+        the machine by then."""
         end = monotonic() + NAMED
         while not self._holders() and monotonic() < end:
             sleep(NAMED / 20)
@@ -99,7 +104,8 @@ class Machine:
 
     @contextlib.contextmanager
     def _noted(self, locked: int, alone: bool) -> Iterator[None]:
-        """Have a line in the locked file, for those who wait; none where this user may not write."""
+        """Have a line in the locked file, for those who wait; none where this user may
+        not write."""
         note = {"holder": vars(Holder.this()), "user": env.user(), "since": _now(), "command": _command()}
         content = json.dumps(note).encode() + b"\n"
         with contextlib.ExitStack() as stack:
@@ -122,14 +128,15 @@ class Machine:
         return descriptor
 
     def _holders(self) -> list[str]:
-        """Who has the machine, as far as they have said so; what anybody may have written is made printable."""
+        """Who has the machine, as far as they have said so; what anybody may have
+        written is made printable."""
         found = []
         for line in (read_if_file(self._path) or b"")[: 2 * _LONG].splitlines():
             try:
                 raw = json.loads(line)
                 holder = Holder(**raw["holder"])
                 user, since, command = (str(raw[name])[:200] for name in ("user", "since", "command"))
-                if holder.is_here and not holder.lives:
+                if holder.is_here and not holder.is_alive:
                     continue
                 text = f"{command}, process {holder.pid} of user {user}, since {since}"
             except (ValueError, TypeError, KeyError, RecursionError):
@@ -153,7 +160,8 @@ def _blank(descriptor: int, place: int, length: int) -> None:
 
 
 def _opened(path: Path) -> int:
-    """A descriptor of a file for everybody, opened for reading: its owner may be another.
+    """A descriptor of a file for everybody, opened for reading: its owner may be
+    another.
 
     Raises:
         OSError: it cannot be made or read, or it is no file.

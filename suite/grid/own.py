@@ -1,10 +1,11 @@
-"""The models of a user's own table: whether there are such, which module defines them, and do they suit the data."""
+"""Check the models of a user's own table: that they exist, and that they suit the
+data."""
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from suite.errors import InputError, in_words
+from suite.errors import InputError, describe_error
 from suite.grid.stages import Cell
 from suite.inference import names
 from suite.tables import modules
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
 
 
 def sources(table: Table, imports: Sequence[str]) -> Mapping[str, str]:
-    """Of each model of a table that a module of the user's own defines the digest of that module's text; the modules
-    are imported, and register their models with timm.
+    """Of each model of a table that a module of the user's own defines the digest of
+    that module's text; the modules are imported, and register their models with timm.
 
     Raises:
-        InputError: a module cannot be imported, or there is no model of a row's name.
+        InputError: a module cannot be imported, or there is no model of a row's
+            name.
     """
     if not table.own:
         return {}
@@ -34,7 +36,7 @@ def sources(table: Table, imports: Sequence[str]) -> Mapping[str, str]:
     zoo.import_modules(imports)
     found = {}
     for number, row in enumerate(table.rows):
-        if not zoo.known(row.model):
+        if not zoo.is_known(row.model):
             raise _unknown(table, number, row, timm.list_models(), f", of timm or of {', '.join(imports)}")
         entry = timm.model_entrypoint(row.model.partition(".")[0])
         if entry.__module__.partition(".")[0] not in ("timm", "models"):
@@ -43,26 +45,28 @@ def sources(table: Table, imports: Sequence[str]) -> Mapping[str, str]:
 
 
 def check_names(table: Table) -> None:
-    """See to it that timm or this project has the model of each row, without importing anything.
+    """See to it that timm or this project has the model of each row, without importing
+    anything.
 
     Raises:
         InputError: there is none; it offers the nearest names.
     """
     for number, row in enumerate(table.rows):
-        if not names.known(row.model):
+        if not names.is_known(row.model):
             more = " or of timm; --import MODULE imports what registers others"
-            raise _unknown(table, number, row, names.ours() | names.of_timm(), more)
+            raise _unknown(table, number, row, names.our_models() | names.timm_models(), more)
 
 
 def _unknown(table: Table, number: int, row: Row, legal: Iterable[str], of: str) -> InputError:
     return InputError(
         f"{table.label}: rows[{number}]: model: {row.model!r} is not a model of this project{of}"
-        f"{names.nearest(row.model, legal)}"
+        f"{names.suggest_names(row.model, legal)}"
     )
 
 
 def check_networks(cells: Iterable[Cell]) -> None:
-    """See to it that each network can be made, takes images of its sizes and tells the classes of its data apart.
+    """See to it that each network can be made, takes images of its sizes and tells the
+    classes of its data apart.
 
     Raises:
         InputError: one cannot, or does not.
@@ -93,7 +97,8 @@ def _check_network(cell: Cell, sizes: Sequence[int]) -> None:
 
 
 def _output(row: Row, arguments: Mapping[str, Any], size: int, where: str) -> tuple[int, ...] | None:
-    """The shape of what a network gives for two images, computed without memory where it can be."""
+    """The shape of what a network gives for two images, computed without memory where
+    it can be."""
     try:
         try:
             return _shape(_made(row.model, arguments, "meta"), size, "meta")
@@ -101,7 +106,7 @@ def _output(row: Row, arguments: Mapping[str, Any], size: int, where: str) -> tu
             return _shape(_made(row.model, arguments, "cpu"), size, "cpu")
     except Exception as error:  # of a model that is not this project's it may be any
         what = f"{row.model} with {', '.join(f'{k}={v!r}' for k, v in arguments.items())}"
-        raise InputError(f"{where}: {what} cannot be run on images of {size}x{size}: {in_words(error)}") from None
+        raise InputError(f"{where}: {what} cannot be run on images of {size}x{size}: {describe_error(error)}") from None
 
 
 def _made(model: str, arguments: Mapping[str, Any], device: str) -> "nn.Module":

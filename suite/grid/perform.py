@@ -1,7 +1,8 @@
 """Do the stages of a grid, one or several at a time, and keep what came of each.
 
-Each stage is a function of values; `suite.grid.calls` calls it. A stage is imported when it is done, so that a run of
-which everything is stored already does not load torch.
+Each stage is a function of values; `suite.grid.calls` calls it. A stage is imported
+when it is done, so that a run of which everything is stored already does not load
+torch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +15,11 @@ from msgspec import Struct, ValidationError, convert, to_builtins
 
 from suite import env, progress
 from suite.distributed import Group
-from suite.errors import InputError, in_words
+from suite.errors import InputError, describe_error
 from suite.grid.calls import Stages
 from suite.grid.effort import steps_of
-from suite.grid.plan import Options, Stage
-from suite.grid.underway import NOTHING, End, Outcome, UnderWay
+from suite.grid.plan import RunOptions, Stage
+from suite.grid.underway import NOTHING, EndCallback, Outcome, StageUnderWay
 from suite.interrupt import NEVER, Deadline
 from suite.results.store import Store
 
@@ -39,7 +40,7 @@ class Performer:
 
     def __init__(
         self,
-        options: Options,
+        options: RunOptions,
         store: Store,
         group: Group,
         display: progress.Lines,
@@ -58,22 +59,26 @@ class Performer:
         }
 
     def do(self, stages: Sequence[Stage], ended: Callable[[Stage, bool], Stage | None]) -> None:
-        """Do stages of one kind: trainings at the same time, timings in turns, of all others one. All that they need
-        must be in the store.
+        """Do stages of one kind: trainings at the same time, timings in turns, of all
+        others one. All that they need must be in the store.
 
         Args:
             stages: what to do.
-            ended: told of each stage, once its result or the reason of its failure is kept, whether it is done;
-                returns a training to begin in the place of one, or None.
+            ended: told of each stage, once its result or the reason of its failure is
+                kept, whether it is done; returns a training to begin in the place of
+                one, or None.
 
         Raises:
-            InputError: what the user gave is not usable, which other stages would meet too.
+            InputError: what the user gave is not usable, which other stages would meet
+                too.
             TimeIsUp: trainings were stopped, of which there are checkpoints.
         """
         with ExitStack() as stack:
             begun = [self._begin(stage, stack, len(stages)) for stage in stages]
 
-            def end(each: UnderWay, outcome: Outcome, timing: Mapping[str, object] = NOTHING) -> UnderWay | None:
+            def end(
+                each: StageUnderWay, outcome: Outcome, timing: Mapping[str, object] = NOTHING
+            ) -> StageUnderWay | None:
                 following = ended(each.stage, self._settle(each, outcome, timing))
                 return self._begin(following, stack, len(stages)) if following else None
 
@@ -88,12 +93,12 @@ class Performer:
             for each, outcome in zip(begun, outcomes, strict=True):
                 end(each, outcome)
 
-    def _begin(self, stage: Stage, stack: ExitStack, together: int) -> UnderWay:
+    def _begin(self, stage: Stage, stack: ExitStack, together: int) -> StageUnderWay:
         """A folder and a display for a stage, which end with `stack` at the latest."""
         ends = stack.enter_context(ExitStack())
         folder = ends.enter_context(_scratch() if self.group.rank else self.store.workspace())
         step = ends.enter_context(self._shown(stage, together))
-        return UnderWay(stage, folder, step, perf_counter(), ends, together)
+        return StageUnderWay(stage, folder, step, perf_counter(), ends, together)
 
     @contextmanager
     def _shown(self, stage: Stage, together: int) -> Iterator[progress.Steps]:
@@ -106,8 +111,9 @@ class Performer:
 
             yield both
 
-    def _settle(self, each: UnderWay, outcome: Outcome, timing: Mapping[str, object]) -> bool:
-        """Keep what came of a stage, and end its display; returns whether it is done."""
+    def _settle(self, each: StageUnderWay, outcome: Outcome, timing: Mapping[str, object]) -> bool:
+        """Keep what came of a stage, and end its display; returns whether it is
+        done."""
         if isinstance(outcome, InputError):
             raise outcome
         if self.group.rank:
@@ -120,7 +126,7 @@ class Performer:
             self.store.put(stage.kind, stage.inputs, outcome, env.environment(), took, files)
             each.ends.close()
             return True
-        reason = in_words(outcome)
+        reason = describe_error(outcome)
         self.store.fail(stage.kind, stage.inputs, reason)
         each.ends.pop_all().__exit__(type(outcome), outcome, None)  # the display then says that it failed
         self.display.note(f"{stage.name}: {reason}")
@@ -133,16 +139,17 @@ class Performer:
             # Whatever goes wrong in one cell must not take the others with it; the reason is kept and shown.
             return error
 
-    def _train(self, begun: Sequence[UnderWay], end: End) -> None:
-        """Train networks at the same time; `end` is told of each that ends, and gives the next."""
+    def _train(self, begun: Sequence[StageUnderWay], end: EndCallback) -> None:
+        """Train networks at the same time; `end` is told of each that ends, and gives
+        the next."""
         from suite.grid import trainings
 
         trainings.train(self.stages, self.options, self.group, begun, end, self.deadline)
 
 
 def _validated(outcome: Outcome) -> Outcome:
-    """A result whose figures lie in the ranges that its type states, which constructors do not ask; else the error,
-    which must not end the stages beside this one."""
+    """A result whose figures lie in the ranges that its type states, which constructors
+    do not ask; else the error, which must not end the stages beside this one."""
     if not isinstance(outcome, Struct):
         return outcome
     try:
@@ -153,6 +160,7 @@ def _validated(outcome: Outcome) -> Outcome:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """An empty folder that is gone afterwards, for a process whose files nobody keeps."""
+    """An empty folder that is gone afterwards, for a process whose files nobody
+    keeps."""
     with TemporaryDirectory() as folder:
         yield Path(folder)

@@ -1,8 +1,10 @@
-"""A short probe of a network on this machine: what its training, testing, export and timing take.
+"""A short probe of a network on this machine: what its training, testing, export and
+timing take.
 
-A probe is a process of its own that trains and tests a few images with the very code of a run, exports the network and
-runs the file. Time and memory are measured at two batch sizes and continued on the straight line through them, which is
-the only thing here that is not measured.
+A probe is a process of its own that trains and tests a few images with the very code of
+a run, exports the network and runs the file. Time and memory are measured at two batch
+sizes and continued on the straight line through them, which is the only thing here that
+is not measured.
 """
 
 import os
@@ -16,7 +18,7 @@ from time import monotonic, perf_counter
 from typing import Any, Literal
 
 from suite import env
-from suite.errors import in_words
+from suite.errors import describe_error
 from suite.inference import processes
 from suite.tables.spec import Recipe
 
@@ -32,11 +34,13 @@ class Probe:
 
     Attributes:
         step_fixed, step_per_image: of a training step.
-        memory_fixed, memory_per_image: of the process that trains (on a GPU: of the GPU's memory).
-        test_per_image: of a forward pass in torch at the size for which a network is deployed, run_per_image: in ONNX
-            Runtime on the CPU.
+        memory_fixed, memory_per_image: of the process that trains (on a GPU: of the
+            GPU's memory).
+        test_per_image: of a forward pass in torch at the size for which a network is
+            deployed, run_per_image: in ONNX Runtime on the CPU.
         export: of writing the ONNX file.
-        start: until a process that trains or exports can begin, timing_start: one that times.
+        start: until a process that trains or exports can begin, timing_start: one that
+            times.
     """
 
     step_fixed: float
@@ -52,9 +56,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """What to probe: a network for so many classes, trained by a recipe on "cpu" or "cuda" in the precision of
-    `Options`, and deployed for images of `size` x `size` pixels; made with further `arguments`, after an import of the
-    `modules` that register it with timm."""
+    """What to probe: a network for so many classes, trained by a recipe on "cpu" or
+    "cuda" in the precision of `RunOptions`, and deployed for images of `size` x `size`
+    pixels; made with further `arguments`, after an import of the `modules` that
+    register it with timm."""
 
     model: str
     classes: int
@@ -67,10 +72,11 @@ class ProbeRequest:
 
 
 class Prober:
-    """Probes networks, each in a process that is forked from one that has loaded what all of them need."""
+    """Probes networks, each in a process that is forked from one that has loaded what
+    all of them need."""
 
     def __init__(self) -> None:
-        self._context = processes.context(["models", "suite.export.exporter", "suite.training.train"])
+        self._context = processes.fork_context(["models", "suite.export.exporter", "suite.training.train"])
         self._start: float | None = None
 
     def probe(self, request: ProbeRequest) -> Probe:
@@ -113,7 +119,7 @@ def _answer(pipe: Any, request: ProbeRequest, begun: float, start: float | None)
         # A clock that all processes of a machine share.
         pipe.send(_measure(request, monotonic() - begun if start is None else start))
     except Exception as error:  # whatever it is, the other process is to hear of it
-        pipe.send(in_words(error))
+        pipe.send(describe_error(error))
 
 
 def _measure(request: ProbeRequest, start: float) -> Probe:
@@ -126,7 +132,7 @@ def _measure(request: ProbeRequest, start: float) -> Probe:
     from suite.export import zoo
     from suite.export.trained import export
     from suite.inference import latency
-    from suite.results.samples import timed
+    from suite.results.samples import to_seconds
     from suite.training.step import STEPS_BEFORE_CAPTURE, Engine
     from suite.training.testing import evaluate
     from suite.training.train import Job, train
@@ -142,8 +148,7 @@ def _measure(request: ProbeRequest, start: float) -> Probe:
     steps = STEPS + on_gpu * STEPS_BEFORE_CAPTURE
     images = random.integers(0, 256, (steps * large, side, side, 3), dtype=np.uint8)
     labels = np.arange(len(images), dtype=np.int64) % request.classes
-    split = Split(images, labels)
-    classes = tuple(map(str, range(request.classes)))
+    split, classes = Split(images, labels), tuple(map(str, range(request.classes)))
     source = Dataset("random", classes, split, split, (128.0, 128.0, 128.0), (64.0, 64.0, 64.0), {})
     step_seconds, memory = [], []
     with tempfile.TemporaryDirectory() as scratch:
@@ -174,7 +179,7 @@ def _measure(request: ProbeRequest, start: float) -> Probe:
         elapsed = perf_counter() - begin
         if isinstance(answer, RuntimeError):
             raise answer
-    run = timed(answer).median
+    run = to_seconds(answer).median
     timing_start = max(0.0, elapsed - 5 * run)  # two more than the samples: the first of the process and of the burst
     per_image = test_per_image, run / LEAST
     return Probe(*_line(sizes, step_seconds), *_line(sizes, memory), *per_image, exported, start, timing_start)
@@ -189,7 +194,8 @@ def _note(ends: list[float], on_gpu: bool, done: int, total: int, note: str) -> 
 
 
 def _line(sizes: tuple[int, int], values: Sequence[float]) -> tuple[float, float]:
-    """The straight line through two measurements, as a fixed part and one for each image, neither below zero."""
+    """The straight line through two measurements, as a fixed part and one for each
+    image, neither below zero."""
     per_image = max(0.0, (values[1] - values[0]) / (sizes[1] - sizes[0]))
     return max(0.0, values[1] - per_image * sizes[1]), per_image
 

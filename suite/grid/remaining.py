@@ -1,4 +1,5 @@
-"""How long the work that is left will take, from what has been done: one estimate for a run's bar and for `status`."""
+"""How long the work that is left will take, from what has been done: one estimate for a
+run's bar and for `status`."""
 
 import re
 from collections import defaultdict
@@ -29,13 +30,14 @@ class Planned:
         return self.name.rpartition(": ")[2]
 
 
-def seconds(
+def seconds_left(
     stages: Sequence[Planned], settled: Collection[str], claims: Sequence[Claim], took: Mapping[str, float]
 ) -> float | None:
     """Seconds of work that is left for those who are at it.
 
-    Stages of one sort take a time that grows with the network, so that the larger ones at a table's end do not come as
-    a surprise. Timings are taken by one process, whoever else is at work.
+    Stages of one sort take a time that grows with the network, so that the larger ones
+    at a table's end do not come as a surprise. Timings are taken by one process,
+    whoever else is at work.
 
     Args:
         stages: of the plan.
@@ -50,7 +52,7 @@ def seconds(
     for stage in stages:
         if stage.key in took:
             for name in (stage.sort, stage.kind):
-                known[name].append((size(stage.model), took[stage.key]))
+                known[name].append((relative_size(stage.model), took[stage.key]))
     held = {claim.key: claim for claim in claims}
     left = {True: 0.0, False: 0.0}
     for stage in stages:
@@ -60,7 +62,7 @@ def seconds(
         done = known.get(stage.sort) or known.get(stage.kind)
         if not done and not timed:
             return None
-        expected = _continued(done, size(stage.model)) if done else GUESS
+        expected = _continued(done, relative_size(stage.model)) if done else GUESS
         claim = held.get(stage.key)
         share = claim.done / claim.total if claim and claim.total else 0.0
         left[timed] += max(0.0, 1 - share) * expected
@@ -69,8 +71,9 @@ def seconds(
 
 
 def _continued(known: Sequence[tuple[float, float]], wanted: float) -> float:
-    """The seconds of a network of a size, from the sizes and seconds of others: on the straight line through them, and
-    while they are of one size as if half of the time grew with it."""
+    """The seconds of a network of a size, from the sizes and seconds of others: on the
+    straight line through them, and while they are of one size as if half of the time
+    grew with it."""
     sizes, values = zip(*known, strict=True)
     mean_size, mean = sum(sizes) / len(sizes), sum(values) / len(values)
     slope: float = 0.5 * mean / mean_size
@@ -81,9 +84,9 @@ def _continued(known: Sequence[tuple[float, float]], wanted: float) -> float:
     return float(mean + slope * (wanted - mean_size))
 
 
-def size(model: str) -> float:
-    """About how much work a network is beside others of its layout, by its name: its depth, doubled by CReLU, and by
-    the square of its width; 1 for another name."""
+def relative_size(model: str) -> float:
+    """About how much work a network is beside others of its layout, by its name: its
+    depth, doubled by CReLU, and by the square of its width; 1 for another name."""
     found = re.fullmatch(r"resnet(\d+)_(?:w(\d+)_)?(\w+)_\w+", model)
     if not found:
         return 1.0

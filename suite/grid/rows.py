@@ -1,4 +1,4 @@
-"""One line of key figures for each cell of a grid, told as it is done."""
+"""Print one line of key figures for each row of a table as soon as it is done."""
 
 import contextlib
 from collections.abc import Iterable, Mapping
@@ -8,14 +8,15 @@ from msgspec import ValidationError, convert
 
 from suite.grid.plan import Cell, Stage
 from suite.results.record import TrainRecord
-from suite.results.samples import timed
+from suite.results.samples import to_seconds
 from suite.results.store import Store
 from suite.schema.outcomes import LatencyResult, ParityResult
 from suite.tables.spec import Table
 
 
-def line(table: Table, cell: Cell, stages: Iterable[Stage], store: Store) -> str:
-    """What came of a cell, as in "resnet50_relu_bn on imagenet: error 24.10 (paper 24.01), ONNX within 6e-07, cpu 20".
+def format_row(table: Table, cell: Cell, stages: Iterable[Stage], store: Store) -> str:
+    """What came of a cell, as in "resnet50_relu_bn on imagenet: error 24.10 (paper
+    24.01), ONNX within 6e-07, cpu 20".
 
     Args:
         table: that the cell's row is from.
@@ -26,7 +27,7 @@ def line(table: Table, cell: Cell, stages: Iterable[Stage], store: Store) -> str
     parts: list[str] = []
     failed: list[str] = []
     for stage in stages:
-        record = store.standing(stage.kind, stage.inputs)
+        record = store.get_even_without_files(stage.kind, stage.inputs)
         if record is None:
             failed.append(stage.kind)
             continue
@@ -63,4 +64,4 @@ def _latency(inputs: Mapping[str, Any], result: LatencyResult) -> str:
     if inputs["runtime"] != "onnxruntime" or inputs["batch_size"] != 1:
         return ""
     form = "" if inputs["precision"] == "fp32" else f" {inputs['precision']}"
-    return f"{inputs['provider']}{form} {1e3 * timed(result).median:.3g} ms"
+    return f"{inputs['provider']}{form} {1e3 * to_seconds(result).median:.3g} ms"

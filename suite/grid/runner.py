@@ -1,4 +1,5 @@
-"""Have the stages of a grid done that the results folder lacks, together with whoever else works on the same folder."""
+"""Have the stages of a grid done that the results folder lacks, together with whoever
+else works on the same folder."""
 
 import importlib.util
 from collections.abc import Callable, Collection
@@ -13,8 +14,8 @@ from suite.errors import InputError
 from suite.grid import cleaning, own, status, workers
 from suite.grid.claims import Claims
 from suite.grid.perform import Performer
-from suite.grid.plan import Grid, Options, Stage, plan
-from suite.grid.reach import lacking, left_out, within_reach
+from suite.grid.plan import Grid, RunOptions, Stage, plan
+from suite.grid.reach import describe_left_out, describe_unsupported_forms, within_reach
 from suite.grid.worker import LOOK as LOOK
 from suite.grid.worker import Worker as Worker
 from suite.grid.worker import has_files, is_stored
@@ -29,10 +30,12 @@ MEMORY_OF_WORKER = 3_000_000_000
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run came to: the table it ran, the keys of its training records, and how many stages failed.
+class RunSummary:
+    """What a run came to: the table it ran, the keys of its training records, and how
+    many stages failed.
 
-    Of several processes that `torchrun` has started, the one that `speaks` is to print it.
+    Of several processes that `torchrun` has started, the one that `speaks` is to print
+    it.
     """
 
     table: Table
@@ -41,8 +44,9 @@ class Outcome:
     speaks: bool = True
 
 
-def run(options: Options) -> Outcome:
-    """Run a table; what is stored already is not done again, and a stage that fails does not stop the others.
+def run(options: RunOptions) -> RunSummary:
+    """Run a table; what is stored already is not done again, and a stage that fails
+    does not stop the others.
 
     Raises:
         InputError: the options or the data are not usable.
@@ -54,7 +58,7 @@ def run(options: Options) -> Outcome:
         grid = plan(options, group.size)
         if group.rank:
             _follow(options, grid, group)
-            return Outcome(grid.table, frozenset(), 0, speaks=False)
+            return RunSummary(grid.table, frozenset(), 0, speaks=False)
         if not all(is_stored(Store(options.results), stage) for stage in grid.trainings):
             check_training(options)
         check_timing(options)
@@ -65,48 +69,49 @@ def run(options: Options) -> Outcome:
     return outcome
 
 
-def lead(options: Options, grid: Grid, group: distributed.Group, have_done: Callable[[Worker], None]) -> Outcome:
-    """Show the work on a grid, and that of others on it, while `have_done` has all of it done or given up, or until the
-    time is up."""
+def lead(options: RunOptions, grid: Grid, group: distributed.Group, have_done: Callable[[Worker], None]) -> RunSummary:
+    """Show the work on a grid, and that of others on it, while `have_done` has all of
+    it done or given up, or until the time is up."""
     store = Store(options.results)
     if grid.table.own and not all(is_stored(store, stage) for stage in grid.trainings):
         own.check_networks(grid.cells)
     grid, beyond = _within_reach(grid, store)
     display = progress.display(len(grid.stages))
     try:
-        for line in [*left_out(grid.table, grid.cells), *beyond] if options.only is None else ():
+        for line in [*describe_left_out(grid.table, grid.cells), *beyond] if options.only is None else ():
             display.note(line)
-        for line in lacking(options):
+        for line in describe_unsupported_forms(options):
             display.note(line)
         with Claims(options.results) as claims:
             worker = Worker(options, grid, group, display, claims)
             worker.store.sweep()
             if any(stage.key not in worker.done for stage in grid.stages):
                 worker.store.check()
-                worker.store.keep_plan(status.plan_of(grid, env.command()))
+                worker.store.save_plan(status.plan_of(grid, env.command()))
             have_done(worker)
             claims.clear(worker.done)
             for line in worker.left() if worker.deadline.passed else ():
                 display.note(line)
         if options.is_quick and not options.keep and options.stages == spec.STAGES and not worker.failures:
-            cleaning.after_quick_run(store, grid)
+            cleaning.clean_after_quick_run(store, grid)
     finally:
         display.close()
     trained = frozenset(s.key for s in grid.trainings if s.key in worker.done or is_stored(store, s))
-    return Outcome(grid.table, trained, worker.failures)
+    return RunSummary(grid.table, trained, worker.failures)
 
 
 def _locally(worker: Worker) -> None:
     count = worker.options.workers or _suitable(worker)
     if count > 1 and worker.pending_cells():
-        with workers.started(count, work, worker.options) as any_alive:
+        with workers.start_workers(count, work, worker.options) as any_alive:
             worker.watch(any_alive)
     worker.drain()
 
 
 def _suitable(worker: Worker) -> int:
-    """How many processes of this machine suit a grid where nobody has said: of a quick run, most of whose work is that
-    of one core, one for each core that has a few cells to do and memory for them."""
+    """How many processes of this machine suit a grid where nobody has said: of a quick
+    run, most of whose work is that of one core, one for each core that has a few cells
+    to do and memory for them."""
     options = worker.options
     if not options.is_quick or options.pack > 1 or worker.group.size > 1 or env.gpus():
         return 1
@@ -114,18 +119,21 @@ def _suitable(worker: Worker) -> int:
     return int(max(1, min(env.available_cores(), worker.pending_cells() // CELLS_A_WORKER, room)))
 
 
-def work(options: Options) -> None:
-    """Do what nobody else does of a grid, except timings, and say nothing of it: one of several local workers."""
+def work(options: RunOptions) -> None:
+    """Do what nobody else does of a grid, except timings, and say nothing of it: one of
+    several local workers."""
     store = Store(options.results)
     grid, _ = _within_reach(plan(options), store)
     with Claims(options.results) as claims:
         Worker(options, grid, distributed.ALONE, progress.Silent(len(grid.stages)), claims).drain(timings=False)
 
 
-def work_on(options: Options, keys: Collection[str]) -> None:
-    """Do some stages of a grid, alone or with the other processes that `torchrun` has started, and say nothing of it.
+def work_on(options: RunOptions, keys: Collection[str]) -> None:
+    """Do some stages of a grid, alone or with the other processes that `torchrun` has
+    started, and say nothing of it.
 
-    What another process holds is waited for only as long as it takes to know whether that one is dead.
+    What another process holds is waited for only as long as it takes to know whether
+    that one is dead.
 
     Raises:
         InputError: this machine cannot do them, or its grid has no such stages.
@@ -154,7 +162,7 @@ def _within_reach(grid: Grid, store: Store) -> tuple[Grid, list[str]]:
     return within_reach(grid, partial(is_stored, store), partial(has_files, store))
 
 
-def check_training(options: Options) -> None:
+def check_training(options: RunOptions) -> None:
     """See to it that this machine can train as the options ask, if they ask for it.
 
     Raises:
@@ -169,22 +177,24 @@ def check_training(options: Options) -> None:
         )
 
 
-def check_timing(options: Options) -> None:
-    """See to it that this machine has what is to be checked and timed on, if that is asked for.
+def check_timing(options: RunOptions) -> None:
+    """See to it that this machine has what is to be checked and timed on, if that is
+    asked for.
 
     Raises:
         InputError: it has not.
     """
     for provider in options.providers if {"parity", "latency"} & set(options.stages) else ():
-        from suite.inference.latency import unavailable
+        from suite.inference.latency import why_unavailable
 
-        reason = unavailable(provider)
+        reason = why_unavailable(provider)
         if reason:
             raise InputError(f"--providers {provider}: not available here: {reason}")
 
 
-def _follow(options: Options, grid: Grid, group: distributed.Group) -> None:
-    """Take part in each training that process 0 of the group begins, until it has no more."""
+def _follow(options: RunOptions, grid: Grid, group: distributed.Group) -> None:
+    """Take part in each training that process 0 of the group begins, until it has no
+    more."""
     stages = {stage.key: stage for stage in grid.stages}
     performer = Performer(options, Store(options.results), group, progress.Silent(0), deadline=Deadline(options.until))
 

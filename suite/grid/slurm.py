@@ -1,6 +1,8 @@
-"""Do a grid by jobs of Slurm, each of which is one more worker on the shared results folder.
+"""Do a grid by jobs of Slurm, each of which is one more worker on the shared results
+folder.
 
-What a job may use stands in the variables that sbatch reads, such as SBATCH_PARTITION, SBATCH_GPUS, SBATCH_TIMELIMIT.
+What a job may use stands in the variables that sbatch reads, such as SBATCH_PARTITION,
+SBATCH_GPUS, SBATCH_TIMELIMIT.
 """
 
 import contextlib
@@ -15,8 +17,8 @@ from submitit.helpers import DelayedSubmission
 
 from suite.distributed import ALONE
 from suite.errors import InputError
-from suite.grid.plan import TIMED, Options, plan
-from suite.grid.runner import Outcome, Worker, check_timing, check_training, lead, work
+from suite.grid.plan import TIMED, RunOptions, plan
+from suite.grid.runner import RunSummary, Worker, check_timing, check_training, lead, work
 
 # Where submitit runs its jobs; "local" is for tests.
 CLUSTER = "slurm"
@@ -24,8 +26,9 @@ CLUSTER = "slurm"
 MINUTES = 24 * 60
 
 
-def run(options: Options) -> Outcome:
-    """Run a table by `options.workers` jobs; timings are taken here when they have ended.
+def run(options: RunOptions) -> RunSummary:
+    """Run a table by `options.workers` jobs; timings are taken here when they have
+    ended.
 
     Raises:
         InputError: there is no Slurm here, or a job cannot use the options.
@@ -37,9 +40,10 @@ def run(options: Options) -> Outcome:
 
 
 class _Job:
-    """What a job does: one worker's part of a grid, and again after it was preempted or its time was up."""
+    """What a job does: one worker's part of a grid, and again after it was preempted or
+    its time was up."""
 
-    def __call__(self, options: Options, argv: list[str]) -> str | None:
+    def __call__(self, options: RunOptions, argv: list[str]) -> str | None:
         sys.argv = argv  # a record tells the command
         try:
             check_training(options)
@@ -52,7 +56,7 @@ class _Job:
         return DelayedSubmission(self, *arguments)
 
 
-def _submit(options: Options, jobs: list["submitit.Job[str | None]"]) -> None:
+def _submit(options: RunOptions, jobs: list["submitit.Job[str | None]"]) -> None:
     """Submit the jobs, and list each.
 
     Raises:

@@ -1,4 +1,5 @@
-"""The stages of a cell, which is a row with a seed: each with the inputs of its record, and so with its key."""
+"""The stages of a cell, which is a row with a seed: each with the inputs of its record,
+and so with its key."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -7,8 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from suite import env
-from suite.grid.options import Options
-from suite.registry import ORT, PROVIDERS, REDUCED, RUNTIMES, lacks
+from suite.grid.run_options import RunOptions
+from suite.registry import ORT, PROVIDERS, REDUCED, RUNTIMES, why_unsupported
 from suite.results.record import key_of
 from suite.tables import spec
 from suite.tables.spec import Recipe, Row
@@ -22,8 +23,9 @@ TIMED = ("peak", "latency")
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One row with one seed: a network to train by `recipe`, and to export, check and time for images of the paper's
-    size, which a quick run does not train at. `source` is the digest of the module that defines a user's own model."""
+    """One row with one seed: a network to train by `recipe`, and to export, check and
+    time for images of the paper's size, which a quick run does not train at. `source`
+    is the digest of the module that defines a user's own model."""
 
     row: Row
     recipe: Recipe
@@ -48,7 +50,8 @@ class Stage:
     """One step of a cell, which leaves one record.
 
     Attributes:
-        kind: "train", "export", "convert", "parity", "analyze", "latency" or "peak" (of the machine, for all cells).
+        kind: "train", "export", "convert", "parity", "analyze", "latency" or "peak" (of
+            the machine, for all cells).
         cell: what it belongs to; None for "peak".
         inputs: of its record.
         needs: the stages whose files or records it reads.
@@ -73,18 +76,19 @@ class Stage:
         return f"{owner}{self.kind}{self.detail}"
 
 
-def asked_as(kind: str) -> str:
+def stage_option_of(kind: str) -> str:
     """The one of `spec.STAGES` with which stages of this kind are asked for."""
     return {"convert": "export", "peak": "latency"}.get(kind, kind)
 
 
-def turn_of(stage: Stage) -> tuple[Any, ...]:
+def timing_group(stage: Stage) -> tuple[Any, ...]:
     """What the timings that are measured in turns have in common."""
     return tuple(stage.inputs[name] for name in ("runtime", "provider", "batch_size", "precision"))
 
 
-def beside(stage: Stage) -> str:
-    """What brings the timings together that a reader compares, of networks that differ in activation or width alone."""
+def comparison_group(stage: Stage) -> str:
+    """What brings the timings together that a reader compares, of networks that differ
+    in activation or width alone."""
     depth, *parts = str(stage.inputs["model"]).split("_")
     return f"{depth}_{parts[-1]}" if parts else depth
 
@@ -96,7 +100,7 @@ def _inputs(kind: str, cell: Cell, **inputs: Any) -> dict[str, Any]:
     return {"model": cell.row.model, "version": version, **arguments, **inputs}
 
 
-def training(cell: Cell, options: Options, processes: int) -> Stage:
+def training(cell: Cell, options: RunOptions, processes: int) -> Stage:
     """The training of a cell by so many processes."""
     # BatchNorm's statistics are a process's own, so that the result depends on how many share a batch.
     shared: dict[str, Any] = {"processes": processes} if processes > 1 else {}
@@ -121,10 +125,11 @@ def analysis(cell: Cell, train: Stage) -> Stage:
 
 
 def files(cell: Cell, train: Stage, forms: tuple[str, ...], provider: str) -> dict[str, Stage]:
-    """The stages that write the ONNX files of a cell for a provider, by form; that in float32 is always among them.
+    """The stages that write the ONNX files of a cell for a provider, by form; that in
+    float32 is always among them.
 
-    GPUs have the exporter's own graph, which is the CPU's form "plain", and in int8 a form of their own. What a
-    provider cannot run is left out.
+    GPUs have the default export, which is the CPU's form "plain", and in int8 a form of
+    their own. What a provider cannot run is left out.
     """
     from suite.inference.reduced import CALIBRATION_IMAGES
 
@@ -136,7 +141,7 @@ def files(cell: Cell, train: Stage, forms: tuple[str, ...], provider: str) -> di
     for form in forms:
         if form == "plain" and rewritten:
             found[form] = plain
-        elif form in REDUCED and not lacks(provider, form):
+        elif form in REDUCED and not why_unsupported(provider, form):
             converted = _inputs("convert", cell, export=export.key, form=form)
             converted |= {"images": CALIBRATION_IMAGES, "data": cell.dataset.fingerprint}
             detail = f" to {form}" + ("" if rewritten else " for GPUs")
@@ -146,14 +151,16 @@ def files(cell: Cell, train: Stage, forms: tuple[str, ...], provider: str) -> di
     return found
 
 
-def checked_in(options: Options, provider: str, form: str) -> list[str]:
-    """The runtimes in which a form of a file is checked: ONNX Runtime in any case, and others that time it."""
+def runtimes_to_check(options: RunOptions, provider: str, form: str) -> list[str]:
+    """The runtimes in which a form of a file is checked: ONNX Runtime in any case, and
+    others that time it."""
     timed = [name for name in options.runtimes if provider in RUNTIMES[name].providers and form in RUNTIMES[name].forms]
     return list(dict.fromkeys((ORT, *timed)))
 
 
 def parity(cell: Cell, train: Stage, files: Mapping[str, Stage], form: str, provider: str, runtime: str = ORT) -> Stage:
-    """The check of a file of a form on a provider; `files` are the provider's, by form."""
+    """The check of a file of a form on a provider; `files` are the provider's, by
+    form."""
     # Where nothing is said of it, as in records of before, it is ONNX Runtime.
     other = {} if runtime == ORT else {"runtime": runtime}
     inputs = _inputs(
@@ -172,7 +179,7 @@ def parity(cell: Cell, train: Stage, files: Mapping[str, Stage], form: str, prov
     return Stage("parity", cell, inputs, (train, files[form]), detail)
 
 
-def timings(cell: Cell, train: Stage, files: Mapping[str, Mapping[str, Stage]], options: Options) -> Iterator[Stage]:
+def timings(cell: Cell, train: Stage, files: Mapping[str, Mapping[str, Stage]], options: RunOptions) -> Iterator[Stage]:
     """What is to be timed of one network; `files` by provider and form."""
     from suite.inference import latency
 
@@ -212,7 +219,8 @@ def timings(cell: Cell, train: Stage, files: Mapping[str, Mapping[str, Stage]], 
 
 
 def peak(provider: str, form: str) -> Stage:
-    """What the machine can do in float32 or fewer bits, beside which latencies are shown."""
+    """What the machine can do in float32 or reduced precision, beside which latencies
+    are shown."""
     versions = {k: v for k, v in env.versions().items() if k.startswith("onnxruntime")}
     inputs = {"model": "peak", "version": spec.VERSIONS["peak"], "machine": env.machine()["id"], "versions": versions}
     inputs |= {"provider": provider, "threads": env.available_cores()}

@@ -1,4 +1,4 @@
-"""How far the work in a results folder is, read while others do it."""
+"""How far the work in a results folder is; safe to read while others work on it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ class Status:
         done: keys of the finished stages.
         under_way: claims of stages that somebody is at.
         failed: reason of each stage that has failed and not succeeded since, by key.
-        seconds_left: of work for the workers that are at it, from what stages of the same kind took; None if one of
-            some kind but timings has yet to end.
+        seconds_left: of work for the workers that are at it, from what stages of the
+            same kind took; None if one of some kind but timings has yet to end.
     """
 
     command: str
@@ -40,7 +40,8 @@ def plan_of(grid: Grid, command: Sequence[str]) -> dict[str, object]:
 
 
 def read(store: Store) -> list[Status]:
-    """The state of each command that was run on this folder, in the order of their beginnings.
+    """The state of each command that was run on this folder, in the order of their
+    beginnings.
 
     Raises:
         InputError: a plan or a record is damaged.
@@ -56,7 +57,7 @@ def read(store: Store) -> list[Status]:
         left = [stage for stage in stages if stage.key not in finished]
         under_way = [claims[stage.key] for stage in left if stage.key in claims]
         reasons = {stage.key: failed[stage.key] for stage in left if stage.key in failed and stage.key not in claims}
-        seconds = remaining.seconds(stages, finished | set(reasons), list(claims.values()), took)
+        seconds = remaining.seconds_left(stages, finished | set(reasons), list(claims.values()), took)
         found.append(Status(plan.command, stages, finished, under_way, reasons, seconds))
     return found
 
@@ -67,8 +68,9 @@ def _seconds(store: Store) -> dict[str, float]:
 
 
 def render(found: Sequence[Status], records: int = 0) -> str:
-    """As text: of each command its stages by kind, who is at what, what failed and why, and the time left; of a folder
-    in which no command was given, as of published results, how many `records` it holds."""
+    """As text: of each command its stages by kind, who is at what, what failed and why,
+    and the time left; of a folder in which no command was given, as of published
+    results, how many `records` it holds."""
     from tabulate import tabulate
 
     if not found:

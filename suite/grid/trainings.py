@@ -1,4 +1,5 @@
-"""Trainings of a grid, done at the same time: what each is to train, and what is said of its epochs."""
+"""Trainings of a grid, done at the same time: what each is to train, and what is said
+of its epochs."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -8,20 +9,26 @@ from msgspec import to_builtins
 from suite import env
 from suite.distributed import Group
 from suite.grid.calls import Stages, cell_of
-from suite.grid.plan import Options, Stage
-from suite.grid.underway import End, UnderWay
+from suite.grid.plan import RunOptions, Stage
+from suite.grid.underway import EndCallback, StageUnderWay
 from suite.interrupt import Deadline, Interruption
 from suite.results.record import key_of
-from suite.schema.outcomes import Epoch, known
+from suite.schema.outcomes import Epoch, none_if_unset
 
 if TYPE_CHECKING:
-    from suite.training.job import Job, Trained
+    from suite.training.job import FinishedTraining, Job
 
 
 def train(
-    stages: Stages, options: Options, group: Group, begun: Sequence[UnderWay], end: End, deadline: Deadline
+    stages: Stages,
+    options: RunOptions,
+    group: Group,
+    begun: Sequence[StageUnderWay],
+    end: EndCallback,
+    deadline: Deadline,
 ) -> None:
-    """Train networks at the same time; `end` is told of each that ends, and gives the next.
+    """Train networks at the same time; `end` is told of each that ends, and gives the
+    next.
 
     Raises:
         TimeIsUp: trainings were stopped, of which there are checkpoints.
@@ -36,8 +43,8 @@ def train(
         torch.set_num_threads(stages.threads)
     device = env.device_of(options.device)
 
-    def job(each: UnderWay) -> Job:
-        def on_end(outcome: "Trained | Exception") -> "Job | None":
+    def job(each: StageUnderWay) -> Job:
+        def on_end(outcome: "FinishedTraining | Exception") -> "Job | None":
             if isinstance(outcome, Exception):
                 following = end(each, outcome)
             else:
@@ -63,11 +70,11 @@ def train(
         train_packed(jobs, engine, interruption, stages.display.note)
 
 
-def _epoch_log(stage: Stage, say: Callable[[str], None], options: Options | None) -> Callable[[Epoch, float], None]:
-    """What is said of each epoch: a line where there is no bar, and the curves of TensorBoard if the options of the
-    first process ask for them."""
+def _epoch_log(stage: Stage, say: Callable[[str], None], options: RunOptions | None) -> Callable[[Epoch, float], None]:
+    """What is said of each epoch: a line where there is no bar, and the curves of
+    TensorBoard if the options of the first process ask for them."""
     cell, writer = cell_of(stage), None
-    epochs = -(-cell.recipe.steps(len(cell.dataset.train)) // cell.recipe.steps_an_epoch(len(cell.dataset.train)))
+    epochs = -(-cell.recipe.steps(len(cell.dataset.train)) // cell.recipe.steps_per_epoch(len(cell.dataset.train)))
     if options and options.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -76,10 +83,10 @@ def _epoch_log(stage: Stage, say: Callable[[str], None], options: Options | None
 
     def log(epoch: Epoch, images_per_second: float) -> None:
         shown = {
-            "train loss": known(epoch.train_loss),
-            "train error": known(epoch.train_error),
-            "test error": known(epoch.top1),
-            "learning rate": known(epoch.learning_rate),
+            "train loss": none_if_unset(epoch.train_loss),
+            "train error": none_if_unset(epoch.train_error),
+            "test error": none_if_unset(epoch.top1),
+            "learning rate": none_if_unset(epoch.learning_rate),
             "images per second": images_per_second,
         }
         figures = ", ".join(f"{what} {value:.4g}" for what, value in shown.items() if value is not None)

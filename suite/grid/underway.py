@@ -1,4 +1,4 @@
-"""A stage that was begun, and who is told of its end."""
+"""Types of a stage that was begun, and of the callback that is told of its end."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class UnderWay:
+class StageUnderWay:
     """A stage that was begun.
 
     Attributes:
@@ -29,7 +29,8 @@ class UnderWay:
         step: told of steps done.
         start: when it was begun, by `perf_counter`.
         ends: what ends its display, and then its folder.
-        together: how many were begun with it that take their time from the same processors.
+        together: how many were begun with it that take their time from the same
+            processors.
     """
 
     stage: Stage
@@ -40,8 +41,10 @@ class UnderWay:
     together: int
 
 
-class End(Protocol):
-    """Told of a stage that ends, with what it says of its own speed beside the seconds; gives a training to begin in
-    its place, or None."""
+class EndCallback(Protocol):
+    """Told of a stage that ends, with what it says of its own speed beside the seconds;
+    gives a training to begin in its place, or None."""
 
-    def __call__(self, each: UnderWay, outcome: Outcome, timing: Mapping[str, object] = NOTHING) -> UnderWay | None: ...
+    def __call__(
+        self, each: StageUnderWay, outcome: Outcome, timing: Mapping[str, object] = NOTHING
+    ) -> StageUnderWay | None: ...

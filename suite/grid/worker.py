@@ -1,4 +1,5 @@
-"""One process at work on a grid: it does stages that nobody else is at, and sees those done that others are at."""
+"""One process at work on a grid: it does stages that nobody else is at, and sees those
+done that others are at."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,10 +10,10 @@ from suite import distributed, progress
 from suite.grid import duration, remaining, rows
 from suite.grid.claims import BEAT, PATIENCE, Claims
 from suite.grid.effort import longest_first
-from suite.grid.machine import Machine
+from suite.grid.machine import MachineLock
 from suite.grid.perform import Performer
-from suite.grid.plan import TIMED, Cell, Grid, Options, Stage, turn_of
-from suite.grid.reach import for_their_own_sake
+from suite.grid.plan import TIMED, Cell, Grid, RunOptions, Stage, timing_group
+from suite.grid.reach import without_unused_peaks
 from suite.inference.latency import ALIVE
 from suite.interrupt import Deadline, TimeIsUp
 from suite.results.store import Store
@@ -23,8 +24,9 @@ ESTIMATED = 2.0
 
 
 def is_stored(store: Store, stage: Stage) -> bool:
-    """Whether a stage's result is there, be its files there too or removed on purpose."""
-    return store.standing(stage.kind, stage.inputs) is not None
+    """Whether a stage's result is there, be its files there too or removed on
+    purpose."""
+    return store.get_even_without_files(stage.kind, stage.inputs) is not None
 
 
 def has_files(store: Store, stage: Stage) -> bool:
@@ -32,8 +34,9 @@ def has_files(store: Store, stage: Stage) -> bool:
     return store.get(stage.kind, stage.inputs) is not None
 
 
-def done_of(store: Store, grid: Grid) -> dict[str, float]:
-    """Seconds that each stage took that is done, by key: of the grid, and of what it needs.
+def seconds_taken(store: Store, grid: Grid) -> dict[str, float]:
+    """Seconds that each stage took that is done, by key: of the grid, and of what it
+    needs.
 
     One whose files were removed is done unless another that is not done needs them.
     """
@@ -41,7 +44,7 @@ def done_of(store: Store, grid: Grid) -> dict[str, float]:
     found: dict[str, float] = {}
     wanted: set[str] = set()
     for stage in reversed(known.values()):
-        record = (store.get if stage.key in wanted else store.standing)(stage.kind, stage.inputs)
+        record = (store.get if stage.key in wanted else store.get_even_without_files)(stage.kind, stage.inputs)
         if record is None:
             wanted |= {need.key for need in stage.needs}
         else:
@@ -59,17 +62,17 @@ class Worker:
     """
 
     def __init__(
-        self, options: Options, grid: Grid, group: distributed.Group, display: progress.Lines, claims: Claims
+        self, options: RunOptions, grid: Grid, group: distributed.Group, display: progress.Lines, claims: Claims
     ) -> None:
         self.options, self.grid, self.group, self.display, self.claims = options, grid, group, display, claims
         self.store = Store(options.results)
         self.deadline = Deadline(options.until)
-        self.machine = Machine(display.note, deadline=self.deadline)
+        self.machine = MachineLock(display.note, deadline=self.deadline)
         self.performer = Performer(options, self.store, group, display, claims.say, self.deadline)
         self.failures = 0
         # Those that failed, and those that need one of them.
         self._lost: set[str] = set()
-        self._took = done_of(self.store, grid)
+        self._took = seconds_taken(self.store, grid)
         self.done = set(self._took)
         self._planned = [remaining.Planned(s.kind, s.key, str(s.inputs["model"]), s.name) for s in grid.stages]
         self._estimate = (-math.inf, "")
@@ -88,8 +91,8 @@ class Worker:
         self._failed_before = {stage.key: self.store.failed_at(stage.kind, stage.inputs) for stage in grid.stages}
 
     def drain(self, timings: bool = True) -> None:
-        """Do, or see done by others, all that there is, until the time is up; timings last, since figures compare the
-        better the closer in time they are."""
+        """Do, or see done by others, all that there is, until the time is up; timings
+        last, since figures compare the better the closer in time they are."""
         self._drain(stage for stage in self.grid.stages if stage.kind not in TIMED)
         # The machine's peak is measured for the sake of those beside which it is shown.
         if timings and not all(self._is_settled(stage) for stage in self.grid.stages if stage.kind == "latency"):
@@ -105,7 +108,7 @@ class Worker:
 
     def left(self) -> Iterator[str]:
         """What to say of the stages that are neither done nor have failed."""
-        left = for_their_own_sake(stage for stage in self.grid.stages if not self._is_settled(stage))
+        left = without_unused_peaks(stage for stage in self.grid.stages if not self._is_settled(stage))
         if left:
             begun = [
                 stage.cell.name
@@ -119,12 +122,13 @@ class Worker:
             yield f"the time is up: {count} left{midst}; the same command goes on from there"
 
     def attempt(self, stages: Iterable[Stage]) -> None:
-        """Do these stages, or see them done by others, except those that another process holds and is alive."""
+        """Do these stages, or see them done by others, except those that another
+        process holds and is alive."""
         self._drain(stages, patience=PATIENCE + BEAT)
 
     def _drain(self, stages: Iterable[Stage], patience: float = math.inf) -> None:
-        """Do stages, or see them done by others, until for `patience` seconds there was nothing to do, or the time is
-        up."""
+        """Do stages, or see them done by others, until for `patience` seconds there was
+        nothing to do, or the time is up."""
         pending = dict.fromkeys(stages)
         waited = False
         since = monotonic()
@@ -149,7 +153,8 @@ class Worker:
         self.display.elsewhere({})
 
     def look(self, pending: dict[Stage, None]) -> set[str]:
-        """Strike out what is settled, and show what others are at; returns the keys of that."""
+        """Strike out what is settled, and show what others are at; returns the keys of
+        that."""
         for stage in list(pending):
             if self._is_settled(stage):
                 del pending[stage]
@@ -159,7 +164,8 @@ class Worker:
         return {claim.key for claim in under_way}
 
     def _is_settled(self, stage: Stage) -> bool:
-        """Whether nothing is left to do for a stage: it is done, has failed, or needs one that has."""
+        """Whether nothing is left to do for a stage: it is done, has failed, or needs
+        one that has."""
         if stage.key in self.done or stage.key in self._lost:
             return True
         if any(need.key in self._lost for need in stage.needs):
@@ -201,7 +207,8 @@ class Worker:
         return not any(timings or stage.kind not in TIMED for stage in left)
 
     def _tell(self, stage: Stage) -> None:
-        """Say what came of a cell, if this stage was the last of it; and how long the rest takes, after the first."""
+        """Say what came of a cell, if this stage was the last of it; and how long the
+        rest takes, after the first."""
         cell = stage.cell
         if cell is None or cell in self._told or not self._all_done(cell, timings=False):
             return
@@ -212,7 +219,7 @@ class Worker:
         first = not self._checked
         self._checked.add(cell)
         stages = [each for each in self._of_cell[cell] if each.kind not in TIMED or cell in self._told]
-        self.display.note(rows.line(self.grid.table, cell, stages, self.store))
+        self.display.note(rows.format_row(self.grid.table, cell, stages, self.store))
         if first and len(self.grid.cells) > 1 and (left := self._seconds_left()):
             self.display.note(f"about {duration.format_duration(left)} left for the other rows and for all timings")
 
@@ -227,18 +234,21 @@ class Worker:
 
     def _seconds_left(self) -> float | None:
         settled = self.done | self._lost
-        return remaining.seconds(self._planned, settled, self.claims.under_way(), dict(self._took))
+        return remaining.seconds_left(self._planned, settled, self.claims.under_way(), dict(self._took))
 
     def _lose(self, stage: Stage) -> None:
         self._lost.add(stage.key)
         self.failures += 1
 
     def _take(self, stage: Stage, pending: Iterable[Stage]) -> list[Stage]:
-        """Claim a stage, and with it those that are best done at the same time; what others are at is left out."""
+        """Claim a stage, and with it those that are best done at the same time; what
+        others are at is left out."""
         if stage.kind == "train":
             return self._claim(self._trainings(pending), self.options.pack)
         if stage.kind == "latency":
-            together = (other for other in pending if other.kind == "latency" and turn_of(other) == turn_of(stage))
+            together = (
+                other for other in pending if other.kind == "latency" and timing_group(other) == timing_group(stage)
+            )
             return self._claim([stage, *together], ALIVE)
         return self._claim([stage], 1)
 
@@ -263,8 +273,8 @@ class Worker:
         return taken
 
     def _do(self, stages: Sequence[Stage], pending: Iterable[Stage]) -> None:
-        """Do stages that are claimed, and give up the claims; a training that ends makes room for one that is pending,
-        where several share a device."""
+        """Do stages that are claimed, and give up the claims; a training that ends
+        makes room for one that is pending, where several share a device."""
         if not stages:
             return
         held = list(stages)

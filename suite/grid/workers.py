@@ -1,4 +1,5 @@
-"""Several processes of this machine that work on one grid, each with its share of the cores or a GPU of its own."""
+"""Several processes of this machine that work on one grid, each with its share of the
+cores or a GPU of its own."""
 
 import multiprocessing
 import os
@@ -17,11 +18,12 @@ from suite.files import printable
 
 
 @contextmanager
-def started(count: int, work: Callable[[Any], None], options: Any) -> Iterator[Callable[[], bool]]:
-    """Have `count` processes call `work(options)`; yields what says whether any is still at it.
+def start_workers(count: int, work: Callable[[Any], None], options: Any) -> Iterator[Callable[[], bool]]:
+    """Have `count` processes call `work(options)`; yields what says whether any is
+    still at it.
 
-    At the end those that are left are told to stop, as by SIGTERM, and waited for. On Windows, which has no such
-    signal, they end at once.
+    At the end those that are left are told to stop, as by SIGTERM, and waited for. On
+    Windows, which has no such signal, they end at once.
     """
     context = multiprocessing.get_context("spawn")
     processes = [

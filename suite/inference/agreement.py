@@ -1,4 +1,5 @@
-"""Do two networks compute the same? Any two files or models on the same inputs, which need not have the same names."""
+"""Do two networks compute the same? Any two files or models on the same inputs, which
+need not have the same names."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from suite import env
 from suite.errors import InputError
 from suite.export import graphs, zoo
 from suite.inference import feeds, pictures, subjects
-from suite.inference.feeds import Arrays, Given, Input, Values
+from suite.inference.feeds import Arrays, GivenInputs, Input, Values
 from suite.inference.loaded import Loaded, Request, load
 from suite.inference.subjects import Subject
 from suite.registry import ORT
@@ -40,16 +41,21 @@ class Side:
 
 
 @dataclass
-class Found:
-    """What a comparison found; differences are of all outputs, and of answers where an output is a row of classes.
+class Comparison:
+    """What a comparison found; differences are of all outputs, and of answers where an
+    output is a row of classes.
 
     Attributes:
-        count: inputs that were compared, `of` so many; `by_time` if that was for want of time.
+        count: inputs that were compared, `of` so many; `by_time` if that was for want
+            of time.
         words: what they were.
         scale: the greatest magnitude of each output of the first.
-        greatest, total, values: the greatest difference of each output, their sum, and of how many values.
-        rows, same: inputs that have a row of classes, and those of them of which the first class is the same.
-        apart: of the others the number and the margin between the first one's two first classes.
+        greatest, total, values: the greatest difference of each output, their sum, and
+            of how many values.
+        rows, same: inputs that have a row of classes, and those of them of which the
+            first class is the same.
+        apart: of the others the number and the margin between the first one's two first
+            classes.
         broken: outputs that are not finite in one and finite in the other.
         departure: the first node that departs, where that was looked for.
         notes: what is to be said besides.
@@ -86,11 +92,12 @@ class Found:
         return self.total / self.values / (max(self.scale) or 1) if self.values else 0.0
 
     def passed(self, tolerance: float) -> bool:
-        """Whether no value differs by more than this share of its output's scale, and none is finite in one alone."""
+        """Whether no value differs by more than this share of its output's scale, and
+        none is finite in one alone."""
         return self.relative <= tolerance and not self.broken
 
 
-def of_file(graph: graphs.Graph, taken: tuple[Input, ...], provider: str, runtime: str = ORT) -> Side:
+def from_file(graph: graphs.Graph, taken: tuple[Input, ...], provider: str, runtime: str = ORT) -> Side:
     """A file in a runtime, without TF32.
 
     Raises:
@@ -101,7 +108,7 @@ def of_file(graph: graphs.Graph, taken: tuple[Input, ...], provider: str, runtim
     return Side(path, taken, deployed.outputs, _by_place(deployed, taken), graph.path)
 
 
-def of_model(name: str, model: Any, taken: tuple[Input, ...]) -> Side:
+def from_model(name: str, model: Any, taken: tuple[Input, ...]) -> Side:
     """A network in torch in float32 on the CPU, in evaluation mode."""
     from suite.inference.in_torch import InTorch
 
@@ -115,7 +122,7 @@ def _by_place(deployed: Loaded, taken: tuple[Input, ...]) -> Callable[[Arrays], 
     return run
 
 
-def inputs_of(both: Sequence[Subject], given: Given, count: int | None = None) -> list[tuple[Input, ...]]:
+def common_inputs(both: Sequence[Subject], given: GivenInputs, count: int | None = None) -> list[tuple[Input, ...]]:
     """What each of two subjects takes, with dimensions that fit both.
 
     Raises:
@@ -128,17 +135,17 @@ def inputs_of(both: Sequence[Subject], given: Given, count: int | None = None) -
     found = []
     for subject, other in (both, both[::-1]):
         if subject.graph:
-            found.append(subjects.resolve(subject.graph, given, batch))
+            found.append(subjects.resolve_inputs(subject.graph, given, batch))
             continue
         if subject.network is None:
             if other.graph is None:
                 raise InputError(f"{subject.name}: a module is compared with an ONNX file, which says what it takes")
-            found.append(subjects.resolve(other.graph, given, batch))
+            found.append(subjects.resolve_inputs(other.graph, given, batch))
             continue
-        taken = subjects.of_images(subject.network, batch or 1)
+        taken = subjects.image_input(subject.network, batch or 1)
         if other.graph and len(other.graph.inputs) == 1:
             # A file may be for another size of images than the model's usual one.
-            theirs = subjects.resolve(other.graph, given, batch)[0].shape
+            theirs = subjects.resolve_inputs(other.graph, given, batch)[0].shape
             if len(theirs) == 4 and theirs[1] == taken[0].shape[1]:
                 taken = (Input("input", "float32", theirs),)
         found.append(taken)
@@ -160,15 +167,15 @@ def _listed(taken: Sequence[Input]) -> str:
     return ", ".join(f"{each.name} {'x'.join(map(str, each.shape)) or 'one number'}" for each in taken) or "nothing"
 
 
-def drawn(taken: Sequence[Input]) -> Iterator[Values]:
+def random_batches(taken: Sequence[Input]) -> Iterator[Values]:
     """Seeded random values, batch after batch, without end."""
     seed = 0
     while True:
-        yield feeds.draw(taken, seed)
+        yield feeds.random_values(taken, seed)
         seed += 1
 
 
-def from_npz(taken: Sequence[Input], given: Given) -> Iterator[Values]:
+def from_npz(taken: Sequence[Input], given: GivenInputs) -> Iterator[Values]:
     """The arrays of a file, once."""
     yield feeds.values_for(taken, given.path, 0)
 
@@ -176,10 +183,10 @@ def from_npz(taken: Sequence[Input], given: Given) -> Iterator[Values]:
 def from_images(
     network: zoo.Network, taken: Sequence[Input], files: list[Path], whole: bool = False
 ) -> Iterator[Values]:
-    """Images as the network's configuration asks for them, in batches as the inputs have them; with `whole` the last
-    ones are left out if they fill none."""
+    """Images as the network's configuration asks for them, in batches as the inputs
+    have them; with `whole` the last ones are left out if they fill none."""
     (image,) = taken
-    for batch in pictures.of_files(network, files, image.shape):
+    for batch in pictures.batches_of_files(network, files, image.shape):
         if not whole or len(batch) == image.shape[0]:
             yield {image.name: batch}
 
@@ -188,10 +195,10 @@ def compare(
     a: Side,
     b: Side,
     batches: Iterator[Values],
-    found: Found,
+    found: Comparison,
     count: int | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
-) -> Found:
+) -> Comparison:
     """Run both on the same inputs, and add what is found to `found`.
 
     Args:
@@ -199,8 +206,10 @@ def compare(
         b: the other one.
         batches: values by the names of a's inputs.
         found: with `words` and `of`.
-        count: how many inputs; None for as many as take `SECONDS`, all of `found.of` at most.
-        progress: called with inputs done, inputs in all (0 if that is not known), and a note.
+        count: how many inputs; None for as many as take `SECONDS`, all of `found.of` at
+            most.
+        progress: called with inputs done, inputs in all (0 if that is not known), and a
+            note.
 
     Raises:
         InputError: the two have other outputs.
@@ -242,7 +251,8 @@ def _as(array: NDArray[Any], taken: Input) -> NDArray[Any]:
 
 
 def _paired(a: Side, b: Side, ours: Arrays, theirs: Arrays) -> tuple[list[str], Arrays, Arrays]:
-    """Outputs of both in one order: by name if they have the same ones, else by place."""
+    """Outputs of both in one order: by name if they have the same ones, else by
+    place."""
     names = list(a.outputs or b.outputs) or [f"output {number + 1}" for number in range(len(ours))]
     if a.outputs and b.outputs and set(a.outputs) == set(b.outputs):
         by_name = dict(zip(b.outputs, theirs, strict=True))
@@ -256,7 +266,7 @@ def _paired(a: Side, b: Side, ours: Arrays, theirs: Arrays) -> tuple[list[str], 
     return names, ours, theirs
 
 
-def _add(found: Found, a: Side, b: Side, names: list[str], ours: Arrays, theirs: Arrays) -> None:
+def _add(found: Comparison, a: Side, b: Side, names: list[str], ours: Arrays, theirs: Arrays) -> None:
     if not found.outputs:
         found.outputs = tuple(names[: len(ours)])
         found.scale, found.greatest = ([0.0] * len(ours) for _ in range(2))
@@ -285,7 +295,7 @@ def _add(found: Found, a: Side, b: Side, names: list[str], ours: Arrays, theirs:
                 found.apart.append((found.count + int(row), float(ordered[row, -1] - ordered[row, -2])))
 
 
-def render(found: Found, a: str, b: str, tolerance: float) -> str:
+def render(found: Comparison, a: str, b: str, tolerance: float) -> str:
     """What was found as text for a terminal, ending in a newline."""
     of = f" of {found.of}" if found.of and found.of > found.count else ""
     why = f", as many as take {SECONDS:.0f} s" if found.by_time else ""

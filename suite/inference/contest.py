@@ -1,6 +1,6 @@
-"""Networks timed against each other: any files and models, in several sittings of fresh processes that take turns."""
+"""Networks timed against each other: any files and models, in several sittings of fresh
+processes that take turns."""
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,8 +11,8 @@ from suite.inference import latency
 from suite.inference.latency import Protocol, Request
 from suite.results import bootstrap, samples
 from suite.results.derived import percent_of_peak
-from suite.results.samples import timed
-from suite.schema.outcomes import LatencyResult, known
+from suite.results.samples import to_seconds
+from suite.schema.outcomes import LatencyResult, none_if_unset
 
 # Of each network so many processes are started, one after the other: where its pages lie can make a process faster than
 # its twin for all its life. Together 600 runs or more of a network that takes 6 ms. Bursts are short, since a machine
@@ -45,7 +45,7 @@ class Entrant:
 
 
 @dataclass
-class Outcome:
+class Measurement:
     """What was measured of an entrant, or the `error` that it ended with.
 
     Attributes:
@@ -53,11 +53,13 @@ class Outcome:
         rounds: seconds of its runs, round by round, of all sittings.
         load, first: seconds to load it and of the first run, medians of the sittings.
         provider: as the runtime names it.
-        nodes: of its graph by provider, as given out; empty where the runtime does not say.
+        nodes: of its graph by provider, as given out; empty where the runtime does not
+            say.
         settings: of the runtime, by their names there.
         notes: what is to be said of its figures.
         median: with its interval, in seconds.
-        ratio: of its median to the first entrant's of this batch size, with its interval; None for that one.
+        ratio: of its median to the first entrant's of this batch size, with its
+            interval; None for that one.
         share: of the machine's peak; None where MACs or peak are not known.
         error: in one line.
     """
@@ -81,12 +83,13 @@ class Outcome:
         return [seconds for each in self.rounds for seconds in each]
 
 
-def hold(
+def time_in_turns(
     entrants: Sequence[Entrant],
     quick: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
-) -> list[Outcome]:
-    """Time entrants against each other, and those of one batch size against the first of that size.
+) -> list[Measurement]:
+    """Time entrants against each other, and those of one batch size against the first
+    of that size.
 
     One that fails does not take the others with it.
 
@@ -95,7 +98,7 @@ def hold(
         quick: fewer and shorter rounds, for a first look.
         progress: called with bursts done, bursts in all, and a note.
     """
-    outcomes = [Outcome(entrant, notes=list(entrant.notes)) for entrant in entrants]
+    outcomes = [Measurement(entrant, notes=list(entrant.notes)) for entrant in entrants]
     sittings, protocol = (QUICK_SITTINGS, QUICK) if quick else (SITTINGS, USUAL)
     groups: list[list[int]] = []
     for batch_size in dict.fromkeys(entrant.request.batch_size for entrant in entrants):
@@ -131,13 +134,14 @@ def hold(
     return outcomes
 
 
-def _tight(outcomes: Sequence[Outcome]) -> bool:
-    """Whether more sittings would tell no more of the ratios: each is known, or its entrant has failed."""
+def _tight(outcomes: Sequence[Measurement]) -> bool:
+    """Whether more sittings would tell no more of the ratios: each is known, or its
+    entrant has failed."""
     ratios = [outcome.ratio for outcome in outcomes if outcome.error is None and outcome.ratio is not None]
     return all(high - low <= TIGHT * ratio for ratio, low, high in ratios)
 
 
-def _take(outcome: Outcome, answer: LatencyResult | RuntimeError) -> list[list[float]]:
+def _take(outcome: Measurement, answer: LatencyResult | RuntimeError) -> list[list[float]]:
     """Add one sitting to an outcome; returns its rounds."""
     if isinstance(answer, latency.NotFiniteError):
         outcome.notes.append("gave values that are not finite on these inputs")
@@ -145,45 +149,46 @@ def _take(outcome: Outcome, answer: LatencyResult | RuntimeError) -> list[list[f
     if isinstance(answer, RuntimeError):
         outcome.error = str(answer)
         return []
-    found = timed(answer)
+    found = to_seconds(answer)
     rounds = [list(each) for each in found.by_round()]
     outcome.rounds += rounds
     outcome.load.append(found.load_seconds or 0.0)
     outcome.first.append(found.first_run_seconds or 0.0)
-    outcome.provider, outcome.nodes = str(answer.provider), convert(known(answer.nodes) or {}, dict[str, int])
-    outcome.settings = convert(known(answer.settings) or {}, dict[str, object])
+    outcome.provider, outcome.nodes = str(answer.provider), convert(none_if_unset(answer.nodes) or {}, dict[str, int])
+    outcome.settings = convert(none_if_unset(answer.settings) or {}, dict[str, object])
     if found.throttled:
         outcome.notes.append("the container's CPU quota stopped the machine meanwhile")
     return rounds
 
 
-def _compare(outcome: Outcome, first: Sequence[list[list[float]]], second: Sequence[list[list[float]]]) -> None:
-    """The ratio of two entrants: the median over pairs of rounds that were close in time. The interval is a percentile
-    bootstrap over these pairs, and draws what processes of one file differ by."""
+def _compare(outcome: Measurement, first: Sequence[list[list[float]]], second: Sequence[list[list[float]]]) -> None:
+    """The ratio of two entrants: the median over pairs of rounds that were close in
+    time. The interval is a percentile bootstrap over these pairs, and draws what
+    processes of one file differ by."""
     pairs = [
-        statistics.median(b) / statistics.median(a)
+        samples.median(b) / samples.median(a)
         for before, after in zip(first, second, strict=True)
         for a, b in zip(before, after, strict=False)
     ]
     if not pairs or outcome.error is not None:
         return
     random = np.random.default_rng(0)
-    drawn = bootstrap.median_of_runs(np.array(pairs), random)
-    low, high = bootstrap.limits(drawn * bootstrap.twins(random, 2 / len(second)))
+    drawn = bootstrap.resample_values(np.array(pairs), random)
+    low, high = bootstrap.interval(drawn * bootstrap.resample_process_factors(random, 2 / len(second)))
     outcome.ratio = (samples.median(pairs), low, high)
 
 
-def _interval(outcome: Outcome) -> tuple[float, float, float]:
+def _interval(outcome: Measurement) -> tuple[float, float, float]:
     """The median of all runs with its interval."""
     random = np.random.default_rng(0)
-    drawn = bootstrap.medians([np.array(each) for each in outcome.rounds], random)
-    low, high = bootstrap.limits(drawn * bootstrap.twins(random, 1 / len(outcome.load)))
+    drawn = bootstrap.resample_rounds([np.array(each) for each in outcome.rounds], random)
+    low, high = bootstrap.interval(drawn * bootstrap.resample_process_factors(random, 1 / len(outcome.load)))
     return samples.median(outcome.samples), low, high
 
 
-def against_peak(outcomes: Sequence[Outcome], report: Callable[[str], None] = lambda text: None) -> None:
-    """Give each outcome its share of what the machine can do on its provider, in its precision and with its threads;
-    where that is not to be measured, a note."""
+def add_peak_shares(outcomes: Sequence[Measurement], report: Callable[[str], None] = lambda text: None) -> None:
+    """Give each outcome its share of what the machine can do on its provider, in its
+    precision and with its threads; where that is not to be measured, a note."""
     peaks: dict[tuple[str, int, str], float | None] = {}
     for outcome in outcomes:
         entrant = outcome.entrant
@@ -193,13 +198,14 @@ def against_peak(outcomes: Sequence[Outcome], report: Callable[[str], None] = la
         if key not in peaks:
             report(f"what {key[0]} can do in {key[2]}")
             try:
-                peaks[key] = latency.peak(*key).flops
+                peaks[key] = latency.measure_peak(*key).flops
             except RuntimeError:
                 peaks[key] = None
         if peak := peaks[key]:
             outcome.share = percent_of_peak(entrant.macs, outcome.median[0], peak) / 100
 
 
-def slower(outcomes: Sequence[Outcome], allowed: float) -> list[Outcome]:
-    """Those that are slower than the first by more than this share, beyond the interval of the ratio."""
+def find_slower(outcomes: Sequence[Measurement], allowed: float) -> list[Measurement]:
+    """Those that are slower than the first by more than this share, beyond the interval
+    of the ratio."""
     return [each for each in outcomes if each.ratio is not None and each.ratio[1] > 1 + allowed]

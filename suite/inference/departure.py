@@ -1,4 +1,5 @@
-"""Parity of an exported file, and where it departs: the first node whose values are not the network's."""
+"""Parity of an exported file, and where it departs: the first node whose values are not
+the network's."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from suite.export import zoo
 from suite.export.exporter import last_convolution, to_graph
 from suite.export.nodes import name_after_layers
 from suite.export.rewrite import apply_rewrites
-from suite.inference.nodewise import ValuesOf, first_apart, graph_values
+from suite.inference.nodewise import ValuesOf, first_difference, graph_values
 from suite.registry import ORT
 from suite.schema.outcomes import Departure, ParityResult
 
@@ -36,24 +37,30 @@ def first_departure(
 ) -> Departure | None:
     """The first node at which an exported float32 file does not compute its network.
 
-    A rewritten graph has other tensors than the network: other orders of channels, factors, halves of convolutions. So
-    the network is exported once more, and three comparisons follow; the first that fails names the node.
+    A rewritten graph has other tensors than the network: other orders of channels,
+    factors, halves of convolutions. So the network is exported once more, and three
+    comparisons follow; the first that fails names the node.
 
-    1. "export": torch's convolutions and linear layers (with their BatchNorm, if any) against the fresh export as the
-       exporter wrote it. A fault of folding or of the exporter shows here, at the first such layer after it. Left out
-       are the two convolutions of a sum that BatchNorm follows (NormProp), which fold with it.
-    2. "file": each node of the fresh export, rewritten if the file is, against the node of this name in the file, both
-       on the CPU without optimisation. A damaged file, or one of other weights, shows here, at the node itself.
-    3. "runtime": each node of the file without optimisation on the CPU against the same on `provider` with all
-       optimisations, and then its logits alone, since a node whose output is looked at is not fused with its reader.
+    1. "export": torch's convolutions and linear layers (with their BatchNorm, if any)
+       against the fresh export as the exporter wrote it. A fault of folding or of the
+       exporter shows here, at the first such layer after it. Left out are the two
+       convolutions of a sum that BatchNorm follows (NormProp), which fold with it.
+    2. "file": each node of the fresh export, rewritten if the file is, against the node
+       of this name in the file, both on the CPU without optimisation. A damaged file,
+       or one of other weights, shows here, at the node itself.
+    3. "runtime": each node of the file without optimisation on the CPU against the same
+       on `provider` with all optimisations, and then its logits alone, since a node
+       whose output is looked at is not fused with its reader.
 
-    Nodes are compared one by one in the graph's order, not by bisection: behind a wrong shortcut come the right nodes
-    of the branch beside it, so that "departs" is not monotonous.
+    Nodes are compared one by one in the graph's order, not by bisection: behind a wrong
+    shortcut come the right nodes of the branch beside it, so that "departs" is not
+    monotonous.
 
     Args:
         model: the trained network in evaluation mode, on the CPU.
         path: the file, as `suite.export.exporter` wrote it.
-        images: (N, channels, size, size), normalised as in training; a few are enough, on which the two disagree.
+        images: (N, channels, size, size), normalised as in training; a few are enough,
+            on which the two disagree.
         provider: of ONNX Runtime, on which the file is run.
         threads: of ONNX Runtime.
 
@@ -87,7 +94,7 @@ def first_departure(
         ("runtime", as_written, as_run, [file.graph.node[-1].name], ACROSS_RUNTIMES),
     ]
     for comparison, expected, actual, nodes, tolerance in comparisons:
-        found = first_apart(expected, actual, nodes, tolerance)
+        found = first_difference(expected, actual, nodes, tolerance)
         if found:
             node = found["node"]
             layer = _layer(model, node)
@@ -96,7 +103,8 @@ def first_departure(
 
 
 def _torch_values(model: nn.Module, images: Tensor) -> dict[str, NDArray[Any]]:
-    """The outputs of convolutions, with their BatchNorm, and of linear layers, by layer, in the order of execution."""
+    """The outputs of convolutions, with their BatchNorm, and of linear layers, by
+    layer, in the order of execution."""
     found: dict[str, NDArray[Any]] = {}
 
     def keep(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -148,15 +156,17 @@ def check(
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     runtime: str = ORT,
 ) -> ParityResult:
-    """What `parity.compare` says of a file and the weights that it was made from; and if a float32 file of one of this
-    project's networks fails in ONNX Runtime, `departure`: the first node that departs, as `first_departure` finds it.
+    """What `parity.compare` says of a file and the weights that it was made from; and
+    if a float32 file of one of this project's networks fails in ONNX Runtime,
+    `departure`: the first node that departs, as `first_departure` finds it.
 
     Raises:
-        RuntimeError: nothing can be compared; where that is a float32 file's fault, with the first node that departs.
+        RuntimeError: nothing can be compared; where that is a float32 file's fault,
+            with the first node that departs.
     """
     from suite.inference.parity import LogitsError, compare
 
-    of = zoo.in_folder(weights)
+    of = zoo.from_folder(weights)
     model = zoo.build(of)
 
     def first_apart_here() -> Departure | None:

@@ -1,4 +1,5 @@
-"""One network or file at a time, outside the grid of a table: export it, check it, explain it."""
+"""One network or file at a time, outside the grid of a table: export it, check it,
+explain it."""
 
 import contextlib
 import os
@@ -13,31 +14,36 @@ from msgspec import to_builtins
 from suite import env
 from suite.errors import InputError
 from suite.export import onnxfile, zoo
-from suite.inference import making, networks, reduced, subjects
-from suite.registry import ORT, PROVIDERS, REDUCED, lacks
+from suite.inference import model_files, networks, reduced, subjects
+from suite.registry import ORT, PROVIDERS, REDUCED, why_unsupported
 
 if TYPE_CHECKING:
     from suite.export.precision import Activations
 
 
 def export(
-    of: networks.Source, out: Path, precision: str, provider: str, plain: bool, data: Mapping[str, Path]
+    of: networks.NamedNetwork, out: Path, precision: str, provider: str, plain: bool, data: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Write a network as the ONNX file that is fastest on a provider, whole or not at all.
+    """Write a network as the ONNX file that is fastest on a provider, whole or not at
+    all.
 
-    On the CPU provider that is the rewritten graph, on the CUDA provider the default export. In int8, and for TensorRT,
-    candidates are timed against each other here: the rewritten graph and the default export, and in int8 on the CPU
-    provider also signed activations instead of unsigned ones. For a GPU the file is timed in any case, which shows that
-    it runs there.
+    On the CPU provider that is the rewritten graph, on the CUDA provider the default
+    export. In int8, and for TensorRT, candidates are timed against each other here: the
+    rewritten graph and the default export, and in int8 on the CPU provider also signed
+    activations instead of unsigned ones. For a GPU the file is timed in any case, which
+    shows that it runs there.
 
     Returns:
-        What `exporter.export` does, with `precision` and `form` ("rewritten" or "plain"); of a file in reduced
-        precision what `convert` adds, and for int8 `activations` ("unsigned", "signed", or for GPUs "symmetric") and
-        `difference_from_fp32` (of its logits on the calibration images, root mean square over root mean square); of a
-        timed one the `milliseconds` of one image, the median; and `warnings`, sentences.
+        What `exporter.export` does, with `precision` and `form` ("rewritten" or
+        "plain"); of a file in reduced precision what `convert` adds, and for int8
+        `activations` ("unsigned", "signed", or for GPUs "symmetric") and
+        `difference_from_fp32` (of its logits on the calibration images, root mean
+        square over root mean square); of a timed one the `milliseconds` of one image,
+        the median; and `warnings`, sentences.
 
     Raises:
-        InputError: the provider is not here or cannot run this precision, or `out` cannot be written.
+        InputError: the provider is not here or cannot run this precision, or `out`
+            cannot be written.
         RuntimeError: no file can be made, or none of those that were made runs.
     """
     from suite.export import exporter as exporting
@@ -50,14 +56,14 @@ def export(
     @cache
     def images() -> reduced.Calibration:
         batches = networks.test_batches(of, data, None)
-        elsewhere = networks.trained_elsewhere(of, batches.dataset, bool(data))
+        elsewhere = networks.training_data_note(of, batches.dataset, bool(data))
         return reduced.calibration(batches, elsewhere)
 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
         found: dict[Path, dict[str, Any]] = {}
         for graph in graphs:
             path = Path(scratch) / f"{graph}.onnx"
-            stated = networks.metadata(of, networks.training(of) | {"form": graph})
+            stated = networks.metadata(of, networks.training_metadata(of) | {"form": graph})
             exported = exporting.export(of.weights, of.size, path, stated, graph == "rewritten")
             result = to_builtins(exported) | {"form": graph, "precision": precision}
             if precision == "fp32":
@@ -89,7 +95,8 @@ def export(
 
 
 def check(out: Path, precision: str, provider: str) -> None:
-    """See, before anything is made, whether a file in a precision can be written, and be run on a provider.
+    """See, before anything is made, whether a file in a precision can be written, and
+    be run on a provider.
 
     Raises:
         InputError: it cannot.
@@ -103,41 +110,44 @@ def check(out: Path, precision: str, provider: str) -> None:
             pass
     except OSError as error:
         raise InputError(f"{out}: cannot write there: {error.strerror}") from None
-    if reason := lacks(provider, precision):
-        legal = ", ".join(each for each in ("fp32", *REDUCED) if not lacks(provider, each))
+    if reason := why_unsupported(provider, precision):
+        legal = ", ".join(each for each in ("fp32", *REDUCED) if not why_unsupported(provider, each))
         raise InputError(f"--precision {precision} --provider {provider}: {reason}; this provider has {legal}")
-    require(provider)
+    require_provider(provider)
 
 
 def _activations(provider: str, first: bool) -> tuple["Activations", ...]:
-    """Kinds of int8 activations to try on a provider; signed ones in the first graph alone."""
+    """Kinds of int8 activations to try on a provider; signed ones in the first graph
+    alone."""
     if provider != "cpu":
         return ("symmetric",)
     return ("unsigned", "signed") if first else ("unsigned",)
 
 
-def require(provider: str) -> None:
-    """Try a provider in another process, since ONNX Runtime prints a page about libraries that it misses.
+def require_provider(provider: str) -> None:
+    """Try a provider in another process, since ONNX Runtime prints a page about
+    libraries that it misses.
 
     Raises:
         InputError: it is not here.
     """
     from suite.inference import latency
 
-    if reason := latency.unavailable(provider):
+    if reason := latency.why_unavailable(provider):
         raise InputError(f"--provider {provider}: not available here: {reason}")
 
 
-def _fastest(of: networks.Source, files: list[Path], provider: str) -> tuple[Path, float, list[str]]:
-    """The file with the least median time for one image on this provider, of those that run there; this time in
-    seconds; and what is to be said of it. Files without finite logits count only if there is no other, and only with
-    initial weights, on which the time does not depend.
+def _fastest(of: networks.NamedNetwork, files: list[Path], provider: str) -> tuple[Path, float, list[str]]:
+    """The file with the least median time for one image on this provider, of those that
+    run there; this time in seconds; and what is to be said of it. Files without finite
+    logits count only if there is no other, and only with initial weights, on which the
+    time does not depend.
 
     Raises:
         RuntimeError: none of them runs.
     """
     from suite.inference.latency import THOROUGH, NotFiniteError, Request, measure
-    from suite.results.samples import timed
+    from suite.results.samples import to_seconds
 
     threads = env.available_cores()
     requests = [Request("onnxruntime", str(file), provider, 1, of.size, threads, THOROUGH) for file in files]
@@ -146,11 +156,11 @@ def _fastest(of: networks.Source, files: list[Path], provider: str) -> tuple[Pat
     errors = []
     for file, answer in zip(files, measure(requests), strict=True):
         if isinstance(answer, NotFiniteError) and not of.trained:
-            not_finite[file] = timed(answer.answer).median
+            not_finite[file] = to_seconds(answer.answer).median
         elif isinstance(answer, RuntimeError):
             errors.append(answer)
         else:
-            times[file] = timed(answer).median
+            times[file] = to_seconds(answer).median
     if not (times or not_finite):
         raise errors[0]
     warnings = [] if times else ["the timed network gave logits that are not finite, as initial weights may"]
@@ -167,7 +177,7 @@ def onnx_file(name: str, provider: str, size: int | None, modules: Sequence[str]
         InputError: there is no such thing, or the provider is not here.
     """
     subject = subjects.find(name, modules)
-    require(provider)
+    require_provider(provider)
     if subject.graph is not None:
         sides = {slot.dimensions[-1] for slot in subject.graph.inputs if len(slot.dimensions) == 4}
         if size is not None and sides != {size}:
@@ -177,11 +187,11 @@ def onnx_file(name: str, provider: str, size: int | None, modules: Sequence[str]
     assert subject.network is not None  # for the type checker
     with tempfile.TemporaryDirectory() as scratch:
         if subject.network.ours:
-            with networks.source(name.removeprefix(zoo.LOCAL), size) as of:
+            with networks.find_network(name.removeprefix(zoo.LOCAL), size) as of:
                 path = Path(scratch) / f"{of.model}.onnx"
                 export(of, path, "fp32", provider, False, {})
         else:
-            path = making.Maker(name, subject.network, Path(scratch), size=size).file("fp32", provider)
+            path = model_files.Maker(name, subject.network, Path(scratch), size=size).file("fp32", provider)
         yield path
 
 
@@ -194,11 +204,13 @@ def parity(
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     runtime: str = ORT,
 ) -> dict[str, Any]:
-    """Check an ONNX file, or the export of a run or model, against torch on test images.
+    """Check an ONNX file, or the export of a run or model, against torch on test
+    images.
 
     Args:
         name: an ONNX file, a run's folder of weights, or a model.
-        weights: for a file, the run's folder or the model that it was exported from; None for what the file names.
+        weights: for a file, the run's folder or the model that it was exported from;
+            None for what the file names.
         data: the data set to test on; empty for the embedded one.
         images: how many of it, evenly spaced; None for as many as take a minute.
         provider: that the file is run on.
@@ -206,8 +218,8 @@ def parity(
         runtime: that runs the file, a key of `suite.registry.RUNTIMES`.
 
     Returns:
-        What `check` does, `runtime`, `model`, `trained`, `data`, `elsewhere` (see `trained_elsewhere`), and `notes` on
-        the data.
+        What `check` does, `runtime`, `model`, `trained`, `data`, `elsewhere` (see
+        `trained_elsewhere`), and `notes` on the data.
 
     Raises:
         InputError: there is no such file, or it does not say what it was made from.
@@ -218,14 +230,14 @@ def parity(
         raise InputError(f"{name}: no such file")
     if weights and not is_file:
         raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {name} is none")
-    require(provider)
+    require_provider(provider)
     file = onnxfile.read(path) if is_file else None
-    made_from = weights or (onnxfile.stated_model(path, file) if file else name)
+    made_from = weights or (onnxfile.model_in_metadata(path, file) if file else name)
     size = onnxfile.image_size(file) if file else None
     from suite.inference import departure
 
     progress(0, 0, f"load {made_from}")
-    with networks.source(made_from, size) as of, tempfile.TemporaryDirectory() as scratch:
+    with networks.find_network(made_from, size) as of, tempfile.TemporaryDirectory() as scratch:
         if file is None:
             progress(0, 0, "export")
             path = Path(scratch) / "model.onnx"
@@ -245,7 +257,7 @@ def parity(
             batches = networks.test_batches(of, data, fewer)
         found = departure.check(of.weights, path, batches, precision, provider, progress, runtime)
         dataset = batches.dataset
-        said = {"elsewhere": networks.trained_elsewhere(of, dataset, bool(data)), "notes": notes}
+        said = {"elsewhere": networks.training_data_note(of, dataset, bool(data)), "notes": notes}
         made = {"runtime": runtime, "model": of.model, "trained": of.trained, "data": dataset.name}
         return {**made, **said, **to_builtins(found)}
 
@@ -255,7 +267,13 @@ MINUTE, PROBED = 60.0, 16
 
 
 def _in_a_minute(
-    of: networks.Source, data: Mapping[str, Path], path: Path, precision: str, provider: str, runtime: str, images: int
+    of: networks.NamedNetwork,
+    data: Mapping[str, Path],
+    path: Path,
+    precision: str,
+    provider: str,
+    runtime: str,
+    images: int,
 ) -> int | None:
     """How many images can be compared in a minute; None if that is all of them."""
     from time import perf_counter

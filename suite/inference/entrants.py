@@ -1,4 +1,5 @@
-"""From what a user names to what is timed: files as they are, and models exported in each precision asked for."""
+"""Prepare what `suite time` compares: files as given, models exported in each
+precision."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,18 +10,19 @@ from suite.errors import InputError, first_line
 from suite.export import graphs, zoo
 from suite.inference import latency, loaded, subjects
 from suite.inference.contest import QUICK, Entrant
-from suite.inference.feeds import NOTHING_GIVEN, Given, Input
+from suite.inference.feeds import NOTHING_GIVEN, GivenInputs, Input
 from suite.inference.latency import Request
 from suite.inference.subjects import Subject
-from suite.registry import ORT, REDUCED, RUNTIMES, lacks
+from suite.registry import ORT, REDUCED, RUNTIMES, why_unsupported
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ContestOptions:
     """What is to be timed of each subject.
 
     Attributes:
-        runtimes: keys of `suite.registry.RUNTIMES`; empty for ONNX Runtime. A file is run in those that read files.
+        runtimes: keys of `suite.registry.RUNTIMES`; empty for ONNX Runtime. A file is
+            run in those that read files.
         providers: keys of `suite.registry.PROVIDERS`.
         precisions: "fp32", "fp16" or "int8", of models; a file is timed as it is.
         batch_sizes: empty for what a file has, or 1.
@@ -34,15 +36,16 @@ class Wanted:
     precisions: tuple[str, ...] = ()
     batch_sizes: tuple[int, ...] = ()
     threads: int | None = None
-    given: Given = NOTHING_GIVEN
+    given: GivenInputs = NOTHING_GIVEN
     modules: tuple[str, ...] = ()
 
 
-def find(names: Sequence[str], wanted: Wanted) -> list[Subject]:
+def find_subjects(names: Sequence[str], wanted: ContestOptions) -> list[Subject]:
     """The subjects of these names, each fit for what is wanted of it.
 
     Raises:
-        InputError: there is no such thing, it cannot be run as wanted, or a provider or runtime is not here.
+        InputError: there is no such thing, it cannot be run as wanted, or a provider or
+            runtime is not here.
     """
     loaded.require(wanted.runtimes)
     found = [subjects.find(name, wanted.modules) for name in names]
@@ -53,7 +56,7 @@ def find(names: Sequence[str], wanted: Wanted) -> list[Subject]:
             legal = ", ".join(name for name, runtime in RUNTIMES.items() if runtime.reads_files)
             raise InputError(f"--runtimes {','.join(wanted.runtimes)}: {subject.name} is a file; legal for it: {legal}")
         for batch_size in wanted.batch_sizes or (None,):
-            subjects.resolve(subject.graph, wanted.given, batch_size)
+            subjects.resolve_inputs(subject.graph, wanted.given, batch_size)
     if wanted.precisions and all(subject.graph for subject in found):
         raise InputError("--precisions: legal for models, which are exported; a file is timed as it is")
     slots = {slot.name for subject in found if subject.graph for slot in subject.graph.inputs}
@@ -63,18 +66,18 @@ def find(names: Sequence[str], wanted: Wanted) -> list[Subject]:
         if name not in slots:
             raise InputError(f"--input: nothing here has an input {name!r}; legal: {', '.join(sorted(slots))}")
     for provider in wanted.providers:
-        if reason := latency.unavailable(provider):
+        if reason := latency.why_unavailable(provider):
             raise InputError(f"--providers {provider}: not available here: {reason}")
     return found
 
 
-def prepare(
-    found: Sequence[Subject], wanted: Wanted, scratch: Path, say: Callable[[str], None] = lambda text: None
+def prepare_entrants(
+    found: Sequence[Subject], wanted: ContestOptions, scratch: Path, say: Callable[[str], None] = lambda text: None
 ) -> tuple[list[Entrant], list[str]]:
     """Everything that is to be timed, and what is to be said of what cannot be.
 
     Args:
-        found: by `find`.
+        found: by `find_subjects`.
         wanted: of each.
         scratch: a folder for the files of models.
         say: told what is being done.
@@ -96,10 +99,10 @@ def prepare(
     return entrants, list(dict.fromkeys(remarks))
 
 
-def _of_file(name: str, graph: graphs.Graph, wanted: Wanted, remarks: list[str]) -> list[Entrant]:
+def _of_file(name: str, graph: graphs.Graph, wanted: ContestOptions, remarks: list[str]) -> list[Entrant]:
     entrants = []
     for batch_size in wanted.batch_sizes or (None,):
-        inputs = subjects.resolve(graph, wanted.given, batch_size)
+        inputs = subjects.resolve_inputs(graph, wanted.given, batch_size)
         macs = graphs.macs(graph, {each.name: each.shape for each in inputs})
         for runtime in wanted.runtimes or (ORT,):
             if not RUNTIMES[runtime].reads_files:
@@ -115,7 +118,8 @@ def _of_file(name: str, graph: graphs.Graph, wanted: Wanted, remarks: list[str])
 
 
 def _refused(runtime: str, provider: str, precision: str) -> str | None:
-    """Why a runtime does not run what has this precision on a provider, or None if it does."""
+    """Why a runtime does not run what has this precision on a provider, or None if it
+    does."""
     kind = RUNTIMES[runtime]
     whole = not kind.reads_files and precision != "fp32"
     if provider not in kind.providers or whole or (precision in REDUCED and precision not in kind.forms):
@@ -126,19 +130,19 @@ def _refused(runtime: str, provider: str, precision: str) -> str | None:
 
 
 def _of_model(
-    subject: Subject, wanted: Wanted, folder: Path, say: Callable[[str], None], remarks: list[str]
+    subject: Subject, wanted: ContestOptions, folder: Path, say: Callable[[str], None], remarks: list[str]
 ) -> list[Entrant]:
-    from suite.inference import making
+    from suite.inference import model_files
 
     assert subject.network is not None  # for the type checker
-    made = making.Maker(subject.name, subject.network, folder, say)
+    made = model_files.Maker(subject.name, subject.network, folder, say)
     entrants = []
     for batch_size in wanted.batch_sizes or (1,):
         inputs = _inputs_of_model(subject.network, wanted.given, batch_size)
         for runtime in wanted.runtimes or (ORT,):
             for precision in wanted.precisions or ("fp32",):
                 for provider in wanted.providers:
-                    if runtime == ORT and (reason := lacks(provider, precision)):
+                    if runtime == ORT and (reason := why_unsupported(provider, precision)):
                         remarks.append(f"{precision} on {provider}: {reason}")
                         continue
                     if reason := _refused(runtime, provider, precision):
@@ -157,19 +161,19 @@ def _of_model(
     return entrants
 
 
-def _inputs_of_model(network: zoo.Network, given: Given, batch_size: int) -> tuple[Input, ...]:
+def _inputs_of_model(network: zoo.Network, given: GivenInputs, batch_size: int) -> tuple[Input, ...]:
     if "input" in given.shapes or "input" in given.values:
         shape = given.values["input"].shape if "input" in given.values else given.shapes["input"]
-        wanted = subjects.of_images(network, shape[0] if shape else 1)
+        wanted = subjects.image_input(network, shape[0] if shape else 1)
         if shape != wanted[0].shape:
             legal = "x".join(map(str, wanted[0].shape))
             raise InputError(f"--input: {network.model} takes images as in --input input={legal}, in any number")
         if batch_size == 1:
             return wanted
-    return subjects.of_images(network, batch_size)
+    return subjects.image_input(network, batch_size)
 
 
-def _request(runtime: str, path: Path, provider: str, inputs: tuple[Input, ...], wanted: Wanted) -> Request:
+def _request(runtime: str, path: Path, provider: str, inputs: tuple[Input, ...], wanted: ContestOptions) -> Request:
     first = inputs[0].shape if inputs else ()
     threads = wanted.threads or env.available_cores()
     size = first[-1] if len(first) == 4 else 0

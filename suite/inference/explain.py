@@ -1,8 +1,8 @@
-"""What ONNX Runtime makes of an exported file: which nodes run where, what was not fused, and where the time goes."""
+"""What ONNX Runtime makes of an exported file: which nodes run where, what was not
+fused, and where the time goes."""
 
 import json
 import math
-import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,8 @@ from typing import Any
 
 from suite.export import graphs
 from suite.inference import subjects
-from suite.inference.feeds import NOTHING_GIVEN, Given, values_for
+from suite.inference.feeds import NOTHING_GIVEN, GivenInputs, values_for
+from suite.results.samples import median
 from suite.session import open_session
 
 # Operators that are parts of convolutions, or of their weights, in a graph that suits the runtime.
@@ -24,7 +25,8 @@ MOST_EXPENSIVE = 5
 
 @dataclass(frozen=True)
 class _Node:
-    """One node of the optimised graph: what the profile says of it, and its microseconds in each run."""
+    """One node of the optimised graph: what the profile says of it, and its
+    microseconds in each run."""
 
     name: str
     operator: str
@@ -35,13 +37,18 @@ class _Node:
 
     @property
     def typical(self) -> float:
-        return statistics.median(self.microseconds) if self.microseconds else 0.0
+        return median(self.microseconds) if self.microseconds else 0.0
 
 
 def explain(
-    path: Path, provider: str = "cpu", threads: int = 1, batch_size: int | None = None, given: Given = NOTHING_GIVEN
+    path: Path,
+    provider: str = "cpu",
+    threads: int = 1,
+    batch_size: int | None = None,
+    given: GivenInputs = NOTHING_GIVEN,
 ) -> dict[str, Any]:
-    """Run a file on random inputs with ONNX Runtime's profile, and without it for comparison, one after the other.
+    """Run a file on random inputs with ONNX Runtime's profile, and without it for
+    comparison, one after the other.
 
     Args:
         path: an ONNX file of any maker, in any precision.
@@ -51,21 +58,24 @@ def explain(
         given: what the user says of its inputs.
 
     Returns:
-        `file`, `provider` as ONNX Runtime names it, `threads`, `inputs` (shapes by name), `runs`; `nodes` of the
-        optimised graph by provider; its `operators`; of these `unfused` (`FUSABLE` ones that are left), `reorders`
-        (between the blocked layout and the plain one) and `copies` (between devices); `expensive`: the nodes
-        that take longest, each with `name`, `operator`, `microseconds`, `share` of all kernels' time, and `gflops`
-        (billions of multiplications and additions a second; None where it is neither convolution nor Gemm); and
-        medians over the runs in microseconds: `kernel_us`, all kernels of a run; `run_us`, the run with the profile on,
-        in which the difference is dispatch and the profile's own; `wall_us`, a run without it. On a GPU the profile
-        sees how long a kernel takes to launch, not to run.
+        `file`, `provider` as ONNX Runtime names it, `threads`, `inputs` (shapes by
+        name), `runs`; `nodes` of the optimised graph by provider; its `operators`; of
+        these `unfused` (`FUSABLE` ones that are left), `reorders` (between the blocked
+        layout and the plain one) and `copies` (between devices); `expensive`: the nodes
+        that take longest, each with `name`, `operator`, `microseconds`, `share` of all
+        kernels' time, and `gflops` (billions of multiplications and additions a second;
+        None where it is neither convolution nor Gemm); and medians over the runs in
+        microseconds: `kernel_us`, all kernels of a run; `run_us`, the run with the
+        profile on, in which the difference is dispatch and the profile's own;
+        `wall_us`, a run without it. On a GPU the profile sees how long a kernel takes
+        to launch, not to run.
 
     Raises:
         InputError: it is no ONNX file, or a dimension of its inputs is not known.
         RuntimeError: the provider cannot be used here, or cannot run the file.
     """
     graph = graphs.read(path)
-    taken = subjects.resolve(graph, given, batch_size)
+    taken = subjects.resolve_inputs(graph, given, batch_size)
     values = values_for(taken, given.path, 0)
     session = open_session(str(path), provider, threads, tf32=True)  # as latencies are measured
     wall = []
@@ -115,21 +125,22 @@ def explain(
             for node in sorted(nodes, key=lambda node: -node.typical)[:MOST_EXPENSIVE]
         ],
         "kernel_us": _of_a_run([node.microseconds for node in nodes]),
-        "run_us": statistics.median(run_us),
-        "wall_us": statistics.median(wall[WARM_UP:]),
+        "run_us": median(run_us),
+        "wall_us": median(wall[WARM_UP:]),
     }
 
 
 def _of_a_run(microseconds: Sequence[Sequence[float]]) -> float:
-    """What all nodes take in a run: the median, or the mean where some run more or less often than the others, as in
-    loops and branches."""
+    """What all nodes take in a run: the median, or the mean where some run more or less
+    often than the others, as in loops and branches."""
     if all(len(each) == RUNS for each in microseconds):
-        return statistics.median(map(sum, zip(*microseconds, strict=True))) if microseconds else 0.0
+        return median([sum(run) for run in zip(*microseconds, strict=True)]) if microseconds else 0.0
     return sum(map(sum, microseconds)) / RUNS
 
 
 def _read(events: Sequence[Mapping[str, Any]]) -> tuple[list[_Node], list[float]]:
-    """The nodes, and the microseconds of each run, of a profile; without the first runs."""
+    """The nodes, and the microseconds of each run, of a profile; without the first
+    runs."""
     nodes: dict[tuple[str, str], _Node] = {}
     runs: list[float] = []
     for event in events:

@@ -1,4 +1,4 @@
-"""What a network takes, and values for it: drawn, or read from an .npz file."""
+"""Inputs to run a network on: random values, or arrays from an .npz file."""
 
 import math
 import zipfile
@@ -31,7 +31,8 @@ class Input:
         name: of the graph's input.
         type: numpy's name of its type.
         shape: of its values.
-        below: if it picks rows of a table, as token ids do, how many rows that has; else 0.
+        below: if it picks rows of a table, as token ids do, how many rows that has;
+            else 0.
     """
 
     name: str
@@ -41,23 +42,25 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a user says of inputs: `shapes` by name, and `values` from the .npz file `path`."""
+class GivenInputs:
+    """What a user says of inputs: `shapes` by name, and `values` from the .npz file
+    `path`."""
 
     shapes: Mapping[str, tuple[int, ...]]
     values: Mapping[str, NDArray[Any]]
     path: str | None = None
 
 
-NOTHING_GIVEN = Given({}, {})
+NOTHING_GIVEN = GivenInputs({}, {})
 
 
-def draw(inputs: Sequence[Input], seed: int) -> Values:
+def random_values(inputs: Sequence[Input], seed: int) -> Values:
     """Values that a network can be expected to take, the same for the same seed.
 
-    Floating point is drawn from the standard normal distribution, as normalised images are. Integers that pick rows of
-    a table are drawn from its rows. 8-bit integers are drawn from all that there are, as pixels. All others are 1, and
-    truth values are true: as a mask, a length or a type that is legal, and hides nothing.
+    Floating point is drawn from the standard normal distribution, as normalised images
+    are. Integers that pick rows of a table are drawn from its rows. 8-bit integers are
+    drawn from all that there are, as pixels. All others are 1, and truth values are
+    true: as a mask, a length or a type that is legal, and hides nothing.
     """
     random = np.random.default_rng(seed)
     return {each.name: _drawn(each, random) for each in inputs}
@@ -75,8 +78,9 @@ def _drawn(of: Input, random: np.random.Generator) -> NDArray[Any]:
     return np.ones(of.shape, kind)
 
 
-def given(texts: Sequence[str]) -> Given:
-    """Read what `--input` says: NAME=SHAPE as in ids=1x128, repeated, or the name of one .npz file.
+def parse_inputs(texts: Sequence[str]) -> GivenInputs:
+    """Read what `--input` says: NAME=SHAPE as in ids=1x128, repeated, or the name of
+    one .npz file.
 
     Raises:
         InputError: it is neither, or the file cannot be read.
@@ -98,14 +102,15 @@ def given(texts: Sequence[str]) -> Given:
         shapes[name] = tuple(map(int, sides))
         if math.prod(shapes[name]) > LARGEST:
             raise InputError(f"--input {text}: more than {LARGEST} values")
-    return Given(shapes, read_npz(Path(path)) if path else {}, path)
+    return GivenInputs(shapes, read_npz(Path(path)) if path else {}, path)
 
 
 def read_npz(path: Path) -> Values:
     """The arrays of an .npz file by name; nothing in it is run.
 
     Raises:
-        InputError: there is no such file, or it holds something else than arrays of numbers.
+        InputError: there is no such file, or it holds something else than arrays of
+            numbers.
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
@@ -121,9 +126,9 @@ def read_npz(path: Path) -> Values:
 
 
 def values_for(inputs: Sequence[Input], path: str | None, seed: int) -> Values:
-    """What to run a network on: of an .npz file what it has, whose names and types `resolve` has checked; the rest is
-    drawn."""
-    found = draw(inputs, seed)
+    """What to run a network on: of an .npz file what it has, whose names and types
+    `resolve` has checked; the rest is drawn."""
+    found = random_values(inputs, seed)
     if path:
         found |= {name: array for name, array in read_npz(Path(path)).items() if name in found}
     return found

@@ -19,7 +19,8 @@ def import_library() -> None:
 
 
 def open_deployed(source: str | bytes, provider: str, threads: int, cuda_graph: bool = False) -> Any:
-    """A session as it is deployed, with TF32 where the provider has it, as torch beside it."""
+    """A session as it is deployed, with TF32 where the provider has it, as torch beside
+    it."""
 
     def configure(options: Any) -> None:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -45,7 +46,8 @@ class InSession(Loaded):
     Args:
         request: by which it was opened.
         session: of ONNX Runtime.
-        load_seconds: to open it; None of one that is checked, and not as it is deployed.
+        load_seconds: to open it; None of one that is checked, and not as it is
+            deployed.
         recorded: whether runs are recorded as CUDA graphs.
     """
 

@@ -1,7 +1,8 @@
 """ONNX files in OpenVINO, on the CPU: one stream, for the least latency.
 
-No process that lives on loads OpenVINO: where it stands beside torch and a process that reads images is killed, the
-whole process may crash. What is timed is loaded in a process of its own anyway, and what is checked is too.
+No process that lives on loads OpenVINO: where it stands beside torch and a process that
+reads images is killed, the whole process may crash. What is timed is loaded in a
+process of its own anyway, and what is checked is too.
 """
 
 import multiprocessing
@@ -26,8 +27,8 @@ _FLOATS = {"f32": "fp32", "f16": "fp16"}
 
 
 def load_openvino() -> Any:
-    """The module openvino, without the package by which it reports each import to its makers, from a process that may
-    outlive this one."""
+    """The module openvino, without the package by which it reports each import to its
+    makers, from a process that may outlive this one."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # which is what stops an import
     import openvino
 
@@ -40,9 +41,10 @@ def import_library() -> None:
 
 
 def load(request: Request, checked: bool) -> Loaded:
-    """A compiled model, in a process of its own if it is to be checked; see `suite.inference.loaded.load`. Of the
-    runtime "openvino" it computes in float32 whatever the file leaves in that; "openvino.default" is not told a
-    precision, and takes bfloat16 where the CPU has it."""
+    """A compiled model, in a process of its own if it is to be checked; see
+    `suite.inference.loaded.load`. Of the runtime "openvino" it computes in float32
+    whatever the file leaves in that; "openvino.default" is not told a precision, and
+    takes bfloat16 where the CPU has it."""
     return Elsewhere(request) if checked else _compiled(request, checked)
 
 
@@ -65,7 +67,8 @@ def _compiled(request: Request, checked: bool) -> Loaded:
 
 
 class InOpenVino(Loaded):
-    """A compiled model; each input that is held has a request of its own, whose tensors stay in place."""
+    """A compiled model; each input that is held has a request of its own, whose tensors
+    stay in place."""
 
     def __init__(self, compiled: Any, load_seconds: float) -> None:
         self._compiled, self.load_seconds = compiled, load_seconds
@@ -137,7 +140,8 @@ class Elsewhere(Loaded):
 
 
 def serve(pipe: Any, request: Request) -> None:
-    """Be the process of an `Elsewhere`: load a model to be checked, and call its methods until nobody asks any more."""
+    """Be the process of an `Elsewhere`: load a model to be checked, and call its
+    methods until nobody asks any more."""
     try:
         loaded = _compiled(request, checked=True)
         pipe.send({name: getattr(loaded, name) for name in Loaded.__annotations__})
@@ -167,6 +171,7 @@ def _word(value: Any) -> str:
 
 
 def _why(error: Exception) -> str:
-    """The last line of an exception, which says what is wrong; those before say where in OpenVINO that was."""
+    """The last line of an exception, which says what is wrong; those before say where
+    in OpenVINO that was."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
     return first_line(RuntimeError(lines[-1])) if lines else first_line(error)

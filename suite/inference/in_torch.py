@@ -35,7 +35,7 @@ def load(request: Request, checked: bool) -> Loaded:
         model.compile(dynamic=checked)
     loaded = InTorch(model, device, perf_counter() - start, request.runtime == "torch.compile", channels_last=True)
     if not loaded.channels:  # of a user's own network, which need not say
-        loaded.channels = zoo.in_folder(Path(request.path)).input_size[0]
+        loaded.channels = zoo.from_folder(Path(request.path)).input_size[0]
     return loaded
 
 
@@ -47,7 +47,8 @@ class InTorch(Loaded):
         device: "cpu" or "cuda".
         load_seconds: to get here.
         compiled: whether `torch.compile` compiles it.
-        channels_last: whether it is in that layout, which its images are then brought to.
+        channels_last: whether it is in that layout, which its images are then brought
+            to.
     """
 
     def __init__(

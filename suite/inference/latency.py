@@ -1,17 +1,19 @@
-"""How long one inference takes: each session in a process of its own, timed to a synchronisation.
+"""How long one inference takes: each session in a process of its own, timed to a
+synchronisation.
 
-No thread pool, allocator or cache of the caller, or of another session, takes part in a figure. Figures that are to be
-compared are taken in turns: every process loads its network and warms up, and then they run a burst of inferences each,
-round after round, one at a time and all others asleep, so that a slow spell of the machine falls on all of them. Every
-other round goes backwards, so that nobody is always the first.
+No thread pool, allocator or cache of the caller, or of another session, takes part in a
+figure. Figures that are to be compared are taken in turns: every process loads its
+network and warms up, and then they run a burst of inferences each, round after round,
+one at a time and all others asleep, so that a slow spell of the machine falls on all of
+them. Every other round goes backwards, so that nobody is always the first.
 
-A process is `python -m suite.inference.timing`, which speaks JSON lines; for torch, whose import takes far longer than
-the measurement, it is forked off a server that has imported torch and done nothing else.
+A process is `python -m suite.inference.timing`, which speaks JSON lines; for torch,
+whose import takes far longer than the measurement, it is forked off a server that has
+imported torch and done nothing else.
 """
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,7 @@ import suite
 from suite import env
 from suite.inference.loaded import Protocol as Protocol
 from suite.inference.loaded import Request as Request
-from suite.inference.processes import Answering, context
+from suite.inference.processes import Answering, fork_context
 from suite.inference.timing import serve_torch
 from suite.registry import PROVIDERS, RUNTIMES
 from suite.results import samples
@@ -54,7 +56,8 @@ TIGHT = 0.02
 
 
 class NotFiniteError(RuntimeError):
-    """The timed network's logits are not finite; `answer` is what `measure` would else have answered."""
+    """The timed network's logits are not finite; `answer` is what `measure` would else
+    have answered."""
 
     def __init__(self, answer: LatencyResult) -> None:
         super().__init__("the timed network gave logits that are not finite")
@@ -64,17 +67,19 @@ class NotFiniteError(RuntimeError):
 def measure(
     requests: Sequence[Request], progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> list[LatencyResult | RuntimeError]:
-    """Measure requests against each other, in turns and in fresh processes. All must have the same protocol.
+    """Measure requests against each other, in turns and in fresh processes. All must
+    have the same protocol.
 
     Args:
         requests: what to measure; at most `ALIVE` of them at a time take turns.
         progress: called with bursts done, bursts in all, and a note.
 
     Returns:
-        For each request what was measured (`suite.results.samples.timed` gives it in seconds), the error that its
-        process ended with, or a `NotFiniteError`. Inputs and outputs of a run stay on the device, but for
-        `host_samples_ns`. `nodes` are those of the graph as given out to providers: fusion comes later, and `explain`
-        counts what is executed.
+        For each request what was measured (`suite.results.samples.to_seconds` gives it
+        in seconds), the error that its process ended with, or a `NotFiniteError`.
+        Inputs and outputs of a run stay on the device, but for `host_samples_ns`.
+        `nodes` are those of the graph as given out to providers: fusion comes later,
+        and `explain` counts what is executed.
     """
     answers: list[LatencyResult | RuntimeError] = []
     rounds = max((request.protocol.rounds for request in requests), default=0)
@@ -96,7 +101,9 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[L
     try:
         for index, request in enumerate(requests):
             forked = RUNTIMES[request.runtime].library == "torch"
-            workers[index] = Answering(context(["timm", "models"]), serve_torch, request) if forked else _Fresh(request)
+            workers[index] = (
+                Answering(fork_context(["timm", "models"]), serve_torch, request) if forked else _Fresh(request)
+            )
         # They import their libraries side by side, and nobody loads a network before all have done so.
         for index, worker in workers.items():
             try:
@@ -140,14 +147,15 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[L
 
 def _typed(answer: dict[str, Any]) -> LatencyResult:
     """What a process has said of its network, as its record keeps it."""
-    return convert(samples.packed(answer), LatencyResult)
+    return convert(samples.to_record(answer), LatencyResult)
 
 
-def pairs(first: Request, second: Request) -> list[tuple[float, float]]:
-    """Seconds of the two on several pairs of fresh processes, for the interval of the ratio of two latencies.
+def time_pairs(first: Request, second: Request) -> list[tuple[float, float]]:
+    """Seconds of the two on several pairs of fresh processes, for the interval of the
+    ratio of two latencies.
 
-    Their protocol is replaced by `PAIRED`. Of each pair of processes the round counts whose ratio is the median: both
-    bursts of a round are close in time.
+    Their protocol is replaced by `PAIRED`. Of each pair of processes the round counts
+    whose ratio is the median: both bursts of a round are close in time.
 
     Raises:
         RuntimeError: one of them failed.
@@ -162,7 +170,7 @@ def pairs(first: Request, second: Request) -> list[tuple[float, float]]:
         for answer in reversed(answers) if turned else answers:
             if isinstance(answer, RuntimeError):
                 raise answer
-            medians.append([statistics.median(burst) for burst in samples.timed(answer).by_round()])
+            medians.append([samples.median(burst) for burst in samples.to_seconds(answer).by_round()])
         rounds = sorted(zip(*medians, strict=True), key=lambda both: both[0] / both[1])
         found.append(rounds[len(rounds) // 2])
         _, low, high = samples.interval([a / b for a, b in found])
@@ -171,8 +179,9 @@ def pairs(first: Request, second: Request) -> list[tuple[float, float]]:
     return found
 
 
-def unavailable(provider: str) -> str | None:
-    """Why a provider of ONNX Runtime cannot be used on this machine, or None if it can."""
+def why_unavailable(provider: str) -> str | None:
+    """Why a provider of ONNX Runtime cannot be used on this machine, or None if it
+    can."""
     if provider == "cpu":
         return None
     try:
@@ -182,15 +191,18 @@ def unavailable(provider: str) -> str | None:
     return None
 
 
-def peak(provider: str, threads: int, precision: str = "fp32") -> PeakResult:
-    """What the machine can do in "fp32", "fp16" or "int8" (unsigned by signed), in a fresh process.
+def measure_peak(provider: str, threads: int, precision: str = "fp32") -> PeakResult:
+    """What the machine can do in "fp32", "fp16" or "int8" (unsigned by signed), in a
+    fresh process.
 
     Returns:
-        The additions and multiplications a second in ONNX Runtime of the fastest of several products of matrices and
-        convolutions (`suite.inference.peak`), and of each those of the fastest of its runs.
+        The additions and multiplications a second in ONNX Runtime of the fastest of
+        several products of matrices and convolutions (`suite.inference.peak`), and of
+        each those of the fastest of its runs.
 
     Raises:
-        RuntimeError: the provider is not here, or has no product or convolution of this type.
+        RuntimeError: the provider is not here, or has no product or convolution of this
+            type.
     """
     return convert(_once({"peak": provider, "threads": threads, "precision": precision}, threads), PeakResult)
 
@@ -202,7 +214,8 @@ class _Worker(Interface):
         """Wait until it has imported what it needs; RuntimeError if it fails."""
 
     def ask(self, action: str) -> dict[str, Any]:
-        """Have it "load", run a "burst" or "end", and wait for the answer; RuntimeError if it fails."""
+        """Have it "load", run a "burst" or "end", and wait for the answer; RuntimeError
+        if it fails."""
 
     def close(self) -> None:
         """End the process, whatever it does."""

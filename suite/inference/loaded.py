@@ -1,4 +1,4 @@
-"""A network that a runtime has loaded: the one form in which networks are timed, and compared with others."""
+"""Load a network in any runtime, to time it or to compare its outputs."""
 
 import importlib
 import importlib.util
@@ -16,8 +16,9 @@ DISTINCT_INPUTS = 4
 
 @dataclass(frozen=True)
 class Protocol:
-    """How often to run: `warmup` runs, then `rounds` bursts, each of at least `min_runs` runs and `min_seconds`, and at
-    most `max_runs` runs, after one run that is not counted since others had the machine before it."""
+    """How often to run: `warmup` runs, then `rounds` bursts, each of at least
+    `min_runs` runs and `min_seconds`, and at most `max_runs` runs, after one run that
+    is not counted since others had the machine before it."""
 
     rounds: int
     min_seconds: float
@@ -36,15 +37,18 @@ class Request:
     Attributes:
         runtime: a key of `suite.registry.RUNTIMES`.
         path: the ONNX file, or for torch the folder of weights in timm's local layout.
-        provider: a key of `suite.registry.PROVIDERS`; for others than ONNX Runtime the device.
+        provider: a key of `suite.registry.PROVIDERS`; for others than ONNX Runtime the
+            device.
         batch_size: images a run.
         size: side of an image in pixels.
         threads: of the runtime's thread pool.
         protocol: how often to run.
-        inputs: what the network takes; if there are none, `input` as this project's own files have it, float32
-            (batch_size, channels, size, size).
-        values: an .npz file with values for these inputs; those that it lacks are drawn.
-        modules: to import before a network is loaded in torch, which they register with timm.
+        inputs: what the network takes; if there are none, `input` as this project's own
+            files have it, float32 (batch_size, channels, size, size).
+        values: an .npz file with values for these inputs; those that it lacks are
+            drawn.
+        modules: to import before a network is loaded in torch, which they register with
+            timm.
     """
 
     runtime: str
@@ -79,11 +83,14 @@ class Loaded(ABC):
         load_seconds: that it took to get here, without the import of libraries.
         provider: that it runs on, as the runtime names it.
         settings: of the runtime, by their names there.
-        nodes: of the graph by provider, as given out; empty where the runtime does not say.
+        nodes: of the graph by provider, as given out; empty where the runtime does not
+            say.
         outputs: names of what it computes; empty for torch, which has none.
         channels: of its images; 0 if it takes something else.
-        computes: what it computes float32 in: "fp32", "tf32", or as the runtime names it, such as "bf16".
-        graphs: CUDA graphs that its first runs record, one for each input that is held.
+        computes: what it computes float32 in: "fp32", "tf32", or as the runtime names
+            it, such as "bf16".
+        graphs: CUDA graphs that its first runs record, one for each input that is
+            held.
     """
 
     load_seconds: float
@@ -101,15 +108,18 @@ class Loaded(ABC):
 
     @abstractmethod
     def run(self, index: int) -> None:
-        """Compute the held input `index`, and wait for the result, which stays on the device."""
+        """Compute the held input `index`, and wait for the result, which stays on the
+        device."""
 
     @abstractmethod
     def results(self, index: int) -> Arrays:
-        """What the last run of this input gave, in host memory; empty if that is something else than arrays."""
+        """What the last run of this input gave, in host memory; empty if that is
+        something else than arrays."""
 
     @abstractmethod
     def compute(self, values: Values) -> Arrays:
-        """From host memory to host memory: what the network gives for these inputs, in the order of `outputs`."""
+        """From host memory to host memory: what the network gives for these inputs, in
+        the order of `outputs`."""
 
     def description(self) -> dict[str, Any]:
         """What a record says of it."""
@@ -122,8 +132,8 @@ def load(request: Request, checked: bool = False) -> Loaded:
 
     Args:
         request: what to load, and where.
-        checked: load it to be compared, not timed: its inputs may have any shapes, and float32 is computed in float32
-            where the runtime can be told so.
+        checked: load it to be compared, not timed: its inputs may have any shapes, and
+            float32 is computed in float32 where the runtime can be told so.
 
     Raises:
         RuntimeError: it cannot be loaded there; one line.

@@ -1,4 +1,4 @@
-"""Names of models, known in a moment: read from source text, since to import torch for a slip of the pen takes long."""
+"""Look up model names fast, from source text, without importing torch."""
 
 import ast
 import difflib
@@ -23,8 +23,9 @@ OFFERED = 4
 
 
 @cache
-def ours() -> frozenset[str]:
-    """This project's networks: the keys of `_VARIANTS` in `models/crelu_resnet.py`, from its text."""
+def our_models() -> frozenset[str]:
+    """This project's networks: the keys of `_VARIANTS` in `models/crelu_resnet.py`,
+    from its text."""
     known: dict[str, object] = {}
     for file in ("layers.py", "crelu_resnet.py"):
         for node in ast.parse((_MODELS / file).read_text("utf-8")).body:
@@ -39,7 +40,8 @@ def ours() -> frozenset[str]:
 
 
 def _keys(value: ast.expr) -> Any:
-    """The keys of a dict, whatever its values are; another literal as it is; None for what is no literal."""
+    """The keys of a dict, whatever its values are; another literal as it is; None for
+    what is no literal."""
     if isinstance(value, ast.Dict):
         return {key.value: None for key in value.keys if isinstance(key, ast.Constant)}
     try:
@@ -49,8 +51,9 @@ def _keys(value: ast.expr) -> Any:
 
 
 @cache
-def of_timm() -> frozenset[str]:
-    """The models that timm itself has, without their tags, from the text of its modules."""
+def timm_models() -> frozenset[str]:
+    """The models that timm itself has, without their tags, from the text of its
+    modules."""
     spec = importlib.util.find_spec("timm")
     if spec is None or spec.origin is None:
         return frozenset()
@@ -62,31 +65,34 @@ def of_timm() -> frozenset[str]:
 
 @cache
 def published() -> dict[str, Path]:
-    """The folders with the published weights of this project's networks, by the names that timm has for them."""
+    """The folders with the published weights of this project's networks, by the names
+    that timm has for them."""
     index = _PUBLISHED / "weights.json"
     weights = json.loads(index.read_text("utf-8"))["weights"] if index.is_file() else []
     files = {each["name"]: _PUBLISHED / each["file"] for each in weights}
     return {name: file.parent for name, file in files.items() if file.is_file()}
 
 
-def check(name: str, what: str = "a model of this project or of timm") -> None:
+def require_model(name: str, what: str = "a model of this project or of timm") -> None:
     """See to it that there is a model of this name, whatever tag it has.
 
     Raises:
         InputError: there is none; it offers the nearest names.
     """
-    if not known(name):
-        hint = nearest(name, ours() | of_timm() | set(published()))
+    if not is_known(name):
+        hint = suggest_names(name, our_models() | timm_models() | set(published()))
         raise InputError(f"{name}: neither a file or folder that is there nor {what}{hint}")
 
 
-def known(name: str) -> bool:
-    """Whether this project or timm itself has a model of this name, whatever tag it has."""
-    return name in ours() or name in published() or name.partition(".")[0] in of_timm()
+def is_known(name: str) -> bool:
+    """Whether this project or timm itself has a model of this name, whatever tag it
+    has."""
+    return name in our_models() or name in published() or name.partition(".")[0] in timm_models()
 
 
-def nearest(name: str, legal: Iterable[str]) -> str:
-    """The names that are nearest to one, to be put behind a sentence that it is none; empty if there are none."""
+def suggest_names(name: str, legal: Iterable[str]) -> str:
+    """The names that are nearest to one, to be put behind a sentence that it is none;
+    empty if there are none."""
     bare, legal = name.partition(".")[0], sorted(set(legal))
     near = difflib.get_close_matches(bare, legal, OFFERED, 0.6)
     if not near and bare:

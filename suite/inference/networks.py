@@ -1,4 +1,5 @@
-"""Networks that a user names, and what they are tested on: their weights, images and what a file says of them."""
+"""Networks that a user names, and what they are tested on: their weights, images and
+what a file says of them."""
 
 import contextlib
 import hashlib
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class NamedNetwork:
     """A trained network, or one with the initial weights of seed 0.
 
     Attributes:
@@ -48,11 +49,13 @@ class Source:
 
 
 @contextlib.contextmanager
-def in_one_line(name: str) -> Iterator[None]:
-    """Say in one line of what a user has named why it cannot be exported, run or compared.
+def errors_in_one_line(name: str) -> Iterator[None]:
+    """Say in one line of what a user has named why it cannot be exported, run or
+    compared.
 
     Raises:
-        InputError: instead of the exceptions that the stages, ONNX Runtime and safetensors raise.
+        InputError: instead of the exceptions that the stages, ONNX Runtime and
+            safetensors raise.
     """
     try:
         yield
@@ -69,9 +72,10 @@ _EXPECTED = (RuntimeError, ValueError, OSError, MemoryError)
 
 
 @contextlib.contextmanager
-def source(name: str, size: int | None = None) -> Iterator[Source]:
-    """The network that a user names: a timm model of this project, with published weights if its name has their tag,
-    else with initial ones; or a run's folder with its weights.
+def find_network(name: str, size: int | None = None) -> Iterator[NamedNetwork]:
+    """The network that a user names: a timm model of this project, with published
+    weights if its name has their tag, else with initial ones; or a run's folder with
+    its weights.
 
     Raises:
         InputError: it is neither.
@@ -102,23 +106,25 @@ def source(name: str, size: int | None = None) -> Iterator[Source]:
         config = read_config(folder)
         usual = timm.get_pretrained_cfg(config.model)
         assert usual is not None  # every network of this project has one
-        yield Source(folder, config.model, config.classes, size or usual.input_size[-1], trained, config.channels)
+        yield NamedNetwork(folder, config.model, config.classes, size or usual.input_size[-1], trained, config.channels)
 
 
-def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "Batches":
-    """The test images for a network: of the data given, else of the embedded set with as many classes, normalised as
-    the network's folder states if its weights are a run's. What is to be said of them stands in the data set's notes.
-    For a network that does not take three channels they are converted (see `suite.data.channels`).
+def test_batches(of: NamedNetwork, data: Mapping[str, Path], images: int | None) -> "Batches":
+    """The test images for a network: of the data given, else of the embedded set with
+    as many classes, normalised as the network's folder states if its weights are a
+    run's. What is to be said of them stands in the data set's notes. For a network that
+    does not take three channels they are converted (see `suite.data.channels`).
 
     Raises:
-        InputError: the data has another number of classes, or there is no embedded set to match.
+        InputError: the data has another number of classes, or there is no embedded set
+            to match.
     """
     import numpy as np
     import timm
     import torch
 
     from suite.data.batches import Batches
-    from suite.data.channels import InChannels
+    from suite.data.channels import ChannelBatches
     from suite.data.sets import load
 
     if len(data) > 1:
@@ -146,43 +152,44 @@ def test_batches(of: Source, data: Mapping[str, Path], images: int | None) -> "B
                 f"images of {dataset.name} have {side}"
             )
     if of.trained:
-        dataset = as_trained(dataset, of.weights)
+        dataset = normalize_as_trained(dataset, of.weights)
     workers = 0 if dataset.train.in_memory else env.available_cores()
     if of.channels != 3:
         stated = read_config(of.weights).statistics
         stated = {name: stated[name] for name in ("mean", "std") if name in stated}
-        return InChannels(dataset, recipe, torch.device("cpu"), workers, of.channels, stated)
+        return ChannelBatches(dataset, recipe, torch.device("cpu"), workers, of.channels, stated)
     return Batches(dataset, recipe, torch.device("cpu"), workers)
 
 
-def as_trained(dataset: "Dataset", weights: Path) -> "Dataset":
+def normalize_as_trained(dataset: "Dataset", weights: Path) -> "Dataset":
     """A data set with the mean and std that a run's folder states.
 
-    Those of a network that is not this project's were trained with the mean and std of the data set's fingerprint.
+    Those of a network that is not this project's were trained with the mean and std of
+    the data set's fingerprint.
 
     Raises:
         InputError: they are not of three channels.
     """
     from suite.export import zoo
 
-    if not zoo.in_folder(weights).ours:
+    if not zoo.from_folder(weights).ours:
         return dataset
     config = read_config(weights)
     if config.channels != 3:  # for which `suite.data.channels` does it
         return dataset
-    return dataset.normalised_by(config.statistics, str(weights / CONFIG))
+    return dataset.with_normalization(config.statistics, str(weights / CONFIG))
 
 
-def trained_elsewhere(of: Source, dataset: "Dataset", given: bool) -> str:
-    """What to say of a network on images of another data set than it was trained on, as in "trained on cifar10";
-    empty for its own and for initial weights.
+def training_data_note(of: NamedNetwork, dataset: "Dataset", given: bool) -> str:
+    """What to say of a network on images of another data set than it was trained on, as
+    in "trained on cifar10"; empty for its own and for initial weights.
 
-    The run's record knows it; away from its results folder the class names do, and where the weights have none the
-    user is believed, if the data set was `given`.
+    The run's record knows it; away from its results folder the class names do, and
+    where the weights have none the user is believed, if the data set was `given`.
     """
     if not of.trained:
         return ""
-    if known := training(of):
+    if known := training_metadata(of):
         name = json.loads(known["data"])["name"]
         remedy = f"; --data {name}=PATH gives that" if name in STAND_INS else ""
         return "" if name == dataset.fingerprint["name"] else printable(f"trained on {name}{remedy}")
@@ -194,13 +201,13 @@ def trained_elsewhere(of: Source, dataset: "Dataset", given: bool) -> str:
     return printable(f"trained on other classes ({', '.join(classes[:3])}, ...); --data NAME=PATH gives its own")
 
 
-def metadata(of: Source, more: dict[str, str]) -> dict[str, str]:
-    """What an exported file says of itself, as text: model, weights' hash, mean and std on [0, 1], class names,
-    versions, and `more`."""
+def metadata(of: NamedNetwork, more: dict[str, str]) -> dict[str, str]:
+    """What an exported file says of itself, as text: model, weights' hash, mean and std
+    on [0, 1], class names, versions, and `more`."""
     from suite.data.channels import statistics_of
     from suite.export import zoo
 
-    network = zoo.in_folder(of.weights)
+    network = zoo.from_folder(of.weights)
     if network.ours:
         known = statistics_of(read_config(of.weights).statistics, of.channels)
     else:
@@ -213,9 +220,10 @@ def metadata(of: Source, more: dict[str, str]) -> dict[str, str]:
     return stated | more
 
 
-def training(of: Source) -> dict[str, str]:
-    """What a run was trained on, for `metadata`: its `recipe`, the `data`'s fingerprint and the `run`'s key, from the
-    record in its results folder; nothing for initial weights and for a folder of weights that lies elsewhere."""
+def training_metadata(of: NamedNetwork) -> dict[str, str]:
+    """What a run was trained on, for `metadata`: its `recipe`, the `data`'s fingerprint
+    and the `run`'s key, from the record in its results folder; nothing for initial
+    weights and for a folder of weights that lies elsewhere."""
     folder = of.weights.resolve()
     store = Store(folder.parent.parent)
     for record in store.typed(TrainRecord, [of.model]) if of.trained else ():

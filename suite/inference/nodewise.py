@@ -1,4 +1,5 @@
-"""The values of two graphs node by node, and the first one at which they depart from each other."""
+"""The values of two graphs node by node, and the first one at which they depart from
+each other."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,23 +20,29 @@ Values = Mapping[str, NDArray[Any]]
 ValuesOf = Callable[[Sequence[str]], Values]
 
 
-def first_between(a: Path, b: Path, values: Values, tolerance: float, threads: int = 1) -> dict[str, Any] | None:
-    """The first node at which two files of one network depart from each other, as they are written: both are run on
-    the CPU without optimisation, and compared where tensors have the same names.
+def first_difference_of_files(
+    a: Path, b: Path, values: Values, tolerance: float, threads: int = 1
+) -> dict[str, Any] | None:
+    """The first node at which two files of one network depart from each other, as they
+    are written: both are run on the CPU without optimisation, and compared where
+    tensors have the same names.
 
     Args:
         a: the file that is expected to be right.
         b: the other one.
         values: by name of the inputs, which both files have.
-        tolerance: difference from which on a value departs, as a share of the greatest one of its tensor in `a`.
+        tolerance: difference from which on a value departs, as a share of the greatest
+            one of its tensor in `a`.
         threads: of ONNX Runtime.
 
     Returns:
-        None if nothing departs, or nothing has the same name. Else what `first_departure` says of a node, with the
-        `tensor` that it gives and without a layer and a comparison.
+        None if nothing departs, or nothing has the same name. Else what
+        `first_departure` says of a node, with the `tensor` that it gives and without a
+        layer and a comparison.
 
     Raises:
-        RuntimeError: one of them cannot be run in this way, as where it is beyond 2 GB.
+        RuntimeError: one of them cannot be run in this way, as where it is beyond 2
+            GB.
     """
     first, second = (onnx.load(path) for path in (a, b))
     theirs = {node.output[0]: node for node in second.graph.node}
@@ -49,7 +56,7 @@ def first_between(a: Path, b: Path, values: Values, tolerance: float, threads: i
         if node.output[0] not in theirs:
             node.name = ""
     expected, actual = (partial(graph_values, model, images=values, threads=threads) for model in (first, second))
-    found = first_apart(expected, actual, [node.output[0] for node in common], tolerance)
+    found = first_difference(expected, actual, [node.output[0] for node in common], tolerance)
     if found is None:
         return None
     tensor = found["node"]
@@ -57,7 +64,9 @@ def first_between(a: Path, b: Path, values: Values, tolerance: float, threads: i
     return found | {"node": name, "tensor": tensor, "operator": operator}
 
 
-def first_apart(expected: ValuesOf, actual: ValuesOf, nodes: Sequence[str], tolerance: float) -> dict[str, Any] | None:
+def first_difference(
+    expected: ValuesOf, actual: ValuesOf, nodes: Sequence[str], tolerance: float
+) -> dict[str, Any] | None:
     for start in range(0, len(nodes), AT_A_TIME):
         names = nodes[start : start + AT_A_TIME]
         wanted, got = expected(names), actual(names)
@@ -95,8 +104,8 @@ def graph_values(
     threads: int,
     provider: str | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """What nodes give out for images or other inputs, by name: optimised on a provider, or on the CPU as the graph is
-    written."""
+    """What nodes give out for images or other inputs, by name: optimised on a provider,
+    or on the CPU as the graph is written."""
 
     def configure(session_options: Any) -> None:
         if provider is None:

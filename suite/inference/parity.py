@@ -1,4 +1,5 @@
-"""Does the exported file still compute the trained network? What runs it against torch on test images."""
+"""Does the exported file still compute the trained network? What runs it against torch
+on test images."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +31,8 @@ SHOWN = 10
 
 
 class LogitsError(RuntimeError):
-    """Logits that are not finite, so that nothing can be compared; `of` is "torch" or the runtime's label."""
+    """Logits that are not finite, so that nothing can be compared; `of` is "torch" or
+    the runtime's label."""
 
     def __init__(self, of: str) -> None:
         super().__init__(f"the logits of {of} are not finite")
@@ -48,7 +50,8 @@ def compare(
     runtime: str = ORT,
     load: Callable[[Request, bool], Loaded] = load,
 ) -> ParityResult:
-    """Run a network in float32 and its ONNX file in its own precision on the same images. TF32 is off on both sides.
+    """Run a network in float32 and its ONNX file in its own precision on the same
+    images. TF32 is off on both sides.
 
     Args:
         model: the trained network, in evaluation mode, on the device of `batches`.
@@ -62,11 +65,12 @@ def compare(
         load: loads the file to be checked; see `suite.inference.loaded.load`.
 
     Returns:
-        What was found, and whether it passed; of a float32 file `precision` is what the runtime computes it in. In
-        float32 it passes if every logit is within the tolerance, and nothing but ties disagrees. In reduced precision,
-        TF32 among them, where logits differ of necessity: no more right
-        answers are lost on balance than 1 % of torch's, or than chance explains (two standard deviations of as many
-        coins as answers changed).
+        What was found, and whether it passed; of a float32 file `precision` is what the
+        runtime computes it in. In float32 it passes if every logit is within the
+        tolerance, and nothing but ties disagrees. In reduced precision, TF32 among
+        them, where logits differ of necessity: no more right answers are lost on
+        balance than 1 % of torch's, or than chance explains (two standard deviations of
+        as many coins as answers changed).
 
     Raises:
         LogitsError: logits are not finite.
@@ -87,11 +91,11 @@ def compare(
     used = deployed.computes if precision == "fp32" else precision
     tf32 = used == "tf32"
     exact, of = used == "fp32", RUNTIMES[runtime].label
-    found = judge(np.concatenate(expected), np.concatenate(actual), np.concatenate(targets), exact, of)
+    found = compare_logits(np.concatenate(expected), np.concatenate(actual), np.concatenate(targets), exact, of)
     return structs.replace(found, provider=deployed.provider, precision="fp32" if tf32 else used, tf32=tf32)
 
 
-def judge(
+def compare_logits(
     expected: np.ndarray, actual: np.ndarray, labels: np.ndarray, exact: bool = True, of: str = RUNTIMES[ORT].label
 ) -> ParityResult:
     """Compare two sets of logits (N, classes); see `compare` for what passes.
@@ -140,9 +144,10 @@ def judge(
 
 
 def render(found: Mapping[str, Any]) -> str:
-    """What `compare` found (its fields by name) as text for a terminal, ending in a newline, with `departure` if that
-    was looked for, and beside the errors where the network was trained if that is `elsewhere`; `runtime` is ONNX
-    Runtime if not given."""
+    """What `compare` found (its fields by name) as text for a terminal, ending in a
+    newline, with `departure` if that was looked for, and beside the errors where the
+    network was trained if that is `elsewhere`; `runtime` is ONNX Runtime if not
+    given."""
     scale, apart = found["scale"], found["disagreements"]
     runtime = RUNTIMES[found.get("runtime", ORT)].label
     widest = sorted(apart, key=lambda each: -each["margin"])[:SHOWN]

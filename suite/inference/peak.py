@@ -1,8 +1,9 @@
-"""What a machine can do: the products and convolutions whose speed stands for it, as ONNX models.
+"""Products and convolutions, as ONNX models, that measure the peak speed of a machine.
 
-No network is to be faster than the machine's peak, and one product of matrices is not enough for that: on a CPU whole
-networks were up to 13 % faster than a product of 2048 x 2048. ONNX Runtime has other kernels for convolutions, and
-which size is fastest depends on caches and threads. So there are several of both.
+No network is to be faster than the machine's peak, and one product of matrices is not
+enough for that: on a CPU whole networks were up to 13 % faster than a product of 2048 x
+2048. ONNX Runtime has other kernels for convolutions, and which size is fastest depends
+on caches and threads. So there are several of both.
 """
 
 from collections.abc import Iterator
@@ -28,8 +29,9 @@ _FLOATS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing to run: a `model`, its `inputs` by name, and how many `operations` (multiplications and additions) it
-    takes, counted as a direct convolution's or a plain product's are."""
+    """One thing to run: a `model`, its `inputs` by name, and how many `operations`
+    (multiplications and additions) it takes, counted as a direct convolution's or a
+    plain product's are."""
 
     name: str
     model: ModelProto
@@ -42,7 +44,8 @@ def candidates(device: str, precision: str) -> Iterator[Candidate]:
 
     Args:
         device: "cpu" or "cuda".
-        precision: "fp32", "fp16" or "int8"; of the last a GPU has no convolution that is not part of a TensorRT engine.
+        precision: "fp32", "fp16" or "int8"; of the last a GPU has no convolution that
+            is not part of a TensorRT engine.
     """
     random = np.random.default_rng(0)
     for side in PRODUCTS[device]:
@@ -96,8 +99,8 @@ def _convolutions(precision: str, shape: tuple[int, int, int], random: np.random
 
 
 def _small(random: np.random.Generator, kind: int, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Small whole numbers, which all the types hold; floats a thousandth of them, so that a chain of convolutions does
-    not leave what float16 holds."""
+    """Small whole numbers, which all the types hold; floats a thousandth of them, so
+    that a chain of convolutions does not leave what float16 holds."""
     values = random.integers(0, 8, shape) / (1000 if kind in _FLOATS.values() else 1)
     return values.astype(helper.tensor_dtype_to_np_dtype(kind))
 

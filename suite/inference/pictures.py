@@ -1,4 +1,5 @@
-"""Images for networks of timm, each brought to the form that the network's own configuration asks for."""
+"""Batches of images for networks of timm, prepared as the network's configuration
+says."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +24,9 @@ CALIBRATION = 64
 MOST = 200
 
 
-def listed(folder: Path) -> list[Path]:
-    """The images in a folder and in those in it, in an order that is drawn, the same each time, so that the first of
-    them stand for all.
+def list_images(folder: Path) -> list[Path]:
+    """The images in a folder and in those in it, in an order that is drawn, the same
+    each time, so that the first of them stand for all.
 
     Raises:
         InputError: it holds none.
@@ -36,8 +37,9 @@ def listed(folder: Path) -> list[Path]:
     return [found[index] for index in np.random.default_rng(0).permutation(len(found))]
 
 
-def of_files(network: Network, files: list[Path], shape: Sequence[int]) -> Iterator[Batch]:
-    """These images in batches of this shape (B, channels, height, width), as the network sees them in test.
+def batches_of_files(network: Network, files: list[Path], shape: Sequence[int]) -> Iterator[Batch]:
+    """These images in batches of this shape (B, channels, height, width), as the
+    network sees them in test.
 
     Raises:
         InputError: one cannot be read.
@@ -55,9 +57,9 @@ def of_files(network: Network, files: list[Path], shape: Sequence[int]) -> Itera
     return _batches(network, opened(), shape)
 
 
-def embedded(network: Network, count: int, shape: Sequence[int] = ()) -> Iterator[Batch]:
-    """So many of the embedded images of digits, as `of_files` gives others; `shape` is that of one image, by default
-    the network's own."""
+def batches_of_digits(network: Network, count: int, shape: Sequence[int] = ()) -> Iterator[Batch]:
+    """So many of the embedded images of digits, as `batches_of_files` gives others;
+    `shape` is that of one image, by default the network's own."""
     from PIL import Image
 
     from suite.data.sets import load

@@ -1,4 +1,5 @@
-"""Processes that do what this one must not: they begin with libraries loaded, or end with those that they load."""
+"""Processes that do what this one must not: they begin with libraries loaded, or end
+with those that they load."""
 
 import multiprocessing
 import signal
@@ -10,9 +11,9 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 
 
-def context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
-    """Where processes are forked from one that has loaded the modules `preload`; on Windows, which cannot fork, each
-    loads them itself."""
+def fork_context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
+    """Where processes are forked from one that has loaded the modules `preload`; on
+    Windows, which cannot fork, each loads them itself."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
@@ -21,12 +22,14 @@ def context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
 
 
 class Answering:
-    """A process that answers what it is asked, one question after the other, until it is closed.
+    """A process that answers what it is asked, one question after the other, until it
+    is closed.
 
     Args:
-        where: it comes from, as `context` gives it.
-        work: called there with its end of a pipe, from which it receives questions and to which it sends a dict for
-            each; one with "error" says in a line what went wrong.
+        where: it comes from, as `fork_context` gives it.
+        work: called there with its end of a pipe, from which it receives questions and
+            to which it sends a dict for each; one with "error" says in a line what went
+            wrong.
         arguments: that `work` takes after the pipe.
     """
 

@@ -23,8 +23,8 @@ CALIBRATION_IMAGES = 200
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Training images as in test, float32 (B, 3, size, size) each batch, in words what they are, and what else is to be
-    said of them."""
+    """Training images as in test, float32 (B, 3, size, size) each batch, in words what
+    they are, and what else is to be said of them."""
 
     batches: Sequence["NDArray[np.float32]"]
     words: str
@@ -32,8 +32,8 @@ class Calibration:
 
 
 def calibration(batches: "Batches", elsewhere: str = "") -> Calibration:
-    """`CALIBRATION_IMAGES` training images, evenly spaced, for a network that was trained `elsewhere` (see
-    `trained_elsewhere`)."""
+    """`CALIBRATION_IMAGES` training images, evenly spaced, for a network that was
+    trained `elsewhere` (see `trained_elsewhere`)."""
     held = [batch.contiguous().numpy() for batch in batches.calibration(CALIBRATION_IMAGES)]
     words = f"{sum(map(len, held))} training images of {batches.dataset.name}"
     foreign = (f"calibrated on {words}, but {elsewhere}",) if elsewhere else ()
@@ -49,24 +49,26 @@ def convert(
     trained: bool = True,
     ours: bool = True,
 ) -> ConvertResult:
-    """Write an exported file in "fp16", or in "int8" calibrated on images, with `activations` of a kind; of a network
-    that is not `ours` nothing is known beforehand.
+    """Write an exported file in "fp16", or in "int8" calibrated on images, with
+    `activations` of a kind; of a network that is not `ours` nothing is known
+    beforehand.
 
-    A file in float16 that does not hold an activation of a network that is not `trained` has a warning.
+    A file in float16 that does not hold an activation of a network that is not
+    `trained` has a warning.
 
     Raises:
-        RuntimeError: float16 does not hold a weight, or an activation of a trained network on these images; or the file
-            is not what it is meant to be.
+        RuntimeError: float16 does not hold a weight, or an activation of a trained
+            network on these images; or the file is not what it is meant to be.
     """
     from suite.export import exporter
-    from suite.export.precision import FLOAT16, magnitudes, to_float16, to_int8
+    from suite.export.precision import FLOAT16, activation_magnitudes, to_float16, to_int8
 
     check = exporter.check if ours else exporter.describe
     if precision == "int8":
         to_int8(path, out, images.batches, activations=activations, normprop=ours)
         return ConvertResult(**structs.asdict(check(out)), calibration=images.words)
     to_float16(path, out)
-    found = magnitudes(path, images.batches, env.available_cores())
+    found = activation_magnitudes(path, images.batches, env.available_cores())
     greatest, most, warnings = max(found.values()), float(FLOAT16.max), []
     for node, value in found.items():
         if not value <= most:  # nor if it is not a number

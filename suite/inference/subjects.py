@@ -1,4 +1,4 @@
-"""What a user names for an instrument: an ONNX file of any maker, a model of timm, or a folder with its weights."""
+"""What a user names to time or compare: an ONNX file, a model of timm, or a folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from typing import Any
 from suite.errors import InputError
 from suite.export import graphs, zoo
 from suite.inference import names
-from suite.inference.feeds import NOTHING_GIVEN, TYPES, Given, Input
+from suite.inference.feeds import NOTHING_GIVEN, TYPES, GivenInputs, Input
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One of the three is set: the `graph` of a file, the `network` that timm makes, or a `module` of torch, which
-    takes what the file takes that it is compared with."""
+    """One of the three is set: the `graph` of a file, the `network` that timm makes, or
+    a `module` of torch, which takes what the file takes that it is compared with."""
 
     name: str
     graph: graphs.Graph | None = None
@@ -26,9 +26,10 @@ def find(name: str, modules: Sequence[str] = ()) -> Subject:
     """What has this name; a name that nothing has is answered before torch is loaded.
 
     Args:
-        name: an ONNX file, a folder of weights in timm's local layout, a run's among them, with or without timm's
-            prefix `local-dir:`, or a model of timm or of one of `modules`; this project's have a tag where weights of
-            theirs are published, as in `resnet20_crelu_bn.cifar10_10ep`.
+        name: an ONNX file, a folder of weights in timm's local layout, a run's among
+            them, with or without timm's prefix `local-dir:`, or a model of timm or of
+            one of `modules`; this project's have a tag where weights of theirs are
+            published, as in `resnet20_crelu_bn.cifar10_10ep`.
         modules: to import beforehand, which register their models with timm.
 
     Raises:
@@ -37,41 +38,47 @@ def find(name: str, modules: Sequence[str] = ()) -> Subject:
     path = Path(name.removeprefix(zoo.LOCAL))
     is_model = not name.startswith(zoo.LOCAL) and not path.exists() and path.suffix != ".onnx"
     if is_model and name in names.published():
-        return Subject(name, network=zoo.in_folder(names.published()[name]))
+        return Subject(name, network=zoo.from_folder(names.published()[name]))
     if is_model and not modules:
-        names.check(name)
+        names.require_model(name)
     if path.is_dir():
         zoo.import_modules(modules)
-        return Subject(name, network=zoo.in_folder(path))
+        return Subject(name, network=zoo.from_folder(path))
     if not is_model:
         if name.startswith(zoo.LOCAL):
             raise InputError(f"{name}: no such folder")
         return Subject(name, graph=graphs.read(path))
     zoo.import_modules(modules)
-    if modules and not zoo.known(name):
-        names.check(name, f"a model of this project, of timm or of {', '.join(modules)}")
-    return Subject(name, network=zoo.named(name))
+    if modules and not zoo.is_known(name):
+        names.require_model(name, f"a model of this project, of timm or of {', '.join(modules)}")
+    return Subject(name, network=zoo.from_name(name))
 
 
-def of_images(network: zoo.Network, batch_size: int, size: int | None = None) -> tuple[Input, ...]:
+def image_input(network: zoo.Network, batch_size: int, size: int | None = None) -> tuple[Input, ...]:
     """What a network of timm takes."""
     channels, height, width = network.input_size
     return (Input("input", "float32", (batch_size, channels, size or height, size or width)),)
 
 
-def resolve(graph: graphs.Graph, given: Given = NOTHING_GIVEN, batch_size: int | None = None) -> tuple[Input, ...]:
+def resolve_inputs(
+    graph: graphs.Graph, given: GivenInputs = NOTHING_GIVEN, batch_size: int | None = None
+) -> tuple[Input, ...]:
     """The inputs of a file with all dimensions known.
 
-    The first dimension of an input is its batch where it is free. Another free one has the size that `given` says of
-    it, there or at another place where the file gives it the same name.
+    The first dimension of an input is its batch where it is free. Another free one has
+    the size that `given` says of it, there or at another place where the file gives it
+    the same name.
 
     Args:
         graph: of the file.
-        given: what the user says of inputs; of names that the file has not nothing is taken.
-        batch_size: of all inputs whose first dimension is free; None for what is `given`, or 1.
+        given: what the user says of inputs; of names that the file has not nothing is
+            taken.
+        batch_size: of all inputs whose first dimension is free; None for what is
+            `given`, or 1.
 
     Raises:
-        InputError: a dimension is not known, or `given` or `batch_size` contradict the file.
+        InputError: a dimension is not known, or `given` or `batch_size` contradict the
+            file.
     """
     path = graph.path
     shapes = dict(given.shapes) | {name: array.shape for name, array in given.values.items()}

@@ -1,4 +1,4 @@
-"""What a process does that times one network: it loads it, runs bursts when it is asked to, and sleeps in between.
+"""The latency worker process: it loads one network and times runs when asked.
 
 `suite.inference.latency` starts such processes and has them take turns.
 """
@@ -12,7 +12,7 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
-from suite.errors import in_words
+from suite.errors import describe_error
 from suite.inference.loaded import DISTINCT_INPUTS, Loaded, Protocol, Request, import_library, load
 from suite.registry import PROVIDERS
 
@@ -23,8 +23,9 @@ PEAK_ROUNDS = 2
 SPIN = 1.0
 
 
-def burst(run: Callable[[int], None], protocol: Protocol) -> list[float]:
-    """Seconds of each run of one burst; `run(i)` computes input i and waits for the result."""
+def time_burst(run: Callable[[int], None], protocol: Protocol) -> list[float]:
+    """Seconds of each run of one burst; `run(i)` computes input i and waits for the
+    result."""
     run(0)
     samples: list[float] = []
     begin = perf_counter()
@@ -39,7 +40,8 @@ def burst(run: Callable[[int], None], protocol: Protocol) -> list[float]:
 
 
 def _serve(request: Request, actions: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """Answer actions as they come, to the last, and only when this process is asleep again."""
+    """Answer actions as they come, to the last, and only when this process is asleep
+    again."""
     from suite.inference.feeds import values_for
 
     assert next(actions) == "load"
@@ -63,20 +65,21 @@ def _serve(request: Request, actions: Iterator[str]) -> Iterator[dict[str, Any]]
     yield {"load_seconds": loaded.load_seconds, "first_run_seconds": first}
     for action in actions:
         if action == "burst":
-            samples = burst(run, protocol)
+            samples = time_burst(run, protocol)
             fall_asleep()
             yield {"samples": samples}
             continue
         finite = _finite(loaded)
         # On the CPU there is no other memory.
         on_cpu = PROVIDERS[request.provider].device == "cpu"
-        host = {} if on_cpu else {"host_samples": burst(run_from_host, protocol)}
+        host = {} if on_cpu else {"host_samples": time_burst(run_from_host, protocol)}
         yield {"finite": finite} | loaded.description() | host
         return
 
 
 def _finite(loaded: Loaded) -> bool:
-    """Whether all that a network gives for the inputs that it was timed on is finite."""
+    """Whether all that a network gives for the inputs that it was timed on is
+    finite."""
     import numpy as np
 
     for index in range(DISTINCT_INPUTS):
@@ -86,8 +89,8 @@ def _finite(loaded: Loaded) -> bool:
 
 
 def fall_asleep() -> None:
-    """Wait until this process takes no more time of a core: the threads of a pool spin for a while after work, and
-    whoever is timed meanwhile shares a core with them."""
+    """Wait until this process takes no more time of a core: the threads of a pool spin
+    for a while after work, and whoever is timed meanwhile shares a core with them."""
     end = perf_counter() + SPIN
     spent = time.process_time()
     while perf_counter() < end:
@@ -109,7 +112,7 @@ def serve_torch(pipe: Any, request: Request) -> None:
         for answer in _serve(request, actions()):
             pipe.send(answer)
     except Exception as error:  # whatever it is, the other process is to hear of it
-        pipe.send({"error": in_words(error)})
+        pipe.send({"error": describe_error(error)})
 
 
 def _probe(provider: str) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def _peak(provider: str, threads: int, precision: str) -> dict[str, Any]:
     """Time what may be the fastest that the machine can do."""
     from suite.inference.in_onnxruntime import open_deployed
     from suite.inference.peak import Candidate, candidates
-    from suite.results.samples import packed
+    from suite.results.samples import to_record
     from suite.session import load_onnxruntime
 
     ort = load_onnxruntime()
@@ -155,15 +158,16 @@ def _peak(provider: str, threads: int, precision: str) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate, _ in tried}
     for _ in range(PEAK_ROUNDS):
         for candidate, run in tried:
-            seconds[candidate.name] += burst(run, once)
+            seconds[candidate.name] += time_burst(run, once)
     flops = {candidate.name: candidate.operations / min(seconds[candidate.name]) for candidate, _ in tried}
     fastest = max(flops, key=lambda name: flops[name])
-    trials = {name: {"flops": flops[name]} | packed({"samples": seconds[name]}) for name in seconds}
+    trials = {name: {"flops": flops[name]} | to_record({"samples": seconds[name]}) for name in seconds}
     return {"flops": flops[fastest], "of": fastest, "trials": trials}
 
 
 def main() -> None:
-    """Answer what standard input asks, in JSON lines: one request, and for a figure the actions after it."""
+    """Answer what standard input asks, in JSON lines: one request, and for a figure the
+    actions after it."""
     # Libraries print to standard output what they could not load; the answers keep it for themselves.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

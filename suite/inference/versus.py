@@ -1,4 +1,4 @@
-"""Parity of any two files or models: what they are given, the comparison, and where they depart from each other."""
+"""Compare the outputs of any two files or models, and find where they first differ."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,9 +8,9 @@ from pathlib import Path
 from suite import env
 from suite.errors import InputError, first_line
 from suite.export import graphs, zoo
-from suite.inference import agreement, feeds, making, names, nodewise, pictures, subjects
-from suite.inference.agreement import Found, Side
-from suite.inference.feeds import Given, Input, Values
+from suite.inference import agreement, feeds, model_files, names, nodewise, pictures, subjects
+from suite.inference.agreement import Comparison, Side
+from suite.inference.feeds import GivenInputs, Input, Values
 from suite.inference.subjects import Subject
 from suite.registry import ORT
 
@@ -18,10 +18,10 @@ from suite.registry import ORT
 _USUAL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def between(
+def compare_subjects(
     first: Subject,
     second: Subject,
-    given: Given,
+    given: GivenInputs,
     data: Path | None,
     count: int | None,
     provider: str,
@@ -29,7 +29,7 @@ def between(
     scratch: Path,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     runtime: str = ORT,
-) -> Found:
+) -> Comparison:
     """Compare two subjects on the same inputs.
 
     Args:
@@ -39,11 +39,13 @@ def between(
         data: a folder of images, or an .npz file; None for values that are drawn.
         count: how many inputs; None for as many as take a minute.
         provider: that files are run on.
-        tolerance: greatest difference as a share of scale, beyond which the first node that departs is looked for.
+        tolerance: greatest difference as a share of scale, beyond which the first node
+            that departs is looked for.
         scratch: an empty folder.
         progress: told what is done, and how many inputs.
-        runtime: that runs files, a key of `suite.registry.RUNTIMES`; in others than ONNX Runtime no node is looked for.
-            What differences are measured against is run in ONNX Runtime if it is a file.
+        runtime: that runs files, a key of `suite.registry.RUNTIMES`; in others than
+            ONNX Runtime no node is looked for. What differences are measured against is
+            run in ONNX Runtime if it is a file.
 
     Raises:
         InputError: they cannot be compared, or the inputs not be read.
@@ -52,10 +54,10 @@ def between(
     if data is not None and data.suffix == ".npz":
         if given.path:
             raise InputError(f"--data {data}: a second .npz file beside --input {given.path}")
-        given, data = replace(feeds.given([str(data)]), shapes=given.shapes), None
+        given, data = replace(feeds.parse_inputs([str(data)]), shapes=given.shapes), None
     both = (first, second)
-    taken = agreement.inputs_of(both, given, count)
-    found = Found("random inputs, of seed 0 on", of=None)
+    taken = agreement.common_inputs(both, given, count)
+    found = Comparison("random inputs, of seed 0 on", of=None)
     if data is not None:
         found.words = f"images of {data}"
         batches = _images(both, taken[0], data, found)
@@ -63,7 +65,7 @@ def between(
         found.words = f"inputs of {given.path}"
         batches = agreement.from_npz(taken[0], given)
     else:
-        batches = agreement.drawn(taken[0])
+        batches = agreement.random_batches(taken[0])
     sides = []
     for subject, each, where in zip(both, taken, (ORT, runtime), strict=True):
         progress(0, 0, f"load {subject.name}")
@@ -83,8 +85,9 @@ def between(
     return found
 
 
-def check(first: Subject, second: Subject, given: Given, data: Path | None) -> None:
-    """See, before anything is loaded, whether two subjects can be given the same inputs.
+def check(first: Subject, second: Subject, given: GivenInputs, data: Path | None) -> None:
+    """See, before anything is loaded, whether two subjects can be given the same
+    inputs.
 
     Raises:
         InputError: they cannot.
@@ -92,20 +95,22 @@ def check(first: Subject, second: Subject, given: Given, data: Path | None) -> N
     if data is not None and not data.exists():
         raise InputError(f"--data {data}: no such file or folder; legal: a folder of images, or a file .npz")
     if data is not None and data.suffix == ".npz":
-        given = replace(feeds.given([str(data)]), shapes=given.shapes)
-    agreement.inputs_of((first, second), given)
+        given = replace(feeds.parse_inputs([str(data)]), shapes=given.shapes)
+    agreement.common_inputs((first, second), given)
 
 
 def _side(subject: Subject, taken: tuple[Input, ...], provider: str, runtime: str) -> Side:
     if subject.graph is not None:
-        return replace(agreement.of_file(subject.graph, taken, provider, runtime), name=subject.name)
+        return replace(agreement.from_file(subject.graph, taken, provider, runtime), name=subject.name)
     if subject.module is not None:
-        return agreement.of_model(subject.name, subject.module, taken)
+        return agreement.from_model(subject.name, subject.module, taken)
     assert subject.network is not None  # for the type checker
-    return agreement.of_model(subject.name, zoo.build(subject.network), taken)
+    return agreement.from_model(subject.name, zoo.build(subject.network), taken)
 
 
-def _images(both: tuple[Subject, Subject], taken: tuple[Input, ...], folder: Path, found: Found) -> Iterator[Values]:
+def _images(
+    both: tuple[Subject, Subject], taken: tuple[Input, ...], folder: Path, found: Comparison
+) -> Iterator[Values]:
     if not folder.is_dir():
         raise InputError(f"--data {folder}: no such folder; legal: a folder of images, or a file .npz")
     if len(taken) != 1 or len(taken[0].shape) != 4:
@@ -116,7 +121,7 @@ def _images(both: tuple[Subject, Subject], taken: tuple[Input, ...], folder: Pat
         if stated is None:
             found.notes.append("no mean and std are stated: images are normalised by those of ImageNet")
         network = zoo.Network(both[0].name, None, False, {}, stated or _USUAL)
-    files = pictures.listed(folder)
+    files = pictures.list_images(folder)
     found.of = len(files)
     fixed = any(
         each.graph and each.graph.inputs[0].dimensions and isinstance(each.graph.inputs[0].dimensions[0], int)
@@ -135,9 +140,10 @@ def _stated(graph: graphs.Graph) -> dict[str, object] | None:
 
 
 def _departure(
-    both: tuple[Subject, Subject], sides: list[Side], values: Values, tolerance: float, scratch: Path, found: Found
+    both: tuple[Subject, Subject], sides: list[Side], values: Values, tolerance: float, scratch: Path, found: Comparison
 ) -> dict[str, object] | None:
-    """The first node, where both are graphs with the same names of inputs; a model is exported once more for this."""
+    """The first node, where both are graphs with the same names of inputs; a model is
+    exported once more for this."""
     files = [side.file for side in sides]
     if not any(files):
         return None
@@ -145,7 +151,7 @@ def _departure(
         for place, subject in enumerate(both):
             if files[place] is None and subject.network is not None:
                 shape = sides[place].inputs[0].shape[1:]
-                maker = making.Maker(subject.name, subject.network, scratch, plain=True, size=shape[-1])
+                maker = model_files.Maker(subject.name, subject.network, scratch, plain=True, size=shape[-1])
                 files[place] = maker.file("fp32", "cpu")
         a, b = files
         if a is None or b is None:  # of a module there is no graph
@@ -156,15 +162,16 @@ def _departure(
         known = {next(iter(named[0])): next(iter(values.values()))} if len(values) == 1 else values
         if named[0] != named[1]:
             return None
-        return nodewise.first_between(a, b, known, tolerance, env.available_cores())
+        return nodewise.first_difference_of_files(a, b, known, tolerance, env.available_cores())
     except Exception as error:  # whatever it is, the comparison itself stands
         found.notes.append(f"the first node that departs cannot be looked for: {first_line(error)}")
         return None
 
 
-def made_from(path: Path) -> str | None:
-    """The model of timm's, and not of this project, that a file says it was exported from with initial weights; None
-    for a file of this project, and for what is no ONNX file.
+def model_of_file(path: Path) -> str | None:
+    """The model of timm's, and not of this project, that a file says it was exported
+    from with initial weights; None for a file of this project, and for what is no ONNX
+    file.
 
     Raises:
         InputError: it is an ONNX file that does not say what it was made from.
@@ -175,16 +182,16 @@ def made_from(path: Path) -> str | None:
         return None
     props = {entry.key: entry.value for entry in graph.model.metadata_props}
     model, trained = props.get("model"), props.get("trained")
-    if model is None or (model not in names.ours() and trained != "false"):
+    if model is None or (model not in names.our_models() and trained != "false"):
         raise InputError(
             f"{path}: does not say what it was made from; --against FILE|MODEL|RUN names what to compare it with"
         )
-    theirs = model.partition(".")[0] in names.of_timm() and model not in names.ours()
+    theirs = model.partition(".")[0] in names.timm_models() and model not in names.our_models()
     return model if theirs else None
 
 
-def exported(network: Subject, scratch: Path, provider: str, say: Callable[[str], None]) -> Subject:
+def export_subject(network: Subject, scratch: Path, provider: str, say: Callable[[str], None]) -> Subject:
     """The export of a model as a subject, to compare it with."""
     assert network.network is not None  # for the type checker
-    path = making.Maker(network.name, network.network, scratch, say).file("fp32", provider)
+    path = model_files.Maker(network.name, network.network, scratch, say).file("fp32", provider)
     return replace(subjects.find(str(path)), name=f"its export for {provider}")

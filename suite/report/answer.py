@@ -1,4 +1,5 @@
-"""What the records answer, in words: which choice errs least, what it costs, and how sure that is."""
+"""What the records answer, in words: which choice errs least, what it costs, and how
+sure that is."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from suite.registry import label_of
 from suite.report import choices, findings, look
 from suite.report.entries import Entry, Metric, errors, none_counts
 from suite.report.kinds import Kind
-from suite.report.plots import how_sure
+from suite.report.plots import runs_in_words
 from suite.results.derived import latency_ratio
 
 CHECKED = ("cpu", "int8")
@@ -15,7 +16,8 @@ CHECKED = ("cpu", "int8")
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: what it is about, the answer itself, what else is to be said, and how sure it is."""
+    """One answer: what it is about, the answer itself, what else is to be said, and how
+    sure it is."""
 
     where: str
     main: str
@@ -24,8 +26,9 @@ class Answer:
 
 
 def answers(entries: Sequence[Entry], metric: Metric = "last") -> list[Answer]:
-    """An answer for each data set and depth with nets that were trained on the paper's data, one for all of which there
-    are no runs that count, and one for the exported files; none where there are no records."""
+    """An answer for each data set and depth with nets that were trained on the paper's
+    data, one for all of which there are no runs that count, and one for the exported
+    files; none where there are no records."""
     found = []
     rest = {}
     for (data, depth), nets in choices.groups(entries).items():
@@ -44,17 +47,19 @@ def _place(data: str, depth: str) -> str:
 def _trained(where: str, nets: Sequence[Entry], metric: Metric) -> Answer:
     """Of the longest runs, since only those of one length may be compared."""
     longest = max(net.epochs for net in nets)
-    ranked = sorted((net for net in nets if net.epochs == longest), key=lambda net: findings.top1(net, metric)[0])
-    best, error = ranked[0], findings.top1(ranked[0], metric)[0]
+    ranked = sorted((net for net in nets if net.epochs == longest), key=lambda net: findings.top1_error(net, metric)[0])
+    best, error = ranked[0], findings.top1_error(ranked[0], metric)[0]
     name = look.net(best.row.title).title
     if len(ranked) == 1:
-        return Answer(where, f"{name} errs on {error:.1f} %", "nothing is there to compare it with", how_sure(ranked))
+        return Answer(
+            where, f"{name} errs on {error:.1f} %", "nothing is there to compare it with", runs_in_words(ranked)
+        )
     usual = [net for net in ranked[1:] if net.row.model.endswith(choices.USUAL) and "_w" not in net.row.model]
     other = (usual or ranked[1:])[0]
-    part = findings.less(best, other, metric)
-    points = findings.top1(other, metric)[0] - error
+    part = findings.compare_errors(best, other, metric)
+    points = findings.top1_error(other, metric)[0] - error
     rest = f"{points:.1f} points less than {look.net(other.row.title).title}{_cost(best, other)}"
-    sure = how_sure([best, other])
+    sure = runs_in_words([best, other])
     if part.holds is None:
         sure = f"Too close to tell: {part.margin}" + (f" ({sure})" if sure else "")
     else:
@@ -107,7 +112,8 @@ def _others(groups: dict[tuple[str, str], list[Entry]]) -> Iterator[Answer]:
 
 
 def _files(entries: Sequence[Entry]) -> Iterator[Answer]:
-    """Whether the exported files compute their networks, and what int8 costs and brings."""
+    """Whether the exported files compute their networks, and what int8 costs and
+    brings."""
     nets = [net for group in choices.groups(entries).values() for net in group if net.runs.parity]
     if not nets:
         return

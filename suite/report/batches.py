@@ -1,15 +1,18 @@
-"""What a larger batch brings: images a second beside those at the smallest batch that was timed."""
+"""What a larger batch brings: images a second beside those at the smallest batch that
+was timed."""
 
 from collections.abc import Sequence
 
 from suite.registry import label_of
 from suite.report.entries import Entry
-from suite.report.kinds import Kind, median, words_of
+from suite.report.kinds import Kind, words_of
 from suite.report.render import Column, Line, Report
+from suite.results.derived import throughput_ratio
 
 
 def table(entries: Sequence[Entry]) -> Report | None:
-    """A line for each net that was timed at several batch sizes, a column for each kind; None if there is no such net.
+    """A line for each net that was timed at several batch sizes, a column for each
+    kind; None if there is no such net.
 
     Figures of two machines have columns of their own.
     """
@@ -43,8 +46,8 @@ def _ratios(net: Entry) -> dict[tuple[Kind, int], float]:
     for kind in net.runs.timed:  # sorted, so that the smallest batch of a place comes first
         first = least.setdefault((*kind[:3], kind[4]), kind)
         if kind != first:
-            speed, base = (each[3] / median(net.runs.timed[each]) for each in (kind, first))
-            found[kind, first[3]] = speed / base
+            larger, smallest = (net.runs.timed[each].result for each in (kind, first))
+            found[kind, first[3]] = throughput_ratio(larger, kind[3], smallest, first[3])
     return found
 
 

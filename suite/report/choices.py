@@ -1,20 +1,22 @@
-"""What a choice of normalisation and activation costs and brings: every net beside BatchNorm and ReLU."""
+"""What a choice of normalisation and activation costs and brings: every net beside
+BatchNorm and ReLU."""
 
 from collections.abc import Sequence
 
 from suite.registry import label_of
 from suite.report.entries import Entry, Metric, errors, shortfalls
-from suite.report.kinds import Kind, median, unstable, words_of
+from suite.report.kinds import Kind, instability_notes, words_of
 from suite.report.render import Column, Line, Report
 from suite.report.tables import QUICK, three_digits
-from suite.results.derived import over_seeds
+from suite.results.derived import latency_ratio, median_over_seeds
 
 # The choice beside which the others stand.
 USUAL = "relu_bn"
 
 
 def groups(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
-    """The nets of which there are runs, by data set and depth ("resnet20"); one of several tables counts once."""
+    """The nets of which there are runs, by data set and depth ("resnet20"); one of
+    several tables counts once."""
     found: dict[tuple[str, str], dict[str, Entry]] = {}
     for entry in entries:
         if entry.runs.train and "top1" in entry.table.metrics:
@@ -23,8 +25,9 @@ def groups(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
 
 
 def tables(entries: Sequence[Entry], metric: Metric = "last") -> dict[str, Report]:
-    """A table for each data set and depth with runs of several nets, by the stem of its files. Those with errors that
-    mean something come first, and in each table the least error."""
+    """A table for each data set and depth with runs of several nets, by the stem of its
+    files. Those with errors that mean something come first, and in each table the least
+    error."""
     several = [(place, nets) for place, nets in groups(entries).items() if len(nets) > 1]
     several.sort(key=lambda each: not any(net.counts for net in each[1]))
     return {f"choices-{data}-{depth}": _table(data, depth, nets, metric) for (data, depth), nets in several}
@@ -92,11 +95,11 @@ def _latencies(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line]
         median = Column(f"{key}_ms", f"{name} p50 ms", three_digits)
         ratio = Column(f"{key}_ratio", f"{name} ratio", _times)
         columns += [median, ratio]
-        base = _median(usual, kind) if usual else None
+        base = usual.runs.timed.get(kind) if usual else None
         for net, line in zip(nets, lines, strict=True):
-            value = _median(net, kind)
-            line.put(median, 1e3 * value if value else None, *_doubts(net, kind))
-            both = value / base if value and base else None
+            record = net.runs.timed.get(kind)
+            line.put(median, 1e3 * record.result.median if record else None, *_doubts(net, kind))
+            both = latency_ratio(record.result, base.result) if record and base else None
             line.put(ratio, both, *([] if both else ["not timed"]))
     return columns, [f"{f'm{n}' if several else 'latency'}: {name}" for n, name in enumerate(setups, start=1)]
 
@@ -106,11 +109,12 @@ def _times(value: float) -> str:
 
 
 def _error(net: Entry, metric: Metric) -> float | None:
-    return over_seeds(errors(net.runs, "top1", metric))
+    return median_over_seeds(errors(net.runs, "top1", metric))
 
 
 def _same(a: Entry, b: Entry) -> bool:
-    """Whether two nets were trained on the paper's data for as many whole epochs, so that their errors compare."""
+    """Whether two nets were trained on the paper's data for as many whole epochs, so
+    that their errors compare."""
 
     def how(net: Entry) -> tuple[object, ...]:
         return net.runs.train[0].inputs.data, net.epochs
@@ -128,14 +132,9 @@ def _kinds(nets: Sequence[Entry]) -> list[Kind]:
     return list(found.values())
 
 
-def _median(net: Entry, kind: Kind) -> float | None:
-    record = net.runs.timed.get(kind)
-    return median(record) if record else None
-
-
 def _doubts(net: Entry, kind: Kind) -> list[str]:
     """Why a latency is not there, or is to be taken with care."""
     if kind not in net.runs.timed:
         return ["not timed"]
     failed = not all(record.result.passed for record in net.runs.parity)
-    return unstable(net.runs.timed[kind]) + ["PARITY FAILED: the file is not the network"] * failed
+    return instability_notes(net.runs.timed[kind]) + ["PARITY FAILED: the file is not the network"] * failed

@@ -1,4 +1,5 @@
-"""What a plot is, as plain data: two renderers, `suite.report.svg` and the page's script, make pictures of it."""
+"""What a plot is, as plain data: two renderers, `suite.report.svg` and the page's
+script, make pictures of it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +18,8 @@ Points = list[list[float]]
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis from `low` to `high` with the values to be marked; `categories` name 0, 1, ... where there are any."""
+    """One axis from `low` to `high` with the values to be marked; `categories` name 0,
+    1, ... where there are any."""
 
     label: str
     low: float
@@ -29,7 +31,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one name: [x, y] each, or for boxes [category, then a value for each of `SHARES`].
+    """Points of one name: [x, y] each, or for boxes [category, then a value for each of
+    `SHARES`].
 
     Attributes:
         color: index into `suite.report.look.PALETTE`.
@@ -40,7 +43,7 @@ class Series:
     """
 
     name: str
-    form: Literal["points", "line", "steps", "boxes"]
+    mark: Literal["points", "line", "steps", "boxes"]
     points: Points
     color: int = 0
     hollow: bool = False
@@ -51,8 +54,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """One picture: `name` is its file's, `title` tells it from the other plots of its figure, and `note` is what its
-    readers must know, such as how short the runs were."""
+    """One picture: `name` is its file's, `title` tells it from the other plots of
+    its figure, and `note` is what its readers must know, such as how short the runs
+    were."""
 
     name: str
     title: str
@@ -64,7 +68,8 @@ class Plot:
 
 @dataclass(frozen=True)
 class Figure:
-    """Plots of which one is seen at a time, what they show, and, line by line, what the paper says of it."""
+    """Plots of which one is seen at a time, what they show, and, line by line, what the
+    paper says of it."""
 
     title: str
     caption: str
@@ -72,20 +77,21 @@ class Figure:
     paper: str = ""
 
 
-def thin(points: Points) -> Points:
-    """At most about `POINTS` of the points, evenly spaced, the last always among them."""
+def thin_out(points: Points) -> Points:
+    """At most about `POINTS` of the points, evenly spaced, the last always among
+    them."""
     step = math.ceil(len(points) / POINTS)
     return points if step <= 1 else [*points[:-1:step], points[-1]]
 
 
-def named(names: tuple[str, ...]) -> Axis:
+def category_axis(names: tuple[str, ...]) -> Axis:
     """A vertical axis with a place for each name."""
     return Axis("", -0.5, len(names) - 0.5, tuple(range(len(names))), categories=names)
 
 
-def axis(label: str, values: Sequence[float], log: bool = False, most: float = math.inf) -> Axis:
-    """An axis with a little room beside the values, up to the greatest that is possible; logarithmic only where all are
-    positive."""
+def number_axis(label: str, values: Sequence[float], log: bool = False, most: float = math.inf) -> Axis:
+    """An axis with a little room beside the values, up to the greatest that is
+    possible; logarithmic only where all are positive."""
     low, high = min(values), max(values)
     log = log and low > 0
     forward: Callable[[float], float] = math.log10 if log else float

@@ -1,4 +1,5 @@
-"""A row of a table with its runs: their errors, what may be compared, and how they fall short of the paper's."""
+"""A row of a table with its runs: their errors, what may be compared, and how they fall
+short of the paper's."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,14 +9,15 @@ from suite.files import printable
 from suite.registry import DATA_SETS
 from suite.report.runs import Runs
 from suite.results.record import TrainRecord
-from suite.schema.outcomes import Epoch, Try, known
+from suite.schema.outcomes import Epoch, Try, none_if_unset
 from suite.tables.spec import Row, Table, recipe_for
 
 Metric = Literal["last", "best"]
 
 
-def by_epoch(record: TrainRecord, of: Callable[[Epoch], float | None]) -> dict[int, float]:
-    """A figure `of` each epoch of a training, by its 1-based number, where there is one."""
+def figures_by_epoch(record: TrainRecord, of: Callable[[Epoch], float | None]) -> dict[int, float]:
+    """A figure `of` each epoch of a training, by its 1-based number, where there is
+    one."""
     figures = map(of, record.result.epochs)
     return {number: value for number, value in enumerate(figures, start=1) if value is not None}
 
@@ -30,10 +32,10 @@ def _error(record: TrainRecord, name: str, metric: Metric) -> float | None:
     last = record.result.figure(name)
     if metric == "last" or last is None:
         return last
-    return min(by_epoch(record, lambda epoch: epoch.figure(name)).values(), default=last)
+    return min(figures_by_epoch(record, lambda epoch: epoch.figure(name)).values(), default=last)
 
 
-def untrained(record: TrainRecord) -> str:
+def why_untrained(record: TrainRecord) -> str:
     """Why a network has no error: the rates tried, and of each reason the last try."""
     tries = record.result.tries
     first, last = tries[0].learning_rate, tries[-1].learning_rate
@@ -45,7 +47,11 @@ def untrained(record: TrainRecord) -> str:
 
 def _details(tried: Try) -> str:
     """What is known of a try that ended with a finite loss, in brackets."""
-    loss, error, dead = known(tried.last_loss), known(tried.train_error), known(tried.dead_units)
+    loss, error, dead = (
+        none_if_unset(tried.last_loss),
+        none_if_unset(tried.train_error),
+        none_if_unset(tried.dead_units),
+    )
     if loss is None:
         return ""
     said = [f"loss {loss:.3g}"]
@@ -69,8 +75,8 @@ class Entry:
 
     @property
     def depth(self) -> str:
-        """What the nets of one group have in common, as in "resnet20"; empty of a table of a user's own, whose rows are
-        all of one group."""
+        """What the nets of one group have in common, as in "resnet20"; empty of a table
+        of a user's own, whose rows are all of one group."""
         return "" if self.table.own else self.row.model.partition("_")[0]
 
     @property
@@ -80,7 +86,8 @@ class Entry:
 
     @property
     def counts(self) -> bool:
-        """Whether it was run over whole epochs on the row's own images, so that its errors mean something."""
+        """Whether it was run over whole epochs on the row's own images, so that its
+        errors mean something."""
         return bool(self.runs.train) and not _cut_off_or_elsewhere(self.table, self.row, self.runs.train[0])
 
     @property
@@ -99,13 +106,15 @@ def none_counts(entries: Iterable[Entry]) -> str:
 
 
 def _cut_off_or_elsewhere(table: Table, row: Row, record: TrainRecord) -> bool:
-    """Whether a run ended after fewer steps than its recipe has, or was on a stand-in for the row's images."""
+    """Whether a run ended after fewer steps than its recipe has, or was on a stand-in
+    for the row's images."""
     asked = record.inputs
     return asked.schedule.max_steps != recipe_for(table, row).max_steps or asked.data.name != row.data
 
 
 def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
-    """How the runs fall short of the paper's, so that nobody compares what cannot be compared."""
+    """How the runs fall short of the paper's, so that nobody compares what cannot be
+    compared."""
     data, recipe, result = train[0].inputs.data, train[0].inputs.schedule, train[0].result
     parts = []
     if data.name != row.data:

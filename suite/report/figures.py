@@ -1,4 +1,5 @@
-"""Figures 2 and 3 of the paper as numbers, and NormProp's promise: a column for each curve, a line for each layer."""
+"""Figures 2 and 3 of the paper as numbers, and NormProp's promise: a column for each
+curve, a line for each layer."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from suite.report.formats import paragraphs, to_csv, to_grid, to_json
 from suite.report.plots import ZOOM
 from suite.results.record import TrainRecord
 from suite.results.store import Store
-from suite.schema.outcomes import known
+from suite.schema.outcomes import none_if_unset
 from suite.tables import spec
 
 PROMISE = "normprop"
@@ -34,7 +35,8 @@ class Curve:
         names: of its blocks or convolutions, in order of depth.
         values: one for each.
         origin: what the weights are, and on which images they were run, in words.
-        label: if those are of another data set than the weights were trained on, that one and theirs.
+        label: if those are of another data set than the weights were trained on, that
+            one and theirs.
     """
 
     model: str
@@ -49,7 +51,7 @@ class Curve:
         return f"{self.model} ({self.label})" if self.label else self.model
 
 
-def names_of(figure: int, depth: int | None) -> list[str]:
+def models_of_figure(figure: int, depth: int | None) -> list[str]:
     """The networks of a figure; `depth` stands for 110 in Figure 2.
 
     Raises:
@@ -70,14 +72,15 @@ def curves(
     images: int = 1000,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Curve]:
-    """The curves of Figure 2 or 3: of the longest training run of each network in the results folder, else of its
-    initial weights.
+    """The curves of Figure 2 or 3: of the longest training run of each network in the
+    results folder, else of its initial weights.
 
     Args:
         figure: 2 or 3.
         results: folder of records.
         depth: of the networks of Figure 2, 110 by default.
-        data: test images for Figure 2; by default the embedded ones with as many classes as the network.
+        data: test images for Figure 2; by default the embedded ones with as many
+            classes as the network.
         images: how many of them, evenly spaced.
         say: told of each network.
 
@@ -89,22 +92,22 @@ def curves(
 
     store = Store(results)
     found = []
-    for name in names_of(figure, depth):
+    for name in models_of_figure(figure, depth):
         record = _longest(store, name)
         weights = str(store.artifact(record, "model.safetensors").parent) if record else name
         say(f"{name}: {_origin(figure, record)}")
-        with networks.source(weights) as of:
+        with networks.find_network(weights) as of:
             model = load_weights(of.weights)
             if figure == 3:
                 result = analyze.coherence(model)
-                names, values, measured, label = known(result.layers) or [], result.mu, "", ""
+                names, values, measured, label = none_if_unset(result.layers) or [], result.mu, "", ""
             else:
                 batches = networks.test_batches(of, data or {}, images)
                 differences = analyze.block_differences(model, batches)
-                names, values = known(differences.blocks) or [], differences.delta
+                names, values = none_if_unset(differences.blocks) or [], differences.delta
                 dataset = batches.dataset
                 measured = f"; measured on {batches.test_images} test images of {dataset.name}"
-                elsewhere = networks.trained_elsewhere(of, dataset, bool(data))
+                elsewhere = networks.training_data_note(of, dataset, bool(data))
                 measured += f", but {elsewhere}" if elsewhere else ""
                 measured = "; ".join([measured, *map(printable, dataset.notes)])
                 label = f"on {dataset.name}, {elsewhere.partition(';')[0]}" if elsewhere else ""
@@ -113,11 +116,12 @@ def curves(
 
 
 def _longest(store: Store, model: str) -> TrainRecord | None:
-    """The run of a network with most training steps whose weights are there; of two alike the latest."""
+    """The run of a network with most training steps whose weights are there; of two
+    alike the latest."""
     name = "model.safetensors"
     read = store.typed(TrainRecord, {model})
     runs = [record for record in read if record.result.trained and name in record.artifacts]
-    runs = [record for record in runs if not spec.outdated(model, record.inputs.version)]
+    runs = [record for record in runs if not spec.is_outdated(model, record.inputs.version)]
     runs = [record for record in runs if store.artifact(record, name).is_file()]
     return max(runs, key=lambda record: (record.result.steps, record.finished), default=None)
 
@@ -132,9 +136,11 @@ def _origin(figure: int, record: TrainRecord | None) -> str:
 
 
 def promise() -> tuple[list[Curve], list[str]]:
-    """Mean and variance by layer with NormProp, in a plain CNN and in a ResNet, and the propositions in words.
+    """Mean and variance by layer with NormProp, in a plain CNN and in a ResNet, and the
+    propositions in words.
 
-    The report's page shows the same from `suite/report/assets/normprop.json`, so that it need not load torch.
+    The report's page shows the same from `suite/report/assets/normprop.json`, so that
+    it need not load torch.
     """
     from suite.analysis import theory
 
@@ -144,7 +150,7 @@ def promise() -> tuple[list[Curve], list[str]]:
         for words, result in zip(("plain CNN", "ResNet-20"), theory.normprop_promise().values(), strict=True)
         for what in ("mean", "variance")
     ]
-    return found, theory.in_words()
+    return found, theory.describe_propositions()
 
 
 def _as_json(curve: Curve) -> dict[str, Any]:

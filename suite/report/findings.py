@@ -1,7 +1,9 @@
-"""The paper's claims, each held against what was measured: confirmed, contradicted, too close to tell, or not measured.
+"""The paper's claims, each held against what was measured: confirmed, contradicted, too
+close to tell, or not measured.
 
-Runs that are quick, cut off or on other images do not count, and only runs of one length on the paper's own data are
-held against each other. What rests on shortened runs, on fewer seeds or on another depth than the paper's says so.
+Runs that are quick, cut off or on other images do not count, and only runs of one
+length on the paper's own data are held against each other. What rests on shortened
+runs, on fewer seeds or on another depth than the paper's says so.
 """
 
 import math
@@ -12,6 +14,8 @@ from typing import Literal
 
 from suite.registry import label_of
 from suite.report.entries import Entry, Metric, errors
+from suite.results import samples
+from suite.results.derived import median_over_seeds
 from suite.tables import spec
 
 TITLE = "The paper's claims, and what was measured"
@@ -33,7 +37,8 @@ MEDIAN = 1.2533
 
 @dataclass(frozen=True)
 class Part:
-    """One comparison: whether it holds (None: too close to tell), its figures in words, and the nets that it is of.
+    """One comparison: whether it holds (None: too close to tell), its figures in words,
+    and the nets that it is of.
 
     Attributes:
         ours, paper: the figures alone, and the paper's where it prints them.
@@ -55,7 +60,8 @@ class Claim:
     Attributes:
         tables: whose rows it is about.
         pairs: nets whose error must be less, each with the one that must have more.
-        look: for claims about what is inside: the comparison that the nets' analyses allow.
+        look: for claims about what is inside: the comparison that the nets' analyses
+            allow.
         of: the nets that `look` needs.
     """
 
@@ -73,7 +79,8 @@ class Finding:
     """A claim on one data set at one depth.
 
     Attributes:
-        where: data set and network, such as "CIFAR-10, ResNet-110"; empty where there is no record at all.
+        where: data set and network, such as "CIFAR-10, ResNet-110"; empty where there
+            is no record at all.
         parts: each comparison.
         caveats: how the runs fall short of the paper's.
     """
@@ -90,13 +97,15 @@ class Finding:
 
     @property
     def how_sure(self) -> str:
-        """What chance makes of the difference, if there is but one, and the caveats; empty if there is neither."""
+        """What chance makes of the difference, if there is but one, and the caveats;
+        empty if there is neither."""
         margins = [part.margin for part in self.parts if part.margin]
         return "; ".join([*(margins if len(margins) == 1 else ()), *self.caveats])
 
 
 def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim, list[Finding]]]:
-    """Each of `CLAIMS` with a finding for every data set and depth that has the nets for it, and at least one."""
+    """Each of `CLAIMS` with a finding for every data set and depth that has the nets
+    for it, and at least one."""
     found = []
     for claim in CLAIMS:
         wanted = {key for pair in claim.pairs for key in pair} | set(claim.of)
@@ -116,7 +125,7 @@ def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -
     pairs = [(nets[a], nets[b]) for a, b in claim.pairs if a in nets and b in nets]
     if claim.pairs and not pairs:
         return None  # the table has but one net of each pair
-    parts = [less(a, b, metric) for a, b in pairs if a.counts and b.counts and a.epochs == b.epochs]
+    parts = [compare_errors(a, b, metric) for a, b in pairs if a.counts and b.counts and a.epochs == b.epochs]
     inside = {key: net for key, net in nets.items() if net.counts and net.runs.analyze}
     lacking = len(pairs) - len(parts) + len(set(claim.of) - set(inside))
     parts += claim.look(inside)
@@ -137,7 +146,8 @@ def verdict(parts: Sequence[Part]) -> Verdict:
 
 
 def caveats(net: Entry) -> list[str]:
-    """How the runs differ from the paper's, or from what a table of one's own asks for."""
+    """How the runs differ from the paper's, or from what a table of one's own asks
+    for."""
     notes = []
     if (epochs := net.epochs) < (whole := spec.recipe_for(net.table, net.row).epochs):
         notes.append(f"shortened runs: {epochs} of {whole} epochs")
@@ -150,9 +160,10 @@ def caveats(net: Entry) -> list[str]:
     return notes
 
 
-def less(better: Entry, worse: Entry, metric: Metric, of: str = "top1") -> Part:
-    """Whether the first net errs less, in one of the errors that there are. A net that did not train errs most."""
-    (a, a_error, a_freedom), (b, b_error, b_freedom) = error(better, metric, of), error(worse, metric, of)
+def compare_errors(better: Entry, worse: Entry, metric: Metric, of: str = "top1") -> Part:
+    """Whether the first net errs less, in one of the errors that there are. A net that
+    did not train errs most."""
+    (a, a_error, a_freedom), (b, b_error, b_freedom) = median_error(better, metric, of), median_error(worse, metric, of)
     spread = math.hypot(a_error, b_error)
     share = a_error**4 / a_freedom + b_error**4 / b_freedom
     freedom = spread**4 / share if share else math.inf  # Welch and Satterthwaite
@@ -176,18 +187,19 @@ def _pair(a: float, b: float) -> str:
     return f"{one} {_sign(a, b)} {other}"
 
 
-def top1(net: Entry, metric: Metric) -> tuple[float, float, float]:
-    """`error` of the first class."""
-    return error(net, metric, "top1")
+def top1_error(net: Entry, metric: Metric) -> tuple[float, float, float]:
+    """`median_error` of the first class."""
+    return median_error(net, metric, "top1")
 
 
-def error(net: Entry, metric: Metric, of: str) -> tuple[float, float, float]:
-    """The median test error in percent, its standard error, and the degrees of freedom of that: from the seeds, or
-    where they are fewer than three from what test images and seeds usually make of an error."""
+def median_error(net: Entry, metric: Metric, of: str) -> tuple[float, float, float]:
+    """The median test error in percent, its standard error, and the degrees of freedom
+    of that: from the seeds, or where they are fewer than three from what test images
+    and seeds usually make of an error."""
     values = errors(net.runs, of, metric)
-    if not values:
+    median, count = median_over_seeds(values), len(values)
+    if median is None:
         return math.inf, 0.0, math.inf
-    median, count = statistics.median(values), len(values)
     if count >= 3:
         return median, MEDIAN * statistics.stdev(values) / math.sqrt(count), count - 1
     images = net.runs.train[0].result.test_images
@@ -196,7 +208,8 @@ def error(net: Entry, metric: Metric, of: str) -> tuple[float, float, float]:
 
 
 def _sure(freedom: float) -> float:
-    """Student's t, two-sided, for the 95 % of `SURE`; the degrees of freedom need not be whole."""
+    """Student's t, two-sided, for the 95 % of `SURE`; the degrees of freedom need not
+    be whole."""
     if math.isinf(freedom):
         return SURE
     from scipy.special import stdtrit  # here, since its import takes longer than a page without seeds
@@ -227,13 +240,13 @@ def _spread(nets: Nets) -> Iterator[Part]:
 def _late(nets: Nets) -> Iterator[Part]:
     for net, delta in _deltas(nets):
         first = 2 * len(delta) // 3
-        early, late = statistics.median(delta[:first]), statistics.median(delta[first:])
+        early, late = samples.median(delta[:first]), samples.median(delta[first:])
         figures = f"{net.row.model}: median Delta {early:.3g} in blocks 1 to {first}, {late:.3g} after them"
         yield Part(late >= MAGNITUDE * early, figures, (net,), f"{early:.3g}, then {late:.3g}", "hardly any, then 10 x")
 
 
 def _nonzero(net: Entry) -> float:
-    return statistics.median(record.result.activation.nonzero for record in net.runs.analyze)
+    return samples.median([record.result.activation.nonzero for record in net.runs.analyze])
 
 
 def _sparse(nets: Nets) -> Iterator[Part]:

@@ -1,8 +1,10 @@
-"""The four formats in which commands write tables: Markdown as GitHub shows it, CSV, LaTeX and JSON."""
+"""The four formats in which commands write tables: Markdown as GitHub shows it, CSV,
+LaTeX and JSON."""
 
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +15,8 @@ _STYLES = {"github": "github", "latex": "latex_booktabs"}
 
 
 def to_grid(headings: Sequence[str], rows: Sequence[Sequence[object]], text_format: str, **options: Any) -> str:
-    """Headings and rows as "github" or "latex", without what stands above and below them."""
+    """Headings and rows as "github" or "latex", without what stands above and below
+    them."""
     import tabulate
 
     text: str = tabulate.tabulate(rows, headings, tablefmt=_STYLES[text_format], **options)
@@ -27,9 +30,13 @@ def to_csv(rows: Iterable[Sequence[object]]) -> str:
     return out.getvalue()
 
 
-def to_json(content: Mapping[str, Any]) -> str:
-    """The content as JSON, ending in a newline."""
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+def to_json(content: Mapping[str, Any], numbers_in_one_line: bool = False) -> str:
+    """The content as JSON, ending in a newline; a list of numbers has a line each, or
+    one line for all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    if numbers_in_one_line:
+        text = re.sub(r"(?<=[\[\d,])\n *(?=\d)|(?<=\d)\n *(?=\])", " ", text)
+    return text + "\n"
 
 
 def paragraphs(texts: Iterable[str]) -> list[str]:

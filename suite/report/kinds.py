@@ -1,4 +1,5 @@
-"""Kinds of latencies: what may be compared and what never shares a column, in words; and when a figure is unstable."""
+"""Kinds of latencies: only latencies of the same kind are compared or share a
+column."""
 
 from suite.files import printable
 from suite.registry import RUNTIMES
@@ -8,7 +9,7 @@ from suite.results.samples import quantiles
 # Spread of the samples, (p75 - p25) / p50, from which on a latency is marked as unstable.
 UNSTABLE = 0.1
 
-# The precision, in a latency record, of the exporter's own graph: float32 without the rewrites.
+# The form of the default export, as the precision of a latency record.
 PLAIN = "plain"
 
 # Packages that run networks.
@@ -18,8 +19,9 @@ RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch")
 Kind = tuple[str, str, str, int, str]
 
 
-def unstable(record: TimedRecord) -> list[str]:
-    """What is to be said of a latency whose samples are far apart, or that was taken while a quota stopped it."""
+def instability_notes(record: TimedRecord) -> list[str]:
+    """What is to be said of a latency whose samples are far apart, or that was taken
+    while a quota stopped it."""
     notes = []
     if stops := record.result.throttled:
         notes.append(f"throttled: a container's CPU quota stopped the runs {stops} times")
@@ -29,13 +31,9 @@ def unstable(record: TimedRecord) -> list[str]:
     return notes
 
 
-def median(record: TimedRecord) -> float:
-    """Of the samples of a latency, in seconds."""
-    return record.result.median
-
-
 def kind_of(record: TimedRecord) -> Kind:
-    """What a latency record timed: two of the same kind may be compared, others never share a column."""
+    """What a latency record timed: two of the same kind may be compared, others never
+    share a column."""
     inputs = record.inputs
     runtime, provider, precision = map(printable, (inputs.runtime, inputs.provider, inputs.precision))
     # Of a runtime that not all have, the version stands with its name, so that the others' setup is the same without.
@@ -45,7 +43,8 @@ def kind_of(record: TimedRecord) -> Kind:
 
 
 def setup_of(record: TimedRecord) -> str:
-    """Machine and versions of the runtimes of a latency, as in "AMD EPYC (2 cores), torch 2.15.0"."""
+    """Machine and versions of the runtimes of a latency, as in "AMD EPYC (2 cores),
+    torch 2.15.0"."""
     versions = record.inputs.versions
     runtimes = [f"{name} {versions[name]}" for name in RUNTIME_PACKAGES if name in versions]
     return printable(", ".join([record.inputs.machine, *runtimes]))
@@ -54,7 +53,7 @@ def setup_of(record: TimedRecord) -> str:
 def words_of(kind: Kind) -> str:
     """A kind without its setup, as in "ORT cpu b8"."""
     _, runtime, provider, batch, precision = kind
-    return " ".join([runtime_words(runtime), provider, *reduced(precision), f"b{batch}"])
+    return " ".join([runtime_words(runtime), provider, *precision_in_words(precision), f"b{batch}"])
 
 
 def runtime_words(runtime: str) -> str:
@@ -69,6 +68,7 @@ def brief_words(runtime: str) -> str:
     return RUNTIMES[name].brief or runtime_words(name) if name in RUNTIMES else name
 
 
-def reduced(precision: str) -> list[str]:
-    """A precision in words; none for float32, which is what is meant where nothing is said."""
+def precision_in_words(precision: str) -> list[str]:
+    """A precision in words; none for float32, which is what is meant where nothing is
+    said."""
     return {"fp32": [], PLAIN: ["default export"]}.get(precision, [precision])

@@ -1,5 +1,8 @@
-"""How a network looks wherever it is drawn: the colour is its normalisation, the shape its activation, the size its
-width. A colour means the same on the whole page, in every file beside it and in the README's picture."""
+"""The colour, shape and size that stand for a network in every plot and table.
+
+The colour is its normalisation, the shape its activation, the size its width. A colour
+means the same on the page, in the files beside it and in the README's picture.
+"""
 
 import re
 import zlib
@@ -43,7 +46,8 @@ class Net:
 
     Attributes:
         depth: such as "ResNet-20".
-        title: activation, normalisation and what else is in the name, such as "CReLU + BatchNorm, 32 filters".
+        title: activation, normalisation and what else is in the name, such as "CReLU +
+            BatchNorm, 32 filters".
         kind: activation and normalisation alone.
         normalization: that alone.
         color: index into `PALETTE`.
@@ -61,8 +65,9 @@ class Net:
 
 
 def net(model: str) -> Net:
-    """A model such as "resnet20_w32_crelu_bn" as it looks and reads; a row of another name has a look that its name
-    draws, and what is no network of a table is a reference."""
+    """A model such as "resnet20_w32_crelu_bn" as it looks and reads; a row of another
+    name has a look that its name draws, and what is no network of a table is a
+    reference."""
     depth, *parts = model.split("_")
     if model != PLAIN_CNN and (len(parts) < 2 or not re.fullmatch(r"resnet\d+", depth)):
         number = zlib.crc32(model.encode())

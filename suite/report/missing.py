@@ -12,10 +12,11 @@ from suite.tables import spec
 from suite.tables.spec import Row, Table
 
 
-def lacking(folders: Sequence[Store], table: Table, entries: Sequence[Entry]) -> tuple[str, str]:
+def missing_results(folders: Sequence[Store], table: Table, entries: Sequence[Entry]) -> tuple[str, str]:
     """What the rows lack, in words, and the command; both empty if nothing is missing.
 
-    The command measures what the results folder lacks of these rows, and nothing twice.
+    The command measures what the results folder lacks of these rows, and nothing
+    twice.
     """
     gaps = [(entry.row, gap) for entry in entries if (gap := _gap(table, entry))]
     counts = Counter(gap for _, gap in gaps)

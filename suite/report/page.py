@@ -1,7 +1,9 @@
-"""All results as one HTML page that opens from disk, with each table and plot as a plain file beside it.
+"""All results as one HTML page that opens from disk, with each table and plot as a
+plain file beside it.
 
-The page needs no network: style, script, the drawing library and the data are in it. What comes from records is
-escaped where it stands in HTML and in the data that the script reads.
+The page needs no network: style, script, the drawing library and the data are in it.
+What comes from records is escaped where it stands in HTML and in the data that the
+script reads.
 """
 
 import json
@@ -13,17 +15,17 @@ from typing import Any
 
 from suite.files import write as write_file
 from suite.registry import DATA_SETS, label_of
-from suite.report import batches, choices, findings, look, plots, stated, svg
+from suite.report import batches, choices, findings, look, own_claims, plots, svg
 from suite.report import tables as report
 from suite.report.answer import answers
 from suite.report.drawing import Figure
 from suite.report.entries import Entry, Metric, none_counts
-from suite.report.missing import lacking
+from suite.report.missing import missing_results
 from suite.report.provenance import Provenance
 from suite.report.render import Report, render
 from suite.report.runs import Records
 from suite.report.sheet import sheet
-from suite.report.template import asset, fill
+from suite.report.template import asset, fill_template
 from suite.results.store import Store
 from suite.tables import spec
 from suite.tables.own import OwnTable
@@ -34,7 +36,8 @@ ENDINGS = {"github": "md", "csv": "csv", "latex": "tex"}
 
 @dataclass(frozen=True)
 class _Section:
-    """One table at one depth: its entries, the report of it and the stem of its files."""
+    """One table at one depth: its entries, the report of it and the stem of its
+    files."""
 
     name: str
     table: Table
@@ -59,7 +62,8 @@ class _Section:
 
     @property
     def unrun(self) -> list[int]:
-        """Numbers of the rows of which there is nothing to be said, unless that is so of all."""
+        """Numbers of the rows of which there is nothing to be said, unless that is so
+        of all."""
         silent = [number for number, entry in enumerate(self.entries) if self._silent(number, entry)]
         return silent if len(silent) < len(self.entries) else []
 
@@ -77,8 +81,9 @@ def write(
 ) -> Path:
     """Write `index.html` and the plain files into a folder, which is made if need be.
 
-    Beside the page lie `table2.md`, `.csv` and `.tex` (booktabs) for each table, `table2-resnet20.*` for those run
-    with other nets, and one SVG for each plot in `plots/`. A file of the same name is replaced.
+    Beside the page lie `table2.md`, `.csv` and `.tex` (booktabs) for each table,
+    `table2-resnet20.*` for those run with other nets, and one SVG for each plot in
+    `plots/`. A file of the same name is replaced.
 
     Args:
         stores: one or several results folders, of one or several machines.
@@ -98,7 +103,7 @@ def write(
     records = Records(folders, imports=imports)
     sections = [_own_section(records, own, metric)] if own else list(_sections(records, metric))
     entries = [entry for section in sections for entry in section.entries]
-    judged = stated.judge(entries, metric) if own else findings.judge(entries, metric)
+    judged = own_claims.judge(entries, metric) if own else findings.judge(entries, metric)
     chosen = {} if own else choices.tables(entries, metric)
     larger = batches.table(entries)
     drawings = {
@@ -109,12 +114,16 @@ def write(
     }
     shown = chosen | {section.name: section.report for section in sections} | ({"batches": larger} if larger else {})
     # All of it is made before any of it is written, so that what a record spoils leaves the report from before.
-    texts = {f"{name}.{ending}": render(each, form) for name, each in shown.items() for form, ending in ENDINGS.items()}
+    texts = {
+        f"{name}.{ending}": render(each, text_format)
+        for name, each in shown.items()
+        for text_format, ending in ENDINGS.items()
+    }
     whose = f"Claims of {own.title}" if own else findings.TITLE
     texts["findings.md"] = findings.markdown(judged, whose)
     for figure in (figure for group in drawings.values() for figure in group):
         texts |= {f"plots/{plot.name}.svg": svg.render(plot, figure.title) for plot in figure.plots}
-    texts["index.html"] = fill(
+    texts["index.html"] = fill_template(
         "report.html",
         title=own.title if own else "Normalisation and CReLU in residual networks",
         own=own,
@@ -142,10 +151,11 @@ def _own_section(records: Records, own: OwnTable, metric: Metric) -> _Section:
 
 
 def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
-    """The paper's tables always, and those of their rows that were run at other depths."""
+    """The paper's tables always, and those of their rows that were run at other
+    depths."""
     for number in spec.NUMBERS:
         table = spec.load_table(number)
-        others = [spec.at_depth(table, depth) for depth in CIFAR_DEPTHS if table.depth and depth != table.depth]
+        others = [spec.with_depth(table, depth) for depth in CIFAR_DEPTHS if table.depth and depth != table.depth]
         for each in [table, *others]:
             entries = [Entry(each, row, records.runs(each, row)) for row in each.rows]
             if each is not table:
@@ -158,7 +168,8 @@ def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
 
 
 def _tables(folders: Sequence[Store], sections: Sequence[_Section]) -> dict[str, Any]:
-    """The paper's tables as the template takes them, those whose errors mean something first, and their provenance."""
+    """The paper's tables as the template takes them, those whose errors mean something
+    first, and their provenance."""
     provenance = Provenance()
     for section in sections:
         for entry in section.entries:
@@ -166,7 +177,11 @@ def _tables(folders: Sequence[Store], sections: Sequence[_Section]) -> dict[str,
     ordered = sorted(sections, key=lambda section: bool(section.state))
     return {
         "sections": [
-            (section, sheet(section.report, unrun=section.unrun), lacking(folders, section.table, section.entries))
+            (
+                section,
+                sheet(section.report, unrun=section.unrun),
+                missing_results(folders, section.table, section.entries),
+            )
             for section in ordered
         ],
         "summary": _summary(folders, provenance),
@@ -175,7 +190,8 @@ def _tables(folders: Sequence[Store], sections: Sequence[_Section]) -> dict[str,
 
 
 def _drawn(drawings: Mapping[str, list[Figure]]) -> dict[str, Any]:
-    """The figures as the template takes them, each with its number, and their data as the script takes them."""
+    """The figures as the template takes them, each with its number, and their data as
+    the script takes them."""
     figures = [figure for group in drawings.values() for figure in group]
     numbers = iter(range(len(figures)))
     return {
@@ -185,13 +201,15 @@ def _drawn(drawings: Mapping[str, list[Figure]]) -> dict[str, Any]:
 
 
 def _inline(data: Any) -> str:
-    """JSON that may stand inside a script element: none of its characters can end it."""
+    """JSON that may stand inside a script element: none of its characters can end
+    it."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _fold(name: str, entries: Sequence[Entry]) -> str:
-    """Why a table of choices is folded, in words; empty if some of its errors mean something."""
+    """Why a table of choices is folded, in words; empty if some of its errors mean
+    something."""
     nets = [entry for entry in entries if name == f"choices-{entry.row.data}-{entry.row.model.partition('_')[0]}"]
     words = none_counts(nets)
     return words and f"{words}: size and latency"

@@ -1,12 +1,13 @@
-"""What a report draws of the records.
+"""Plots of the records: errors, learning curves, latencies and the paper's Figures 2
+and 3.
 
-Curves are thinned and samples reduced to quantiles here, so that a report stays small whatever the records hold. Errors
-of runs that do not count mean nothing and are never drawn.
+Curves are thinned and samples reduced to quantiles here, so that a report stays small
+whatever the records hold. Errors of runs that do not count mean nothing and are never
+drawn.
 """
 
 import json
 import re
-import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from types import MappingProxyType
@@ -14,13 +15,13 @@ from typing import Literal
 
 from suite.registry import DATA_SETS, ORT, RUNTIMES, label_of
 from suite.report import look
-from suite.report.drawing import SHARES, Figure, Plot, Points, Series, axis, named, thin
-from suite.report.entries import Entry, by_epoch, errors
-from suite.report.kinds import PLAIN, Kind, median, reduced, runtime_words
+from suite.report.drawing import SHARES, Figure, Plot, Points, Series, category_axis, number_axis, thin_out
+from suite.report.entries import Entry, errors, figures_by_epoch
+from suite.report.kinds import PLAIN, Kind, precision_in_words, runtime_words
 from suite.report.runs import Runs
-from suite.results.derived import latency_ratio
+from suite.results.derived import latency_ratio, median_over_seeds
 from suite.results.samples import quantiles
-from suite.schema.outcomes import Epoch, known
+from suite.schema.outcomes import Epoch, none_if_unset
 
 # Latencies whose ratio is less are the same: so near the same file comes to itself when it is timed twice.
 SAME = 1.01
@@ -29,15 +30,17 @@ ZOOM = 36
 
 
 def error_against_latency(entries: Sequence[Entry]) -> list[Figure]:
-    """A figure for each data set, a plot for each kind of latency: which nets no other beats in both."""
+    """A figure for each data set, a plot for each kind of latency: which nets no other
+    beats in both."""
     figures = []
     for data, group in _by_data(entry for entry in entries if entry.counts and "top1" in entry.table.metrics):
         plots = []
         for number, kind in enumerate(_kinds(group), start=1):
             found = [
-                (1e3 * median(timed[kind]), statistics.median(values), entry)
+                (1e3 * timed[kind].result.median, error, entry)
                 for entry in group
-                if kind in (timed := entry.runs.timed) and (values := errors(entry.runs, "top1"))
+                if kind in (timed := entry.runs.timed)
+                and (error := median_over_seeds(errors(entry.runs, "top1"))) is not None
             ]
             if found:
                 plots.append(_pareto(f"{data}-error-latency-{number}", kind, found))
@@ -64,14 +67,15 @@ def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) 
     ranked = [each for each in found if _length(each[2]) == longest]
     front = pareto_front([(x, y) for x, y, _ in ranked])
     series.append(Series("Pareto front", "steps", [list(point) for point in front], look.REFERENCE))
-    x = axis("latency, median (ms)", [x for x, _, _ in found], log=True)
-    y = axis("test error (%)", [y for _, y, _ in found], most=100)
-    sure = how_sure([entry for _, _, entry in found])
+    x = number_axis("latency, median (ms)", [x for x, _, _ in found], log=True)
+    y = number_axis("test error (%)", [y for _, y, _ in found], most=100)
+    sure = runs_in_words([entry for _, _, entry in found])
     return Plot(name, _title(kind), x, y, tuple(series), f"Errors: {sure}" if sure else "")
 
 
-def how_sure(nets: Sequence[Entry]) -> str:
-    """How many epochs and seeds the errors of some nets rest on, where they are fewer than the paper's."""
+def runs_in_words(nets: Sequence[Entry]) -> str:
+    """How many epochs and seeds the errors of some nets rest on, where they are fewer
+    than the paper's."""
     epochs = {(net.epochs, net.table.recipe.epochs) for net in nets if net.epochs < net.table.recipe.epochs}
     seeds = {(len(net.runs.train), net.table.seeds) for net in nets if len(net.runs.train) < net.table.seeds}
     return ", ".join(f"{_span(shares)} {what}" for shares, what in ((epochs, "epochs"), (seeds, "seeds")) if shares)
@@ -84,13 +88,15 @@ def _span(shares: Collection[tuple[int, int]]) -> str:
 
 
 def _length(entry: Entry) -> tuple[bool, int]:
-    """How much the runs of an entry say: in full, and of how many steps if not in full."""
+    """How much the runs of an entry say: in full, and of how many steps if not in
+    full."""
     full = entry.comparable
     return full, 0 if full else entry.runs.train[0].result.steps
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (latency, error) that no other beats in both, from left to right; `SAME` latencies count as one."""
+    """The points (latency, error) that no other beats in both, from left to right;
+    `SAME` latencies count as one."""
     front: list[tuple[float, float]] = []
     for point in sorted(points):
         if front and point[1] >= front[-1][1]:
@@ -102,15 +108,15 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 
 
 LEARNED: tuple[tuple[str, str, Callable[[Epoch], float | None]], ...] = (
-    ("test-error", "test error (%)", lambda epoch: known(epoch.top1)),
-    ("train-error", "training error (%)", lambda epoch: known(epoch.train_error)),
-    ("train-loss", "training loss", lambda epoch: known(epoch.train_loss)),
+    ("test-error", "test error (%)", lambda epoch: none_if_unset(epoch.top1)),
+    ("train-error", "training error (%)", lambda epoch: none_if_unset(epoch.train_error)),
+    ("train-loss", "training loss", lambda epoch: none_if_unset(epoch.train_loss)),
 )
 
 
 def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
-    """A figure for each data set and depth: test error, training error and training loss by epoch, medians over
-    seeds."""
+    """A figure for each data set and depth: test error, training error and training
+    loss by epoch, medians over seeds."""
     figures = []
     for data, depth, group in _by_depth(entries):
         plots = []
@@ -126,9 +132,10 @@ def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
 def _curve(runs: Runs, of: Callable[[Epoch], float | None]) -> Points:
     found: dict[int, list[float]] = {}
     for record in runs.train:
-        for epoch, value in by_epoch(record, of).items():
+        for epoch, value in figures_by_epoch(record, of).items():
             found.setdefault(epoch, []).append(value)
-    return thin([[epoch, statistics.median(values)] for epoch, values in sorted(found.items())])
+    medians = ((epoch, median_over_seeds(values)) for epoch, values in sorted(found.items()))
+    return thin_out([[epoch, median] for epoch, median in medians if median is not None])
 
 
 def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
@@ -142,9 +149,9 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
                 [i, *(1e3 * value for value in quantiles(r.result.samples, SHARES))] for i, (_, r) in enumerate(found)
             ]
             models = tuple(model for model, _ in found)
-            x = axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
+            x = number_axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
             series = tuple(_by_look(models, boxes, "boxes"))
-            plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, named(models), series))
+            plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, category_axis(models), series))
         if plots:
             caption = "Boxes are quartiles and median of all samples, whiskers 5 % and 95 %."
             figures.append(Figure(f"Latency, {label_of(data)}", caption, tuple(plots)))
@@ -152,7 +159,8 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
 
 
 def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
-    """A figure for each data set, a plot for each kind that was timed with the default export's graph beside it."""
+    """A figure for each data set, a plot for each kind that was timed with the default
+    export's graph beside it."""
     figures = []
     for data, group in _by_data(entries):
         plots = []
@@ -166,28 +174,30 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
             if ratios:
                 models = tuple(ratios)
                 points = [[ratio, float(index)] for index, ratio in enumerate(ratios.values())]
-                x = axis("latency, rewritten over default export (p50)", [*ratios.values(), 1.0])
+                x = number_axis("latency, rewritten over default export (p50)", [*ratios.values(), 1.0])
                 series = tuple(_by_look(models, points, "points"))
-                plots.append(Plot(f"{data}-rewrite-{number}", _title(rewritten), x, named(models), series))
+                plots.append(Plot(f"{data}-rewrite-{number}", _title(rewritten), x, category_axis(models), series))
         if plots:
             caption = "Left of 1 the rewritten graph is faster than the graph that PyTorch's exporter writes."
             figures.append(Figure(f"Gains of the rewrites, {label_of(data)}", caption, tuple(plots)))
     return figures
 
 
-def _by_look(models: Sequence[str], points: Points, form: Literal["points", "boxes"]) -> Iterator[Series]:
-    """A point or box for each of some models, as one series for all that look the same; boxes have no shape."""
+def _by_look(models: Sequence[str], points: Points, mark: Literal["points", "boxes"]) -> Iterator[Series]:
+    """A point or box for each of some models, as one series for all that look the same;
+    boxes have no shape."""
     looks = list(map(look.net, models))
-    kinds = [each.normalization if form == "boxes" else each.kind for each in looks]
+    kinds = [each.normalization if mark == "boxes" else each.kind for each in looks]
     for kind in dict.fromkeys(kinds):
         some = [number for number, each in enumerate(kinds) if each == kind]
         like = looks[some[0]]
         labels = tuple(models[number] for number in some)
-        yield Series(kind, form, [points[number] for number in some], like.color, labels=labels, shape=like.shape)
+        yield Series(kind, mark, [points[number] for number in some], like.color, labels=labels, shape=like.shape)
 
 
 def promise() -> list[Figure]:
-    """What NormProp promises to every layer, in a plain CNN and in a ResNet: of initial weights, so always there."""
+    """What NormProp promises to every layer, in a plain CNN and in a ResNet: of initial
+    weights, so always there."""
     stored = json.loads((resources.files("suite.report") / "assets" / "normprop.json").read_text("utf-8"))
     plots: list[Plot] = []
     # The ResNet is one of the paper's, which the plain CNN is held against.
@@ -212,7 +222,7 @@ def inside(entries: Sequence[Entry]) -> list[Figure]:
         plots: list[Plot] = []
         blocks = [(model, result.blocks) for model, result in analysed if result.blocks]
         before = [(model, _numbered(each.delta)) for model, each in blocks]
-        after = [(model, _numbered(known(each.delta_after_relu) or ())) for model, each in blocks]
+        after = [(model, _numbered(none_if_unset(each.delta_after_relu) or ())) for model, each in blocks]
         for key, words, curves in (
             ("delta", "before the activation", before),
             ("delta-after-relu", "after the activation", after),
@@ -246,11 +256,12 @@ FIGURE_3 = (
 
 
 def _numbered(values: Sequence[float]) -> Points:
-    return thin([[number, value] for number, value in enumerate(values, start=1)])
+    return thin_out([[number, value] for number, value in enumerate(values, start=1)])
 
 
 def _by_data(entries: Iterable[Entry]) -> list[tuple[str, list[Entry]]]:
-    """The entries with runs by data set, by depth; a net that several tables show counts once."""
+    """The entries with runs by data set, by depth; a net that several tables show
+    counts once."""
     groups: dict[str, dict[str, Entry]] = {}
     for entry in entries:
         if entry.runs.train:
@@ -267,7 +278,8 @@ def _depth(entry: Entry) -> int:
 
 
 def _by_depth(entries: Sequence[Entry]) -> Iterator[tuple[str, str, list[Entry]]]:
-    """Data set and depth ("resnet20") with the nets of which there are runs that count."""
+    """Data set and depth ("resnet20") with the nets of which there are runs that
+    count."""
     for data, group in _by_data(entry for entry in entries if entry.counts):
         for depth in dict.fromkeys(entry.depth for entry in group):
             yield data, depth, [entry for entry in group if entry.depth == depth]
@@ -285,7 +297,7 @@ def _title(kind: Kind) -> str:
     """Such as "ONNX Runtime, cpu, int8, batch 8; AMD EPYC (2 cores), torch 2.15.0"."""
     setup, runtime, provider, batch, precision = kind
     name = RUNTIMES[ORT].label if runtime == ORT else runtime_words(runtime)
-    return f"{', '.join([name, provider, *reduced(precision), f'batch {batch}'])}; {setup}"
+    return f"{', '.join([name, provider, *precision_in_words(precision), f'batch {batch}'])}; {setup}"
 
 
 def _lines(
@@ -297,7 +309,8 @@ def _lines(
     log_y: bool = False,
     looks: Mapping[str, look.Net] = MappingProxyType({}),
 ) -> list[Plot]:
-    """A plot of one line for each net that has points; `looks` are of those whose name does not say."""
+    """A plot of one line for each net that has points; `looks` are of those whose name
+    does not say."""
     drawn = [(model, points) for model, points in curves if points]
     if not drawn:
         return []
@@ -307,4 +320,4 @@ def _lines(
         series.append(Series(model, "line", points, like.color, like.shape == "circle", weight=like.weight))
     xs = [point[0] for _, points in drawn for point in points]
     ys = [point[1] for _, points in drawn for point in points]
-    return [Plot(name, title, axis(x_label, xs), axis(y_label, ys, log_y), tuple(series))]
+    return [Plot(name, title, number_axis(x_label, xs), number_axis(y_label, ys, log_y), tuple(series))]

@@ -1,4 +1,5 @@
-"""What the page shows of where its figures come from: machine, versions, commit, command, recipe and records."""
+"""List for each figure of the page the machine, versions, commit and records behind
+it."""
 
 import json
 import shlex
@@ -13,12 +14,13 @@ from suite.report.entries import Entry
 from suite.report.kinds import kind_of, words_of
 from suite.results.record import Checkout, Record, TimedRecord
 from suite.schema.inputs import Inputs, LatencyInputs, OnData, TrainInputs
-from suite.schema.outcomes import known
+from suite.schema.outcomes import none_if_unset
 
 
 @dataclass
 class Provenance:
-    """Where each figure of the page comes from: records, and numbered setups and recipes that many of them share.
+    """Where each figure of the page comes from: records, and numbered setups and
+    recipes that many of them share.
 
     Attributes:
         rows: records by table, model, data set, stage and number of the setup.
@@ -35,7 +37,8 @@ class Provenance:
     records: set[str] = field(default_factory=set)
 
     def add(self, table: str, entry: Entry) -> None:
-        """Take up all records of an entry; `table` is where its readers find it, such as "Table 2, ResNet-20"."""
+        """Take up all records of an entry; `table` is where its readers find it, such
+        as "Table 2, ResNet-20"."""
         runs = entry.runs
         exports = [runs.export] if runs.export else []
         checks = [record for records in runs.checks.values() for record in records]
@@ -58,7 +61,8 @@ class Provenance:
             self.rows.setdefault(key, []).append(record)
 
     def shown(self) -> dict[str, Any]:
-        """All of it as the template takes it: setups, recipes, and a line for each figure that names its own."""
+        """All of it as the template takes it: setups, recipes, and a line for each
+        figure that names its own."""
         lines = []
         for (table, model, data, stage, setup), records in self.rows.items():
             recipes = set(filter(None, map(self._recipe, records)))
@@ -84,8 +88,8 @@ class Provenance:
         """The number of the recipe that a record was made by, if it was by one."""
         if not isinstance(record.inputs, OnData) or isinstance(record.inputs.recipe, UnsetType):
             return None
-        recipe, data = record.inputs.recipe, known(record.inputs.data)
-        name, digest = (data.name, known(data.sha256)) if data else (None, None)
+        recipe, data = record.inputs.recipe, none_if_unset(record.inputs.data)
+        name, digest = (data.name, none_if_unset(data.sha256)) if data else (None, None)
         text = f"data {name} ({str(digest)[:12]}); {_pairs(recipe)}"
         return self.recipes.setdefault(text, len(self.recipes) + 1)
 

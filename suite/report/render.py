@@ -1,4 +1,5 @@
-"""A table as text: Markdown, CSV, LaTeX or JSON, with what is to be said of single cells as footnotes."""
+"""A table as text: Markdown, CSV, LaTeX or JSON, with what is to be said of single
+cells as footnotes."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -21,10 +22,11 @@ Value = str | float | int | None
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its key in CSV and JSON, its heading elsewhere, and how a number is printed there.
+    """One column: its key in CSV and JSON, its heading elsewhere, and how a number is
+    printed there.
 
-    `part` is what readers who choose columns call it and its like; `brief` is its heading for those who do not choose,
-    empty if it is not shown to them.
+    `part` is what readers who choose columns call it and its like; `brief` is its
+    heading for those who do not choose, empty if it is not shown to them.
     """
 
     key: str
@@ -36,7 +38,8 @@ class Column:
 
 @dataclass
 class Line:
-    """One row of a report: values by column key, and for some of them what is to be said about it."""
+    """One row of a report: values by column key, and for some of them what is to be
+    said about it."""
 
     values: dict[str, Value] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
@@ -49,7 +52,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Report:
-    """A table ready to be written: `columns`, `lines`, and general `remarks` beside the lines' own notes."""
+    """A table ready to be written: `columns`, `lines`, and general `remarks` beside the
+    lines' own notes."""
 
     title: str
     columns: list[Column]
@@ -58,13 +62,15 @@ class Report:
 
 
 def render(report: Report, text_format: str) -> str:
-    """The report as text, ending in a newline: "github" (Markdown), "csv", "latex" (booktabs) or "json"."""
+    """The report as text, ending in a newline: "github" (Markdown), "csv", "latex"
+    (booktabs) or "json"."""
     return {"github": _github, "csv": _csv, "latex": _latex, "json": _json}[text_format](report)
 
 
-def chosen(report: Report, names: Sequence[str] = ()) -> Report:
-    """The report with the columns of these parts or keys, or with all for "all", after those of its rows' headings;
-    without names with as many of its brief columns as fit a terminal.
+def select_columns(report: Report, names: Sequence[str] = ()) -> Report:
+    """The report with the columns of these parts or keys, or with all for "all", after
+    those of its rows' headings; without names with as many of its brief columns as fit
+    a terminal.
 
     Raises:
         InputError: a name is neither; it says what is legal.
@@ -92,8 +98,8 @@ def _failed(report: Report, column: Column) -> bool:
 
 
 def check_names(report: Report, names: Sequence[str], later: Sequence[str] = ()) -> None:
-    """Refuse names of columns that a report does not have, and will not have: those of its columns that are still to
-    be measured end in one of `later`.
+    """Refuse names of columns that a report does not have, and will not have: those of
+    its columns that are still to be measured end in one of `later`.
 
     Raises:
         InputError: a name is no column; it says what is legal.
@@ -126,7 +132,7 @@ def _width(report: Report) -> int:
 
 
 def _github(report: Report) -> str:
-    _, notes = printed(report, "[{}]")
+    _, notes = format_cells(report, "[{}]")
     body = _body(report, "github")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
     return "\n".join([textwrap.fill(report.title, WIDTH), "", body, "", *map(_item, foot)]) + "\n"
@@ -140,7 +146,7 @@ def _item(text: str) -> str:
 
 
 def _latex(report: Report) -> str:
-    _, notes = printed(report, "[{}]")
+    _, notes = format_cells(report, "[{}]")
     body = _body(report, "latex")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
     lines = paragraphs([report.title, *foot])
@@ -157,15 +163,16 @@ def _csv(report: Report) -> str:
 
 
 def _no_formula(value: str | float) -> str | float:
-    """The value as a spreadsheet will show it: text that it would run as a formula has an apostrophe before it."""
+    """The value as a spreadsheet will show it: text that it would run as a formula has
+    an apostrophe before it."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def _json(report: Report) -> str:
-    return to_json(content(report))
+    return to_json(to_dict(report))
 
 
-def content(report: Report) -> dict[str, Any]:
+def to_dict(report: Report) -> dict[str, Any]:
     """What JSON has of a report: a row has each value under its column's key."""
     return {
         "title": report.title,
@@ -175,8 +182,9 @@ def content(report: Report) -> dict[str, Any]:
     }
 
 
-def printed(report: Report, mark: str) -> tuple[list[list[str]], list[tuple[int, str]]]:
-    """Every cell as text with the marks of its footnotes, and the numbered footnotes."""
+def format_cells(report: Report, mark: str) -> tuple[list[list[str]], list[tuple[int, str]]]:
+    """Every cell as text with the marks of its footnotes, and the numbered
+    footnotes."""
     numbers: dict[str, int] = {}
     rows = []
     for line in report.lines:
@@ -194,7 +202,7 @@ def _body(report: Report, text_format: str) -> str:
     """Headings and rows without what stands above and below them."""
     import tabulate
 
-    rows, _ = printed(report, "[{}]")
+    rows, _ = format_cells(report, "[{}]")
     cells = [[column.heading for column in report.columns], *rows]
     cells = [[text.replace("] [", ",") for text in row] for row in cells]  # several marks
     if text_format == "github":

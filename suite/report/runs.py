@@ -1,4 +1,5 @@
-"""What results folders hold, row by row of a table: which runs count, and why there are none.
+"""What results folders hold, row by row of a table: which runs count, and why there are
+none.
 
 Statistics are computed as they are asked for, from the raw values in the records.
 """
@@ -30,7 +31,7 @@ from suite.results.store import Store
 from suite.schema.inputs import Data, Inputs
 from suite.tables import modules
 from suite.tables.own import OwnTable
-from suite.tables.spec import Row, Table, outdated, recipe_for
+from suite.tables.spec import Row, Table, is_outdated, recipe_for
 
 S = TypeVar("S", bound=Record[Inputs, object])
 
@@ -49,9 +50,11 @@ CHECK: Check = ("cpu", "fp32")
 
 @dataclass(frozen=True)
 class Runs:
-    """What there is of one row: training runs of one recipe on one data set, by seed, and what followed.
+    """What there is of one row: training runs of one recipe on one data set, by seed,
+    and what followed.
 
-    `parity` is that of float32 on the CPU, `checks` that on other providers and in fewer bits.
+    `parity` is that of float32 on the CPU, `checks` that on other providers and in
+    reduced precision.
     """
 
     train: list[TrainRecord]
@@ -63,7 +66,8 @@ class Runs:
 
     @cached_property
     def timed(self) -> dict[Kind, TimedRecord]:
-        """The latest latency record of each kind among those of the most thorough protocol; never the fastest."""
+        """The latest latency record of each kind among those of the most thorough
+        protocol; never the fastest."""
 
         def merit(record: TimedRecord) -> tuple[int, int, str]:
             return record.inputs.version, record.inputs.protocol.rounds, record.finished
@@ -77,14 +81,16 @@ class Runs:
 
 
 class Records:
-    """What results folders hold, each record read once; to be asked for by what it depends on.
+    """What results folders hold, each record read once; to be asked for by what it
+    depends on.
 
     Args:
         stores: the folders. Of records with the same key, the first folder's counts.
         models: only records of these models; None for all.
         trained: keys of the training records to use; None for all.
         failed: of which kinds of stages failures are told; None for all.
-        imports: the modules that define models of a user's own; what was run with another text of them does not count.
+        imports: the modules that define models of a user's own; what was run with
+            another text of them does not count.
 
     Raises:
         InputError: a record cannot be read, or there is no such module.
@@ -116,11 +122,11 @@ class Records:
             source = train.inputs.source
             if source is not None and sources and source not in sources:
                 self._changed.add((model, train.inputs.data.name))
-            elif outdated(model, train.inputs.version):
+            elif is_outdated(model, train.inputs.version):
                 self._outdated.add((model, train.inputs.data.name))
             elif trained is None or train.key in trained:
                 self.train.setdefault(model, []).append(train)
-        # Of each network the rewritten graph, for the CPU, and the exporter's own, for GPUs and for comparison.
+        # Of each network the rewritten graph, for the CPU, and the default export, for GPUs and for comparison.
         self._rewritten: dict[str, ExportRecord] = {}
         self._plain: dict[str, ExportRecord] = {}
         for export in each(ExportRecord, _same):
@@ -147,10 +153,12 @@ class Records:
         ]
 
     def runs(self, table: Table, row: Row) -> Runs:
-        """The runs of a row that say most: on the paper's data, of most steps, of most seeds, the latest.
+        """The runs of a row that say most: on the paper's data, of most steps, of most
+        seeds, the latest.
 
-        A run is the row's if its recipe is, over any number of epochs, or the row's quick one; of either with any limit
-        of steps. Another table may have the same network by another recipe (Table 3's weight decay).
+        A run is the row's if its recipe is, over any number of epochs, or the row's
+        quick one; of either with any limit of steps. Another table may have the same
+        network by another recipe (Table 3's weight decay).
         """
         legal: dict[int, list[dict[str, object]]] = {}
         groups: dict[bytes, list[TrainRecord]] = {}
@@ -209,7 +217,8 @@ class Records:
         return None
 
     def _data_of(self, failure: Failure) -> str | None:
-        """On which data the network was trained that a stage was about, if that is known."""
+        """On which data the network was trained that a stage was about, if that is
+        known."""
         if failure.data is not None:
             return failure.data
         trained = failure.train or self._trained.get(failure.export)
@@ -238,7 +247,8 @@ def _as_stated(table: Table, data: Data) -> bool:
 
 
 def _recipes(table: Table, row: Row, epochs: int) -> list[dict[str, object]]:
-    """The recipes by which a row may be run over so many epochs, as records hold them; without what limits them."""
+    """The recipes by which a row may be run over so many epochs, as records hold them;
+    without what limits them."""
     found = []
     whole = [recipe_for(table, row, "paper", epochs)] if epochs >= 1 else []
     short = [recipe_for(replace(table, quick=each), row, "quick") for each in (table.quick, *table.earlier_quick)]

@@ -1,4 +1,5 @@
-"""A table as the page shows it: two lines of headings, the columns that open first, and what footnotes amount to."""
+"""Lay a table out for the page: grouped headings, columns shown first, and
+footnotes."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -6,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from suite.report.render import Column, Line, Report, printed
+from suite.report.render import Column, Line, Report, format_cells
 from suite.tables.spec import METRICS
 
 # What a footnote that begins so is called in the cell itself.
@@ -29,7 +30,8 @@ PLAIN = ("not run", "not exported", "not timed", "too few runs", "not in the pap
 
 @dataclass(frozen=True)
 class Head:
-    """A column's heading: `group` stands above it and its neighbours, `kind` is a class of the page's style."""
+    """A column's heading: `group` stands above it and its neighbours, `kind` is a class
+    of the page's style."""
 
     key: str
     group: str
@@ -50,7 +52,7 @@ def sheet(report: Report, everything: bool = False, unrun: Collection[int] = ())
     report = replace(report, columns=sorted(report.columns, key=lambda column: column.key != "model"))
     heads = [_head(column, everything or bool(column.brief)) for column in report.columns]
     said = replace(report, lines=[_told(line) for line in report.lines])
-    cells, notes = printed(said, "\0{}")
+    cells, notes = format_cells(said, "\0{}")
     lines = [
         {
             "unrun": number in unrun,
@@ -111,9 +113,10 @@ def _told(line: Line) -> Line:
 
 
 def _cell(head: Head, line: Line, text: str) -> dict[str, Any]:
-    """A cell: its text, what its footnotes amount to, their numbers, and their words. Where it is empty the reason is
-    on hover and for screen readers; a number at each empty cell would be a thicket. The error of a quick run means
-    nothing, and is no more than mentioned."""
+    """A cell: its text, what its footnotes amount to, their numbers, and their words.
+    Where it is empty the reason is on hover and for screen readers; a number at each
+    empty cell would be a thicket. The error of a quick run means nothing, and is no
+    more than mentioned."""
     shown, *marks = (part.strip() for part in text.split("\0"))
     value, notes = line.values.get(head.key), line.notes.get(head.key, [])
     tags = list(dict.fromkeys(TAGS[start] for note in notes for start in TAGS if note.startswith(start)))

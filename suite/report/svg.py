@@ -20,7 +20,8 @@ Place = tuple[float, float]
 
 
 def render(plot: Plot, heading: str = "") -> str:
-    """The plot as an SVG document, drawn for white paper; `heading` says what its figure is of."""
+    """The plot as an SVG document, drawn for white paper; `heading` says what its
+    figure is of."""
     left = LEFT + LETTER * max((len(name) for name in plot.y.categories), default=0)
     inner = max(300, 22 * len(plot.y.categories))
     named = plot.series if len(plot.series) > 1 else ()
@@ -35,11 +36,11 @@ def render(plot: Plot, heading: str = "") -> str:
         )
 
     parts = [*_titles(heading, titles), *_axes(plot, at)]
-    for series in sorted(plot.series, key=lambda each: each.form == "points"):  # over the lines
-        parts += _boxes(series, at) if series.form == "boxes" else _marks(series, [at(*p) for p in series.points])
+    for series in sorted(plot.series, key=lambda each: each.mark == "points"):  # over the lines
+        parts += _boxes(series, at) if series.mark == "boxes" else _marks(series, [at(*p) for p in series.points])
     if not plot.y.categories:  # which name the points already
         labelled = [(at(*p), label) for s in plot.series for p, label in zip(s.points, s.labels, strict=False)]
-        parts += _labels(labelled, [at(*p) for s in plot.series if s.form == "points" for p in s.points])
+        parts += _labels(labelled, [at(*p) for s in plot.series if s.mark == "points" for p in s.points])
     for index, series in enumerate(named):
         x = LEFT + (WIDTH - LEFT) * (index % LEGEND_COLUMNS) / LEGEND_COLUMNS
         y = top + inner + BOTTOM + LINE * (index // LEGEND_COLUMNS)
@@ -92,7 +93,7 @@ def _share(axis: Axis, value: float) -> float:
 
 def _marks(series: Series, places: list[Place], titles: bool = True) -> list[str]:
     color = PALETTE[series.color]
-    if series.form == "points":
+    if series.mark == "points":
         fill = "#fff" if series.hollow else color
         labels = series.labels if titles else ("",) * len(places)
         return [
@@ -102,7 +103,7 @@ def _marks(series: Series, places: list[Place], titles: bool = True) -> list[str
         ]
     path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
     for x, y in places[1:]:
-        path += f"H{x:.1f}V{y:.1f}" if series.form == "steps" else f"L{x:.1f} {y:.1f}"
+        path += f"H{x:.1f}V{y:.1f}" if series.mark == "steps" else f"L{x:.1f} {y:.1f}"
     dash = ' stroke-dasharray="5 3"' if series.hollow else ""
     width = min(1.5 * series.weight, 3.5)
     drawn = [f'<path d="{path}" fill="none" stroke="{color}" stroke-width="{width:g}"{dash}/>']
@@ -122,15 +123,15 @@ def _shape(series: Series, x: float, y: float) -> str:
 
 def _key(series: Series, x: float, y: float) -> list[str]:
     """What stands before a series' name in the legend."""
-    if series.form == "boxes":
+    if series.mark == "boxes":
         path = f"M{x - 6:.1f} {y - 5:.1f}h12v10h-12z"
         return [f'<path d="{path}" fill="none" stroke="{PALETTE[series.color]}" stroke-width="1.5"/>']
-    return _marks(series, [(x, y)] if series.form == "points" else [(x - 9, y), (x + 9, y)], titles=False)
+    return _marks(series, [(x, y)] if series.mark == "points" else [(x - 9, y), (x + 9, y)], titles=False)
 
 
 def _labels(points: Sequence[tuple[Place, str]], marks: Sequence[Place]) -> list[str]:
-    """Each point's label above and beside it, on the side where there is room, and moved where another one or a point
-    is."""
+    """Each point's label above and beside it, on the side where there is room, and
+    moved where another one or a point is."""
     taken = [(x - 7, y + 4, 14.0) for x, y in marks]
     parts = []
     for (x, y), label in sorted(points):

@@ -1,35 +1,33 @@
 """Records to tables: the paper's figures, ours and the inference speed side by side.
 
-Nothing is measured here. A value that is missing is an empty cell with a footnote, never 0, and figures of different
-machines never share a column.
+Nothing is measured here. A value that is missing is an empty cell with a footnote,
+never 0, and figures of different machines never share a column.
 """
 
-import statistics
 from collections.abc import Callable, Collection, Sequence
 from math import floor
 from operator import attrgetter
 
 from suite.files import printable
-from suite.registry import ORT, RUNTIMES, lacks
-from suite.report import stated
-from suite.report.entries import Entry, Metric, errors, shortfalls, untrained
-from suite.report.kinds import PLAIN, brief_words, reduced, runtime_words, unstable, words_of
+from suite.registry import FORMS, ORT, RUNTIMES, why_unsupported
+from suite.report import own_claims
+from suite.report.entries import Entry, Metric, errors, shortfalls, why_untrained
+from suite.report.kinds import brief_words, instability_notes, precision_in_words, runtime_words, words_of
 from suite.report.render import FAILED, Column, Line, Report
 from suite.report.runs import Records, Runs
-from suite.results.derived import allowed_loss, over_seeds, percent_of_peak
+from suite.results.derived import allowed_loss, median_over_seeds, percent_of_peak
 from suite.results.record import TimedRecord
+from suite.results.samples import median as median_of
 from suite.results.samples import percentiles
 from suite.results.store import Store
-from suite.schema.outcomes import Activation, ParityResult, known
+from suite.schema.outcomes import Activation, ParityResult, none_if_unset
 from suite.tables.spec import LOSS, METRICS, TOLERANCE, VERSIONS, Table
 
 # The table whose figures are not errors but what `suite.analysis.analyze` finds in trained networks.
 ANALYSED = 1
-# What is said of more than the machine's peak: the peak is too low, and the figure no share of it. Until version 2 a
-# peak was of one product alone.
+# Of more than the machine's peak, which is no share of it. Until version 2 a peak was of one product.
 BEYOND = "impossible: more than the peak, which was measured too low"
 BEYOND_ONE = "impossible: more than the peak, which is of one matrix product and was measured too low"
-
 # Runtimes whose figures are of the exported file.
 FILES = [name for name, runtime in RUNTIMES.items() if runtime.reads_files]
 # What stands in the place of the error of a run shorter than an epoch, which is that of chance; the record holds it.
@@ -52,12 +50,17 @@ def build(
         table: the rows wanted.
         source: a results folder, or what was read of one or several.
         metric: print the errors of the last epoch, or the least over all epochs.
-        trained: keys of the training records to show, if `source` is a folder; None for the best of each row.
-        detail: give differences from the paper, numbers of seeds and spreads columns of their own, and latencies the
-            percentiles for which there are samples enough, the time to load and that of the first run.
-        failed: of which kinds of stages failures are told, if `source` is a folder; None for all.
-        forms: that were asked for; where a provider cannot run one of them, or one that others have, the table says so.
-        imports: modules that define models of a user's own table, if `source` is a folder.
+        trained: keys of the training records to show, if `source` is a folder; None for
+            the best of each row.
+        detail: give differences from the paper, numbers of seeds and spreads columns of
+            their own, and latencies the percentiles for which there are samples enough,
+            the time to load and that of the first run.
+        failed: of which kinds of stages failures are told, if `source` is a folder;
+            None for all.
+        forms: that were asked for; where a provider cannot run one of them, or one that
+            others have, the table says so.
+        imports: modules that define models of a user's own table, if `source` is a
+            folder.
 
     Raises:
         InputError: a record cannot be read.
@@ -82,12 +85,12 @@ def build(
     columns += _cost(found, lines)
     latency, remarks = _latency(table, found, lines, index, detail, forms)
     entries = [Entry(table, row, runs) for row, runs in zip(table.rows, found, strict=True)]
-    remarks += stated.remarks(entries, metric)
+    remarks += own_claims.remarks(entries, metric)
     return Report(table.title, columns + latency, lines, [*remarks, *_untold(table, lines, index)])
 
 
 def _untold(table: Table, lines: list[Line], index: Records) -> list[str]:
-    """What failed, and has no cell that could say so: an int8 file, or a latency that no network has."""
+    """What failed and has no cell to say so: an int8 file, a latency of no network."""
     told = {note for line in lines for notes in line.notes.values() for note in notes}
     failed = [(row, index.reason(row, stage)) for row in table.rows for stage in VERSIONS]
     return [f"{row.title} on {row.data}: {why}" for row, why in failed if why and printable(why) not in told]
@@ -136,20 +139,20 @@ def _errors(
             if runs.train[0].is_quick:
                 for column in (ours, difference, spread) if detail else (ours,):
                     line.put(column, QUICK, *note)
-            elif (median := over_seeds(values)) is not None:
+            elif (median := median_over_seeds(values)) is not None:
                 line.put(ours, median, *note)
                 if detail:
                     line.put(difference, median - theirs if theirs is not None else None, *note)
                     line.put(spread, max(values) - min(values) if len(values) > 1 else None)
             elif all(not record.result.trained for record in runs.train):
-                line.put(ours, None, untrained(runs.train[0]), *note)
+                line.put(ours, None, why_untrained(runs.train[0]), *note)
             else:
                 line.put(ours, None, "not measured by this recipe")
     return [*columns, seeds] if detail else columns
 
 
 def _activation(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[Column]:
-    """Table 1. The paper does not say over which entries it averages, so that all three readings stand side by side."""
+    """Table 1 in three readings: the paper does not say which entries it averages."""
     readings = {"over_nonzero": "non-zero entries", "over_all": "all entries", "pooled": "pooled"}
     columns = []
     for name in table.metrics:
@@ -178,11 +181,11 @@ def _activation(table: Table, found: list[Runs], lines: list[Line], index: Recor
                     line.put(column, None, why)
                     continue
                 if not runs.train[0].result.trained:
-                    line.put(column, None, untrained(runs.train[0]), *shortfalls(table, row, runs.train))
+                    line.put(column, None, why_untrained(runs.train[0]), *shortfalls(table, row, runs.train))
                     continue
                 figures = [_at(record.result.activation, path) for record in runs.analyze]
                 values = [value for value in figures if value is not None]
-                line.put(column, over_seeds(values), *shortfalls(table, row, runs.train))
+                line.put(column, median_over_seeds(values), *shortfalls(table, row, runs.train))
     return columns
 
 
@@ -207,7 +210,7 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
     columns = [error, logits, agreement]
     for check in sorted({check for runs in found for check in runs.checks}):
         provider, precision = map(printable, check)
-        name = " ".join([provider] * (provider != "cpu") + reduced(precision))
+        name = " ".join([provider] * (provider != "cpu") + precision_in_words(precision))
         key = "_".join(name.split())
         error = Column(f"parity_{key}_top1", f"{name} - torch error", error.show, "parity")
         agreement = Column(f"parity_{key}_agreement", f"{name} top-1 agreement %", agreement.show, "parity")
@@ -229,7 +232,7 @@ def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[
         layers = [result.departure.layer for result in failed if result.departure]
         why = [*filter(None, map(_why, failed)), *(f"first at {layer}" for layer in layers)]
         notes.append(FAILED + (f": {', '.join(dict.fromkeys(why))}" if why else ""))
-    # In fewer bits nearly every disagreement is within the logit difference.
+    # In reduced precision nearly every disagreement is within the logit difference.
     ties = sum(result.ties for result in results if result.precision == "fp32")
     if ties:
         notes.append(f"{ties} ties within the logit difference")
@@ -238,13 +241,13 @@ def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[
 
 
 def _why(result: ParityResult) -> str:
-    """Which limit a parity failed at, as `suite.inference.parity.judge` has them; empty if the record does not tell."""
+    """Which limit of `suite.inference.parity` failed; empty if the record has none."""
     if result.precision == "fp32" and not result.tf32:
         apart = result.max_logit_difference / result.scale
         if apart > TOLERANCE:
             return f"logits differ by {apart:.1e} of the greatest, {TOLERANCE:.0e} allowed"
         return "another first class than rounding explains"
-    lost, won, error = known(result.lost), known(result.won), known(result.torch_top1)
+    lost, won, error = none_if_unset(result.lost), none_if_unset(result.won), none_if_unset(result.torch_top1)
     if lost is None or won is None or error is None:
         return ""
     right = round(result.images * (1 - error / 100))
@@ -267,12 +270,13 @@ def _cost(found: list[Runs], lines: list[Line]) -> list[Column]:
 def _latency(
     table: Table, found: list[Runs], lines: list[Line], index: Records, detail: bool, forms: Collection[str]
 ) -> tuple[list[Column], list[str]]:
-    """Columns (p50, images/s, share of the peak) for each kind of latency that was measured, and for those that a
-    provider lacks and were asked for."""
+    """p50, images/s and share of the peak of each kind, measured or lacking."""
     timed = [runs.timed for runs in found]
     measured = {kind for records in timed for kind in records}
     asked = {*forms, *(kind[4] for kind in measured)}
-    lacking = {(*kind[:4], form) for kind in measured for form in asked if kind[1] == ORT and lacks(kind[2], form)}
+    lacking = {
+        (*kind[:4], form) for kind in measured for form in asked if kind[1] == ORT and why_unsupported(kind[2], form)
+    }
     kinds = sorted(measured | lacking)
     setups = list(dict.fromkeys(kind[0] for kind in kinds))
     remarks = [f"{f'm{n}' if len(setups) > 1 else 'latency'}: {setup}" for n, setup in enumerate(setups, start=1)]
@@ -295,20 +299,19 @@ def _latency(
         speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits, "speed")
         share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}", "peak")
         columns += [median, speed]
-        # The exporter's own graph is in float32 too, and torch uses the same units.
-        units = "fp32" if precision == PLAIN else precision
+        units = FORMS[precision].precision if precision in FORMS else precision
         machine = next((records[kind].inputs.machine for records in timed if kind in records), "")
         has_peak = any((*place[:2], place[3]) == (machine, provider, units) for place in index.peak)
         if has_peak:
             columns.append(share)
         for runs, row, records, line in zip(found, table.rows, timed, lines, strict=True):
             if kind not in records:
-                why = lacks(provider, precision) or index.reason(row, "latency") or "not run"
+                why = why_unsupported(provider, precision) or index.reason(row, "latency") or "not run"
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue
             p50 = records[kind].result.median
-            line.put(median, 1e3 * p50, *unstable(records[kind]))
+            line.put(median, 1e3 * p50, *instability_notes(records[kind]))
             line.put(speed, batch / p50)
             peak = index.peak.get((machine, provider, records[kind].inputs.threads or 0, units))
             if has_peak and peak and runs.export and (macs := runs.export.result.macs):
@@ -322,15 +325,16 @@ def _latency(
 def _beside_the_median(
     key: str, name: str, records: list[TimedRecord | None], lines: list[Line], detail: bool
 ) -> list[Column]:
-    """Milliseconds from host memory to host memory where that is another figure, and in detail the higher percentiles,
-    the time to load and that of the first run; columns of which there is something to say."""
+    """Milliseconds from host memory to host memory where that is another figure, and in
+    detail the higher percentiles, the time to load and that of the first run; columns
+    of which there is something to say."""
     columns: dict[str, Column] = {}
     for record, line in zip(records, lines, strict=True):
         if record is None:
             continue
         seconds: dict[str, float] = {}
         if host := record.result.host_samples:
-            seconds["host to host p50"] = statistics.median(host)
+            seconds["host to host p50"] = median_of(host)
         if detail:
             seconds |= {name: value for name, value in percentiles(record.result.samples).items() if name != "p50"}
             others = {"load": record.result.load_seconds, "first run": record.result.first_run_seconds}

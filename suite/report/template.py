@@ -1,4 +1,5 @@
-"""The page's templates, in `assets/`: whatever they are given is shown as text, whatever characters a record has."""
+"""The page's templates, in `assets/`: whatever they are given is shown as text,
+whatever characters a record has."""
 
 import functools
 from importlib import resources
@@ -16,7 +17,8 @@ def _environment() -> "Environment":
     from markupsafe import Markup
 
     def plain(value: Any) -> Any:
-        """No terminal and no browser is obeyed: Markup is our own, or was made plain before it became that."""
+        """No terminal and no browser is obeyed: Markup is our own, or was made plain
+        before it became that."""
         return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     return Environment(
@@ -29,6 +31,7 @@ def asset(name: str) -> str:
     return (resources.files("suite.report") / "assets" / name).read_text("utf-8")
 
 
-def fill(name: str, **values: Any) -> str:
-    """A template with its values, all of them escaped but what the template itself marks as safe."""
+def fill_template(name: str, **values: Any) -> str:
+    """A template with its values, all of them escaped but what the template itself
+    marks as safe."""
     return _environment().get_template(name).render(values)

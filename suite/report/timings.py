@@ -1,21 +1,22 @@
-"""A contest as a table: what each network takes, and how that compares with the first."""
+"""A contest as a table: what each network takes, and how that compares with the
+first."""
 
-import json
-import re
 from collections.abc import Sequence
 
 from suite import env
-from suite.inference.contest import Outcome
+from suite.inference.contest import Measurement
 from suite.registry import PROVIDERS, RUNTIMES
 from suite.report import render as rendering
+from suite.report.formats import to_json
 from suite.report.render import Column, Line, Report
 from suite.report.tables import BEYOND, three_digits
-from suite.results.samples import nanoseconds, percentiles
+from suite.results.samples import median as median_of
+from suite.results.samples import percentiles, to_nanoseconds
 
 
-def table(outcomes: Sequence[Outcome], title: str, remarks: Sequence[str]) -> Report:
-    """One line for each outcome. A column of which there is nothing to say is left out; a value that is missing is an
-    empty cell with its reason, never 0."""
+def table(outcomes: Sequence[Measurement], title: str, remarks: Sequence[str]) -> Report:
+    """One line for each outcome. A column of which there is nothing to say is left out;
+    a value that is missing is an empty cell with its reason, never 0."""
     by_images = all(outcome.entrant.images for outcome in outcomes)
     kinds = [Column(key, key) for key in ("network", "runtime", "provider", "precision")]
     network, runtime, provider, precision = kinds
@@ -57,8 +58,8 @@ def table(outcomes: Sequence[Outcome], title: str, remarks: Sequence[str]) -> Re
         if outcome.share is not None:
             percent = 100 * outcome.share
             line.put(share, percent, *([BEYOND] if percent > 100 else []))
-        line.put(load, 1e3 * _middle(outcome.load))
-        line.put(first, 1e3 * _middle(outcome.first))
+        line.put(load, 1e3 * median_of(outcome.load))
+        line.put(first, 1e3 * median_of(outcome.first))
         if outcome.nodes:
             there = outcome.nodes.get(outcome.provider, 0)
             line.put(nodes, f"{there} of {sum(outcome.nodes.values())}")
@@ -67,33 +68,28 @@ def table(outcomes: Sequence[Outcome], title: str, remarks: Sequence[str]) -> Re
     return Report(title, kept, lines, [*remarks, f"versions: {_versions(outcomes)}"])
 
 
-def render(report: Report, outcomes: Sequence[Outcome], form: str) -> str:
-    """The table of these outcomes as text. JSON has of each row also `rounds_ns`, every run once in whole nanoseconds,
-    round by round, and the `settings` of its runtime."""
-    if form != "json":
-        return rendering.render(report, form)
-    content = rendering.content(report)
+def render(report: Report, outcomes: Sequence[Measurement], text_format: str) -> str:
+    """The table of these outcomes as text. JSON has of each row also `rounds_ns`, every
+    run once in whole nanoseconds, round by round, and the `settings` of its runtime."""
+    if text_format != "json":
+        return rendering.render(report, text_format)
+    content = rendering.to_dict(report)
     for row, outcome in zip(content["rows"], outcomes, strict=True):
         row["settings"] = outcome.settings
-        row["rounds_ns"] = [nanoseconds(each) for each in outcome.rounds]
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    return re.sub(r"(?<=[\[\d,])\n *(?=\d)|(?<=\d)\n *(?=\])", " ", text) + "\n"  # a round stands in one line
+        row["rounds_ns"] = [to_nanoseconds(each) for each in outcome.rounds]
+    return to_json(content, numbers_in_one_line=True)
 
 
-def _versions(outcomes: Sequence[Outcome]) -> str:
+def _versions(outcomes: Sequence[Measurement]) -> str:
     """Of the packages that ran them."""
     libraries = {RUNTIMES[outcome.entrant.request.runtime].library for outcome in outcomes}
     known = {name: version for name, version in env.versions().items() if name.removesuffix("-gpu") in libraries}
     return ", ".join(f"{name} {version}" for name, version in known.items())
 
 
-def title(outcomes: Sequence[Outcome], quick: bool) -> str:
+def title(outcomes: Sequence[Measurement], quick: bool) -> str:
     """What was measured, and on what."""
     runs = sorted(len(outcome.samples) for outcome in outcomes if outcome.samples) or [0]
     counted = f"{runs[0]} runs each" if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]} runs each"
     quickly = ", quick" if quick else ""
     return f"Timed in turns on {env.machine()['id']}: {counted}{quickly}, of time to a synchronisation"
-
-
-def _middle(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]

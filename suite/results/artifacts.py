@@ -1,19 +1,20 @@
-"""The files that stages make: moved to where they belong, and listed with their hashes in the record."""
+"""The files that stages make: moved to where they belong, and listed with their hashes
+in the record."""
 
 import hashlib
 import os
 import shutil
 from pathlib import Path
 
-from suite.files import make_folder, share
+from suite.files import inherit_permissions, make_folder
 from suite.results.record import Artifact
 
 
-def described(key: str, folder: Path | None) -> dict[str, Artifact]:
+def describe_files(key: str, folder: Path | None) -> dict[str, Artifact]:
     """What a record says of the files in a folder, which are on the disk then."""
     found: dict[str, Artifact] = {}
     for file in sorted(folder.iterdir()) if folder else ():
-        share(file)  # safetensors makes what only its owner may read
+        inherit_permissions(file)  # safetensors makes what only its owner may read
         _sync(file)
         place = f"artifacts/{key}/{file.name}"
         found[file.name] = Artifact(path=place, sha256=sha256(file), bytes=file.stat().st_size)
@@ -21,7 +22,8 @@ def described(key: str, folder: Path | None) -> dict[str, Artifact]:
 
 
 def move(folder: Path, target: Path) -> None:
-    """Move a folder to where it belongs, in the place of what a run that was killed before its record has left."""
+    """Move a folder to where it belongs, in the place of what a run that was killed
+    before its record has left."""
     make_folder(target.parent)
     if target.is_symlink():
         target.unlink()

@@ -1,4 +1,5 @@
-"""How sure a median of timings is: intervals of 95 % by resampling whole rounds, and by what processes differ."""
+"""How sure a median of timings is: intervals of 95 % by resampling whole rounds, and by
+what processes differ."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,25 +16,27 @@ TWINS = 0.009
 Values = NDArray[np.float64]
 
 
-def medians(rounds: Sequence[NDArray[Any]], random: np.random.Generator) -> Values:
-    """Medians of all runs (RESAMPLES,), of which whole rounds are drawn: runs of one share the machine's mood."""
+def resample_rounds(rounds: Sequence[NDArray[Any]], random: np.random.Generator) -> Values:
+    """Medians of all runs (RESAMPLES,), of which whole rounds are drawn: runs of one
+    share the machine's mood."""
     draws = random.integers(0, len(rounds), (RESAMPLES, len(rounds)))
     return np.array([np.median(np.concatenate([rounds[index] for index in draw])) for draw in draws])
 
 
-def median_of_runs(values: Values, random: np.random.Generator) -> Values:
+def resample_values(values: Values, random: np.random.Generator) -> Values:
     """Medians (RESAMPLES,) of single values that are drawn."""
     found: Values = np.median(values[random.integers(0, len(values), (RESAMPLES, len(values)))], axis=1)
     return found
 
 
-def twins(random: np.random.Generator, share: float) -> Values:
-    """Factors (RESAMPLES,) by which processes of one file differ: the variance is this `share` of one process's."""
+def resample_process_factors(random: np.random.Generator, share: float) -> Values:
+    """Factors (RESAMPLES,) by which processes of one file differ: the variance is this
+    `share` of one process's."""
     factors: Values = np.exp(TWINS * np.sqrt(share) * random.standard_normal(RESAMPLES))
     return factors
 
 
-def limits(drawn: Values) -> tuple[float, float]:
+def interval(drawn: Values) -> tuple[float, float]:
     """The interval of 95 % of what was drawn."""
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

@@ -1,7 +1,8 @@
-"""Records of latencies in their earlier layouts, written anew in today's: each run once, as whole nanoseconds.
+"""Records of latencies in their earlier layouts, written anew in today's: each run
+once, as whole nanoseconds.
 
-Nothing is lost but what lies below a nanosecond, which no clock has counted: each new text is read back and compared
-with the old one before it takes its place.
+Nothing is lost but what lies below a nanosecond, which no clock has counted: each new
+text is read back and compared with the old one before it takes its place.
 """
 
 import math
@@ -16,9 +17,9 @@ from msgspec.structs import replace
 from suite.errors import InputError
 from suite.files import read_if_file
 from suite.results import samples
-from suite.results.record import FORMAT, AnyRecord, decode, text_of
+from suite.results.record import FORMAT, AnyRecord, decode, to_json
 from suite.results.store import Store
-from suite.results.verify import places, read_sound
+from suite.results.verify import read_verified, record_paths
 from suite.schema.outcomes import LatencyResult
 
 # What a timing holds of its runs, in all layouts.
@@ -28,9 +29,10 @@ HALF = 0.5e-9
 
 
 @dataclass
-class Rewritten:
-    """What was written anew: how many `records`, their bytes `before` and `after`, how many `runs` they hold, and the
-    greatest difference in seconds, `furthest`, of one that was read before from the same one read afterwards."""
+class RewriteSummary:
+    """What was written anew: how many `records`, their bytes `before` and `after`, how
+    many `runs` they hold, and the greatest difference in seconds, `furthest`, of one
+    that was read before from the same one read afterwards."""
 
     records: int = 0
     before: int = 0
@@ -44,12 +46,12 @@ class Rewritten:
         return f"{size}: {same}, all else equal" if self.records else "no record of an earlier layout to write anew"
 
 
-def rewrite(store: Store, progress: Callable[[int, int, str], None] = lambda done, total, note: None) -> Rewritten:
+def rewrite(store: Store, progress: Callable[[int, int, str], None] = lambda done, total, note: None) -> RewriteSummary:
     """Write records of earlier layouts anew.
 
-    A record is replaced by a single rename, so that after a kill each has one of its layouts, and the same command goes
-    on. Left alone is all that `verify` has something against, and every timing whose samples are not those of its
-    rounds.
+    A record is replaced by a single rename, so that after a kill each has one of its
+    layouts, and the same command goes on. Left alone is all that `verify` has something
+    against, and every timing whose samples are not those of its rounds.
 
     Args:
         store: the results folder.
@@ -58,7 +60,7 @@ def rewrite(store: Store, progress: Callable[[int, int, str], None] = lambda don
     Raises:
         InputError: the folder cannot be read or written to.
     """
-    found, paths = Rewritten(), places(store.root)
+    found, paths = RewriteSummary(), record_paths(store.root)
     for done, path in enumerate(paths, start=1):
         if path.parent.name == "latency" and (text := _earlier(store.root, path)) and (new := _anew(text)):
             after, differences = new
@@ -76,18 +78,19 @@ def _earlier(root: Path, path: Path) -> bytes | None:
     """The text of a sound record in an earlier layout; None of everything else."""
     try:
         text = read_if_file(path)
-        read_sound(root, path)
+        read_verified(root, path)
     except (InputError, OSError):
         return None
     return text if text and "samples" in decode(text, AnyRecord).result else None
 
 
 def _anew(text: bytes) -> tuple[bytes, list[float]] | None:
-    """A record's text in today's layout, and what `differences` says of the two; None if they are not equal."""
+    """A record's text in today's layout, and what `differences` says of the two; None
+    if they are not equal."""
     content: dict[str, object] = msgspec.json.decode(text)  # as it is, and not as it may be printed
     result = msgspec.json.decode(text, type=_Result).result
     try:
-        after = text_of({"digest": "", **content, "result": samples.packed(result), "format": FORMAT})
+        after = to_json({"digest": "", **content, "result": samples.to_record(result), "format": FORMAT})
         found = differences(decode(text, AnyRecord), decode(after, AnyRecord))
     except (ValueError, OverflowError):  # a run of less than a nanosecond, or of centuries
         return None
@@ -99,11 +102,13 @@ class _Result(msgspec.Struct):
 
 
 def differences(old: AnyRecord, new: AnyRecord) -> list[float] | None:
-    """Hold a latency's record against the same in another layout, both as readers are given them.
+    """Hold a latency's record against the same in another layout, both as readers are
+    given them.
 
     Returns:
-        Of each run, from host memory too, the difference in seconds, none above half a nanosecond; None if anything
-        else differs, the rounds among it, or where the old samples are not those of the old rounds.
+        Of each run, from host memory too, the difference in seconds, none above half a
+        nanosecond; None if anything else differs, the rounds among it, or where the old
+        samples are not those of the old rounds.
 
     Raises:
         ValueError: one of them is no latency's.
@@ -112,7 +117,7 @@ def differences(old: AnyRecord, new: AnyRecord) -> list[float] | None:
         return None
     rest, same = ({name: value for name, value in each.result.items() if name not in _TIMES} for each in (old, new))
     kept = msgspec.convert(old.result, LatencyResult)
-    before, after = samples.timed(kept), samples.timed(msgspec.convert(new.result, LatencyResult))
+    before, after = samples.to_seconds(kept), samples.to_seconds(msgspec.convert(new.result, LatencyResult))
     if rest != same or (before.rounds, len(before.host_samples)) != (after.rounds, len(after.host_samples)):
         return None
     if kept.rounds and list(chain(*kept.rounds)) != kept.samples:

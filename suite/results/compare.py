@@ -1,7 +1,9 @@
-"""Two measurements of the same cells, before and after a change: the ratio of their medians, and what got slower.
+"""Two measurements of the same cells, before and after a change: the ratio of their
+medians, and what got slower.
 
-A measurement is a results folder with records of the stage "latency", or a JSON file of pytest-benchmark. A figure of
-another machine is never compared, and one that is missing is said to be: both are failures, as a regression is.
+A measurement is a results folder with records of the stage "latency", or a JSON file of
+pytest-benchmark. A figure of another machine is never compared, and one that is missing
+is said to be: both are failures, as a regression is.
 """
 
 import json
@@ -17,7 +19,7 @@ from suite.errors import InputError
 from suite.results import bootstrap, samples
 from suite.results.record import ExportRecord, LatencyRecord, TrainRecord
 from suite.results.store import Store
-from suite.schema.outcomes import known
+from suite.schema.outcomes import none_if_unset
 
 # Fewest rounds whose spread says how certain a median is: six are the fewest whose least and greatest have the true one
 # between them in 19 of 20 cases.
@@ -28,8 +30,8 @@ Case = tuple[tuple[str, str | int], ...]
 
 @dataclass(frozen=True)
 class Ratio:
-    """One cell in both: medians in seconds, their ratio b / a, and its interval of 95 %; `doubts` say why not to trust
-    them."""
+    """One cell in both: medians in seconds, their ratio b / a, and its interval of 95
+    %; `doubts` say why not to trust them."""
 
     cell: Case
     machine: str
@@ -49,7 +51,8 @@ class Comparison:
         ratios: the cells that both have from one machine.
         regressions: of these, those whose whole interval lies above `1 + fail_above`.
         missing: cells that a has and b has not.
-        elsewhere: cells that b has, but from other machines than a: the cell, a's machine, and b's.
+        elsewhere: cells that b has, but from other machines than a: the cell, a's
+            machine, and b's.
         new: cells that b has and a has not; no failure.
         fail_above: slow-down that is allowed, as 0.05; None if none fails.
     """
@@ -66,19 +69,23 @@ class Comparison:
         """Every reason for an exit code other than 0, a line each."""
         return [
             *(
-                f"slower: {name(found.cell)}: {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f}), "
+                f"slower: {format_cell(found.cell)}: {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f}), "
                 f"allowed {1 + (self.fail_above or 0):.3f}"
                 for found in self.regressions
             ),
-            *(f"missing: {name(cell)}" for cell in self.missing),
-            *(f"another machine: {name(cell)}: {theirs} instead of {ours}" for cell, ours, theirs in self.elsewhere),
+            *(f"missing: {format_cell(cell)}" for cell in self.missing),
+            *(
+                f"another machine: {format_cell(cell)}: {theirs} instead of {ours}"
+                for cell, ours, theirs in self.elsewhere
+            ),
         ]
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """Seconds of one cell on one machine, in the rounds that they were taken in if that is known; `way` is the version
-    of the suite's way to measure, where records say it."""
+    """Seconds of one cell on one machine, in the rounds that they were taken in if
+    that is known; `way` is the version of the suite's way to measure, where records
+    say it."""
 
     cell: Case
     machine: str
@@ -90,9 +97,10 @@ class _Measured:
 def compare(a: Path, b: Path, fail_above: float | None = None) -> Comparison:
     """Compare two measurements cell by cell.
 
-    The interval is a percentile bootstrap, with the same random numbers each time: whole rounds are drawn, since runs
-    of one round share the machine's mood, and single runs only where there are no rounds. Each side is one process, so
-    that what processes of one file differ by (`TWINS`) is drawn too.
+    The interval is a percentile bootstrap, with the same random numbers each time:
+    whole rounds are drawn, since runs of one round share the machine's mood, and single
+    runs only where there are no rounds. Each side is one process, so that what
+    processes of one file differ by (`TWINS`) is drawn too.
 
     Args:
         a: a results folder, or a JSON file of pytest-benchmark: before.
@@ -100,8 +108,8 @@ def compare(a: Path, b: Path, fail_above: float | None = None) -> Comparison:
         fail_above: the slow-down that is allowed, as 0.05 for 5 %; None for any.
 
     Raises:
-        InputError: no such file or folder, nothing was measured in it, it is of the wrong kind, or a negative
-            `fail_above`.
+        InputError: no such file or folder, nothing was measured in it, it is of the
+            wrong kind, or a negative `fail_above`.
     """
     if fail_above is not None and not fail_above >= 0:
         raise InputError(f"a slow-down of {fail_above} cannot be allowed; legal: 0 or more, as 0.05 for 5 %")
@@ -122,7 +130,7 @@ def compare(a: Path, b: Path, fail_above: float | None = None) -> Comparison:
     return Comparison(ratios, slow, missing, elsewhere, [cell for cell in after if cell not in before], fail_above)
 
 
-def name(cell: Case) -> str:
+def format_cell(cell: Case) -> str:
     """A cell as text: its values, and the names of those that are numbers."""
     return " ".join(f"{key.removesuffix('_size')} {value}" if isinstance(value, int) else value for key, value in cell)
 
@@ -133,7 +141,7 @@ def render(comparison: Comparison) -> str:
 
     rows = [
         [
-            name(found.cell),
+            format_cell(found.cell),
             f"{1e3 * found.a:.3f}",
             f"{1e3 * found.b:.3f}",
             f"{found.ratio:.3f}",
@@ -147,7 +155,7 @@ def render(comparison: Comparison) -> str:
     table = [tabulate(rows, headings, disable_numparse=True, colalign=aligned)] if rows else []
     machines = dict.fromkeys(found.machine for found in comparison.ratios)
     lines = [*table, *(f"measured on {machine}" for machine in machines)]
-    lines += [f"new: {name(cell)}" for cell in comparison.new]
+    lines += [f"new: {format_cell(cell)}" for cell in comparison.new]
     return "\n".join([*lines, *comparison.failures]) + "\n"
 
 
@@ -158,8 +166,8 @@ def _verdict(found: Ratio) -> tuple[str, ...]:
 def _ratio(a: _Measured, b: _Measured) -> Ratio:
     before, after = (samples.median(each.samples.tolist()) for each in (a, b))
     random = np.random.default_rng(0)
-    twins = bootstrap.twins(random, 2)
-    low, high = bootstrap.limits(twins * _medians(b, random) / _medians(a, random))
+    twins = bootstrap.resample_process_factors(random, 2)
+    low, high = bootstrap.interval(twins * _medians(b, random) / _medians(a, random))
     few = min((len(each.rounds) for each in (a, b) if each.rounds), default=ROUNDS)
     doubts = [f"quick, {few} rounds"] if few < ROUNDS else []
     doubts += ["measured in two ways"] if a.way != b.way else []
@@ -169,8 +177,8 @@ def _ratio(a: _Measured, b: _Measured) -> Ratio:
 def _medians(measured: _Measured, random: np.random.Generator) -> NDArray[np.float64]:
     """Medians of resamples: of rounds, or of runs where there are not two rounds."""
     if len(measured.rounds) > 1:
-        return bootstrap.medians(measured.rounds, random)
-    return bootstrap.median_of_runs(measured.samples, random)
+        return bootstrap.resample_rounds(measured.rounds, random)
+    return bootstrap.resample_values(measured.samples, random)
 
 
 def _read(path: Path) -> dict[Case, dict[str, _Measured]]:
@@ -196,12 +204,13 @@ def _from_records(folder: Path) -> dict[Case, dict[str, _Measured]]:
 
 
 def _thoroughness(record: LatencyRecord) -> tuple[int, str]:
-    return len(known(record.result.rounds_ns) or known(record.result.rounds) or ()), record.finished
+    return len(none_if_unset(record.result.rounds_ns) or none_if_unset(record.result.rounds) or ()), record.finished
 
 
 def _measured(record: LatencyRecord, data: str | None) -> _Measured:
-    """What a record says, of a network that was trained on this data if that is known."""
-    inputs, timed = record.inputs, samples.timed(record.result)
+    """What a record says, of a network that was trained on this data if that is
+    known."""
+    inputs, timed = record.inputs, samples.to_seconds(record.result)
     named: dict[str, str | int | None] = {
         "model": " ".join([inputs.model, *(f"{key}={value}" for key, value in inputs.arguments.items())]),
         "data": data,
@@ -251,7 +260,8 @@ def _from_benchmark(path: Path) -> dict[Case, dict[str, _Measured]]:
 
 
 def _benchmark_machine(info: Mapping[str, Any]) -> str:
-    """The suite's own name of the machine where its benchmarks have left it, else what pytest-benchmark knows."""
+    """The suite's own name of the machine where its benchmarks have left it, else what
+    pytest-benchmark knows."""
     named = info.get("suite", {}).get("machine", {}).get("id")
     cpu = info.get("cpu", {})
     return str(named or f"{info.get('node')}: {cpu.get('brand_raw')} ({cpu.get('count')} cores)")

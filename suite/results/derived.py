@@ -1,29 +1,43 @@
-"""Figures computed from those of records: medians over seeds, ratios of latencies, shares of a peak, limits."""
+"""Figures computed from those of records: medians over seeds, ratios of latencies,
+shares of a peak, limits."""
 
 import statistics
 from collections.abc import Iterable
 from math import sqrt
 
-from suite.results.samples import Timed
+from suite.results.samples import LatencySamples
 from suite.tables.spec import LOSS
 
 
-def over_seeds(values: Iterable[float]) -> float | None:
-    """The median of what was found with each seed, which is what the paper reports; None if there is nothing."""
+def median_over_seeds(values: Iterable[float]) -> float | None:
+    """The median of what was found with each seed, which is what the paper reports;
+    None if there is nothing."""
     found = list(values)
     return statistics.median(found) if found else None
 
 
-def latency_ratio(timed: Timed, base: Timed) -> float:
-    """How many times the latency of the second the first one takes, by their medians."""
+def latency_ratio(timed: LatencySamples, base: LatencySamples) -> float:
+    """How many times the latency of the second the first one takes, by their
+    medians."""
     return timed.median / base.median
+
+
+def throughput_ratio(timed: LatencySamples, images: int, base: LatencySamples, base_images: int) -> float:
+    """How many times the images a second of the second the first one does.
+
+    Args:
+        timed, base: two timings.
+        images, base_images: in each of their runs.
+    """
+    return (images / timed.median) / (base_images / base.median)
 
 
 def percent_of_peak(macs: int, seconds: float, flops: float) -> float:
     """What a run reaches of the most that its machine can do, in percent.
 
     Args:
-        macs: multiply-accumulates of the whole run, each a multiplication and an addition.
+        macs: multiply-accumulates of the whole run, each a multiplication and an
+            addition.
         seconds: that the run takes.
         flops: multiplications and additions a second, at most.
     """
@@ -31,8 +45,9 @@ def percent_of_peak(macs: int, seconds: float, flops: float) -> float:
 
 
 def allowed_loss(right: int, lost: int, won: int) -> float:
-    """How many right answers a file in reduced precision may lose on balance: 1 % of torch's, or as many as chance
-    explains, which is two standard deviations of as many coins as answers changed.
+    """How many right answers a file in reduced precision may lose on balance: 1 % of
+    torch's, or as many as chance explains, which is two standard deviations of as many
+    coins as answers changed.
 
     Args:
         right: answers of torch.

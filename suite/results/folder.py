@@ -1,4 +1,5 @@
-"""A results folder on disk: one writer at a time, a folder for each stage under way, and no link that leads out."""
+"""A results folder on disk: one writer at a time, a folder for each stage under way,
+and no link that leads out."""
 
 import contextlib
 import hashlib
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from suite.errors import InputError
-from suite.files import make_folder, share
+from suite.files import inherit_permissions, make_folder
 from suite.results import locks
 
 # Seconds after which what nobody has changed counts as left behind where locks cannot tell: on file systems without
@@ -26,14 +27,15 @@ class Folder:
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:
-        """An empty folder for a stage's files, gone afterwards unless `put` has taken it over."""
+        """An empty folder for a stage's files, gone afterwards unless `put` has taken
+        it over."""
         work = self.inside("work")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             make_folder(work)
             with self.alone():  # of those who sweep, which would find it without a lock
                 folder = Path(tempfile.mkdtemp(dir=work, prefix=f"{_kernel()}-"))
-                share(folder)  # tempfile makes what only its owner may read
+                inherit_permissions(folder)  # tempfile makes what only its owner may read
                 held = locks.open_folder(folder, _beside(folder))
                 with contextlib.suppress(OSError):  # some network file systems have no locks; see `_is_left`
                     locks.lock(held)
@@ -67,8 +69,8 @@ class Folder:
                 )
 
     def sweep(self) -> None:
-        """Remove what processes that were killed have left: folders of stages that nobody is at, and files that were
-        to be renamed."""
+        """Remove what processes that were killed have left: folders of stages that
+        nobody is at, and files that were to be renamed."""
         work = self.inside("work")
         with contextlib.suppress(OSError), self.alone():  # a folder that cannot be written to is left as it is
             for folder in list(work.iterdir()):
@@ -114,12 +116,13 @@ class Folder:
 
 
 def _kernel() -> str:
-    """What tells whose locks this process sees: this machine since its start, in all its containers."""
+    """What tells whose locks this process sees: this machine since its start, in all
+    its containers."""
     import socket  # here, as what follows it: who reads only need not wait for them
 
-    from suite.results.holder import since_start
+    from suite.results.holder import boot_id
 
-    return hashlib.sha256((since_start() or socket.gethostname()).encode()).hexdigest()[:8]
+    return hashlib.sha256((boot_id() or socket.gethostname()).encode()).hexdigest()[:8]
 
 
 # Name of the file, or its end, that is locked for a folder where the system opens no folders.
@@ -151,5 +154,6 @@ def _is_left(folder: Path) -> bool:
 
 
 def _age(path: Path) -> float:
-    """Seconds since a file or folder was last changed, by the clock that file systems use too."""
+    """Seconds since a file or folder was last changed, by the clock that file systems
+    use too."""
     return datetime.now(UTC).timestamp() - path.lstat().st_mtime

@@ -1,4 +1,5 @@
-"""A process that holds something: told from all others, and looked up among the living."""
+"""A process that holds something: told from all others, and looked up among the
+living."""
 
 import os
 import socket
@@ -16,11 +17,13 @@ class Holder:
 
     Attributes:
         host: name of the machine.
-        boot: of the machine's run since it was started, and of the process's container (elsewhere than on Linux, of
-            the machine); where it is one's own, the process can be looked up.
+        boot: of the machine's run since it was started, and of the process's container
+            (elsewhere than on Linux, of the machine); where it is one's own, the
+            process can be looked up.
         pid: of the process.
-        born: when the process began, in the machine's ticks since its start, or elsewhere than on Linux in seconds; a
-            later process of the same pid differs.
+        born: when the process began, in the machine's ticks since its start, or
+            elsewhere than on Linux in seconds; a later process of the same pid
+            differs.
     """
 
     host: str
@@ -39,13 +42,14 @@ class Holder:
         return bool(self.boot) and self.boot == _boot()
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether it is still there; to be asked only of one that `is_here`."""
         return _born(self.pid) == self.born != ""
 
 
-def since_start() -> str:
-    """What tells this machine since its start from others, in all containers; empty where the system does not say."""
+def boot_id() -> str:
+    """What tells this machine since its start from others, in all containers; empty
+    where the system does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -53,7 +57,8 @@ def since_start() -> str:
 
 
 def _boot() -> str:
-    """What tells this machine's run, and this container of it, from others; empty where the system does not say."""
+    """What tells this machine's run, and this container of it, from others; empty where
+    the system does not say."""
     if not _LINUX:
         address = uuid.getnode()
         drawn = address >> 40 & 1  # a random number, where the machine has no network
@@ -62,11 +67,12 @@ def _boot() -> str:
         container = os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
-    return f"{running} {container}" if (running := since_start()) else ""
+    return f"{running} {container}" if (running := boot_id()) else ""
 
 
 def _born(pid: int) -> str:
-    """When a process of this machine began; empty if there is none, or only its remains."""
+    """When a process of this machine began; empty if there is none, or only its
+    remains."""
     if not _LINUX:
         import psutil  # not for `show`, which asks for nobody
 

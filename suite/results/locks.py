@@ -1,7 +1,9 @@
-"""Locks on files and folders, shared or exclusive, of which the system frees those whose holders have ended.
+"""Locks on files and folders, shared or exclusive, of which the system frees those
+whose holders have ended.
 
-POSIX locks by `flock`, which asks for no right to write. Windows has no such locks, but locks of single bytes, which
-may lie behind the end of a file: who shares a lock has one byte of a row, who has it alone has all of them.
+POSIX locks by `flock`, which asks for no right to write. Windows has no such locks, but
+locks of single bytes, which may lie behind the end of a file: who shares a lock has one
+byte of a row, who has it alone has all of them.
 """
 
 import errno
@@ -26,8 +28,8 @@ _TRY = 0.1
 
 
 def lock(descriptor: int, shared: bool = False, wait: bool = True) -> None:
-    """Lock an open file against all other descriptors of it, in this process too, until `unlock` or the last of its
-    holders closes it. It may be open for reading alone.
+    """Lock an open file against all other descriptors of it, in this process too, until
+    `unlock` or the last of its holders closes it. It may be open for reading alone.
 
     Raises:
         BlockingIOError: another has it, and `wait` is off.
@@ -69,8 +71,8 @@ def _take_bytes(descriptor: int, shared: bool) -> bool:
 
 
 def open_folder(folder: Path, beside: Path) -> int:
-    """A descriptor to lock a folder by: its own, or that of the file `beside` where the system, as Windows, opens no
-    folders.
+    """A descriptor to lock a folder by: its own, or that of the file `beside` where the
+    system, as Windows, opens no folders.
 
     Raises:
         OSError: it is no folder, or a link to one.

@@ -1,4 +1,5 @@
-"""What lies in a results folder besides records: notes of failures, and plans, as types and how they are read."""
+"""What lies in a results folder besides records: notes of failures, and plans, as types
+and how they are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,8 +10,8 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from suite.errors import InputError
-from suite.results.record import key_of, parse, reason, refuse_doubles, text_in
-from suite.results.wording import in_words
+from suite.results.record import key_of, parse, read_text, refuse_duplicate_names, why_unreadable
+from suite.results.wording import describe_json_error
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ def read_failure(path: Path) -> Failure:
         InputError: it is damaged, or none.
     """
     try:
-        text = text_in(path)
+        text = read_text(path)
         note = _read(text, _Note)
         inputs = note.inputs
         data = inputs.data.name if isinstance(inputs.data, _Named) else None
@@ -79,12 +80,12 @@ def read_failure(path: Path) -> Failure:
         made_from = inputs.train, inputs.export
         return Failure(note.stage, key, note.reason, inputs.model, data, *made_from, inputs.arguments)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not the note of a failure ({reason(error)}); delete it") from None
+        raise InputError(f"{path}: not the note of a failure ({why_unreadable(error)}); delete it") from None
 
 
 class Plan(Struct, frozen=True, kw_only=True, gc=False):
-    """What one command is to do: the `command`, when it was `begun`, and of each of its `stages` the kind, the key, the
-    model, and the name for people."""
+    """What one command is to do: the `command`, when it was `begun`, and of each of its
+    `stages` the kind, the key, the model, and the name for people."""
 
     command: str
     begun: str
@@ -98,14 +99,16 @@ def read_plan(path: Path) -> Plan:
         InputError: it is damaged, or none.
     """
     try:
-        return _read(text_in(path), Plan)
+        return _read(read_text(path), Plan)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a plan ({reason(error)}); delete it, the next run writes it anew") from None
+        raise InputError(
+            f"{path}: not a plan ({why_unreadable(error)}); delete it, the next run writes it anew"
+        ) from None
 
 
 def _read(text: bytes, kind: type[T]) -> T:
-    refuse_doubles(text)
+    refuse_duplicate_names(text)
     try:
         return parse(text, kind)
     except msgspec.ValidationError as error:
-        raise ValueError(in_words(error, text)) from None
+        raise ValueError(describe_json_error(error, text)) from None

@@ -1,7 +1,5 @@
-"""Records: what lies in a results folder of each finished stage, as types and as text.
-
-What is read may come from strangers: it is checked against its type, and what it says is printable.
-"""
+"""Records of finished stages, as types and as text; what is read is checked, since it may
+be a stranger's."""
 
 import hashlib
 import json
@@ -16,8 +14,8 @@ from msgspec import Meta, Struct
 
 from suite.errors import InputError
 from suite.files import printable
-from suite.results.samples import Timed, timed
-from suite.results.wording import in_words
+from suite.results.samples import LatencySamples, to_seconds
+from suite.results.wording import describe_json_error
 from suite.schema.inputs import (
     AnalyzeInputs,
     ConvertInputs,
@@ -52,7 +50,8 @@ R = TypeVar("R", covariant=True)
 
 
 class Artifact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
-    """One of a stage's files: its `path` below the results folder, its SHA-256, and how many `bytes` it has."""
+    """One of a stage's files: its `path` below the results folder, its SHA-256, and how
+    many `bytes` it has."""
 
     path: str
     sha256: str
@@ -60,26 +59,29 @@ class Artifact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc
 
 
 class Timing(Struct, frozen=True, kw_only=True, gc=False):
-    """How many `seconds` a stage took; records also hold what else it says of its own speed."""
+    """How many `seconds` a stage took; records also hold what else it says of its own
+    speed."""
 
     seconds: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Machine(Struct, frozen=True, kw_only=True, gc=False):
-    """The hardware, as far as readers ask: the `id` that names it in tables; empty if it is not known."""
+    """The hardware: the `id` that names it in tables, empty if it is not known."""
 
     id: str = ""
 
 
 class Checkout(Struct, frozen=True, kw_only=True, gc=False):
-    """The `commit` of the checkout, empty if there was none, and whether files differed from it."""
+    """The `commit` of the checkout, empty if there was none, and whether files differed
+    from it."""
 
     commit: str = ""
     dirty: bool = False
 
 
 class Environment(Struct, frozen=True, kw_only=True, gc=False):
-    """With what a stage was done (see `suite.env`): hardware, versions of packages, commit, and the command."""
+    """With what a stage was done (see `suite.env`): hardware, versions of packages,
+    commit, and the command."""
 
     machine: Machine = msgspec.field(default_factory=Machine)
     versions: dict[str, object] = msgspec.field(default_factory=dict)
@@ -92,17 +94,17 @@ class Record(Struct, Generic[I, R], frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         of: the stage whose records alone are of this type; empty if all may be.
-        stage: what was done, such as "train"; `suite.tables.spec.VERSIONS` has them all.
+        stage: what was done, a name of `suite.tables.spec.VERSIONS`, such as "train".
         key: hash of the stage and its inputs.
         inputs: everything that was asked for (see `suite.schema.inputs`).
-        result: what the stage found (see `suite.schema.outcomes`). For training on CPUs of one kind it is the same, bit
-            for bit, whenever the inputs are.
+        result: what the stage found (see `suite.schema.outcomes`). For training on CPUs
+            of one kind it is the same, bit for bit, whenever the inputs are.
         timing: how long it took.
         artifacts: the stage's files by name.
         environment: with what.
         finished: when, in UTC.
         format: version of this layout.
-        digest: SHA-256 of the record's text, itself left out; empty in records from before it was kept.
+        digest: SHA-256 of the record's text without it; empty in the oldest records.
     """
 
     of: ClassVar[str] = ""
@@ -128,7 +130,7 @@ class Record(Struct, Generic[I, R], frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class AnyRecord(Record[dict[str, object], dict[str, object]], frozen=True, gc=False):
-    """A record of any stage, of which nothing is known but the model, and all is kept that the file says."""
+    """A record of any stage, of which all is kept and nothing known but the model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,8 +150,9 @@ class TrainRecord(Record[TrainInputs, TrainResult], frozen=True, gc=False):
 
     @property
     def is_quick(self) -> bool:
-        """Whether it was a quick run: it ended before it had seen each of its images once, so that its error is about
-        that of chance and is nowhere given as a figure."""
+        """Whether it was a quick run: it ended before it had seen each of its images
+        once, so that its error is about that of chance and is nowhere given as a
+        figure."""
         batch = self.inputs.schedule.batch_size
         return batch is not None and self.result.steps * batch < self.inputs.data.train
 
@@ -184,7 +187,7 @@ class PeakRecord(Record[PeakInputs, PeakResult], frozen=True, gc=False):
     of = "peak"
 
 
-class TimedRecord(Record[LatencyInputs, Timed], frozen=True, gc=False):
+class TimedRecord(Record[LatencyInputs, LatencySamples], frozen=True, gc=False):
     """A timing as readers are given it, in seconds."""
 
     of = "latency"
@@ -196,7 +199,7 @@ def in_seconds(record: LatencyRecord) -> TimedRecord:
         stage=record.stage,
         key=record.key,
         inputs=record.inputs,
-        result=timed(record.result),
+        result=to_seconds(record.result),
         timing=record.timing,
         artifacts=record.artifacts,
         environment=record.environment,
@@ -231,14 +234,15 @@ def read_record(path: Path, kind: type[K]) -> K:
     """Read one record as one of a kind.
 
     Raises:
-        InputError: it is damaged or was changed since it was written, is of another version, or is none of this kind.
+        InputError: it is damaged or was changed since it was written, is of another
+            version, or is none of this kind.
     """
     try:
-        return decode(text_in(path), kind)
+        return decode(read_text(path), kind)
     except VersionError as error:
         raise InputError(f"{path}: {error}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a record ({reason(error)}); delete it to measure again") from None
+        raise InputError(f"{path}: not a record ({why_unreadable(error)}); delete it to measure again") from None
 
 
 class VersionError(ValueError):
@@ -257,7 +261,8 @@ def decode(text: bytes, kind: type[K]) -> K:
 
     Raises:
         VersionError: it is of another version.
-        ValueError: it is damaged or was changed since it was written, or is none of this kind; says what and where.
+        ValueError: it is damaged or was changed since it was written, or is none of
+            this kind; says what and where.
         RecursionError: it is nested too deeply.
     """
     try:
@@ -266,12 +271,12 @@ def decode(text: bytes, kind: type[K]) -> K:
             legal = " and ".join(map(str, READ))
             raise VersionError(f"record format {head.format!r:.40}; this suite reads formats {legal}")
         if not head.digest:
-            refuse_doubles(text)
+            refuse_duplicate_names(text)
         elif head.digest != _digest(text, str(head.digest)):
             raise ValueError("changed since it was written")
         return parse(text, kind)
     except msgspec.ValidationError as error:
-        raise ValueError(in_words(error, text)) from None
+        raise ValueError(describe_json_error(error, text)) from None
 
 
 def parse(text: bytes, kind: type[T]) -> T:
@@ -286,7 +291,7 @@ def parse(text: bytes, kind: type[T]) -> T:
     return msgspec.convert(_printable(msgspec.json.decode(text)), kind)
 
 
-def text_in(path: Path) -> bytes:
+def read_text(path: Path) -> bytes:
     """The content of a regular file.
 
     Raises:
@@ -298,8 +303,9 @@ def text_in(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def refuse_doubles(text: bytes) -> None:
-    """Raise ValueError where JSON has a name twice, of whose two values another reader may take the other."""
+def refuse_duplicate_names(text: bytes) -> None:
+    """Raise ValueError where JSON has a name twice, of whose two values another reader
+    may take the other."""
     json.loads(text, object_pairs_hook=_without_doubles, parse_int=len, parse_float=len)  # which no length stops
 
 
@@ -309,7 +315,7 @@ def _without_doubles(pairs: list[tuple[str, object]]) -> None:
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
 
 
-def reason(error: Exception) -> str:
+def why_unreadable(error: Exception) -> str:
     """Why a file cannot be read, in printable words."""
     return printable((error.strerror if isinstance(error, OSError) else None) or str(error))
 
@@ -335,7 +341,7 @@ def _digest(raw: bytes, digest: str) -> str:
     return hashlib.sha256(raw.replace(digest.encode(), _NO_DIGEST.encode(), 1)).hexdigest()
 
 
-def text_of(content: Mapping[str, object]) -> bytes:
+def to_json(content: Mapping[str, object]) -> bytes:
     """The JSON text of a note, or of a record with its digest."""
     digest = {"digest": _NO_DIGEST} if "digest" in content else {}
     text = json.dumps({**content, **digest}, indent=1, sort_keys=True, allow_nan=False)

@@ -1,4 +1,5 @@
-"""Results on disk: one immutable JSON record for each finished stage, and the files that the stage made.
+"""Results on disk: one immutable JSON record for each finished stage, and the files
+that the stage made.
 
     records/STAGE/MODEL-KEY.json   what went in, what came out, with which hardware and versions
     artifacts/KEY/                 the stage's files (weights, ONNX), listed with their hashes in the record
@@ -9,11 +10,13 @@
     removed/KEY                    why a record's files were removed on purpose; gone once they are made again
     work                           stages under way, each folder locked by its process; the next run removes the others
 
-KEY is the hash of the stage's inputs, its upstream's key among them, so nothing is done twice and a run that was
-killed goes on where it was. A record appears by a single rename after its files have: it is there whole or not at
-all, and several processes may share the folder. It holds a hash of itself, so that no changed figure is ever shown.
+KEY is the hash of the stage's inputs, its upstream's key among them, so nothing is done
+twice and a run that was killed goes on where it was. A record appears by a single
+rename after its files have: it is there whole or not at all, and several processes may
+share the folder. It holds a hash of itself, so that no changed figure is ever shown.
 
-What is read may come from strangers: nothing outside the folder is read, replaced or deleted on a record's word.
+What is read may come from strangers: nothing outside the folder is read, replaced or
+deleted on a record's word.
 """
 
 import contextlib
@@ -29,14 +32,15 @@ from suite.files import write
 from suite.results import artifacts
 from suite.results.folder import Folder
 from suite.results.notes import Failure, Plan, read_failure, read_plan
-from suite.results.record import FORMAT, AnyRecord, K, Record, key_of, read_record, text_of
+from suite.results.record import FORMAT, AnyRecord, K, Record, key_of, read_record, to_json
 
 
 class Store(Folder):
     """A results folder. The only writer of results."""
 
     def get(self, stage: str, inputs: Mapping[str, object]) -> AnyRecord | None:
-        """The record of these inputs, if it is there and its files are, by their sizes whole.
+        """The record of these inputs, if it is there and its files are, by their sizes
+        whole.
 
         Raises:
             InputError: it is damaged, or not a record.
@@ -47,8 +51,9 @@ class Store(Folder):
         record = read_record(path, AnyRecord)
         return record if all(self._is_whole(record, name) for name in record.artifacts) else None
 
-    def standing(self, stage: str, inputs: Mapping[str, object]) -> AnyRecord | None:
-        """The same as `get`, or a record whose files were removed on purpose: its figures stand without them.
+    def get_even_without_files(self, stage: str, inputs: Mapping[str, object]) -> AnyRecord | None:
+        """The same as `get`, or a record whose files were removed on purpose: its
+        figures stand without them.
 
         Raises:
             InputError: it is damaged, or not a record.
@@ -96,8 +101,8 @@ class Store(Folder):
         return list(self.each(stage, models))
 
     def each(self, stage: str, models: Collection[str] | None = None) -> Iterator[AnyRecord]:
-        """The records of a stage one at a time, with all that they hold and what it is unknown, in the order of their
-        file names.
+        """The records of a stage one at a time, with all that they hold and what it is
+        unknown, in the order of their file names.
 
         Args:
             stage: see `Record`.
@@ -109,7 +114,8 @@ class Store(Folder):
         return (read_record(path, AnyRecord) for path in self._places(stage, models))
 
     def typed(self, kind: type[K], models: Collection[str] | None = None) -> Iterator[K]:
-        """The records of the stage that this kind is of, one at a time, as `each` but for their type.
+        """The records of the stage that this kind is of, one at a time, as `each` but
+        for their type.
 
         Raises:
             InputError: a file is no record of this kind, or of another version.
@@ -150,7 +156,7 @@ class Store(Folder):
         """
         return [read_failure(path) for path in sorted(self.inside("failures").glob("*/*.json"))]
 
-    def keep_plan(self, content: Mapping[str, object]) -> None:
+    def save_plan(self, content: Mapping[str, object]) -> None:
         """Keep what a command is to do; the same plan again changes nothing.
 
         Raises:
@@ -160,12 +166,13 @@ class Store(Folder):
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                write(path, text_of({**content, "begun": _now()}))
+                write(path, to_json({**content, "begun": _now()}))
         except OSError as error:
             raise self.cannot_write(error) from None
 
     def plans(self) -> list[Plan]:
-        """What the commands on this folder are to do, in the order in which they were first given.
+        """What the commands on this folder are to do, in the order in which they were
+        first given.
 
         Raises:
             InputError: a file is no plan.
@@ -186,24 +193,27 @@ class Store(Folder):
         timing: Mapping[str, object],
         files: Path | None = None,
     ) -> AnyRecord:
-        """Keep a result, and the folder `files` with what the stage made; returns the record.
+        """Keep a result, and the folder `files` with what the stage made; returns the
+        record.
 
-        A record that is there already with its files stays as it is and is returned: the first result of given inputs
-        counts. Who writes the same at the same time waits, so that a record and its files are always of one piece.
+        A record that is there already with its files stays as it is and is returned:
+        the first result of given inputs counts. Who writes the same at the same time
+        waits, so that a record and its files are always of one piece.
 
         Raises:
-            InputError: the folder cannot be written to; what was there before still is.
+            InputError: the folder cannot be written to; what was there before still
+                is.
         """
         path, key = self._path("records", stage, inputs), key_of(stage, inputs)
         try:
             content: dict[str, object] = {"stage": stage, "key": key, "inputs": inputs, "environment": environment}
             content |= {"result": msgspec.to_builtins(result), "timing": timing, "finished": _now(), "format": FORMAT}
-            content |= {"artifacts": msgspec.to_builtins(artifacts.described(key, files)), "digest": ""}
+            content |= {"artifacts": msgspec.to_builtins(artifacts.describe_files(key, files)), "digest": ""}
             with self.alone():
                 if self.get(stage, inputs) is None:
                     if files is not None:
                         artifacts.move(files, self.inside("artifacts") / key)
-                    write(path, text_of(content))
+                    write(path, to_json(content))
                     (self.inside("removed") / key).unlink(missing_ok=True)
             self._path("failures", stage, inputs).unlink(missing_ok=True)
         except OSError as error:
@@ -212,8 +222,8 @@ class Store(Folder):
         return read_record(path, AnyRecord)
 
     def replace(self, path: Path, before: bytes, after: bytes) -> bool:
-        """Replace the text of a record by another of equal content (see `compact`); returns whether it was still
-        that from `before`, and was replaced.
+        """Replace the text of a record by another of equal content (see `compact`);
+        returns whether it was still that from `before`, and was replaced.
 
         Raises:
             InputError: the folder cannot be written to; the record is what it was.
@@ -228,14 +238,16 @@ class Store(Folder):
         return True
 
     def failed_at(self, stage: str, inputs: Mapping[str, object]) -> int | None:
-        """What tells the latest failure of a stage from any other: the time of its note; None if there is none."""
+        """What tells the latest failure of a stage from any other: the time of its
+        note; None if there is none."""
         try:
             return self._path("failures", stage, inputs).stat().st_mtime_ns
         except FileNotFoundError:
             return None
 
     def fail(self, stage: str, inputs: Mapping[str, object], reason: str) -> None:
-        """Note why a stage failed, for the table's footnotes; the next run tries it again.
+        """Note why a stage failed, for the table's footnotes; the next run tries it
+        again.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -243,7 +255,7 @@ class Store(Folder):
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             note = {"stage": stage, "inputs": inputs, "reason": reason}
-            write(self._path("failures", stage, inputs), text_of(note))
+            write(self._path("failures", stage, inputs), to_json(note))
         except OSError as error:
             raise self.cannot_write(error) from None
 

@@ -1,4 +1,5 @@
-"""Is a results folder as the suite left it? Every record, file and checkpoint is read and hashed anew."""
+"""Is a results folder as the suite left it? Every record, file and checkpoint is read
+and hashed anew."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,9 +21,9 @@ FEW = 3
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was looked at, in numbers, how many files are `left_out`, and a line for each thing that is wrong: file,
-    what it is, and the remedy."""
+class Verification:
+    """What was looked at, in numbers, how many files are `left_out`, and a line for
+    each thing that is wrong: file, what it is, and the remedy."""
 
     records: int
     files: int
@@ -35,18 +36,20 @@ def verify(
     root: Path,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     without_files: bool = False,
-) -> Found:
+) -> Verification:
     """Check a results folder against itself.
 
-    Of a record: that it is one, holds what was written, stands under its own name, is the hash of its inputs, and that
-    the records that it was made from are there. Of its files: that they are there, with their sizes and hashes. What
-    lies in the folders of records, artifacts, failures, plans and checkpoints and belongs to nothing is named too; a
-    stage under way leaves nothing there but its checkpoints.
+    Of a record: that it is one, holds what was written, stands under its own name, is
+    the hash of its inputs, and that the records that it was made from are there. Of its
+    files: that they are there, with their sizes and hashes. What lies in the folders of
+    records, artifacts, failures, plans and checkpoints and belongs to nothing is named
+    too; a stage under way leaves nothing there but its checkpoints.
 
     Args:
         root: a results folder that is there. Nothing in it is changed.
         progress: called with bytes read, bytes in all, and a note.
-        without_files: a file that is not there is left out, and no problem, as one is that was removed on purpose.
+        without_files: a file that is not there is left out, and no problem, as one is
+            that was removed on purpose.
 
     Raises:
         InputError: a folder in it cannot be read.
@@ -79,7 +82,7 @@ def verify(
     problems += _checkpoints(root, {record.key for record in records})
     keys = {record.key for record in records}
     problems += [f"{p}: unexpected, of no record; delete it" for p in _files(root / "removed") if p.name not in keys]
-    return Found(len(records), files, done, [printable(problem) for problem in problems], left_out)
+    return Verification(len(records), files, done, [printable(problem) for problem in problems], left_out)
 
 
 def _place(root: Path, record: AnyRecord) -> Path:
@@ -89,15 +92,15 @@ def _place(root: Path, record: AnyRecord) -> Path:
 def _records(root: Path) -> tuple[list[AnyRecord], list[str]]:
     """The sound records, and a line for each other."""
     sound, problems = [], []
-    for path in places(root):
+    for path in record_paths(root):
         try:
-            sound.append(read_sound(root, path))
+            sound.append(read_verified(root, path))
         except InputError as error:
             problems.append(str(error))
     return sound, problems
 
 
-def places(root: Path) -> list[Path]:
+def record_paths(root: Path) -> list[Path]:
     """All that lies where records belong, whether it is one or not, in order.
 
     Raises:
@@ -106,7 +109,7 @@ def places(root: Path) -> list[Path]:
     return [*_files(root / "records"), *(root / "records").glob("*/*/")]
 
 
-def read_sound(root: Path, path: Path) -> AnyRecord:
+def read_verified(root: Path, path: Path) -> AnyRecord:
     """Read a record that stands where it belongs and holds what its stage says.
 
     Raises:
@@ -140,7 +143,8 @@ def _without_upstream(root: Path, records: list[AnyRecord]) -> Iterator[str]:
 
 
 def _missing(files: list[tuple[Path, Path]]) -> Iterator[str]:
-    """What to say of files that are not there, by their records; many at once were more likely left out."""
+    """What to say of files that are not there, by their records; many at once were more
+    likely left out."""
     records = list(dict.fromkeys(record for _, record in files))
     if len(records) > FEW:
         yield (

@@ -1,4 +1,5 @@
-"""Published weights: those that results folders hold of networks that were trained over whole epochs."""
+"""Published weights: those that results folders hold of networks that were trained over
+whole epochs."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,24 +9,28 @@ from typing import Any
 from suite.errors import InputError
 from suite.results.record import TrainRecord
 from suite.results.store import Store
-from suite.schema.outcomes import known
+from suite.schema.outcomes import none_if_unset
 
 # What a network's configuration says beside its weights, and what timm asks for.
 _CONFIGURATION = ("num_classes", "mean", "std")
 
 
 def listed(root: Path) -> list[dict[str, Any]]:
-    """The weights in the results folders inside `root`, by timm's names, as in `resnet20_crelu_bn.cifar10_10ep`.
+    """The weights in the results folders inside `root`, by timm's names, as in
+    `resnet20_crelu_bn.cifar10_10ep`.
 
-    A name has the data set and the epochs, and the seed where it is not 0. Of one name the last training counts.
+    A name has the data set and the epochs, and the seed where it is not 0. Of one name
+    the last training counts.
 
     Returns:
-        For each the `name`, the `machine`'s folder, `data`, `epochs`, `seed`, the test `error` in percent after the
-        last epoch, the `file` relative to `root`, its `sha256`, `num_classes`, and `mean` and `std` of the channels on
-        [0, 1]; in the order of names.
+        For each the `name`, the `machine`'s folder, `data`, `epochs`, `seed`, the test
+        `error` in percent after the last epoch, the `file` relative to `root`, its
+        `sha256`, `num_classes`, and `mean` and `std` of the channels on [0, 1]; in the
+        order of names.
 
     Raises:
-        InputError: there is no results folder, or a record or configuration cannot be read.
+        InputError: there is no results folder, or a record or configuration cannot be
+            read.
     """
     folders = sorted(path.parent for path in root.glob("*/records"))
     if not folders:
@@ -44,7 +49,8 @@ def listed(root: Path) -> list[dict[str, Any]]:
 
 
 def _whole(record: TrainRecord) -> bool:
-    """Whether it learned, over an epoch or more, by arguments that a model's name alone says."""
+    """Whether it learned, over an epoch or more, by arguments that a model's name alone
+    says."""
     inputs = record.inputs
     return record.result.trained and not record.is_quick and not inputs.arguments and not inputs.source
 
@@ -64,7 +70,7 @@ def _entry(record: TrainRecord, folder: Path) -> dict[str, Any]:
         "data": inputs.data.name,
         "epochs": inputs.schedule.epochs,
         "seed": inputs.seed,
-        "error": known(record.result.top1),
+        "error": none_if_unset(record.result.top1),
         "file": f"{folder.name}/{weights.path}",
         "sha256": weights.sha256,
         **own,

@@ -1,4 +1,4 @@
-"""What msgspec has against a value, in this suite's words: where it stands, what it is, and what it is not."""
+"""Put validation errors of msgspec into plain words: where, what, and what is legal."""
 
 import re
 
@@ -20,8 +20,9 @@ _TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), 
 _SIGNS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
 
 
-def in_words(error: msgspec.ValidationError, text: bytes) -> str:
-    """An error about JSON `text` in words, such as "result: steps: 'many' is not a whole number"."""
+def describe_json_error(error: msgspec.ValidationError, text: bytes) -> str:
+    """An error about JSON `text` in words, such as "result: steps: 'many' is not a
+    whole number"."""
     message = str(error)
     steps = [step for place in reversed(_PLACE.findall(message)) for step in _STEP.findall(place) if step != "$"]
     said = _PLACE.sub("", message)
@@ -50,7 +51,8 @@ def _wanted(kinds: str, length: bool, sign: str | None, bound: str | None) -> st
 
 
 def _look_up(value: object, steps: list[str], kinds: str) -> tuple[list[str], object]:
-    """What stands at a place, and the place with the names of entries of which msgspec says only that they are some."""
+    """What stands at a place, and the place with the names of entries of which msgspec
+    says only that they are some."""
     types = tuple(each for kind in kinds.split(" | ") for each in _TYPES.get(kind, ()))
     named: list[str] = []
     for step in steps:

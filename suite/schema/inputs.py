@@ -1,6 +1,7 @@
 """What each stage is asked for, as types: the inputs that records hold.
 
-What a later version has added is passed over, and what an earlier one did not have yet has a default that says so.
+What a later version has added is passed over, and what an earlier one did not have yet
+has a default that says so.
 """
 
 from typing import Annotated
@@ -12,8 +13,9 @@ Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Inputs(Struct, frozen=True, kw_only=True, gc=False):
-    """What every stage is asked for: a `model`, made with further `arguments` by a table of a user's own, and by which
-    `version` of the stage; 0 from before versions."""
+    """What every stage is asked for: a `model`, made with further `arguments` by a
+    table of a user's own, and by which `version` of the stage; 0 from before
+    versions."""
 
     model: str
     version: Int = 0
@@ -21,9 +23,10 @@ class Inputs(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Data(Struct, frozen=True, kw_only=True, gc=False):
-    """A data set as it was found: its `name`, how many images there are to `train` and to `test` on, and how many
-    `classes`; and the `sha256` that tells it from others (`hash_of` says of what). One that is a user's own has the
-    `mean` and `std` of each channel that its images were normalised by, on the 0-255 scale."""
+    """A data set as it was found: its `name`, how many images there are to `train` and
+    to `test` on, and how many `classes`; and the `sha256` that tells it from others
+    (`hash_of` says of what). One that is a user's own has the `mean` and `std` of each
+    channel that its images were normalised by, on the 0-255 scale."""
 
     name: str
     train: Int
@@ -36,8 +39,9 @@ class Data(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Schedule(Struct, frozen=True, kw_only=True, gc=False):
-    """What readers rely on in a recipe (see `suite.tables.spec.Recipe`): for how many `epochs`, and for `max_steps` at
-    most if that is not None; the initial `learning_rate`; and images a step, None where an old record does not say."""
+    """What readers rely on in a recipe (see `suite.tables.spec.Recipe`): for how many
+    `epochs`, and for `max_steps` at most if that is not None; the initial
+    `learning_rate`; and images a step, None where an old record does not say."""
 
     epochs: Int
     learning_rate: float
@@ -46,7 +50,8 @@ class Schedule(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class OnData(Inputs, frozen=True, kw_only=True, gc=False):
-    """What a stage is asked for that runs a network on images: on what `data`, by which `recipe` (all of it)."""
+    """What a stage is asked for that runs a network on images: on what `data`, by which
+    `recipe` (all of it)."""
 
     data: Data | UnsetType = UNSET
     recipe: dict[str, object] | UnsetType = UNSET
@@ -55,8 +60,9 @@ class OnData(Inputs, frozen=True, kw_only=True, gc=False):
 class TrainInputs(OnData, frozen=True, kw_only=True, gc=False):
     """A training with a `seed`; `schedule` is what readers rely on in its recipe.
 
-    `precision` and `processes` are those that were asked for; None from before they were. `source` is the SHA-256 of
-    the text of the module that defines the model, if that is a user's own (`suite.tables.modules.digest`).
+    `precision` and `processes` are those that were asked for; None from before they
+    were. `source` is the SHA-256 of the text of the module that defines the model, if
+    that is a user's own (`suite.tables.modules.digest`).
     """
 
     data: Data
@@ -79,21 +85,24 @@ class TrainInputs(OnData, frozen=True, kw_only=True, gc=False):
 
 
 class ExportInputs(Inputs, frozen=True, kw_only=True, gc=False):
-    """An export of the network of a training, whose key is `train`; `plain` is the default export."""
+    """An export of the network of a training, whose key is `train`; `plain` is the
+    default export."""
 
     train: str
     plain: bool = False
 
 
 class ConvertInputs(Inputs, frozen=True, kw_only=True, gc=False):
-    """A conversion of the file of an `export` (its key) to a `form`, "fp16" or "int8"."""
+    """A conversion of the file of an `export` (its key) to a `form`, "fp16" or
+    "int8"."""
 
     export: str
     form: str
 
 
 class ParityInputs(OnData, frozen=True, kw_only=True, gc=False):
-    """A check of a file made from an `export` (its key) on an execution `provider` in a `precision`, by a `runtime`."""
+    """A check of a file made from an `export` (its key) on an execution `provider` in a
+    `precision`, by a `runtime`."""
 
     export: str
     provider: str = "cpu"
@@ -102,7 +111,8 @@ class ParityInputs(OnData, frozen=True, kw_only=True, gc=False):
 
 
 class Protocol(Struct, frozen=True, kw_only=True, gc=False):
-    """How thoroughly a latency is measured, as far as readers ask: in how many `rounds`."""
+    """How thoroughly a latency is measured, as far as readers ask: in how many
+    `rounds`."""
 
     rounds: Int = 0
 
@@ -135,7 +145,8 @@ class LatencyInputs(Inputs, frozen=True, kw_only=True, gc=False):
 
 
 class PeakInputs(Inputs, frozen=True, kw_only=True, gc=False):
-    """A measurement of what a `machine` can do at most on a `provider` with so many `threads` in a `precision`."""
+    """A measurement of what a `machine` can do at most on a `provider` with so many
+    `threads` in a `precision`."""
 
     machine: str
     provider: str

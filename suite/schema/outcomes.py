@@ -1,7 +1,9 @@
-"""What each stage finds, as types: the results that records hold, field by field with its unit.
+"""What each stage finds, as types: the results that records hold, field by field with
+its unit.
 
-Times are in seconds unless a name says otherwise, errors in percent. What a stage of an earlier version did not write,
-or leaves out, is `UNSET`, and is not written again; null is a figure that there is none of.
+Times are in seconds unless a name says otherwise, errors in percent. What a stage of an
+earlier version did not write, or leaves out, is `UNSET`, and is not written again; null
+is a figure that there is none of.
 """
 
 from typing import Annotated, TypeVar
@@ -21,7 +23,7 @@ Figure = float | UnsetType | None
 Error = Percent | UnsetType | None
 
 
-def known(value: T | UnsetType | None) -> T | None:
+def none_if_unset(value: T | UnsetType | None) -> T | None:
     """A value that may be missing in two ways, in one."""
     return None if isinstance(value, UnsetType) else value
 
@@ -37,12 +39,13 @@ class Errors(Struct, frozen=True, kw_only=True, gc=False):
     def figure(self, name: str) -> float | None:
         """The figure of this name; None if it is not known."""
         value: float | UnsetType | None = getattr(self, name, None)
-        return known(value)
+        return none_if_unset(value)
 
 
 class Epoch(Errors, frozen=True, kw_only=True, gc=False):
-    """One epoch of a training, `epoch` counting from 1: its learning rate, the mean training loss (None if that is not
-    finite), the training error in percent, and the test errors after it."""
+    """One epoch of a training, `epoch` counting from 1: its learning rate, the mean
+    training loss (None if that is not finite), the training error in percent, and the
+    test errors after it."""
 
     epoch: Int | UnsetType = UNSET
     learning_rate: Figure = UNSET
@@ -59,8 +62,8 @@ class Try(Struct, frozen=True, kw_only=True, gc=False):
         epochs, steps: begun, and done.
         last_loss: mean of the last 25 steps; None if that is not finite.
         train_error: of the last epoch, in percent.
-        dead_units: share of the channels before the classifier, 0 to 1, that are zero on a whole test batch; None if
-            that is not finite.
+        dead_units: share of the channels before the classifier, 0 to 1, that are zero
+            on a whole test batch; None if that is not finite.
     """
 
     learning_rate: float
@@ -73,20 +76,23 @@ class Try(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class TrainResult(Errors, frozen=True, kw_only=True, gc=False):
-    """What came of a training. Its test errors are those of the last epoch in float32; None if it did not succeed.
+    """What came of a training. Its test errors are those of the last epoch in float32;
+    None if it did not succeed.
 
     Attributes:
-        best_top1: the least error over epochs in percent. On a GPU all but the last are tested in the precision of
-            training.
+        best_top1: the least error over epochs in percent. On a GPU all but the last are
+            tested in the precision of training.
         trained: whether training was feasible at any learning rate.
         tries: what came of each learning rate, one at least.
         epochs: of the last of them.
         steps: done at the last learning rate.
         test_images: how many were tested.
         device: "cpu" or "cuda".
-        precision: of activations in training, such as "float32" or "bfloat16 autocast"; empty if not known.
+        precision: of activations in training, such as "float32" or "bfloat16 autocast";
+            empty if not known.
         compiled: whether by torch.compile.
-        kernels: of convolutions and BatchNorm, "triton" (our own, where they fit) or "library".
+        kernels: of convolutions and BatchNorm, "triton" (our own, where they fit) or
+            "library".
         processes: that shared each batch.
         batch_per_process: images of a step in each of them.
     """
@@ -118,10 +124,11 @@ class ExportResult(File, frozen=True, kw_only=True, gc=False):
 
     Attributes:
         parameters: trainable numbers.
-        macs: multiply-accumulates of convolutions and linear layers for one image, of the network itself; None of a
-            network in which they cannot be counted.
+        macs: multiply-accumulates of convolutions and linear layers for one image, of
+            the network itself; None of a network in which they cannot be counted.
         rewrites: how often each was applied; not of the default export.
-        rewrite_difference: what they changed of the logits on random images, as a share of the largest.
+        rewrite_difference: what they changed of the logits on random images, as a share
+            of the largest.
     """
 
     parameters: Int
@@ -145,7 +152,8 @@ class ConvertResult(File, frozen=True, kw_only=True, gc=False):
 
 
 class Disagreement(Struct, frozen=True, kw_only=True, gc=False):
-    """An image, by its index, whose first class is another one, and the `margin` between torch's two first logits."""
+    """An image, by its index, whose first class is another one, and the `margin`
+    between torch's two first logits."""
 
     image: Int
     margin: float
@@ -160,8 +168,10 @@ class Departure(Struct, frozen=True, kw_only=True, gc=False):
         node, operator: in the graph.
         difference: the greatest; None if shapes differ or a value is not finite.
         scale: the greatest magnitude expected.
-        position: index in the tensor where the difference is worst; None if the shapes differ.
-        expected, actual: the values there; None for none, and for one that is not finite.
+        position: index in the tensor where the difference is worst; None if the shapes
+            differ.
+        expected, actual: the values there; None for none, and for one that is not
+            finite.
     """
 
     layer: str
@@ -192,7 +202,8 @@ class ParityResult(Struct, frozen=True, kw_only=True, gc=False):
         provider: as ONNX Runtime names it.
         precision: of the file.
         tf32: whether TensorRT used it.
-        departure: where a float32 file that fails departs first; None if nowhere, UNSET if nobody looked.
+        departure: where a float32 file that fails departs first; None if nowhere, UNSET
+            if nobody looked.
     """
 
     passed: bool
@@ -215,13 +226,15 @@ class ParityResult(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class LatencyResult(Struct, frozen=True, kw_only=True, gc=False):
-    """The times of all runs, in one of three layouts, of which `suite.results.samples.timed` makes one.
+    """The times of all runs, in one of three layouts, of which
+    `suite.results.samples.to_seconds` makes one.
 
     Attributes:
         rounds_ns: whole nanoseconds, round by round.
         samples_ns: the same where rounds are not known.
         samples, rounds: seconds, as until format 1.
-        host_samples_ns, host_samples: of runs from host memory to host memory, in nanoseconds or seconds.
+        host_samples_ns, host_samples: of runs from host memory to host memory, in
+            nanoseconds or seconds.
         throttled: how often a container's CPU quota stopped the machine.
         load_seconds: to create the session, or load the weights.
         first_run_seconds: of the first run.
@@ -249,7 +262,7 @@ class LatencyResult(Struct, frozen=True, kw_only=True, gc=False):
         layouts = [name for name in ("rounds_ns", "samples_ns", "samples") if getattr(self, name) is not UNSET]
         if len(layouts) > 1:
             raise ValueError(f"both {' and '.join(layouts)}")
-        if not layouts or not (self.samples_ns or self.samples or any(known(self.rounds_ns) or ())):
+        if not layouts or not (self.samples_ns or self.samples or any(none_if_unset(self.rounds_ns) or ())):
             raise ValueError("no samples")
 
 
@@ -261,9 +274,11 @@ class Trial(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class PeakResult(Struct, frozen=True, kw_only=True, gc=False):
-    """The most that a machine was seen to do: `flops`, multiplications and additions a second.
+    """The most that a machine was seen to do: `flops`, multiplications and additions a
+    second.
 
-    `of` names the fastest of the `trials`; both are from version 2 on, before which there was but one product.
+    `of` names the fastest of the `trials`; both are from version 2 on, before which
+    there was but one product.
     """
 
     flops: Positive
@@ -272,7 +287,8 @@ class PeakResult(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Moments(Struct, frozen=True, kw_only=True, gc=False):
-    """Mean and standard deviation (of the population) of `count` values; None where there are none."""
+    """Mean and population standard deviation of `count` values; None if there are
+    none."""
 
     count: Int | UnsetType = UNSET
     mean: float | None
@@ -280,13 +296,16 @@ class Moments(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Activation(Struct, frozen=True, kw_only=True, gc=False):
-    """Table 1: the last activation before the classifier, in three readings, because the paper does not name one.
+    """Table 1: the last activation before the classifier, in three readings, because
+    the paper does not name one.
 
     Attributes:
-        nonzero: share of the entries that are not zero, 0 to 1, by count (the paper's NZR).
+        nonzero: share of the entries that are not zero, 0 to 1, by count (the paper's
+            NZR).
         over_nonzero: over those entries.
-        over_all: over all entries: images, channels and positions. The paper cannot mean this one: a share p that is
-            not zero allows no std/mean below sqrt(1/p - 1), and three of its six rows are below.
+        over_all: over all entries: images, channels and positions. The paper cannot
+            mean this one: a share p that is not zero allows no std/mean below sqrt(1/p
+            - 1), and three of its six rows are below.
         pooled: over images and channels, after the global average pool.
     """
 
@@ -297,15 +316,17 @@ class Activation(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Blocks(Struct, frozen=True, kw_only=True, gc=False):
-    """Figure 2: how much each of the named `blocks` changes what passes through it, in order of depth.
+    """Figure 2: how much each of the named `blocks` changes its input, by depth.
 
     Attributes:
         blocks: names, such as "layer1.0".
-        delta: the paper's Delta with the output that its definition names, f(x) + x, before the activation that follows
-            the addition: the size of what the residual path adds.
-        delta_after_relu: the same with what the block hands on: ReLU(f(x) + x), with NormProp's BatchNorm of the sum
-            and its constants where a network has them. A `PreActBasicBlock` hands on the sum, so that both are the same
-            there unless it has that BatchNorm.
+        delta: the paper's Delta with the output that its definition names, f(x) + x,
+            before the activation that follows the addition: the size of what the
+            residual path adds.
+        delta_after_relu: the same with what the block hands on: ReLU(f(x) + x), with
+            NormProp's BatchNorm of the sum and its constants where a network has them.
+            A `PreActBasicBlock` hands on the sum, so that both are the same there
+            unless it has that BatchNorm.
     """
 
     blocks: list[str] | UnsetType = UNSET
@@ -314,7 +335,7 @@ class Blocks(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Coherence(Struct, frozen=True, kw_only=True, gc=False):
-    """Figure 3: coherence `mu`, 0 to 1, of the convolutions named in `layers`, in order of depth."""
+    """Figure 3: coherence `mu`, 0 to 1, of the convolutions `layers`, by depth."""
 
     layers: list[str] | UnsetType = UNSET
     mu: Numbers

@@ -27,7 +27,8 @@ class TrainTiming(CompileTrial, frozen=True, kw_only=True, gc=False):
         training_seconds: without tests.
         images_per_second: over these.
         packed: networks that were trained at the same time, at most.
-        stacked: those of them that were trained as one network with this one, at most; 1 for none but itself.
+        stacked: those of them that were trained as one network with this one, at most;
+            1 for none but itself.
         blocks_twice: blocks that were computed twice to save memory.
     """
 

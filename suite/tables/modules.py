@@ -1,4 +1,5 @@
-"""Modules of a user's own, which register models with timm: found, imported, and told apart by the text of their files.
+"""Modules of a user's own, which register models with timm: found, imported, and told
+apart by the text of their files.
 
 A name that ends in .py is a path; any other is imported as Python does.
 """
@@ -12,7 +13,7 @@ from functools import cache
 from modulefinder import ModuleFinder
 from pathlib import Path
 
-from suite.errors import InputError, in_words
+from suite.errors import InputError, describe_error
 
 # What a module may have beside it that has versions of its own.
 _KNOWN = ["models", "suite"]
@@ -32,7 +33,7 @@ def load(name: str) -> None:
     except InputError:
         raise
     except Exception as error:  # whatever its author has written
-        raise InputError(f"--import {name}: cannot be imported: {in_words(error)}") from None
+        raise InputError(f"--import {name}: cannot be imported: {describe_error(error)}") from None
 
 
 def _load_file(path: Path) -> None:
@@ -64,8 +65,9 @@ def _file(name: str) -> Path:
 
 @cache
 def files(name: str) -> tuple[Path, ...]:
-    """The files of a module in sorted order: of a package all that are in it, else its own and those that it imports
-    from the same folder. None of them is run, but for the package that it is in.
+    """The files of a module in sorted order: of a package all that are in it, else its
+    own and those that it imports from the same folder. None of them is run, but for the
+    package that it is in.
 
     Raises:
         InputError: there is no such module.
@@ -76,7 +78,7 @@ def files(name: str) -> tuple[Path, ...]:
         try:
             spec = importlib.util.find_spec(name)
         except Exception as error:  # of a package that cannot be imported
-            raise InputError(f"--import {name}: cannot be found: {in_words(error)}") from None
+            raise InputError(f"--import {name}: cannot be found: {describe_error(error)}") from None
         if spec is None:
             raise InputError(
                 f"--import {name}: no module of this name; legal: an importable name, or the path of a .py file"
@@ -95,7 +97,7 @@ def files(name: str) -> tuple[Path, ...]:
     try:
         finder.run_script(str(path))
     except SyntaxError as error:
-        raise InputError(f"--import {name}: cannot be imported: {in_words(error)}") from None
+        raise InputError(f"--import {name}: cannot be imported: {describe_error(error)}") from None
     named: list[str | None] = [getattr(module, "__file__", None) for module in finder.modules.values()]
     found = {path} | {Path(file).absolute() for file in named if file}
     return tuple(sorted(found))
@@ -117,7 +119,8 @@ def digests(names: Sequence[str]) -> frozenset[str]:
 
 
 def source_of(file: str | None, names: Sequence[str]) -> str:
-    """The digest of the one of some modules that a file is of, or of all together if it is of none of them."""
+    """The digest of the one of some modules that a file is of, or of all together if it
+    is of none of them."""
     for name in names:
         if file is not None and Path(file).absolute() in files(name):
             return digest(name)

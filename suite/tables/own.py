@@ -1,6 +1,8 @@
-"""A user's own table: rows of any model on any data set, and claims about them, read from one TOML file.
+"""A user's own table: rows of any model on any data set, and claims about them, read
+from one TOML file.
 
-Nothing is imported here: whether there are the models that it names, `suite.grid.own` knows.
+Nothing is imported here: whether there are the models that it names, `suite.grid.own`
+knows.
 """
 
 import math
@@ -13,7 +15,7 @@ from typing import Any
 from suite.errors import InputError
 from suite.registry import DATA_SETS
 from suite.tables.reading import build, read, require
-from suite.tables.recipes import Recipe, changed
+from suite.tables.recipes import Recipe, change_recipe
 from suite.tables.spec import Row, Table, check_row
 
 # Errors, which a table of one's own may show; what is inside networks only the paper's first table does.
@@ -26,11 +28,13 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Images:
-    """A data set of one's own: a folder of `train/` and `val/` with a folder of images for each class.
+    """A data set of one's own: a folder of `train/` and `val/` with a folder of images
+    for each class.
 
     Attributes:
         path: the folder, if `--data` does not give it; relative to the table's file.
-        mean, std: of each channel on [0, 1], by which images are normalised; ImageNet's by default.
+        mean, std: of each channel on [0, 1], by which images are normalised; ImageNet's
+            by default.
         label: its name in plots; by default that in the table.
     """
 
@@ -52,7 +56,8 @@ class Claim:
 
     Attributes:
         left, right: names of rows.
-        metric: the error that is compared, one of the table's `metrics`; the first by default.
+        metric: the error that is compared, one of the table's `metrics`; the first by
+            default.
         text: the claim in words.
     """
 
@@ -68,7 +73,8 @@ class OwnTable(Table):
 
     Attributes:
         name: the stem of its file.
-        imports: modules that register its models with timm: importable names, or paths of .py files.
+        imports: modules that register its models with timm: importable names, or paths
+            of .py files.
         images: data sets of its own by name.
         claims: about its rows.
     """
@@ -154,15 +160,17 @@ def load(path: Path) -> OwnTable:
 
 
 def parse(text: str, path: Path) -> OwnTable:
-    """Read a table from the text of its file; what it says of other files is relative to the file's folder.
+    """Read a table from the text of its file; what it says of other files is relative
+    to the file's folder.
 
     Raises:
-        InputError: not TOML, an unknown or missing key, a wrong type, an illegal value, or a claim about no row. The
-            message names the file, the place in it and what is legal.
+        InputError: not TOML, an unknown or missing key, a wrong type, an illegal value,
+            or a claim about no row. The message names the file, the place in it and
+            what is legal.
     """
     source = str(path)
     file = read(_File, text, source)
-    changed(file.recipe, file.quick, f"{source}: quick")
+    change_recipe(file.recipe, file.quick, f"{source}: quick")
     for name in file.data:
         if name in DATA_SETS:
             raise InputError(f"{source}: data.{name}: is a data set of the suite; give your own another name")
@@ -212,8 +220,8 @@ def _row(file: _File, line: _Line, where: str) -> Row:
         line.name,
     )
     check_row(row, file.headings, file.metrics, where)
-    recipe = changed(file.recipe, line.recipe, f"{where}: recipe")
-    changed(recipe, file.quick, f"{where}: recipe")
+    recipe = change_recipe(file.recipe, line.recipe, f"{where}: recipe")
+    change_recipe(recipe, file.quick, f"{where}: recipe")
     crops = [metric for metric in file.metrics if "10crop" in metric]
     if recipe.ten_crop and recipe.augment == "cifar":
         raise InputError(f'{where}: recipe: ten_crop is legal only with augment = "imagenet"')

@@ -1,4 +1,5 @@
-"""TOML to frozen dataclasses, without tolerance for typing errors: each is named with its place and what is legal."""
+"""TOML to frozen dataclasses, without tolerance for typing errors: each is named with
+its place and what is legal."""
 
 import dataclasses
 import math
@@ -22,7 +23,8 @@ def read(cls: type[T], text: str, source: str) -> T:
     """Make a dataclass of TOML text; `source` names the file in errors.
 
     Raises:
-        InputError: not TOML, an unknown or missing key, a wrong type or an illegal value.
+        InputError: not TOML, an unknown or missing key, a wrong type or an illegal
+            value.
     """
     try:
         return build(cls, tomllib.loads(text), source)
@@ -33,7 +35,8 @@ def read(cls: type[T], text: str, source: str) -> T:
 
 
 def build(cls: type[T], raw: object, where: str) -> T:
-    """Make a dataclass of a mapping, refusing unknown keys, missing keys and wrong types."""
+    """Make a dataclass of a mapping, refusing unknown keys, missing keys and wrong
+    types."""
     if not isinstance(raw, dict):
         raise InputError(f"{where}: must be a table of keys, not {raw!r}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]

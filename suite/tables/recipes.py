@@ -12,20 +12,24 @@ from suite.tables.reading import require as _require
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained and tested. The optimiser is SGD with Nesterov momentum, without dampening.
+    """How one network is trained and tested. The optimiser is SGD with Nesterov
+    momentum, without dampening.
 
     Attributes:
         epochs: passes over the training set.
         batch_size: images a step; the last, smaller batch of an epoch is kept.
         learning_rate: its initial value.
-        milestones: 1-based epochs from which on the learning rate is a tenth of what it was before.
+        milestones: 1-based epochs from which on the learning rate is a tenth of what it
+            was before.
         momentum, weight_decay: of SGD; the decay applies to every parameter.
         augment: the transforms, "cifar" or "imagenet" (see `suite.data.augment`).
         train_size, test_size: side of the square that the network sees, in pixels.
-        resize: "exact" (the paper's interpolation) or "fast" (a library's); only for "imagenet".
+        resize: "exact" (the paper's interpolation) or "fast" (a library's); only for
+            "imagenet".
         ten_crop: also test on ten crops an image, summing logits.
         max_steps: end training after so many steps; None for no such limit.
-        max_test_images: test on so many images, evenly spaced over the set; None for all.
+        max_test_images: test on so many images, evenly spaced over the set; None for
+            all.
     """
 
     epochs: int
@@ -61,15 +65,17 @@ class Recipe:
 
     def steps(self, images: int) -> int:
         """Training steps on a set of so many images."""
-        steps = self.epochs * self.steps_an_epoch(images)
+        steps = self.epochs * self.steps_per_epoch(images)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
-    def steps_an_epoch(self, images: int) -> int:
-        """Training steps for each of so many images once, the last and smaller batch among them."""
+    def steps_per_epoch(self, images: int) -> int:
+        """Training steps for each of so many images once, the last and smaller batch
+        among them."""
         return -(-images // self.batch_size)
 
     def for_epochs(self, epochs: int) -> "Recipe":
-        """This recipe over another number of epochs, the milestones moved in proportion.
+        """This recipe over another number of epochs, the milestones moved in
+        proportion.
 
         A milestone keeps its share of epochs before it, to the nearest whole epoch.
         """
@@ -77,6 +83,6 @@ class Recipe:
         return dataclasses.replace(self, epochs=epochs, milestones=tuple(sorted(scaled)))
 
 
-def changed(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
+def change_recipe(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
     """The recipe with these changes, if they make a legal one."""
     return build(Recipe, dataclasses.asdict(recipe) | dict(changes), where)

@@ -1,4 +1,5 @@
-"""The paper's tables as data: frozen records of what is run, read from TOML without tolerance for typing errors."""
+"""The paper's tables as data: frozen records of what is run, read from TOML without
+tolerance for typing errors."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,9 @@ from suite.errors import InputError
 from suite.registry import STAND_INS
 from suite.tables.reading import read
 from suite.tables.recipes import Recipe as Recipe
-from suite.tables.recipes import changed
+from suite.tables.recipes import change_recipe
 from suite.tables.versions import VERSIONS as VERSIONS
-from suite.tables.versions import outdated as outdated
+from suite.tables.versions import is_outdated as is_outdated
 from suite.tables.versions import version_of as version_of
 
 NUMBERS = (1, 2, 3, 4)
@@ -52,10 +53,12 @@ class Row:
     """One line of a table: a network, its data set, and what the paper measured.
 
     Attributes:
-        heading: the paper's own words for the row, one for each of the table's `headings`.
+        heading: the paper's own words for the row, one for each of the table's
+            `headings`.
         model: name of the timm model.
         data: name of a data set.
-        paper: the paper's figures by metric (errors in percent); a metric that the paper lacks is absent.
+        paper: the paper's figures by metric (errors in percent); a metric that the
+            paper lacks is absent.
         recipe: what this row changes in the table's recipe.
         arguments: further ones of the model, as timm makes it.
         name: what claims and plots call it; empty for the model's.
@@ -90,11 +93,14 @@ class Table:
         headings: names of the leading columns.
         metrics: the measured columns, keys of `METRICS`.
         seeds: training runs of which the paper reports the median.
-        depth: the one depth that all rows share and `--depth` may replace; None where rows differ in it.
+        depth: the one depth that all rows share and `--depth` may replace; None where
+            rows differ in it.
         recipe: the paper's recipe.
-        earlier_quick: what the quick profile has changed in earlier versions, whose records still count.
-        quick: what the quick profile changes in it, for training and its tests; a network is exported, checked and
-            timed for images of the paper's size all the same.
+        earlier_quick: what the quick profile has changed in earlier versions, whose
+            records still count.
+        quick: what the quick profile changes in it, for training and its tests; a
+            network is exported, checked and timed for images of the paper's size all
+            the same.
         rows: the lines, in the paper's order.
     """
 
@@ -111,7 +117,8 @@ class Table:
 
     @property
     def own(self) -> bool:
-        """Whether it is a user's own (`suite.tables.own`), and not one of the paper's."""
+        """Whether it is a user's own (`suite.tables.own`), and not one of the
+        paper's."""
         return False
 
     @property
@@ -136,15 +143,15 @@ def parse_table(text: str, source: str) -> Table:
     """Read a table from TOML text; `source` names the file in errors.
 
     Raises:
-        InputError: not TOML, an unknown or missing key, a wrong type or an illegal value. The message names
-            the file, the place in it and what is legal.
+        InputError: not TOML, an unknown or missing key, a wrong type or an illegal
+            value. The message names the file, the place in it and what is legal.
     """
     table = read(Table, text, source)
     for metric in table.metrics:
         if metric not in METRICS:
             raise InputError(f"{source}: metrics: unknown metric {metric!r}; legal: {', '.join(METRICS)}")
     for quick in (table.quick, *table.earlier_quick):
-        changed(table.recipe, quick, f"{source}: quick")
+        change_recipe(table.recipe, quick, f"{source}: quick")
     for index, row in enumerate(table.rows):
         where = f"{source}: rows[{index}]"
         if row.data not in STAND_INS:
@@ -153,7 +160,7 @@ def parse_table(text: str, source: str) -> Table:
         check_row(row, table.headings, table.metrics, where)
         if table.depth and not row.model.startswith(f"resnet{table.depth}_"):
             raise InputError(f"{where}: model {row.model!r} is not of the table's depth {table.depth}")
-        changed(table.recipe, row.recipe, f"{where}: recipe")
+        change_recipe(table.recipe, row.recipe, f"{where}: recipe")
     return table
 
 
@@ -161,7 +168,8 @@ def check_row(row: Row, headings: Sequence[str], metrics: Sequence[str], where: 
     """Hold a row against the columns of its table.
 
     Raises:
-        InputError: it has more or fewer headings than the table, or a figure that is none of the table's metrics.
+        InputError: it has more or fewer headings than the table, or a figure that is
+            none of the table's metrics.
     """
     if len(row.heading) != len(headings):
         raise InputError(f"{where}: heading has {len(row.heading)} entries, headings {len(headings)}")
@@ -169,17 +177,18 @@ def check_row(row: Row, headings: Sequence[str], metrics: Sequence[str], where: 
         raise InputError(f"{where}: paper: unknown key {min(unknown)!r}; legal: {', '.join(metrics)}")
 
 
-def selected(which: int | Table, globs: Sequence[str] = (), depth: int | None = None) -> Table:
-    """A table, of the paper's by its number, with other nets (`at_depth`) and with some of its rows (`matching`), where
-    asked for."""
+def select_table(which: int | Table, globs: Sequence[str] = (), depth: int | None = None) -> Table:
+    """A table, of the paper's by its number, with other nets (`with_depth`) and with
+    some of its rows (`with_rows`), where asked for."""
     table = load_table(which) if isinstance(which, int) else which
     if depth is not None:
-        table = at_depth(table, depth)
-    return matching(table, globs) if globs else table
+        table = with_depth(table, depth)
+    return with_rows(table, globs) if globs else table
 
 
-def at_depth(table: Table, depth: int) -> Table:
-    """The table with smaller or larger nets: every row's depth replaced, the title saying so.
+def with_depth(table: Table, depth: int) -> Table:
+    """The table with smaller or larger nets: every row's depth replaced, the title
+    saying so.
 
     Raises:
         InputError: the rows of this table have no common depth.
@@ -195,8 +204,9 @@ def at_depth(table: Table, depth: int) -> Table:
     return dataclasses.replace(table, rows=rows, title=title, depth=depth)
 
 
-def matching(table: Table, globs: Sequence[str]) -> Table:
-    """The table with only those rows whose name or model, alone or with `@data`, matches one of the globs.
+def with_rows(table: Table, globs: Sequence[str]) -> Table:
+    """The table with only those rows whose name or model, alone or with `@data`,
+    matches one of the globs.
 
     Raises:
         InputError: a glob matches no row.
@@ -214,14 +224,15 @@ def matching(table: Table, globs: Sequence[str]) -> Table:
 
 
 def is_deployed(which: int | Table) -> bool:
-    """Whether a table has latency beside its errors, as all but the paper's first have."""
+    """Whether a table has latency beside its errors, as all but the paper's first
+    have."""
     return not isinstance(which, int) or which in DEPLOYED
 
 
 def _at_another_depth(table: Table, glob: str) -> str:
     """What to say of a glob that matches rows of the table with other nets."""
     for depth in CIFAR_DEPTHS if table.depth else ():
-        rows = at_depth(table, depth).rows
+        rows = with_depth(table, depth).rows
         if any(fnmatchcase(name, glob) for row in rows for name in row.aliases):
             return f" with ResNet-{table.depth}, but some with ResNet-{depth}: add --depth {depth}"
     return ""
@@ -236,8 +247,9 @@ def recipe_for(
 ) -> Recipe:
     """The recipe of one row.
 
-    `epochs` asks for whole epochs: the paper's recipe over that many, whatever the profile, so that the quick
-    profile's shortcuts do not apply. `steps` limits the steps of either.
+    `epochs` asks for whole epochs: the paper's recipe over that many, whatever the
+    profile, so that the quick profile's shortcuts do not apply. `steps` limits the
+    steps of either.
     """
     changes = dict(row.recipe)
     if profile == "quick" and epochs is None:

@@ -1,7 +1,9 @@
-"""Training state on disk: one safetensors file for each checkpoint, without pickle, whole or not at all.
+"""Training state on disk: one safetensors file for each checkpoint, without pickle,
+whole or not at all.
 
-The tensors are the file's; everything else about the state is JSON in its header, with a hash of both. The newest
-two are kept, so that a damaged one costs the work since the one before it and no more.
+The tensors are the file's; everything else about the state is JSON in its header, with
+a hash of both. The newest two are kept, so that a damaged one costs the work since the
+one before it and no more.
 """
 
 import contextlib
@@ -24,7 +26,8 @@ DAMAGED = (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyErr
 
 
 def write(folder: Path, number: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write checkpoint `number` of `folder`: tensors of any device, and a state of JSON values.
+    """Write checkpoint `number` of `folder`: tensors of any device, and a state of JSON
+    values.
 
     A kill, a full disk or a power loss leaves the ones before it.
 
@@ -40,7 +43,8 @@ def write(folder: Path, number: int, tensors: Mapping[str, Tensor], state: Mappi
 
 
 def read(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and state of the newest checkpoint that is sound, or None; `warn` is told of each that is not."""
+    """Tensors and state of the newest checkpoint that is sound, or None; `warn` is told
+    of each that is not."""
     for path in _newest_first(folder):
         try:
             return read_one(path)

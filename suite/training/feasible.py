@@ -1,7 +1,9 @@
-"""Is training feasible at a learning rate? A finite loss is not enough: the network must learn.
+"""Is training feasible at a learning rate? A finite loss is not enough: the network
+must learn.
 
-The paper halves its learning rate "until training is feasible" and says no more. Dead units can hold a loss at that of
-a guess for ever, so that here a network must do better than a guess after its first epochs.
+The paper halves its learning rate "until training is feasible" and says no more. Dead
+units can hold a loss at that of a guess for ever, so that here a network must do better
+than a guess after its first epochs.
 """
 
 import math
@@ -33,7 +35,8 @@ Labels = NDArray[np.int64]
 
 
 def beats_chance(error: float, labels: Labels) -> bool:
-    """Whether a training error (percent) is below that of always naming the commonest class, by three deviations."""
+    """Whether a training error (percent) is below that of always naming the commonest
+    class, by three deviations."""
     count = len(labels)
     chance = int(np.bincount(labels).max()) / count
     return 1 - error / 100 > chance + DEVIATIONS * math.sqrt(chance * (1 - chance) / count)
@@ -41,7 +44,8 @@ def beats_chance(error: float, labels: Labels) -> bool:
 
 @torch.inference_mode()
 def dead_units(model: nn.Module, images: Tensor) -> float | None:
-    """Share of the channels before the classifier, 0 to 1, that are zero on all of these images.
+    """Share of the channels before the classifier, 0 to 1, that are zero on all of
+    these images.
 
     A network that has collapsed to a constant answer has nearly all of them dead.
 
@@ -50,7 +54,8 @@ def dead_units(model: nn.Module, images: Tensor) -> float | None:
         images: (B, C, H, W), or (B, crops, C, H, W), on the device of the model.
 
     Returns:
-        None for a network without ReLU or CReLU, or whose activations are not finite.
+        None for a network without ReLU or CReLU, or whose activations are not
+        finite.
     """
     rectifier = last_rectifier(model)
     if rectifier is None:
@@ -68,14 +73,17 @@ def dead_units(model: nn.Module, images: Tensor) -> float | None:
 
 
 class LossWatch:
-    """Notices that a loss is not finite any more, and does not make the host wait for a GPU at every step.
+    """Notices that a loss is not finite any more, and does not make the host wait for a
+    GPU at every step.
 
-    On a GPU every 20th step a copy to the host is begun, and the copy begun 20 steps before is read. The GPU then has
-    20 steps to do meanwhile, and a loss that is not finite is noticed after 40 at most. On a CPU it is so at once.
+    On a GPU every 20th step a copy to the host is begun, and the copy begun 20 steps
+    before is read. The GPU then has 20 steps to do meanwhile, and a loss that is not
+    finite is noticed after 40 at most. On a CPU it is so at once.
 
     Args:
         device: of the losses.
-        every: steps between two looks; None for 20 on a GPU, and for every step on a CPU.
+        every: steps between two looks; None for 20 on a GPU, and for every step on a
+            CPU.
     """
 
     def __init__(self, device: torch.device, every: int | None = None) -> None:
@@ -87,10 +95,12 @@ class LossWatch:
         self._copied: torch.cuda.Event | None = None
 
     def finite(self, loss_sum: Tensor) -> bool:
-        """Whether all losses were finite, as far as is known; to be called after each step.
+        """Whether all losses were finite, as far as is known; to be called after each
+        step.
 
         Args:
-            loss_sum: the sum of all losses so far, which is not finite any more once a loss was not.
+            loss_sum: the sum of all losses so far, which is not finite any more once a
+                loss was not.
         """
         if not self.delayed:
             return math.isfinite(loss_sum.item())

@@ -1,4 +1,5 @@
-"""The training of one network: tries at falling learning rates, epoch by epoch and step by step."""
+"""The training of one network: tries at falling learning rates, epoch by epoch and step
+by step."""
 
 import math
 from collections.abc import Callable, Generator
@@ -11,15 +12,15 @@ from torch import Tensor
 import models  # noqa: F401 - registers the networks with timm
 from suite.export import trained
 from suite.interrupt import Interruption
-from suite.schema.outcomes import Epoch, Errors, TrainResult, Try, known
+from suite.schema.outcomes import Epoch, Errors, TrainResult, Try, none_if_unset
 from suite.schema.speed import CompileTrial, TrainTiming
 from suite.training import checkpoint, feasible, memory
-from suite.training.job import Job, Trained
+from suite.training.job import FinishedTraining, Job
 from suite.training.pack import Run, StepBatch
 from suite.training.stacked import Seed
 from suite.training.state import TrainingState
 from suite.training.step import Engine
-from suite.training.testing import Tested, evaluate, measured_convolutions
+from suite.training.testing import ErrorRates, benchmark_convolutions, evaluate
 
 # A kill costs at most the work of so long.
 CHECKPOINT_SECONDS = 30.0
@@ -28,7 +29,8 @@ AGREE_EVERY = 10
 
 
 class Fit(TrainingState):
-    """The fitting of one network: tries at falling learning rates, each of which can be taken up at any step."""
+    """The fitting of one network: tries at falling learning rates, each of which can be
+    taken up at any step."""
 
     def __init__(self, job: Job, engine: Engine, packed: int, warn: Callable[[str], None]) -> None:
         super().__init__(job, engine, warn)
@@ -50,7 +52,9 @@ class Fit(TrainingState):
             self._save()
         result = TrainResult(
             **structs.asdict(errors),
-            best_top1=min(error for epoch in epochs if (error := known(epoch.top1)) is not None) if trained else None,
+            best_top1=min(error for epoch in epochs if (error := none_if_unset(epoch.top1)) is not None)
+            if trained
+            else None,
             trained=trained,
             tries=self.at.tries,
             epochs=epochs,
@@ -63,10 +67,11 @@ class Fit(TrainingState):
             processes=self.group.size,
             batch_per_process=-(-self.recipe.batch_size // self.group.size),
         )
-        return Trained(result, self._timing())
+        return FinishedTraining(result, self._timing())
 
     def _errors(self) -> Errors:
-        """The test errors of the last epoch, and those by ten crops where the recipe asks for them."""
+        """The test errors of the last epoch, and those by ten crops where the recipe
+        asks for them."""
         last = self.at.epochs[-1]
         if not self.recipe.ten_crop:
             return Errors(top1=last.top1, top5=last.top5)
@@ -85,7 +90,8 @@ class Fit(TrainingState):
         )
 
     def _one_try(self) -> Generator[StepBatch | None, Tensor | None, str]:
-        """Train at the present learning rate to the end, or until it turns out to be infeasible; says which."""
+        """Train at the present learning rate to the end, or until it turns out to be
+        infeasible; says which."""
         outcome = feasible.TRAINED
         while outcome == feasible.TRAINED and (self.at.steps < self.total or self.at.step):
             outcome = yield from self._epoch()
@@ -103,15 +109,15 @@ class Fit(TrainingState):
         return outcome
 
     def _last_loss(self) -> float:
-        """The mean loss of the last steps, of all processes; not a number if none is known, as after a checkpoint of an
-        earlier version."""
+        """The mean loss of the last steps, of all processes; not a number if none is
+        known, as after a checkpoint of an earlier version."""
         losses = list(self.last_losses)
         mean = torch.stack(losses).double().mean().item() if losses else math.nan
         return self.group.sums(mean)[0] / self.group.size
 
     def _dead_units(self) -> float | None:
         images, _ = next(iter(self.batches.test()))
-        with measured_convolutions():
+        with benchmark_convolutions():
             share = feasible.dead_units(self.model, images)
         self._mark = perf_counter()
         return share
@@ -127,7 +133,7 @@ class Fit(TrainingState):
         self._count_time()  # reading the sums has waited for the device
         loss, error = loss_sum / at.seen, 100 - 100 * correct / at.seen
         if self.device.type == "cpu":
-            memory.give_back()
+            memory.release_free_memory()
         # The last step can spoil the weights after its loss was read, so the test's logits must be finite too.
         tested = self._test(quick=at.steps < self.total) if math.isfinite(loss) else None
         self._mark = perf_counter()
@@ -152,17 +158,20 @@ class Fit(TrainingState):
         self.step.correct.zero_()
         return outcome
 
-    def _test(self, quick: bool = False, ten_crop: bool = False) -> Tested:
-        """Test the network that is saved: each process has had statistics of its own part of the last batch since.
+    def _test(self, quick: bool = False, ten_crop: bool = False) -> ErrorRates:
+        """Test the network that is saved: each process has had statistics of its own
+        part of the last batch since.
 
-        On a GPU a quick test is in the precision of training; the others are in float32, as on a CPU all are.
+        On a GPU a quick test is in the precision of training; the others are in
+        float32, as on a CPU all are.
         """
         self.group.spread(self.model.buffers())
-        with measured_convolutions():
+        with benchmark_convolutions():
             return evaluate(self.model, self.batches.test(ten_crop), self.group, self.quick_forward if quick else None)
 
     def _steps(self, epoch: int) -> Generator[StepBatch | None, Tensor | None]:
-        """Do what is left of an epoch's steps; a loss that is not finite ends them early."""
+        """Do what is left of an epoch's steps; a loss that is not finite ends them
+        early."""
         at = self.at
         self.model.train()
         self._mark, self._waited = perf_counter(), 0.0
@@ -196,7 +205,8 @@ class Fit(TrainingState):
             yield None
 
     def _finite(self) -> bool:
-        """Whether the losses are finite as far as is known; several processes find the same."""
+        """Whether the losses are finite as far as is known; several processes find the
+        same."""
         if self.group.size == 1:
             return self.watch.finite(self.step.loss_sum)
         if self.at.steps % AGREE_EVERY:
@@ -208,9 +218,10 @@ class Fit(TrainingState):
         self.at.seconds += now - self._mark
         self._mark = now
 
-    def due(self, interruption: Interruption) -> bool:
-        """Whether it is time for a checkpoint; notes in `must_stop` that an interruption is pending, here or in another
-        process, before which there will be one anyway."""
+    def checkpoint_is_due(self, interruption: Interruption) -> bool:
+        """Whether it is time for a checkpoint; notes in `must_stop` that an
+        interruption is pending, here or in another process, before which there will be
+        one anyway."""
         due = monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS
         stop = interruption.pending
         if self.group.size > 1:
@@ -221,7 +232,8 @@ class Fit(TrainingState):
         return due and not stop
 
     def checkpoint(self) -> None:
-        """Save everything that the rest of the training depends on; all processes of a group must call this."""
+        """Save everything that the rest of the training depends on; all processes of a
+        group must call this."""
         with self.stream():
             self._checkpoint()
         self._last_checkpoint = monotonic()
@@ -233,10 +245,11 @@ class Fit(TrainingState):
             checkpoint.write(self.job.checkpoints, self.at.images, tensors, to_builtins(self.at))
 
     def _save(self) -> None:
-        """Write weights and what timm needs to load them: class count, class names, mean and std on [0, 1]."""
+        """Write weights and what timm needs to load them: class count, class names,
+        mean and std on [0, 1]."""
         dataset = self.batches.dataset
         described: dict[str, object] = {
             name: [value / 255 for value in getattr(dataset, name)] for name in ("mean", "std")
         }
         described["label_names"] = list(dataset.classes)
-        trained.keep(self.model, self.job.model_name, self.model_args, described, self.job.out)
+        trained.save(self.model, self.job.model_name, self.model_args, described, self.job.out)

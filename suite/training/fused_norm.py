@@ -1,9 +1,11 @@
-"""BatchNorm, the residual addition and the activation of a block in one pass each way, by kernels of our own.
+"""BatchNorm, the residual addition and the activation of a block in one pass each way,
+by kernels of our own.
 
-`use_norms` puts them into a network. Forward, a convolution by our kernels finds the statistics of what it computes; of
-any other's output a kernel reads them. A small one merges them, and one normalises, adds and rectifies. Backward there
-are three. The kernels are in `suite.training.triton_norm`. In tests a block computes as before. torch.compile does the
-like itself.
+`use_norms` puts them into a network. Forward, a convolution by our kernels finds the
+statistics of what it computes; of any other's output a kernel reads them. A small one
+merges them, and one normalises, adds and rectifies. Backward there are three. The
+kernels are in `suite.training.triton_norm`. In tests a block computes as before.
+torch.compile does the like itself.
 """
 
 import functools
@@ -39,7 +41,8 @@ def _on(tensor: Tensor) -> AbstractContextManager[None]:
 
 
 def _division(pixels: int, channels: int) -> tuple[int, int, int, int]:
-    """Parts of the pixels, tiles of a part, pixels of a tile, and the channels of a tile, which are a power of two."""
+    """Parts of the pixels, tiles of a part, pixels of a tile, and the channels of a
+    tile, which are a power of two."""
     block = _next_power(channels)
     tile = max(1, min(VALUES // block, _next_power(pixels)))
     tiles = -(-pixels // (tile * PROGRAMS))
@@ -128,10 +131,11 @@ def normalize(
     groups: int = 1,
     statistics: Statistics | None = None,
 ) -> Tensor:
-    """`activation(norm(x) + residual)` in training, which brings the norm's running statistics up to date.
+    """`activation(norm(x) + residual)` in training, which brings the norm's running
+    statistics up to date.
 
     Args:
-        norm: one for which `fits` is true.
+        norm: one for which `is_supported` is true.
         x: (B, C, H, W), of more than one pixel in all.
         activation: "crelu" only without a residual.
         residual: of x's shape, or None for no addition.
@@ -139,7 +143,8 @@ def normalize(
         statistics: of x, if they are known.
 
     Returns:
-        (B, C, H, W), or (B, 2C, H, W) for CReLU, in x's type, channels_last. It is rounded to that type once.
+        (B, C, H, W), or (B, 2C, H, W) for CReLU, in x's type, channels_last. It is
+        rounded to that type once.
     """
     assert activation != "crelu" or residual is None
     layout = torch.channels_last
@@ -175,18 +180,21 @@ _FORWARD: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-def fits(norm: nn.Module) -> bool:
-    """Whether our kernels can stand in for this layer: an ordinary BatchNorm in float32."""
+def is_supported(norm: nn.Module) -> bool:
+    """Whether our kernels can stand in for this layer: an ordinary BatchNorm in
+    float32."""
     if type(norm) is not nn.BatchNorm2d or norm.num_features > MOST_CHANNELS:
         return False
     return norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
 def use_norms(model: nn.Module) -> int:
-    """Have the blocks of a network with BatchNorm use our kernels; returns how many norms do.
+    """Have the blocks of a network with BatchNorm use our kernels; returns how many
+    norms do.
 
-    Weights, their names and what else the network does stay as they are. A block with a norm elsewhere, such as in
-    NormProp's networks, is left alone, and so are tests and what `kernels.precision_for` leaves to the library.
+    Weights, their names and what else the network does stay as they are. A block with a
+    norm elsewhere, such as in NormProp's networks, is left alone, and so are tests and
+    what `kernels.precision_for` leaves to the library.
     """
     count = 0
     for block in model.modules():
@@ -195,7 +203,11 @@ def use_norms(model: nn.Module) -> int:
             continue
         assert isinstance(block, BasicBlock | PreActBasicBlock)
         others = block.input_norm, block.sum_norm
-        if fits(block.norm1) and fits(block.norm2) and all(isinstance(other, nn.Identity) for other in others):
+        if (
+            is_supported(block.norm1)
+            and is_supported(block.norm2)
+            and all(isinstance(other, nn.Identity) for other in others)
+        ):
             block.forward = functools.partial(_forward, block, block.forward, fused)  # type: ignore[method-assign]
             count += 2
     return count
@@ -209,13 +221,15 @@ def _forward(
 
 
 @functools.cache
-def fault(device: torch.device) -> str | None:
-    """Why these kernels cannot be used on this device, in one line; None if they can."""
-    return kernels.tried(device, differences)
+def why_unusable(device: torch.device) -> str | None:
+    """Why these kernels cannot be used on this device, in one line; None if they
+    can."""
+    return kernels.why_inaccurate(device, differences)
 
 
 def differences(device: torch.device, precision: torch.dtype) -> dict[str, float]:
-    """How far our kernels in a precision are from the library in float32, in parts of the largest value."""
+    """How far our kernels in a precision are from the library in float32, in parts of
+    the largest value."""
     draws = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

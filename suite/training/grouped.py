@@ -1,9 +1,11 @@
-"""Equal networks side by side in one, whose layers have a group of channels for each of them.
+"""Equal networks side by side in one, whose layers have a group of channels for each of
+them.
 
-Every tensor of the one network is that of the single ones, joined along its first axis. An image (B, C, H, W) of the
-single ones is one (B, K C, H, W) of all K, in which the channels of a network lie together. Convolutions have a group
-for each network. BatchNorm, ReLU, pools and additions know channels alone, so that they stay as they are. No network
-has a share in the values of another one.
+Every tensor of the one network is that of the single ones, joined along its first axis.
+An image (B, C, H, W) of the single ones is one (B, K C, H, W) of all K, in which the
+channels of a network lie together. Convolutions have a group for each network.
+BatchNorm, ReLU, pools and additions know channels alone, so that they stay as they are.
+No network has a share in the values of another one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +36,8 @@ def _together(x: Tensor) -> Tensor:
 
 
 class GroupedCReLU(CReLU):
-    """CReLU of each group: the positive and negative halves of a network's channels stay together."""
+    """CReLU of each group: the positive and negative halves of a network's channels
+    stay together."""
 
     groups: int
 
@@ -73,7 +76,8 @@ _GROUPED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def obstacle(model: nn.Module) -> str | None:
-    """Why several networks like this one cannot be put side by side; None if they can."""
+    """Why several networks like this one cannot be put side by side; None if they
+    can."""
     if getattr(model, "drop_rate", 0.0):
         return "it has dropout"
     known = (*_BY_CHANNEL, *_HOLDS_LAYERS, *_WITH_WEIGHTS, *_GROUPED)
@@ -86,7 +90,8 @@ def obstacle(model: nn.Module) -> str | None:
 
 
 def side_by_side(model: nn.Module, groups: int) -> nn.Module:
-    """Make a network into one for so many of its kind, in place; returns it. Its weights are then without meaning.
+    """Make a network into one for so many of its kind, in place; returns it. Its
+    weights are then without meaning.
 
     Raises:
         ValueError: there is an `obstacle`.
@@ -115,7 +120,8 @@ def _repeat(value: Tensor, groups: int) -> Tensor:
 
 
 def join(values: Sequence[Tensor]) -> Tensor:
-    """A tensor of several networks, from that of each. A count, which has no axes, is the same for all."""
+    """A tensor of several networks, from that of each. A count, which has no axes, is
+    the same for all."""
     return torch.cat(list(values)) if values[0].dim() else values[0]
 
 
@@ -125,7 +131,8 @@ def part(value: Tensor, number: int, groups: int) -> Tensor:
 
 
 def share(model: nn.Module, together: Mapping[str, Tensor], number: int, groups: int) -> None:
-    """Have a single network hold its part of the tensors of all, so that it changes as they are trained.
+    """Have a single network hold its part of the tensors of all, so that it changes as
+    they are trained.
 
     Args:
         model: the single network, whose weights and buffers are replaced.

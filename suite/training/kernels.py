@@ -1,6 +1,8 @@
-"""Layers that compute by kernels of our own where cuDNN is slow: convolutions of few channels in bfloat16 on a GPU.
+"""Layers that compute by kernels of our own where cuDNN is slow: convolutions of few
+channels in bfloat16 on a GPU.
 
-`use_kernels` puts them into a network. What they call is in `suite.training.operators`.
+`use_kernels` puts them into a network. What they call is in
+`suite.training.operators`.
 """
 
 import functools
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import CReLU, NormPropConv2d
-from suite.errors import in_words
+from suite.errors import describe_error
 from suite.training.grouped import GroupedCReLU
 from suite.training.operators import MOST_OUT, Statistics, conv3x3, conv3x3_with_statistics, crelu
 
@@ -27,9 +29,11 @@ TOLERANCE = 0.02
 
 
 def precision_for(x: Tensor) -> torch.dtype | None:
-    """The type in which our kernels are to compute on this input; None if they are not to.
+    """The type in which our kernels are to compute on this input; None if they are not
+    to.
 
-    They are for what runs under bfloat16 autocast on a GPU: training, and the quick tests between epochs.
+    They are for what runs under bfloat16 autocast on a GPU: training, and the quick
+    tests between epochs.
     """
     if not x.is_cuda or x.numel() >= MOST_VALUES or not torch.is_autocast_enabled("cuda"):
         return None
@@ -37,10 +41,12 @@ def precision_for(x: Tensor) -> torch.dtype | None:
 
 
 class _Convolution(nn.Conv2d):
-    """What a convolution of any class does once its filters are known, by our kernels where they are to compute.
+    """What a convolution of any class does once its filters are known, by our kernels
+    where they are to compute.
 
     Attributes:
-        cast: its filters in bfloat16 while the network computes, where all have been cast in one launch.
+        cast: its filters in bfloat16 while the network computes, where all have been
+            cast in one launch.
     """
 
     cast: Tensor | None = None
@@ -66,7 +72,8 @@ class _Convolution(nn.Conv2d):
 
 
 def convolve_with_statistics(convolution: nn.Module, x: Tensor) -> tuple[Tensor, Statistics | None]:
-    """The convolution of x, and the statistics of the result where a kernel of ours finds them by the way."""
+    """The convolution of x, and the statistics of the result where a kernel of ours
+    finds them by the way."""
     precision = precision_for(x)
     if type(convolution) is not _Convolution or convolution.bias is not None or precision is None:
         return convolution(x), None
@@ -93,7 +100,7 @@ class _GroupedCReLU(_CReLU, GroupedCReLU):
     pass
 
 
-def fits(module: nn.Module) -> bool:
+def is_supported(module: nn.Module) -> bool:
     """Whether our kernels can stand in for this layer."""
     if type(module) not in (nn.Conv2d, NormPropConv2d):
         return False
@@ -106,16 +113,17 @@ def fits(module: nn.Module) -> bool:
 
 
 def use_kernels(model: nn.Module) -> int:
-    """Have a network's convolutions and CReLUs use our kernels; returns how many convolutions do.
+    """Have a network's convolutions and CReLUs use our kernels; returns how many
+    convolutions do.
 
-    Weights, their names and what else the network does stay as they are. Where `precision_for` says so, a layer still
-    computes as it did.
+    Weights, their names and what else the network does stay as they are. Where
+    `precision_for` says so, a layer still computes as it did.
     """
     count = 0
     for module in model.modules():
         if type(module) in (CReLU, GroupedCReLU):
             module.__class__ = _CReLU if type(module) is CReLU else _GroupedCReLU
-        elif fits(module):
+        elif is_supported(module):
             module.__class__ = _Convolution if type(module) is nn.Conv2d else _NormPropConvolution
             count += 1
     if convolutions := [module for module in model.modules() if type(module) is _Convolution]:
@@ -142,28 +150,33 @@ def _forget_casts(convolutions: list[_Convolution], *_: Any) -> None:
 
 
 @functools.cache
-def fault(device: torch.device) -> str | None:
+def why_unusable(device: torch.device) -> str | None:
     """Why our kernels cannot be used on this device, in one line; None if they can.
 
-    They are tried: a small convolution with CReLU and its gradients are held against the library's in float32.
+    They are tried: a small convolution with CReLU and its gradients are held against
+    the library's in float32.
     """
-    return tried(device, differences)
+    return why_inaccurate(device, differences)
 
 
-def tried(device: torch.device, differences: Callable[[torch.device, torch.dtype], dict[str, float]]) -> str | None:
-    """Why kernels that differ by so much from the library cannot be used on a device; None if they can."""
+def why_inaccurate(
+    device: torch.device, differences: Callable[[torch.device, torch.dtype], dict[str, float]]
+) -> str | None:
+    """Why kernels that differ by so much from the library cannot be used on a device;
+    None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "there is no Triton"
     try:
         differing = differences(device, torch.bfloat16)
     except Exception as error:  # such as a machine without a compiler, or a GPU without bfloat16
-        return in_words(error)
+        return describe_error(error)
     wrong = ", ".join(name for name, difference in differing.items() if not difference < TOLERANCE)
     return f"a try gave other values than the library: {wrong}" if wrong else None
 
 
 def differences(device: torch.device, precision: torch.dtype) -> dict[str, float]:
-    """How far our kernels in a precision are from the library in float32, in parts of the largest value."""
+    """How far our kernels in a precision are from the library in float32, in parts of
+    the largest value."""
     draws = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""What a training step on the CPU keeps for its gradient, and how it keeps less: some blocks are computed twice.
+"""Recompute activations to stay within a memory budget, on the CPU.
 
-A block that is computed twice keeps its input alone; the backward pass computes the rest again, from the same values
-in the same order, so that every result is bit for bit the same. It costs that block's forward pass.
+A block that is computed twice keeps its input alone; the backward pass computes the
+rest again, from the same values in the same order, so that every result is bit for bit
+the same. It costs that block's forward pass.
 """
 
 import ctypes
@@ -34,23 +35,25 @@ GAPS_TWICE = 2.0
 PASSING = 2.0
 
 
-def keep_less(
+def recompute_activations(
     model: nn.Module, images: tuple[int, ...], value_bytes: int, budget: float | None = None
 ) -> tuple[int, bool]:
-    """Have a residual network compute blocks twice, the first ones first, until a step takes `budget` bytes at most.
+    """Recompute activations of the first blocks until a training step takes at most
+    `budget` bytes.
 
-    The first blocks have the largest activations and no more arithmetic than the others, so that they give most
-    memory for the time.
+    The first blocks have the largest activations and no more arithmetic than the
+    others, so that they give most memory for the time.
 
     Args:
         model: one of `models`; any other network stays as it is.
         images: shape of a batch, (B, C, H, W).
         value_bytes: size of an activation.
-        budget: in bytes, by default `BUDGET`; where even all blocks together do not come down to it, all are computed
-            twice.
+        budget: in bytes, by default `BUDGET`; where even all blocks together do not
+            come down to it, all are computed twice.
 
     Returns:
-        How many blocks are computed twice, and whether a step then comes down to the budget.
+        How many blocks are computed twice, and whether a step then comes down to the
+        budget.
     """
     budget = BUDGET[value_bytes] if budget is None else budget
     blocks = blocks_of(model)
@@ -64,24 +67,28 @@ def keep_less(
     return len(blocks), total * value_bytes <= budget
 
 
-def give_back() -> None:
-    """Hand memory that is free but still held between two steps or tests back to the system, where glibc holds it.
+def release_free_memory() -> None:
+    """Hand memory that is free but still held between two steps or tests back to the
+    system, where glibc holds it.
 
-    Tensors of other sizes follow, which would not fit into the gaps that the last ones leave.
+    Tensors of other sizes follow, which would not fit into the gaps that the last ones
+    leave.
     """
     with suppress(AttributeError, OSError, TypeError):  # another system's C library, or none
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The residual blocks of one of `models`, the first one first; none of any other network."""
+    """The residual blocks of one of `models`, the first one first; none of any other
+    network."""
     return [block for name in getattr(model, "stage_names", ()) for block in getattr(model, name)]
 
 
 def _values_kept(
     model: nn.Module, blocks: list[nn.Module], images: tuple[int, ...]
 ) -> tuple[list[int], list[int], int]:
-    """Values in the input of each block, values that it keeps for the gradient, and values kept outside of blocks.
+    """Values in the input of each block, values that it keeps for the gradient, and
+    values kept outside of blocks.
 
     Nothing is computed: the network runs on tensors that have shapes alone.
     """
@@ -139,7 +146,8 @@ def _compute_twice(block: nn.Module) -> None:
 
 @contextmanager
 def _aside(block: nn.Module) -> Iterator[None]:
-    """Work on copies of a block's buffers: BatchNorm's running statistics take each batch in once."""
+    """Work on copies of a block's buffers: BatchNorm's running statistics take each
+    batch in once."""
     held = [(module, dict(module._buffers)) for module in block.modules()]
     for module, buffers in held:
         module._buffers.update({name: None if value is None else value.clone() for name, value in buffers.items()})

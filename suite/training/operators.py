@@ -1,7 +1,9 @@
-"""Operators of torch over our own Triton kernels: 3x3 convolutions of few channels, and CReLU, with their gradients.
+"""Operators of torch over our own Triton kernels: 3x3 convolutions of few channels, and
+CReLU, with their gradients.
 
-torch.compile and CUDA graphs hold them. The kernels are in `suite.training.triton_kernels`, which is imported when one
-of them runs. All images are channels_last.
+torch.compile and CUDA graphs hold them. The kernels are in
+`suite.training.triton_kernels`, which is imported when one of them runs. All images are
+channels_last.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -43,12 +45,14 @@ def _next_power(count: int) -> int:
 
 
 def _block(channels: int) -> int:
-    """How many channels to take at a time, a power of two: the fewest that are not there, then the fewest blocks."""
+    """How many channels to take at a time, a power of two: the fewest that are not
+    there, then the fewest blocks."""
     return min((64, 32, 16), key=lambda size: (-(-channels // size) * size, -size))
 
 
 def _tiles(pixels: int, channels: int) -> tuple[int, int]:
-    """How many pixels of the output, and how many channels of a group, one program computes."""
+    """How many pixels of the output, and how many channels of a group, one program
+    computes."""
     block = _next_power(max(channels, 16)) if channels <= MOST_OUT else 64
     tile = 256 if pixels >= 65536 and block <= 32 else 128 if pixels >= 65536 and block <= 64 else 64
     return tile, block
@@ -63,7 +67,8 @@ def _launch(
     transposed: bool,
     statistics: Tensor | None = None,
 ) -> Tensor:
-    """Convolve into y with a weight (groups out, in, 3, 3) or, from out to in, with its transpose; returns y."""
+    """Convolve into y with a weight (groups out, in, 3, 3) or, from out to in, with its
+    transpose; returns y."""
     from suite.training import triton_kernels
 
     batch, channels, height, width = y.shape
@@ -82,18 +87,20 @@ def _launch(
 
 @torch.library.custom_op("suite::conv3x3", mutates_args=())
 def conv3x3(x: Tensor, weight: Tensor, cast: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
-    """A 3x3 convolution with "same" padding, summed in float32; in groups of channels where x has more of them than the
-    weight.
+    """A 3x3 convolution with "same" padding, summed in float32; in groups of channels
+    where x has more of them than the weight.
 
     Args:
         x: (B, groups in, H, W), channels_last.
         weight: (groups out, in, 3, 3), which gets the gradient, in float32.
-        cast: the same in x's type, channels_last, which is what is convolved with. It gets no gradient.
+        cast: the same in x's type, channels_last, which is what is convolved with. It
+            gets no gradient.
         bias: (groups out,) or None.
         stride: of both axes.
 
     Returns:
-        (B, groups out, ceil(H / stride), ceil(W / stride)) in x's type, channels_last.
+        (B, groups out, ceil(H / stride), ceil(W / stride)) in x's type,
+        channels_last.
     """
     return _launch(x, cast, bias, _strided(x, cast.shape[0], stride), stride, transposed=False)
 
@@ -107,7 +114,8 @@ class Statistics(NamedTuple):
     """What is known of the values of each channel before BatchNorm reads them.
 
     Attributes:
-        parts: (parts, 2, C), float32: of each part of the pixels the mean, and the sum of squared deviations from it.
+        parts: (parts, 2, C), float32: of each part of the pixels the mean, and the sum
+            of squared deviations from it.
         pixels: how many there are in each part but the last.
     """
 
@@ -130,7 +138,8 @@ def _and_parts(x: Tensor, weight: Tensor, cast: Tensor, stride: int = 1) -> tupl
 
 
 def conv3x3_with_statistics(x: Tensor, weight: Tensor, cast: Tensor, stride: int = 1) -> tuple[Tensor, Statistics]:
-    """`conv3x3` without a bias, and the statistics of its output, which BatchNorm then need not read for them."""
+    """`conv3x3` without a bias, and the statistics of its output, which BatchNorm then
+    need not read for them."""
     y, parts = conv3x3_and_parts(x, weight, cast, stride)
     tile, _ = _tiles(y.numel() // y.shape[1], cast.shape[0] * cast.shape[1] // x.shape[1])
     return y, Statistics(parts, tile)
@@ -138,7 +147,8 @@ def conv3x3_with_statistics(x: Tensor, weight: Tensor, cast: Tensor, stride: int
 
 @torch.library.custom_op("suite::conv3x3_input_gradient", mutates_args=())
 def conv3x3_input_gradient(gradient: Tensor, cast: Tensor, x: Tensor, stride: int = 1) -> Tensor:
-    """The gradient of `conv3x3` with respect to x, of which only the shape is used, from that of its output."""
+    """The gradient of `conv3x3` with respect to x, of which only the shape is used,
+    from that of its output."""
     return _launch(gradient, cast, None, _channels_last(x, x.shape[1]), stride, transposed=True)
 
 
@@ -151,8 +161,9 @@ def _(gradient: Tensor, cast: Tensor, x: Tensor, stride: int = 1) -> Tensor:
 def conv3x3_weight_gradient(x: Tensor, gradient: Tensor, groups: int = 1, stride: int = 1) -> Tensor:
     """The gradient of `conv3x3` with respect to its weight, in float32.
 
-    Each program writes the sum over its pixels to a place of its own. A second kernel adds these sums. Nothing depends
-    on which program is first, so the result is the same bit for bit every time.
+    Each program writes the sum over its pixels to a place of its own. A second kernel
+    adds these sums. Nothing depends on which program is first, so the result is the
+    same bit for bit every time.
     """
     from suite.training import triton_kernels
 
@@ -234,7 +245,8 @@ conv3x3_and_parts.register_autograd(_gradients_with_statistics, setup_context=_k
 
 @torch.library.custom_op("suite::crelu", mutates_args=())
 def crelu(x: Tensor, groups: int = 1) -> Tensor:
-    """`cat(relu(x), relu(-x))` along the channels of each group, of (B, C, H, W) in channels_last."""
+    """`cat(relu(x), relu(-x))` along the channels of each group, of (B, C, H, W) in
+    channels_last."""
     from suite.training import triton_kernels
 
     channels = x.shape[1] // groups
@@ -254,7 +266,8 @@ def _(x: Tensor, groups: int = 1) -> Tensor:
 
 @torch.library.custom_op("suite::crelu_gradient", mutates_args=())
 def crelu_gradient(y: Tensor, gradient: Tensor, groups: int = 1) -> Tensor:
-    """The gradient of `crelu` with respect to x, from its output y and the gradient of y."""
+    """The gradient of `crelu` with respect to x, from its output y and the gradient of
+    y."""
     from suite.training import triton_kernels
 
     channels = y.shape[1] // (2 * groups)

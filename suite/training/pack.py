@@ -1,7 +1,9 @@
-"""Several trainings at the same time: they take turns step by step, and seeds of one network do their steps together.
+"""Several trainings at the same time: they take turns step by step, and seeds of one
+network do their steps together.
 
-On a GPU each training has a stream of its own, so that the small kernels of one fill the gaps of the others. Equal
-networks that are equally far need not even that: they are stacked (see `suite.training.stacked`).
+On a GPU each training has a stream of its own, so that the small kernels of one fill
+the gaps of the others. Equal networks that are equally far need not even that: they are
+stacked (see `suite.training.stacked`).
 """
 
 import traceback
@@ -14,17 +16,17 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from suite.errors import in_words
+from suite.errors import describe_error
 from suite.interrupt import Interruption
-from suite.training.job import Trained
+from suite.training.job import FinishedTraining
 from suite.training.stacked import Seed, Stack
 from suite.training.step import Step
 
 # Images, labels, and how many images the step has over all processes.
 StepBatch = tuple[Tensor, Tensor, int]
 # A training asks for a step and is sent its loss. Between two steps, where it can be saved, it asks for nothing.
-Run = Generator[StepBatch | None, Tensor | None, Trained]
-Outcome = Trained | Exception
+Run = Generator[StepBatch | None, Tensor | None, FinishedTraining]
+Outcome = FinishedTraining | Exception
 
 
 class Training(Protocol):
@@ -45,11 +47,12 @@ class Training(Protocol):
         """Where its work is queued."""
 
     def kind(self) -> Hashable | None:
-        """What trainings must have in common to be stacked now: the network, how it is trained and how far it is; None
-        for one that is not to be stacked."""
+        """What trainings must have in common to be stacked now: the network, how it is
+        trained and how far it is; None for one that is not to be stacked."""
 
     def stack(self, others: Sequence[Any]) -> None:
-        """Have the steps of this training and of others of its kind done together from now on."""
+        """Have the steps of this training and of others of its kind done together from
+        now on."""
 
     def leave_stack(self) -> None:
         """Go on alone, from before the stack's first step if that has not been done."""
@@ -57,7 +60,7 @@ class Training(Protocol):
     def stay_alone(self, others: Sequence[Any], reason: str) -> None:
         """Never be stacked, nor these others; the reason is told."""
 
-    def due(self, interruption: Interruption) -> bool:
+    def checkpoint_is_due(self, interruption: Interruption) -> bool:
         """Whether it is time for a checkpoint; notes a pending interruption."""
 
     def checkpoint(self) -> None:
@@ -75,7 +78,7 @@ class _Turn(Generic[J]):
     request: StepBatch | None = None
 
 
-def in_turns(
+def train_in_turns(
     jobs: Sequence[J],
     begin: Callable[[J, bool], Training],
     end: Callable[[J, Outcome], J | None],
@@ -86,8 +89,8 @@ def in_turns(
     Args:
         jobs: what to begin with.
         begin: begins a training; the second argument says whether others are under way.
-        end: told of a training's result, or of the exception that ended it, which does not end the others; returns
-            what to begin in its place.
+        end: told of a training's result, or of the exception that ended it, which does
+            not end the others; returns what to begin in its place.
         interruption: a pending one is delivered once all trainings are saved.
 
     Returns:
@@ -100,8 +103,8 @@ def in_turns(
 
 
 class _Pack(Generic[J]):
-    """Trainings that take turns, by the order of their beginnings: `waiting` to begin, under way in `turns`, or ended
-    with one of the `outcomes`."""
+    """Trainings that take turns, by the order of their beginnings: `waiting` to begin,
+    under way in `turns`, or ended with one of the `outcomes`."""
 
     def __init__(
         self,
@@ -166,7 +169,7 @@ class _Pack(Generic[J]):
             self._advance(index, loss)
         fits = [self.turns[index].fit for index in together if index in self.turns]
         # Seeds that are saved at the same step are stacked again after a kill.
-        due = [fit.due(self._interruption) for fit in fits]
+        due = [fit.checkpoint_is_due(self._interruption) for fit in fits]
         if any(due):
             for fit in fits:
                 fit.checkpoint()
@@ -182,8 +185,8 @@ class _Pack(Generic[J]):
 
 
 def _arrange(fits: Mapping[int, Training]) -> dict[int, Exception]:
-    """Take stacks apart of which a training ended or began anew, and stack what is of one kind and alone; returns what
-    ended those that could not leave their stack."""
+    """Take stacks apart of which a training ended or began anew, and stack what is of
+    one kind and alone; returns what ended those that could not leave their stack."""
     stacks: dict[Stack, dict[int, Training]] = defaultdict(dict)
     for index, fit in fits.items():
         if isinstance(fit.step, Seed):
@@ -205,16 +208,17 @@ def _arrange(fits: Mapping[int, Training]) -> dict[int, Exception]:
             try:
                 first.stack(others)
             except Exception as error:  # such as too little memory; each still has its own step
-                first.stay_alone(others, in_words(error))
+                first.stay_alone(others, describe_error(error))
     return failed
 
 
 def _failed(fits: Mapping[int, Training], error: Exception) -> dict[int, Exception]:
-    """Have trainings whose first step together has failed do it again each alone; returns what ended the others."""
+    """Have trainings whose first step together has failed do it again each alone;
+    returns what ended the others."""
     first, *others = fits.values()
     if not isinstance(first.step, Seed) or first.step.stack.begun_from is None:
         return dict.fromkeys(fits, error)
-    first.stay_alone(others, in_words(error))
+    first.stay_alone(others, describe_error(error))
     traceback.clear_frames(error.__traceback__)  # which hold its memory
     found: dict[int, Exception] = {}
     for index, fit in fits.items():
@@ -235,7 +239,8 @@ def _together(turns: Mapping[int, _Turn[Any]]) -> list[list[int]]:
 
 
 def _compute(turns: Sequence[_Turn[Any]]) -> list[Tensor]:
-    """Do a step of each of these, which are one training or the seeds of one stack; returns the losses."""
+    """Do a step of each of these, which are one training or the seeds of one stack;
+    returns the losses."""
     fit, requests = turns[0].fit, [turn.request for turn in turns if turn.request]
     if isinstance(fit.step, Seed):
         return fit.step.stack([(images, labels) for images, labels, _ in requests])

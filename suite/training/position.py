@@ -1,4 +1,5 @@
-"""How far the training of one network is: what a checkpoint holds of it besides tensors."""
+"""How far the training of one network is: what a checkpoint holds of it besides
+tensors."""
 
 from msgspec import Struct, field
 
@@ -23,7 +24,8 @@ class Position(Struct, kw_only=True):
         step, seen: steps done and images seen in the present epoch.
         steps: done in the present try.
         images, seconds: seen in all tries, and what that took.
-        stacked: seeds that were trained as one network with this one, itself included; the most there were.
+        stacked: seeds that were trained as one network with this one, itself included;
+            the most there were.
     """
 
     learning_rate: float

@@ -1,7 +1,9 @@
-"""Seeds of one network trained as one: a step of all of them has as many launches as a step of one alone.
+"""Seeds of one network trained as one: a step of all of them has as many launches as a
+step of one alone.
 
-A `Stack` is made from the training states of equal networks and can be taken apart into them again at any step. Such a
-state is what a checkpoint holds of a network, so that a seed goes on in a stack or alone, whichever it was saved in.
+A `Stack` is made from the training states of equal networks and can be taken apart into
+them again at any step. Such a state is what a checkpoint holds of a network, so that a
+seed goes on in a stack or alone, whichever it was saved in.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,10 +26,12 @@ class Stack:
     """Equal networks whose steps are done together, each with its own images.
 
     Args:
-        network: one of them, on the CPU, whose values do not matter; it becomes the network of all.
+        network: one of them, on the CPU, whose values do not matter; it becomes the
+            network of all.
         step_of: makes the step of the network that holds so many.
         states: of each.
-        streams: of a GPU, where each makes its batches and reads its losses; the stack has a further one.
+        streams: of a GPU, where each makes its batches and reads its losses; the stack
+            has a further one.
 
     Attributes:
         size: how many networks there are.
@@ -50,19 +54,21 @@ class Stack:
             self.step.model.train()
             names = [name for name in states[0] if name.startswith(("model.", "momentum."))]
             joined = {name: join([state[name] for state in states]) for name in names}
-            self.step.model.load_state_dict(below("model.", joined))
-            self.step.set_momenta(below("momentum.", joined))
+            self.step.model.load_state_dict(without_prefix("model.", joined))
+            self.step.set_momenta(without_prefix("momentum.", joined))
             for name, total in (("loss_sum", self.step.loss_sum), ("hits", self.step.correct)):
                 total.copy_(torch.stack([state[name] for state in states]))
         self._losses: Tensor | None = None
 
     def seed(self, number: int, model: nn.Module) -> "Seed":
-        """One of the networks. `model` then holds its weights and statistics as they are trained."""
+        """One of the networks. `model` then holds its weights and statistics as they
+        are trained."""
         share(model, self.step.model.state_dict(keep_vars=False), number, self.size)
         return Seed(self, number, model)
 
     def __call__(self, batches: Sequence[Batch]) -> list[Tensor]:
-        """Do one step, of a batch for each network; returns the mean loss of each, on the device."""
+        """Do one step, of a batch for each network; returns the mean loss of each, on
+        the device."""
         images, labels = zip(*batches, strict=True)
         with self._queue() as own:
             for stream in self._streams:
@@ -81,7 +87,8 @@ class Stack:
 
 
 class Seed:
-    """One network of a stack, with what a `Step` tells of a network that is trained alone."""
+    """One network of a stack, with what a `Step` tells of a network that is trained
+    alone."""
 
     def __init__(self, stack: Stack, number: int, model: nn.Module) -> None:
         self.stack, self.number, self.model = stack, number, model
@@ -99,6 +106,6 @@ class Seed:
         return {name: part(momentum, self.number, self.stack.size) for name, momentum in momenta.items()}
 
 
-def below(prefix: str, tensors: State) -> dict[str, Tensor]:
+def without_prefix(prefix: str, tensors: State) -> dict[str, Tensor]:
     """What has this prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

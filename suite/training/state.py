@@ -1,4 +1,5 @@
-"""The state of one training: its network and optimiser, made, stacked with other seeds, saved and restored."""
+"""The state of one training: its network and optimiser, made, stacked with other seeds,
+saved and restored."""
 
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -17,7 +18,7 @@ from suite.training.grouped import obstacle
 from suite.training.job import Job
 from suite.training.pack import synchronize
 from suite.training.position import Compiling, Position
-from suite.training.stacked import Seed, Stack, State, below
+from suite.training.stacked import Seed, Stack, State, without_prefix
 from suite.training.step import TRIAL, Engine, Step, try_compile
 from suite.training.testing import quick_forward
 
@@ -39,7 +40,7 @@ class TrainingState:
         self.model_args = {"num_classes": len(self.batches.dataset.classes)} | job.model_args
         self.bfloat16 = engine.bfloat16_on(self.device)
         self.own_kernels = engine.wants_kernels_on(self.device, self.recipe)
-        if self.own_kernels and (fault := kernels.fault(self.device) or fused_norm.fault(self.device)):
+        if self.own_kernels and (fault := kernels.why_unusable(self.device) or fused_norm.why_unusable(self.device)):
             self.own_kernels = False
             warn(f"{job.model_name}: goes on with the library's layers, since our kernels failed: {fault}")
         self.warn = warn
@@ -113,8 +114,8 @@ class TrainingState:
         self._begin()
 
     def kind(self) -> Hashable | None:
-        """What trainings must have in common to be stacked now: the network, how it is trained and how far it is; None
-        for one that is not to be stacked."""
+        """What trainings must have in common to be stacked now: the network, how it is
+        trained and how far it is; None for one that is not to be stacked."""
         if not self.stacks:
             return None
         at, arguments = self.at, repr(sorted(self.model_args.items()))
@@ -122,7 +123,8 @@ class TrainingState:
         return *network, self.batches.dataset, self.recipe, self.device, at.learning_rate, len(at.epochs), at.step
 
     def stack(self, others: Sequence["TrainingState"]) -> None:
-        """Have the steps of this training and of others of its kind done together from now on."""
+        """Have the steps of this training and of others of its kind done together from
+        now on."""
         fits = [self, *others]
         synchronize(self.device)
         streams = [fit._stream for fit in fits if fit._stream]
@@ -149,11 +151,13 @@ class TrainingState:
         self.warn(f"{self.job.model_name}: its seeds go on one by one, since they could not be stacked: {reason}")
 
     def sums(self) -> list[float]:
-        """The loss and the correct predictions of the present epoch, of all processes."""
+        """The loss and the correct predictions of the present epoch, of all
+        processes."""
         return self.group.sums(float(self.step.loss_sum), float(self.step.correct))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that the rest of the training depends on; all processes of a group must call this."""
+        """All tensors that the rest of the training depends on; all processes of a
+        group must call this."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"momentum.{name}": value for name, value in self.step.momenta().items()}
         loss_sum, correct = self.sums()
@@ -171,7 +175,7 @@ class TrainingState:
         self._begin()
         assert isinstance(self.step, Step)
         self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
-        self.step.set_momenta(below("momentum.", tensors))
+        self.step.set_momenta(without_prefix("momentum.", tensors))
         if self.group.rank == 0:  # which then stands for all
             self.step.loss_sum.copy_(tensors["loss_sum"])
             self.step.correct.copy_(tensors["hits"])

@@ -1,7 +1,9 @@
-"""One training step: forward, loss, gradient and update, as fast as the device lets it be.
+"""One training step: forward, loss, gradient and update, as fast as the device lets it
+be.
 
-How it is computed changes speed and rounding, never the recipe: bfloat16 autocast with float32 weights,
-channels_last throughout, torch.compile, and on a GPU a CUDA graph for each batch size, so that a step is one launch.
+How it is computed changes speed and rounding, never the recipe: bfloat16 autocast with
+float32 weights, channels_last throughout, torch.compile, and on a GPU a CUDA graph for
+each batch size, so that a step is one launch.
 """
 
 import copy
@@ -20,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models import SubsampleAndPad
 from suite import env
 from suite.distributed import ALONE, Group
-from suite.errors import in_words
+from suite.errors import describe_error
 from suite.tables.spec import Recipe
 from suite.training import fused_norm, kernels, memory
 from suite.training.position import Compiling
@@ -46,16 +48,19 @@ class Engine:
     """How steps are to be computed.
 
     Attributes:
-        precision: of the activations; "auto" is bfloat16 where the device multiplies it faster than float32 (a CUDA
-            GPU, a CPU with AVX512-BF16 or AMX), else float32. Weights, sums and the last test are float32 at all times,
-            on a CPU all tests. Float32 is never TF32 (see `suite.tf32`).
-        compile: whether torch.compile is used, of residual blocks; "auto" decides from steps that it measures, but for
-            several processes, which on GPUs always use it and on CPUs never.
-        kernels: of convolutions, and of BatchNorm with what follows it; "auto" is our own in Triton where they fit:
-            bfloat16 on a GPU, few channels.
-        stack: whether seeds of one network that are trained at the same time are trained as one network; "auto" is
-            where our own kernels compute, which share their launches between seeds. Libraries are slow at convolutions
-            of many groups.
+        precision: of the activations; "auto" is bfloat16 where the device multiplies it
+            faster than float32 (a CUDA GPU, a CPU with AVX512-BF16 or AMX), else
+            float32. Weights, sums and the last test are float32 at all times, on a CPU
+            all tests. Float32 is never TF32 (see `suite.tf32`).
+        compile: whether torch.compile is used, of residual blocks; "auto" decides from
+            steps that it measures, but for several processes, which on GPUs always use
+            it and on CPUs never.
+        kernels: of convolutions, and of BatchNorm with what follows it; "auto" is our
+            own in Triton where they fit: bfloat16 on a GPU, few channels.
+        stack: whether seeds of one network that are trained at the same time are
+            trained as one network; "auto" is where our own kernels compute, which share
+            their launches between seeds. Libraries are slow at convolutions of many
+            groups.
     """
 
     precision: Precision = "auto"
@@ -70,15 +75,18 @@ class Engine:
         return self.precision == "bfloat16"
 
     def wants_kernels_on(self, device: torch.device, recipe: Recipe) -> bool:
-        """Whether networks trained by this recipe on this device are to use our own kernels, if these work there.
+        """Whether networks trained by this recipe on this device are to use our own
+        kernels, if these work there.
 
-        Only CIFAR's networks are. Images of 224 pixels keep cuDNN busy, and nobody has compared the two there.
+        Only CIFAR's networks are. Images of 224 pixels keep cuDNN busy, and nobody has
+        compared the two there.
         """
         cifar = recipe.augment == "cifar"
         return self.kernels == "auto" and device.type == "cuda" and cifar and self.bfloat16_on(device)
 
     def stacks(self, own_kernels: bool) -> bool:
-        """Whether seeds of a network are to be trained as one, where our own kernels compute or not."""
+        """Whether seeds of a network are to be trained as one, where our own kernels
+        compute or not."""
         return own_kernels if self.stack == "auto" else self.stack == "always"
 
 
@@ -93,20 +101,25 @@ class Step:
         recipe: of the optimiser.
         device: where model and batches lie.
         bfloat16: whether to run under bfloat16 autocast.
-        compiled: whether to use torch.compile in training, of each residual block; what it makes of one serves all
-            that are like it, in other networks of this process too, and all batch sizes.
+        compiled: whether to use torch.compile in training, of each residual block; what
+            it makes of one serves all that are like it, in other networks of this
+            process too, and all batch sizes.
         group: the processes that share each batch.
-        own_kernels: whether layers use our own kernels where they fit (see `kernels`, `fused_norm`).
-        seeds: how many equal networks the model holds side by side (see `grouped`). Each is trained as it would
-            be alone.
+        own_kernels: whether layers use our own kernels where they fit (see `kernels`,
+            `fused_norm`).
+        seeds: how many equal networks the model holds side by side (see `grouped`).
+            Each is trained as it would be alone.
 
     Attributes:
         model, optimizer: as they are trained.
-        loss_sum, correct: loss and correct predictions over all images since they were last zeroed, on the device, so
-            that the host never waits for a GPU's step. Of several seeds they are vectors (seeds,).
-        blocks_twice: how many blocks are computed twice to keep less (see `memory`); on the CPU and by CIFAR's
-            recipe only, and not under torch.compile, which chooses what to keep itself.
-        convolutions_by_kernels, norms_by_kernels: how many layers use our own kernels.
+        loss_sum, correct: loss and correct predictions over all images since they were
+            last zeroed, on the device, so that the host never waits for a GPU's step.
+            Of several seeds they are vectors (seeds,).
+        blocks_twice: how many blocks are computed twice to keep less (see `memory`); on
+            the CPU and by CIFAR's recipe only, and not under torch.compile, which
+            chooses what to keep itself.
+        convolutions_by_kernels, norms_by_kernels: how many layers use our own
+            kernels.
     """
 
     def __init__(
@@ -129,7 +142,7 @@ class Step:
         self.blocks_twice, self._fits = 0, True
         if device.type == "cpu" and not compiled and recipe.augment == "cifar":
             images = -(-recipe.batch_size // group.size), 3 * seeds, recipe.train_size, recipe.train_size
-            self.blocks_twice, self._fits = memory.keep_less(self.model, images, 2 if bfloat16 else 4)
+            self.blocks_twice, self._fits = memory.recompute_activations(self.model, images, 2 if bfloat16 else 4)
         # A GPU reads the rate from its memory, where a captured graph finds the present value.
         self._rate = torch.tensor(recipe.learning_rate, device=device) if device.type == "cuda" else None
         self.optimizer = torch.optim.SGD(
@@ -158,7 +171,8 @@ class Step:
             group["lr"] = rate
 
     def momenta(self) -> dict[str, Tensor]:
-        """The momentum of each parameter by its name; none before the first step, or for a momentum of 0."""
+        """The momentum of each parameter by its name; none before the first step, or
+        for a momentum of 0."""
         state = self.optimizer.state
         found = {name: state[value].get("momentum_buffer") for name, value in self.model.named_parameters()}
         return {name: momentum for name, momentum in found.items() if momentum is not None}
@@ -171,10 +185,12 @@ class Step:
                 self.optimizer.state[value]["momentum_buffer"] = torch.empty_like(value).copy_(momenta[name])
 
     def __call__(self, images: Tensor, labels: Tensor, batch_size: int | None = None) -> Tensor:
-        """Train on a batch; returns its mean loss, on the device, and of several seeds that of each.
+        """Train on a batch; returns its mean loss, on the device, and of several seeds
+        that of each.
 
         Args:
-            images: float32 (B, 3, H, W), channels_last, on the device; of several seeds (B, 3 seeds, H, W).
+            images: float32 (B, 3, H, W), channels_last, on the device; of several seeds
+                (B, 3 seeds, H, W).
             labels: int64 (B,); of several seeds (B, seeds).
             batch_size: images of this step over all processes; None for B.
         """
@@ -205,15 +221,17 @@ class Step:
         self.loss_sum += loss.detach() * len(labels)
         self.correct += (logits.detach().argmax(1) == labels).sum(0)
         if not self._fits:
-            memory.give_back()  # which costs a tenth of a step
+            memory.release_free_memory()  # which costs a tenth of a step
         return loss.detach()
 
 
 def _compile(model: nn.Module) -> None:
-    """Have torch.compile compute each block of a network in training, or the network where it has no blocks.
+    """Have torch.compile compute each block of a network in training, or the network
+    where it has no blocks.
 
-    Most blocks of a deep network differ in their weights alone, so that few are to be compiled. Only the batch size is
-    left open: the sizes of an image decide on loops and tiles.
+    Most blocks of a deep network differ in their weights alone, so that few are to be
+    compiled. Only the batch size is left open: the sizes of an image decide on loops
+    and tiles.
     """
     from torch._dynamo import config
 
@@ -239,7 +257,8 @@ def _compile_one(part: nn.Module) -> None:
 
 
 class Graph:
-    """A computation on a GPU for inputs of one shape, captured once and replayed as a single launch.
+    """A computation on a GPU for inputs of one shape, captured once and replayed as a
+    single launch.
 
     What it returns is overwritten by the next replay.
     """
@@ -277,10 +296,12 @@ class _GradientChannelsLast(torch.autograd.Function):
 
 
 def keep_channels_last(model: nn.Module) -> nn.Module:
-    """Put a network into channels_last, and have gradients stay in it; returns the network.
+    """Put a network into channels_last, and have gradients stay in it; returns the
+    network.
 
-    Pooling and the subsampling of a type-A shortcut hand back gradients in the default layout, which would spread
-    along the identity paths, every BatchNorm and convolution below converting it anew.
+    Pooling and the subsampling of a type-A shortcut hand back gradients in the default
+    layout, which would spread along the identity paths, every BatchNorm and convolution
+    below converting it anew.
     """
     for name, module in model.named_modules():
         if isinstance(module, SubsampleAndPad) or name == "global_pool":
@@ -296,8 +317,8 @@ def try_compile(
     steps: int,
     own_kernels: bool = False,
 ) -> Compiling:
-    """Measure on copies of a network whether torch.compile pays for so many steps; where it surely does not, it is not
-    even tried."""
+    """Measure on copies of a network whether torch.compile pays for so many steps;
+    where it surely does not, it is not even tried."""
     device = batch[0].device
 
     def seconds(compiled: bool) -> tuple[float, float]:
@@ -318,7 +339,7 @@ def try_compile(
     try:
         first, compiled = seconds(True)
     except Exception as error:  # such as a machine without a compiler, or with too little memory
-        return Compiling(compiled=False, step_seconds=plain, compile_error=in_words(error))
+        return Compiling(compiled=False, step_seconds=plain, compile_error=describe_error(error))
     return Compiling(
         compiled=compiled < plain,
         step_seconds=plain,

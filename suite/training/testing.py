@@ -1,4 +1,5 @@
-"""Test errors of a network, and how they are computed on a GPU: after most epochs fast, at the end in float32."""
+"""Test errors of a network, and how they are computed on a GPU: after most epochs fast,
+at the end in float32."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Tested:
+class ErrorRates:
     """Test errors in percent, and whether all logits were finite."""
 
     top1: float
@@ -27,11 +28,12 @@ class Tested:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], group: Group = ALONE, forward: Forward | None = None
-) -> Tested:
+) -> ErrorRates:
     """Top-1 and top-5 error in percent; ten crops of an image have their logits summed.
 
-    An image whose logits are not all finite counts as an error, and `finite` is then False. Several processes test
-    a part of the images each. `forward` computes the logits in the model's place.
+    An image whose logits are not all finite counts as an error, and `finite` is then
+    False. Several processes test a part of the images each. `forward` computes the
+    logits in the model's place.
     """
     model.eval()
     forward = forward or model
@@ -51,19 +53,21 @@ def evaluate(
     right1, right5, sound_images, count = group.sums(
         *(counts.tolist() if counts is not None else (0, 0, 0)), images_seen
     )
-    return Tested(100 * (count - right1) / count, 100 * (count - right5) / count, sound_images == count)
+    return ErrorRates(100 * (count - right1) / count, 100 * (count - right5) / count, sound_images == count)
 
 
 def quick_forward(model: nn.Module, device: torch.device, bfloat16: bool) -> Forward | None:
-    """Images to logits in the precision of training, by CUDA graphs, for tests between epochs; None on a CPU."""
+    """Images to logits in the precision of training, by CUDA graphs, for tests between
+    epochs; None on a CPU."""
     return QuickForward(model, bfloat16) if device.type == "cuda" else None
 
 
 class QuickForward:
     """A network in evaluation on a GPU, as a CUDA graph for each shape of its images.
 
-    Training changes weights and statistics in place, so that a graph finds their present values; where they were moved
-    to another place, graphs are captured anew. The logits that a call returns are overwritten by the next one.
+    Training changes weights and statistics in place, so that a graph finds their
+    present values; where they were moved to another place, graphs are captured anew.
+    The logits that a call returns are overwritten by the next one.
 
     Args:
         model: on a GPU.
@@ -76,7 +80,8 @@ class QuickForward:
         self._places: list[int] = []
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, 3, H, W); the model must be in evaluation mode."""
+        """Logits (B, classes) of images (B, 3, H, W); the model must be in evaluation
+        mode."""
         places = [value.data_ptr() for value in chain(self._model.parameters(), self._model.buffers())]
         if places != self._places:
             self._graphs, self._places = {}, places
@@ -95,8 +100,9 @@ class QuickForward:
 
 
 @contextmanager
-def measured_convolutions() -> Iterator[None]:
-    """Have cuDNN measure which of its convolutions is the fastest for a shape, not guess."""
+def benchmark_convolutions() -> Iterator[None]:
+    """Have cuDNN measure which of its convolutions is the fastest for a shape, not
+    guess."""
     before = torch.backends.cudnn.benchmark
     try:
         torch.backends.cudnn.benchmark = True

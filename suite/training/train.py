@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from suite.interrupt import Interruption
 from suite.tf32 import without_tf32
 from suite.training.fitting import Fit
+from suite.training.job import FinishedTraining
 from suite.training.job import Job as Job
-from suite.training.job import Trained
-from suite.training.pack import Outcome, in_turns, synchronize
+from suite.training.pack import Outcome, synchronize, train_in_turns
 from suite.training.step import AUTOMATIC, Engine
 
 
@@ -16,20 +16,24 @@ def train(
     engine: Engine = AUTOMATIC,
     interruption: Interruption | None = None,
     warn: Callable[[str], None] = lambda text: None,
-) -> Trained:
-    """Train a network and write its weights to `out` in timm's local layout (`model.safetensors`, `config.json`).
+) -> FinishedTraining:
+    """Train a network and write its weights to `out` in timm's local layout
+    (`model.safetensors`, `config.json`).
 
-    A learning rate at which training is infeasible (a loss that is not finite, or no better than chance after the
-    first epochs; see `feasible`) is halved and training begins again, as in the paper's Experiments section.
+    A learning rate at which training is infeasible (a loss that is not finite, or no
+    better than chance after the first epochs; see `feasible`) is halved and training
+    begins again, as in the paper's Experiments section.
 
-    Training that was stopped goes on from its last checkpoint. Batches depend on seed, epoch and position alone, so
-    on the CPU the result is bit for bit that of a run which was never stopped.
+    Training that was stopped goes on from its last checkpoint. Batches depend on seed,
+    epoch and position alone, so on the CPU the result is bit for bit that of a run
+    which was never stopped.
 
     Args:
         job: what to train.
         engine: how to compute it.
         interruption: a pending one is delivered after a checkpoint.
-        warn: told of a damaged checkpoint, and of a torch.compile or of kernels that failed.
+        warn: told of a damaged checkpoint, and of a torch.compile or of kernels that
+            failed.
     """
     (outcome,) = train_packed([job], engine, interruption, warn)
     if isinstance(outcome, Exception):
@@ -45,14 +49,15 @@ def train_packed(
 ) -> list[Outcome]:
     """Train several networks at the same time, each as `train` would alone.
 
-    They take turns step by step, and on a GPU each has a stream of its own, so that the small kernels of one fill the
-    gaps of the others. Seeds of one network that are equally far are trained as one network where the engine wants it
-    (see `stacked`); their losses are then those of each alone within rounding. One that ends makes room at once
-    for the job that its `on_end` returns.
+    They take turns step by step, and on a GPU each has a stream of its own, so that the
+    small kernels of one fill the gaps of the others. Seeds of one network that are
+    equally far are trained as one network where the engine wants it (see `stacked`);
+    their losses are then those of each alone within rounding. One that ends makes room
+    at once for the job that its `on_end` returns.
 
     Returns:
-        For each job, in the order of their beginnings, what `train` returns, or the exception that ended it; it does
-        not end the others.
+        For each job, in the order of their beginnings, what `train` returns, or the
+        exception that ended it; it does not end the others.
     """
 
     def begin(job: Job, others: bool) -> Fit:
@@ -66,4 +71,4 @@ def train_packed(
         return job.on_end(outcome)
 
     with without_tf32():
-        return in_turns(jobs, begin, end, interruption or Interruption())
+        return train_in_turns(jobs, begin, end, interruption or Interruption())

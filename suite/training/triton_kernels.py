@@ -1,12 +1,13 @@
 """Kernels in Triton for training: 3x3 convolutions of few channels, and CReLU.
 
-All tensors are channels_last, so that the channels of one pixel lie together. A pixel has a number, counted over the
-images of the batch, their rows and their columns. The pixel one row below has a number that is higher by the width.
-Each program works on a tile of pixels. Masks leave out pixels behind the last one and channels that are not there.
-Products are summed in float32, and always in the same order.
+All tensors are channels_last, so that the channels of one pixel lie together. A pixel
+has a number, counted over the images of the batch, their rows and their columns. The
+pixel one row below has a number that is higher by the width. Each program works on a
+tile of pixels. Masks leave out pixels behind the last one and channels that are not
+there. Products are summed in float32, and always in the same order.
 
-Equal networks side by side (see `grouped`) are groups of a pixel's channels. A program works for one group, and
-the channel counts of a kernel are those of one.
+Equal networks side by side (see `grouped`) are groups of a pixel's channels. A program
+works for one group, and the channel counts of a kernel are those of one.
 """
 
 import triton
@@ -34,9 +35,11 @@ def convolve(
     tile_in: tl.constexpr,
     tile_out: tl.constexpr,
 ):
-    """A convolution, or with `transposed` the one that takes an output's gradient to the input's gradient.
+    """A convolution, or with `transposed` the one that takes an output's gradient to
+    the input's gradient.
 
-    The stride is that of the convolution: `transposed` goes from the smaller image to the larger one.
+    The stride is that of the convolution: `transposed` goes from the smaller image to
+    the larger one.
     """
     step: tl.constexpr = 1 if transposed else stride
     # Programs of one tile and all groups run at about the same time, since their channels share lines of the cache.
@@ -111,9 +114,11 @@ def weight_gradient(
     tile_in: tl.constexpr,
     tile_out: tl.constexpr,
 ):
-    """The weight's gradient, summed over each part of the pixels, which is so many tiles.
+    """The weight's gradient, summed over each part of the pixels, which is so many
+    tiles.
 
-    A program sums one row of the filter for a block of its channels, whose three taps share the output's gradient.
+    A program sums one row of the filter for a block of its channels, whose three taps
+    share the output's gradient.
     """
     group, part = tl.program_id(0) % groups, tl.program_id(0) // groups
     tap_row, block = tl.program_id(1), tl.program_id(2)

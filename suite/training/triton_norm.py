@@ -1,7 +1,9 @@
-"""Kernels in Triton for training: BatchNorm with the residual addition and the activation that follow it.
+"""Kernels in Triton for training: BatchNorm with the residual addition and the
+activation that follow it.
 
-Tensors are channels_last and pixels are counted as in `triton_kernels`. Programs sum over parts of the pixels,
-and each sum has a place of its own, so that nothing depends on which program is first. All sums are in float32.
+Tensors are channels_last and pixels are counted as in `triton_kernels`. Programs sum
+over parts of the pixels, and each sum has a place of its own, so that nothing depends
+on which program is first. All sums are in float32.
 """
 
 import triton
@@ -20,8 +22,8 @@ def part_statistics(
 ):
     """Mean and squared deviations of each part of the pixels, which is so many tiles.
 
-    Tile by tile, as Chan, Golub and LeVeque (1979) merge them: a sum of squares would lose a small deviation from a
-    large mean.
+    Tile by tile, as Chan, Golub and LeVeque (1979) merge them: a sum of squares would
+    lose a small deviation from a large mean.
     """
     part = tl.program_id(0)
     channel = tl.arange(0, tile_channels)
@@ -62,7 +64,8 @@ def merge_statistics(
     rows: tl.constexpr,
     tile_channels: tl.constexpr,
 ):
-    """The statistics of a batch from those of its parts, so many rows of them at a time."""
+    """The statistics of a batch from those of its parts, so many rows of them at a
+    time."""
     channel = tl.program_id(0) * tile_channels + tl.arange(0, tile_channels)
     there = channel < channels
     total = tl.zeros((tile_channels,), tl.float32)

@@ -1,4 +1,4 @@
-"""Options of the benchmarks, and what they write beside their figures."""
+"""RunOptions of the benchmarks, and what they write beside their figures."""
 
 import warnings
 from collections.abc import Callable
@@ -90,13 +90,13 @@ class Files:
         return folder
 
     def exported(self, model: str, size: int, form: str = "fp32", provider: str = "cpu") -> Path:
-        """As the tables have it: rewritten for the CPU provider and the exporter's own graph for GPUs, and "fp16" and
+        """As the tables have it: rewritten for the CPU provider and the default export for GPUs, and "fp16" and
         "int8" made from that."""
         activations: Activations = "unsigned" if provider == "cpu" else "symmetric"
         graph = PROVIDERS[provider].graph
         file = self.weights(model) / f"{form}-{graph}-{size}.onnx"
         if not file.exists():
-            with networks.source(str(self.weights(model)), size) as of:
+            with networks.find_network(str(self.weights(model)), size) as of:
                 if form == "fp32":
                     deploy.export(of, file, form, "cpu", graph == "plain", {})
                 else:

@@ -37,7 +37,7 @@ def pairs(first: Path, second: Path, size: int) -> list[tuple[float, float]]:
     one, other = (
         latency.Request("onnxruntime", str(file), "cpu", 1, size, 2, latency.PAIRED) for file in (first, second)
     )
-    return latency.pairs(one, other)
+    return latency.time_pairs(one, other)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 
 from suite import env
 from suite.inference import latency
-from suite.registry import lacks
-from suite.results.samples import percentiles, timed
+from suite.registry import why_unsupported
+from suite.results.samples import percentiles, to_seconds
 from suite.tables import spec
 
 PROTOCOL = latency.Protocol(rounds=8, min_seconds=0.2, min_runs=2, max_runs=100, warmup=2)
@@ -38,7 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session", params=["cpu", "cuda", "tensorrt"])
 def provider(request: pytest.FixtureRequest) -> str:
-    reason = latency.unavailable(request.param)
+    reason = latency.why_unavailable(request.param)
     if reason:
         pytest.skip(f"{request.param} is not available here: {reason}")
     return str(request.param)
@@ -87,7 +87,7 @@ def test_latency(
         pytest.skip("a benchmark")
     if form == "fp16" and provider == "cpu":
         pytest.skip("float16 is for GPUs: ONNX Runtime's CPU provider computes it in float32")
-    if reason := lacks(provider, form):
+    if reason := why_unsupported(provider, form):
         pytest.skip(reason)
     threads = env.available_cores()
     if group not in measured:
@@ -101,7 +101,7 @@ def test_latency(
     answer = measured[group][model]
     if isinstance(answer, RuntimeError):
         raise answer
-    found = timed(answer)
+    found = to_seconds(answer)
     samples = list(found.samples)
     benchmark.extra_info.update(
         provider=provider,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from suite.inference import departure, deploy, latency, networks
-from suite.results.samples import timed
+from suite.results.samples import to_seconds
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,7 +18,7 @@ PROTOCOL = latency.Protocol(rounds=2, min_seconds=0, min_runs=3, max_runs=10, wa
 
 @pytest.fixture(autouse=True)
 def _provider() -> None:
-    if reason := latency.unavailable("cuda"):
+    if reason := latency.why_unavailable("cuda"):
         pytest.skip(reason)
 
 
@@ -26,7 +26,7 @@ def _provider() -> None:
 @pytest.mark.parametrize("model", ["resnet20_relu_bn", "resnet20_crelu_bn", "resnet20_crelu_np2"])
 def test_an_exported_file_computes_its_network_and_is_timed(model: str, precision: str, tmp_path: Path) -> None:
     file = tmp_path / "net.onnx"
-    with networks.source(model) as of:
+    with networks.find_network(model) as of:
         made = deploy.export(of, file, precision, "cuda", plain=False, data={})
         assert made["form"] == "plain"
         found = departure.check(of.weights, file, networks.test_batches(of, {}, 100), precision, "cuda")
@@ -35,11 +35,11 @@ def test_an_exported_file_computes_its_network_and_is_timed(model: str, precisio
         request = latency.Request("onnxruntime", str(file), "cuda", batch_size, 32, 1, PROTOCOL)
         (answer,) = latency.measure([request])
         assert not isinstance(answer, RuntimeError), answer
-        assert all(0 < seconds < 1 for seconds in timed(answer).samples)
+        assert all(0 < seconds < 1 for seconds in to_seconds(answer).samples)
 
 
 def test_torch_is_timed_on_the_same_gpu(tmp_path: Path) -> None:
-    with networks.source("resnet20_relu_bn") as of:
+    with networks.find_network("resnet20_relu_bn") as of:
         (answer,) = latency.measure([latency.Request("torch", str(of.weights), "cuda", 8, 32, 1, PROTOCOL)])
     assert not isinstance(answer, RuntimeError), answer
-    assert all(0 < seconds < 1 for seconds in timed(answer).samples)
+    assert all(0 < seconds < 1 for seconds in to_seconds(answer).samples)

@@ -79,7 +79,7 @@ def test_crelu_is_the_librarys(channels: int) -> None:
 
 
 def test_nothing_is_wrong_with_this_gpu() -> None:
-    assert kernels.fault(GPU) is None
+    assert kernels.why_unusable(GPU) is None
 
 
 @pytest.mark.parametrize("compiled", [False, True])

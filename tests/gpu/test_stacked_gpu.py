@@ -12,7 +12,7 @@ from suite.data.batches import Batches
 from suite.data.sets import Split
 from suite.tables import spec
 from suite.training import fitting, train
-from suite.training.job import Trained
+from suite.training.job import FinishedTraining
 from suite.training.step import Engine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -21,7 +21,7 @@ RECIPE = dataclasses.replace(spec.load_table(2).recipe, epochs=5, learning_rate=
 SEEDS = 3
 
 
-def results(folder: Path, model: str, engine: Engine, **more: Any) -> list[Trained]:
+def results(folder: Path, model: str, engine: Engine, **more: Any) -> list[FinishedTraining]:
     """Train all seeds at the same time: 9 batches of 128 and one of 80 an epoch, each of which becomes a CUDA graph."""
     whole = data.load("digits10")
     count = 9 * 128 + 80
@@ -36,7 +36,7 @@ def results(folder: Path, model: str, engine: Engine, **more: Any) -> list[Train
     for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome
-    return [outcome for outcome in outcomes if isinstance(outcome, Trained)]
+    return [outcome for outcome in outcomes if isinstance(outcome, FinishedTraining)]
 
 
 @pytest.mark.parametrize("name", ["resnet20_relu_bn", "resnet20_crelu_np2", "resnet20_crelu_plain"])

@@ -20,9 +20,9 @@ from suite.data.batches import Batches
 from suite.tables import spec
 from suite.tf32 import without_tf32
 from suite.training import fitting, fused_norm, testing, train
-from suite.training.job import Trained
+from suite.training.job import FinishedTraining
 from suite.training.step import Engine, Step
-from suite.training.testing import QuickForward, measured_convolutions
+from suite.training.testing import QuickForward, benchmark_convolutions
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")
@@ -101,7 +101,7 @@ def test_batchnorm_is_the_same_every_time() -> None:
 
 @NEEDS_TRITON
 def test_nothing_is_wrong_with_batchnorm_on_this_gpu() -> None:
-    assert fused_norm.fault(GPU) is None
+    assert fused_norm.why_unusable(GPU) is None
 
 
 def test_float32_follows_the_cpu() -> None:
@@ -125,7 +125,7 @@ def test_a_quick_pass_sees_weights_as_they_are_now(bfloat16: bool) -> None:
     model = timm.create_model("resnet20_relu_bn", num_classes=10).to(GPU, memory_format=torch.channels_last).eval()
     quick = QuickForward(model, bfloat16)
     images = draw(50, 3, 32, 32)
-    with torch.inference_mode(), without_tf32(), measured_convolutions():
+    with torch.inference_mode(), without_tf32(), benchmark_convolutions():
         for number in range(7):
             if number == 3:  # moved, as when networks are stacked; graphs are then captured anew
                 for value in model.parameters():
@@ -155,7 +155,7 @@ def test_packed_networks_follow_each_alone(precision: Any, tmp_path: Path) -> No
     alone = [train.train(job("resnet20_crelu_bn", seed, tmp_path / f"alone{seed}"), engine) for seed in range(2)]
     packed = train.train_packed([job("resnet20_crelu_bn", seed, tmp_path / f"{seed}") for seed in range(2)], engine)
     for one, other in zip(alone, packed, strict=True):
-        assert isinstance(other, Trained)
+        assert isinstance(other, FinishedTraining)
         assert other.result.epochs[0].train_loss == pytest.approx(one.result.epochs[0].train_loss, rel=0.02)
     losses = [one.result.epochs[0].train_loss for one in alone]
     assert losses[0] != losses[1]

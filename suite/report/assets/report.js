@@ -99,13 +99,13 @@ function axis(from, shades, vertical) {
 function series(from, shades) {
   const color = shades.palette[from.color];
   const common = { name: from.name, color, animation: false };
-  if (from.form === "points") {
+  if (from.mark === "points") {
     return { ...common, type: "scatter", symbol: from.shape, symbolSize: from.shape === "circle" ? 11 : 13, z: 3,
       itemStyle: { color: from.hollow ? shades.ground : color, borderColor: color, borderWidth: 2, opacity: 1 },
       data: from.points.map((value, index) => ({ value, name: from.labels[index] })) };
   }
-  return { ...common, type: "line", data: from.points, step: from.form === "steps" ? "end" : false,
-    symbol: from.form === "line" && from.points.length < 30 ? "circle" : "none", symbolSize: 4, showAllSymbol: true,
+  return { ...common, type: "line", data: from.points, step: from.mark === "steps" ? "end" : false,
+    symbol: from.mark === "line" && from.points.length < 30 ? "circle" : "none", symbolSize: 4, showAllSymbol: true,
     emphasis: { focus: "series" },
     lineStyle: { color, width: Math.min(1.75 * from.weight, 4), type: from.hollow ? "dashed" : "solid" } };
 }
@@ -121,7 +121,7 @@ function boxes(plot, shades) {
   return [{ type: "boxplot", animation: false, boxWidth: [6, 14], itemStyle: { color: shades.ground, borderWidth: 1.5 }, data }];
 }
 
-const boxed = (plot) => plot.series.some((each) => each.form === "boxes");
+const boxed = (plot) => plot.series.some((each) => each.mark === "boxes");
 
 // Each point's name above and beside it, on a side where there is room, and moved where another one or a point is.
 function name(plot, scatters, shades, width, height) {
@@ -187,7 +187,7 @@ const drawing = (name, attributes) => {
 
 function swatch(from) {
   const color = `var(--c${from.color})`;
-  const line = from.form === "line" || from.form === "steps";
+  const line = from.mark === "line" || from.mark === "steps";
   const made = drawing("svg", { viewBox: line ? "0 0 26 12" : "0 0 12 12", width: line ? 26 : 12, height: 12, "aria-hidden": true });
   if (line) {
     made.append(drawing("path", { d: "M0 6H26", stroke: color, "stroke-width": Math.min(1.75 * from.weight, 4),
@@ -196,7 +196,7 @@ function swatch(from) {
     const look = { stroke: color, "stroke-width": 1.75, fill: from.hollow ? "none" : color };
     const shapes = { circle: ["circle", { cx: 6, cy: 6, r: 4 }], triangle: ["path", { d: "M6 1.5l5 9h-10z" }],
       diamond: ["path", { d: "M6 1l5 5-5 5-5-5z" }] };
-    const [name, place] = from.form === "boxes" ? ["path", { d: "M1 2h10v8h-10z" }] : shapes[from.shape];
+    const [name, place] = from.mark === "boxes" ? ["path", { d: "M1 2h10v8h-10z" }] : shapes[from.shape];
     made.append(drawing(name, { ...look, ...place }));
   }
   return made;
@@ -206,7 +206,7 @@ function legend(plot, chart) {
   if (plot.series.length < 2) return [];
   return plot.series.map((each) => {
     const item = document.createElement("li");
-    if (each.form !== "line") {
+    if (each.mark !== "line") {
       item.append(swatch(each), each.name);
       return item;
     }

@@ -1,4 +1,4 @@
-"""What to run, as the command line takes it."""
+"""The options of a run, as `suite run` takes them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,13 @@ from suite.tables.spec import Table
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to run, as the command line takes it; `suite run --help` explains each. A `table` is one of the paper's by
-    its number, or a user's own, whose models the modules `imports` register with timm. Of the cells `only` those of
-    these names are run, or all, and nothing is begun after the moment `until`. With 0 `workers` there are as many as
-    suit the work, and unless `keep` is set a finished quick run removes its weights and ONNX files."""
+class RunOptions:
+    """What to run, as the command line takes it; `suite run --help` explains each. A
+    `table` is one of the paper's by its number, or a user's own, whose models the
+    modules `imports` register with timm. Of the cells `only` those of these names are
+    run, or all, and nothing is begun after the moment `until`. With 0 `workers` there
+    are as many as suit the work, and unless `keep` is set a finished quick run removes
+    its weights and ONNX files."""
 
     table: int | Table
     results: Path
@@ -51,7 +53,8 @@ class Options:
 
     @property
     def is_quick(self) -> bool:
-        """Whether quick runs are asked for: networks trained for a few steps, and all else done in full. A record knows
-        what it became (`TrainRecord.is_quick`), since few steps may be an epoch of few images."""
+        """Whether quick runs are asked for: networks trained for a few steps, and all
+        else done in full. A record knows what it became (`TrainRecord.is_quick`), since
+        few steps may be an epoch of few images."""
         shortened = isinstance(self.table, int) or bool(self.table.quick)
         return shortened and self.profile == "quick" and self.epochs is None

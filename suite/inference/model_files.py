@@ -1,4 +1,5 @@
-"""The files of a model that a user names: its weights for torch, and its export in each precision."""
+"""Write the weights and the ONNX files, in each precision, of a model that a user
+names."""
 
 import os
 import tempfile
@@ -25,9 +26,11 @@ class Maker:
         network: what it is.
         folder: for the files.
         say: told what is being done.
-        weights: a file of safetensors with its weights; None for those of its folder, or initial ones.
+        weights: a file of safetensors with its weights; None for those of its folder,
+            or initial ones.
         plain: the default export, whatever the provider.
-        calibration: batches of images for int8 and float16; by default embedded ones.
+        calibration: batches of images for int8 and float16; by default embedded
+            ones.
     """
 
     def __init__(
@@ -60,7 +63,8 @@ class Maker:
 
     @cached_property
     def macs(self) -> int | None:
-        """Multiply-accumulates of one input, of the network itself, whichever graph its file has."""
+        """Multiply-accumulates of one input, of the network itself, whichever graph its
+        file has."""
         from suite.export.generic import cost_of
 
         return cost_of(self.model, self.shape)["macs"]
@@ -76,7 +80,8 @@ class Maker:
         return folder
 
     def file(self, precision: str, provider: str) -> Path:
-        """The ONNX file in a precision, in the graph that suits a provider; what there is to say of it is in `said`.
+        """The ONNX file in a precision, in the graph that suits a provider; what there
+        is to say of it is in `said`.
 
         Raises:
             RuntimeError: it cannot be made.
@@ -125,14 +130,15 @@ class Maker:
         """Write `whole` in reduced precision.
 
         Returns:
-            `bytes`, `calibration` in words, for int8 `difference_from_fp32`, and `warnings`.
+            `bytes`, `calibration` in words, for int8 `difference_from_fp32`, and
+            `warnings`.
         """
         from suite import env
         from suite.export import precision as converting
         from suite.inference import pictures
 
         if self.calibration is None:
-            self.calibration = list(pictures.embedded(self.network, pictures.CALIBRATION, self.shape))
+            self.calibration = list(pictures.batches_of_digits(self.network, pictures.CALIBRATION, self.shape))
             words = f"{pictures.CALIBRATION} embedded images of digits"
         else:
             words = f"{sum(map(len, self.calibration))} images given"
@@ -146,7 +152,7 @@ class Maker:
         else:
             converting.to_float16(whole, out)
             most = float(converting.FLOAT16.max)
-            for node, value in converting.magnitudes(whole, images[:1], threads).items():
+            for node, value in converting.activation_magnitudes(whole, images[:1], threads).items():
                 if not value <= most:  # nor if it is not a number
                     warnings.append(f"{node} gives values to {value:.3g}, and float16 holds {most:.0f} at most")
                     break
@@ -176,11 +182,13 @@ def export(
         plain: the default export, without rewrites.
         size: side of an image in pixels; None for the network's own.
         weights: a file of safetensors; None for those of its folder, or initial ones.
-        images: a folder of images that int8 is calibrated on and fp16 checked on; None for embedded ones.
+        images: a folder of images that int8 is calibrated on and fp16 checked on; None
+            for embedded ones.
         say: told what is being done.
 
     Returns:
-        What `suite.export.generic.export` does, with `precision` and `form`, and what `Maker` adds.
+        What `suite.export.generic.export` does, with `precision` and `form`, and what
+        `Maker` adds.
 
     Raises:
         InputError: it cannot be made as asked for, or not be written.
@@ -194,8 +202,8 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
         maker = Maker(name, network, Path(scratch), say, weights, plain, size)
         if images is not None:
-            files = pictures.listed(images)[: pictures.MOST]
-            read = pictures.of_files(network, files, (pictures.AT_A_TIME, *maker.shape))
+            files = pictures.list_images(images)[: pictures.MOST]
+            read = pictures.batches_of_files(network, files, (pictures.AT_A_TIME, *maker.shape))
             maker.calibration = list(islice(read, pictures.MOST))
         path = maker.file(precision, provider)
         os.replace(path, out)

@@ -1,18 +1,18 @@
-"""The claims that a user's own table states about its rows, judged as the paper's are."""
+"""Judge the claims that a user's own table states about its rows."""
 
 from collections.abc import Sequence
 
 from suite.registry import label_of
 from suite.report.entries import Entry, Metric
-from suite.report.findings import Claim, Finding, caveats, less, verdict
+from suite.report.findings import Claim, Finding, caveats, compare_errors, verdict
 from suite.tables import own
 from suite.tables.own import OwnTable
 from suite.tables.spec import METRICS
 
 
 def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim, list[Finding]]]:
-    """Each claim of a user's own table whose rows these are, with a finding; none for a table of the paper. A claim
-    about a row that was left out is left out too."""
+    """Each claim of a user's own table whose rows these are, with a finding; none for a
+    table of the paper. A claim about a row that was left out is left out too."""
     table = entries[0].table if entries else None
     if not isinstance(table, OwnTable):
         return []
@@ -34,7 +34,7 @@ def _finding(table: OwnTable, claim: own.Claim, entries: Sequence[Entry], metric
     found = [nets[place] for row in rows if (place := (row.title, row.data)) in nets]
     if len(found) < 2 or not all(net.counts for net in found) or found[0].epochs != found[1].epochs:
         return Finding(where, "not yet measured")
-    part = less(found[0], found[1], metric, claim.metric)
+    part = compare_errors(found[0], found[1], metric, claim.metric)
     notes = [note for net in found for note in caveats(net)]
     return Finding(where, verdict([part]), (part,), tuple(dict.fromkeys(notes)))
 
