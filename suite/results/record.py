@@ -1,5 +1,5 @@
-"""Records of finished stages, as types and as text; what is read is checked, since it may
-be a stranger's."""
+"""Records of finished stages, as types and as text; what is read is checked, since it
+may be a stranger's."""
 
 import hashlib
 import json
