@@ -185,20 +185,20 @@ def compiled_for_a_gpu() -> None:
     from suite.training import triton_norm
 
     block = dict(channels=12, tile=128, tile_channels=16)
-    parts = dict(tiles=3, **block)
     relu, crelu, none = (dict(activation=kind, half=12) for kind in ("relu", "crelu", "none"))
     for name, constants in (
-        ("part_statistics", parts),
+        ("part_statistics", block),
         ("merge_statistics", dict(channels=12, rows=64, tile_channels=16)),
         ("normalize", dict(residual=None, **crelu, **block)),
         ("normalize", dict(**relu, **block)),
-        ("part_gradients", dict(y=None, **crelu, **parts)),
-        ("part_gradients", dict(**relu, **parts)),
+        ("part_gradients", dict(y=None, **crelu, **block)),
+        ("part_gradients", dict(**relu, **block)),
         ("input_gradient", dict(y=None, of_residual=None, **none, **block)),
         ("input_gradient", dict(**relu, **block)),
     ):
         kernel = getattr(triton_norm, name)
-        scalars = dict(pixels="i32", parts="i32", of_a_part="i32", momentum="fp32", eps="fp32", batches="*i64")
+        scalars = dict.fromkeys(("pixels", "tiles", "parts", "of_a_part"), "i32")
+        scalars |= dict(momentum="fp32", eps="fp32", batches="*i64")
         wide = ("x", "y", "gradient", "residual", "result", "of_residual")
         types = {argument: "*bf16" if argument in wide else "*fp32" for argument in kernel.arg_names}
         types |= {key: value for key, value in scalars.items() if key in types} | dict.fromkeys(constants, "constexpr")

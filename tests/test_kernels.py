@@ -23,7 +23,7 @@ import models  # noqa: F401 - registers the networks with timm
 from models.layers import CReLU, NormPropConv2d
 from suite import env
 from suite.tables import spec
-from suite.training import grouped, kernels, operators
+from suite.training import filters, fused_norm, grouped, kernels, operators
 from suite.training.step import Engine, Step
 
 CPU = torch.device("cpu")
@@ -103,9 +103,9 @@ def interpreted_seeds() -> None:
         compare(x, weight, bias if c_in > 3 else None, stride)
         x, weight = x.detach(), weight.detach()
         whole = operators.conv3x3(x, weight, weight, None, stride).chunk(groups, 1)
-        for number, (image, filters) in enumerate(zip(x.chunk(groups, 1), weight.chunk(groups), strict=True)):
+        for number, (image, own) in enumerate(zip(x.chunk(groups, 1), weight.chunk(groups), strict=True)):
             image = image.contiguous(memory_format=torch.channels_last)
-            assert torch.equal(operators.conv3x3(image, filters, filters, None, stride), whole[number])
+            assert torch.equal(operators.conv3x3(image, own, own, None, stride), whole[number])
     x = draw(2, 3 * 12, 3, 5)
     x[:, 12:24] = torch.nan
     halves = [CReLU()(part) for part in x.chunk(3, 1)]
@@ -177,15 +177,101 @@ def interpreted_statistics() -> None:
             assert torch.equal(a, b)
 
 
+class Counted:
+    """A kernel that counts its launches."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel, self.launches = kernel, 0
+
+    def __getitem__(self, grid: Any) -> Any:
+        self.launches += 1
+        return self.kernel[grid]
+
+
+def interpreted_filters() -> None:
+    """NormProp's, of all layers in one launch each way: of a learnt gain and a fixed one, of one network and of two."""
+    from suite.training import triton_filters as triton
+
+    torch.manual_seed(0)
+    for name, difference in filters.differences(CPU, torch.float32).items():
+        assert difference < 1e-5, name
+    kernels.precision_for, kernels.LEAST = lambda x: x.dtype, 4
+    kernels.conv3x3 = lambda x, weight, cast, bias, stride: nn.functional.conv2d(  # which others are about
+        x, weight, bias, stride, padding=1, groups=x.shape[1] // weight.shape[1]
+    )
+    for name, networks in (("resnet20_relu_np2", 1), ("resnet20_relu_np3", 1), ("resnet20_relu_np", 2)):
+        plain = timm.create_model(name, num_classes=10, width=4).train().to(memory_format=torch.channels_last)
+        plain = grouped.side_by_side(plain, networks) if networks > 1 else plain
+        for parameter in plain.parameters():  # networks side by side that differ
+            parameter.data *= torch.rand_like(parameter) + 0.5
+        ours = copy.deepcopy(plain)
+        assert kernels.use_kernels(ours) == (16 if networks == 1 else 19)
+        triton.normalize_filters, triton.filter_gradients = map(
+            Counted, (triton.normalize_filters, triton.filter_gradients)
+        )
+        compare_networks(plain, ours, draw(2, 3 * networks, 8, 8))
+        assert (triton.normalize_filters.launches, triton.filter_gradients.launches) == (1, 1)
+        assert all(layer.normalized is None for layer in ours.modules() if isinstance(layer, NormPropConv2d))
+        with torch.no_grad():
+            ours.eval()(draw(1, 3 * networks, 8, 8))
+        assert triton.normalize_filters.launches == 2
+        triton.normalize_filters, triton.filter_gradients = (
+            triton.normalize_filters.kernel,
+            triton.filter_gradients.kernel,
+        )
+
+
+def interpreted_odd_inputs() -> None:
+    """One gradient alone, layouts of another kind, a filter that is zero, and gradients of gradients."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 4, 5, 16).permute(0, 3, 1, 2), draw(12, 16, 3, 3)
+    x, strided = x.requires_grad_(), torch.randn(3, 32, 4, 10)[:, ::2, :, ::2]
+    y = operators.conv3x3(x, weight, weight, None)
+    (alone,) = torch.autograd.grad(y.sum(), x)
+    (expected,) = torch.autograd.grad(nn.functional.conv2d(x, weight, padding=1).sum(), x)
+    torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-4)
+    kernels.precision_for = lambda x: x.dtype
+    network = nn.Sequential(nn.Conv2d(16, 12, 3, padding=1), CReLU())
+    expected = network(strided)
+    assert kernels.use_kernels(network) == 1
+    torch.testing.assert_close(network(strided), expected, rtol=1e-4, atol=1e-4)
+    layers = [NormPropConv2d(16, 12, 3), NormPropConv2d(16, 24, 3)]
+    layers[0].weight.data[5] = 0
+    (first, _), (second, cast) = filters.Together(layers)(torch.float32)
+    torch.testing.assert_close(first, layers[0].normalized_weight(), equal_nan=True)
+    assert not cast.requires_grad
+    first_gradient, second_gradient = torch.autograd.grad(second.sum(), [layer.weight for layer in layers])
+    (expected,) = torch.autograd.grad(layers[1].normalized_weight().sum(), layers[1].weight)
+    torch.testing.assert_close(second_gradient, expected, rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(first_gradient[:5]).all()
+    for output, leaf in (
+        (operators.conv3x3(x, weight, weight, None), x),
+        (operators.crelu(x), x),
+        (fused_norm.normalize(nn.BatchNorm2d(16), x, "relu"), x),
+        (filters.Together(layers)(torch.float32)[1][0], layers[1].weight),
+    ):
+        (gradient,) = torch.autograd.grad((output**2).sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"differentiate twice|no autograd formula"):
+            gradient.sum().backward()
+
+
 def interpreted_networks() -> None:
     kernels.precision_for = lambda x: x.dtype
     for name in ("resnet20_crelu_np", "resnet20_relu_bn"):
         torch.manual_seed(0)
         plain = timm.create_model(name, num_classes=10, width=12).train()
+        del plain.layer1[1:], plain.layer2[2:], plain.layer3[1:]
         ours = copy.deepcopy(plain)
-        assert kernels.use_kernels(ours) == 16
-        images = draw(2, 3, 8, 8)
-        compare_networks(plain, ours, images)
+        assert kernels.use_kernels(ours) == 6
+        compare_networks(plain, ours, draw(2, 3, 4, 8))
+
+
+def interpreted_others() -> None:
+    """In one process, since torch takes long to load; the last one replaces functions."""
+    interpreted_operators()
+    interpreted_odd_inputs()
+    interpreted_networks()
+    interpreted_filters()
 
 
 def compare_networks(plain: nn.Module, ours: nn.Module, images: Tensor) -> None:
@@ -205,7 +291,7 @@ def compiled_for_a_gpu() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from suite.training import triton_kernels
+    from suite.training import triton_filters, triton_kernels
 
     image = dict(height=32, width=32, c_in=12, c_out=24)
     alone = dict(groups=1, stride=1, x_height=32, x_width=32)
@@ -220,14 +306,17 @@ def compiled_for_a_gpu() -> None:
             dict(transposed=True, bias=None, statistics=None, **image, **seeds, x_height=16, x_width=16, **blocks),
             set[str](),
         ),
-        ("weight_gradient", dict(tiles=3, **image, **seeds, x_height=64, x_width=64, **blocks), {"sums"}),
+        ("weight_gradient", dict(**image, **seeds, x_height=64, x_width=64, **blocks), {"sums"}),
         ("add_parts", dict(rows=32, tile=64), {"sums", "total"}),
         ("rectify_both", rectify, set[str]()),
         ("rectify_both_gradient", rectify, set[str]()),
+        ("normalize_filters", dict(tile=1024), {"weights", "gains", "scaled", "norms"}),
+        ("filter_gradients", dict(tile=1024), set(triton_filters.filter_gradients.arg_names)),
     ):
-        kernel = getattr(triton_kernels, name)
+        kernel = getattr(triton_filters if "filter" in name else triton_kernels, name)
         types = dict.fromkeys(kernel.arg_names, "*bf16") | dict.fromkeys(in_float32, "*fp32")
-        types |= {count: "i32" for count in ("pixels", "parts", "size") if count in types}
+        types |= {"starts": "*i32"} if "starts" in types else {}
+        types |= {count: "i32" for count in ("pixels", "parts", "size", "tiles") if count in types}
         types |= dict.fromkeys(constants, "constexpr")
         source = ASTSource(kernel, types, {(kernel.arg_names.index(key),): value for key, value in constants.items()})
         options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}
@@ -244,8 +333,7 @@ def compiled_for_a_gpu() -> None:
         pytest.param("seeds", marks=pytest.mark.full),
         "crelu",
         pytest.param("statistics", marks=pytest.mark.full),
-        pytest.param("networks", marks=pytest.mark.full),
-        pytest.param("operators", marks=pytest.mark.full),
+        pytest.param("others", marks=pytest.mark.full),
     ],
 )
 def test_the_kernels_compute_what_the_library_does(what: str) -> None:

@@ -20,6 +20,7 @@ from suite.schema.outcomes import Epoch, TrainResult
 from suite.tables import spec
 from suite.training import checkpoint, feasible, fitting, state, step, testing, train
 from suite.training.job import FinishedTraining
+from suite.training.position import Compiling
 from suite.training.step import Engine
 
 CPU = torch.device("cpu")
@@ -411,6 +412,24 @@ def test_without_a_compiler_training_goes_on_and_says_why(tmp_path: Path, monkey
     why = "RuntimeError: no C++ compiler here"
     assert said == [f"resnet20_relu_bn: goes on without torch.compile, which failed: {why}"]
     assert (result.result.compiled, result.timing.compile_error) == (False, why)
+
+
+def test_seeds_of_a_pack_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "TRIAL", 0)
+    tried: list[int] = []
+
+    def trial(model: nn.Module, *_: Any) -> Compiling:
+        tried.append(sum(value.numel() for value in model.parameters()))
+        return Compiling(compiled=False, step_seconds=float(len(tried)))
+
+    monkeypatch.setattr(state, "try_compile", trial)
+    batches = Batches(small(), dataclasses.replace(RECIPE, max_steps=1), CPU)
+    networks = [("resnet20_relu_bn", 0), ("resnet20_relu_np", 0), ("resnet20_relu_bn", 1)]
+    outcomes = train.train_packed(
+        [train.Job(name, batches, seed, tmp_path) for name, seed in networks], Engine("float32", "auto")
+    )
+    assert len(tried) == len(set(tried)) == 2
+    assert [each.timing.step_seconds for each in outcomes if isinstance(each, FinishedTraining)] == [1, 2, 1]
 
 
 def test_every_test_is_of_the_statistics_that_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

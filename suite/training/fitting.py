@@ -2,7 +2,7 @@
 by step."""
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from time import monotonic, perf_counter
 
 import torch
@@ -17,6 +17,7 @@ from suite.schema.speed import CompileTrial, TrainTiming
 from suite.training import checkpoint, feasible, memory
 from suite.training.job import FinishedTraining, Job
 from suite.training.pack import Run, StepBatch
+from suite.training.position import Compiling
 from suite.training.stacked import Seed
 from suite.training.state import TrainingState
 from suite.training.step import Engine
@@ -32,8 +33,10 @@ class Fit(TrainingState):
     """The fitting of one network: tries at falling learning rates, each of which can be
     taken up at any step."""
 
-    def __init__(self, job: Job, engine: Engine, packed: int, warn: Callable[[str], None]) -> None:
-        super().__init__(job, engine, warn)
+    def __init__(
+        self, job: Job, engine: Engine, packed: int, warn: Callable[[str], None], trials: dict[Hashable, Compiling]
+    ) -> None:
+        super().__init__(job, engine, warn, trials)
         self.packed, self.must_stop = packed, False
         self._last_checkpoint = monotonic()
         self._mark = perf_counter()  # until when `at.seconds` counts

@@ -10,16 +10,16 @@ torch.compile does the like itself.
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from models.blocks import BasicBlock, PreActBasicBlock
 from models.layers import CReLU
 from suite.training import kernels
-from suite.training.operators import Statistics
+from suite.training.operators import Statistics, next_power, on_device_of
 
 Activation = Literal["none", "relu", "crelu"]
 
@@ -31,20 +31,11 @@ MOST_CHANNELS = 1024
 _OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
 
 
-def _next_power(count: int) -> int:
-    return 1 << (count - 1).bit_length()
-
-
-def _on(tensor: Tensor) -> AbstractContextManager[None]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
 def _division(pixels: int, channels: int) -> tuple[int, int, int, int]:
     """Parts of the pixels, tiles of a part, pixels of a tile, and the channels of a
     tile, which are a power of two."""
-    block = _next_power(channels)
-    tile = max(1, min(VALUES // block, _next_power(pixels)))
+    block = next_power(channels)
+    tile = max(1, min(VALUES // block, next_power(pixels)))
     tiles = -(-pixels // (tile * PROGRAMS))
     return -(-pixels // (tile * tiles)), tiles, tile, block
 
@@ -56,7 +47,7 @@ def _statistics(x: Tensor) -> Statistics:
     channels, pixels = x.shape[1], x.numel() // x.shape[1]
     parts, tiles, tile, block = _division(pixels, channels)
     found = torch.empty((parts, 2, channels), dtype=torch.float32, device=x.device)
-    with _on(x):
+    with on_device_of(x):
         triton_norm.part_statistics[(parts,)](x, found, pixels, channels, tiles, tile, block, **_OPTIONS)
     return Statistics(found, tiles * tile)
 
@@ -82,7 +73,7 @@ class _Normalize(torch.autograd.Function):
         mean, inverse = torch.empty((2, channels), dtype=torch.float32, device=x.device)
         shape = x.shape[0], channels * (2 if activation == "crelu" else 1), *x.shape[2:]
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        with _on(x):
+        with on_device_of(x):
             triton_norm.merge_statistics[(-(-channels // 16),)](
                 found, mean, inverse, norm.running_mean, norm.running_var, norm.num_batches_tracked,
                 pixels, len(found), of_a_part, norm.momentum, norm.eps, channels, 64, 16, **_OPTIONS,
@@ -97,6 +88,7 @@ class _Normalize(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         from suite.training import triton_kernels, triton_norm
 
@@ -109,7 +101,7 @@ class _Normalize(torch.autograd.Function):
         of_x = torch.empty_like(x)
         of_residual = None if y is None else torch.empty_like(x)
         given = x, y, gradient, mean, inverse, weight, bias
-        with _on(x):
+        with on_device_of(x):
             triton_norm.part_gradients[(parts,)](
                 *given, sums, pixels, channels, ctx.activation, ctx.half, tiles, tile, block, **_OPTIONS
             )

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from models.layers import CReLU, NormPropConv2d
 from suite.errors import describe_error
+from suite.training import filters
+from suite.training.filters import Together
 from suite.training.grouped import GroupedCReLU
 from suite.training.operators import MOST_OUT, Statistics, conv3x3, conv3x3_with_statistics, crelu
 
@@ -62,7 +64,7 @@ class _Convolution(nn.Conv2d):
         return y
 
     def _cast(self, weight: Tensor, precision: torch.dtype) -> Tensor:
-        if self.cast is not None and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self.cast is not None:
             return self.cast
         return weight.detach().to(precision).contiguous(memory_format=torch.channels_last)
 
@@ -80,7 +82,22 @@ def convolve_with_statistics(convolution: nn.Module, x: Tensor) -> tuple[Tensor,
     return convolution.with_statistics(x, precision)
 
 
-class _NormPropConvolution(_Convolution, NormPropConv2d):
+class _Normalized(NormPropConv2d):
+    """NormProp's convolution, by the library or by our kernels.
+
+    Attributes:
+        normalized: its filters while the network computes, where those of all layers were normalised in one launch.
+    """
+
+    normalized: Tensor | None = None
+
+    def normalized_weight(self) -> Tensor:
+        if not torch.compiler.is_compiling() and self.normalized is not None:
+            return self.normalized
+        return super().normalized_weight()
+
+
+class _NormPropConvolution(_Convolution, _Normalized):
     pass
 
 
@@ -112,12 +129,17 @@ def is_supported(module: nn.Module) -> bool:
     return few and module.stride in strides and geometry == ((3, 3), (1, 1), (1, 1), "zeros")
 
 
-def use_kernels(model: nn.Module) -> int:
+def use_kernels(model: nn.Module, compiled: bool = False) -> int:
     """Have a network's convolutions and CReLUs use our kernels; returns how many
     convolutions do.
 
     Weights, their names and what else the network does stay as they are. Where
     `precision_for` says so, a layer still computes as it did.
+
+    Args:
+        model: the network, on its device.
+        compiled: whether torch.compile is used in training. It then makes filters ready
+            itself, block by block.
     """
     count = 0
     for module in model.modules():
@@ -126,35 +148,57 @@ def use_kernels(model: nn.Module) -> int:
         elif is_supported(module):
             module.__class__ = _Convolution if type(module) is nn.Conv2d else _NormPropConvolution
             count += 1
-    if convolutions := [module for module in model.modules() if type(module) is _Convolution]:
-        model.register_forward_pre_hook(functools.partial(_cast_all, convolutions))
-        model.register_forward_hook(functools.partial(_forget_casts, convolutions), always_call=True)
+        elif type(module) is NormPropConv2d:  # its filters are made ready with those of the others
+            module.__class__ = _Normalized
+    if count:
+        ready = _Ready(model, compiled)
+        model.register_forward_pre_hook(ready.make)
+        model.register_forward_hook(ready.forget, always_call=True)
     return count
 
 
-def _cast_all(convolutions: list[_Convolution], _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    precision = precision_for(inputs[0])
-    if precision is None or torch.compiler.is_compiling():
-        return
-    weights = [convolution.weight.detach() for convolution in convolutions]
-    casts = [torch.empty_like(weight, dtype=precision, memory_format=torch.channels_last) for weight in weights]
-    torch._foreach_copy_(casts, weights)
-    for convolution, cast in zip(convolutions, casts, strict=True):
-        convolution.cast = cast
+class _Ready:
+    """Makes the filters of a network's convolutions ready, before each forward pass and for that alone: all casts in
+    one launch, and all that NormProp has to normalise in one. A block that is called by itself makes its own ready."""
 
+    def __init__(self, model: nn.Module, compiled: bool) -> None:
+        self._plain = [module for module in model.modules() if type(module) is _Convolution]
+        self._normalized = [module for module in model.modules() if isinstance(module, _Normalized)]
+        self._together = Together(self._normalized) if self._normalized else None
+        self._compiled = compiled
 
-def _forget_casts(convolutions: list[_Convolution], *_: Any) -> None:
-    """A block that is called by itself later casts its weights as they are then."""
-    for convolution in convolutions:
-        convolution.cast = None
+    def make(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        precision = precision_for(inputs[0])
+        if precision is None or torch.compiler.is_compiling() or (self._compiled and model.training):
+            return
+        weights = [convolution.weight.detach() for convolution in self._plain]
+        casts = [torch.empty_like(weight, dtype=precision, memory_format=torch.channels_last) for weight in weights]
+        if weights:
+            torch._foreach_copy_(casts, weights)
+        for convolution, cast in zip(self._plain, casts, strict=True):
+            convolution.cast = cast
+        if self._together is None:
+            return
+        for layer, (scaled, cast) in zip(self._normalized, self._together(precision), strict=True):
+            layer.normalized = scaled
+            if isinstance(layer, _Convolution):
+                layer.cast = cast
+
+    def forget(self, *_: Any) -> None:
+        for convolution in self._plain:
+            convolution.cast = None
+        for layer in self._normalized:
+            layer.normalized = None
+            if isinstance(layer, _Convolution):
+                layer.cast = None
 
 
 @functools.cache
 def why_unusable(device: torch.device) -> str | None:
     """Why our kernels cannot be used on this device, in one line; None if they can.
 
-    They are tried: a small convolution with CReLU and its gradients are held against
-    the library's in float32.
+    They are tried: a small convolution with CReLU, NormProp's filters, and the
+    gradients of both are held against the library's in float32.
     """
     return why_inaccurate(device, differences)
 
@@ -183,7 +227,7 @@ def differences(device: torch.device, precision: torch.dtype) -> dict[str, float
         values = torch.randn(*shape, generator=draws).to(device, precision).float()
         return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
 
-    result: dict[str, float] = {}
+    result = filters.differences(device, precision)
     for groups, stride, of in ((1, 1, ""), (2, 2, " of two networks")):
         x, weight, bias = draw(5, groups * 16, 7, 9), draw(groups * 24, 16, 3, 3), draw(groups * 24)
         inputs = [value.requires_grad_() for value in (x, weight, bias)]

@@ -35,12 +35,13 @@ def _strided(x: Tensor, channels: int, stride: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _on(tensor: Tensor) -> AbstractContextManager[None]:
+def on_device_of(tensor: Tensor) -> AbstractContextManager[None]:
     """Triton launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def _next_power(count: int) -> int:
+def next_power(count: int) -> int:
+    """The least power of two that is not below."""
     return 1 << (count - 1).bit_length()
 
 
@@ -53,7 +54,7 @@ def _block(channels: int) -> int:
 def _tiles(pixels: int, channels: int) -> tuple[int, int]:
     """How many pixels of the output, and how many channels of a group, one program
     computes."""
-    block = _next_power(max(channels, 16)) if channels <= MOST_OUT else 64
+    block = next_power(max(channels, 16)) if channels <= MOST_OUT else 64
     tile = 256 if pixels >= 65536 and block <= 32 else 128 if pixels >= 65536 and block <= 64 else 64
     return tile, block
 
@@ -77,7 +78,7 @@ def _launch(
     pixels = batch * height * width
     tile, block = _tiles(pixels, c_out)
     grid = (-(-pixels // tile) * groups, -(-c_out // block))
-    with _on(x):
+    with on_device_of(x):
         triton_kernels.convolve[grid](
             x, weight, bias, y, statistics, pixels, height, width, c_in, c_out, groups, stride, x.shape[2], x.shape[3],
             transposed, tile, _block(c_in), block, num_warps=4, **_OPTIONS,
@@ -170,7 +171,7 @@ def conv3x3_weight_gradient(x: Tensor, gradient: Tensor, groups: int = 1, stride
     batch, _, height, width = gradient.shape
     c_in, c_out = x.shape[1] // groups, gradient.shape[1] // groups
     pixels = batch * height * width
-    block_in, block_out = min(_block(c_in), 32), min(max(_next_power(c_out), 16), 64)
+    block_in, block_out = min(_block(c_in), 32), min(max(next_power(c_out), 16), 64)
     blocks = -(-c_in // block_in) * -(-c_out // block_out)
     tile = 128 if block_in * block_out <= 1024 else 64
     wanted = max(1, min(PROGRAMS // (3 * blocks * groups), PARTIAL_SUMS // (4 * 9 * groups * c_in * c_out)))
@@ -178,7 +179,7 @@ def conv3x3_weight_gradient(x: Tensor, gradient: Tensor, groups: int = 1, stride
     parts = -(-pixels // (tile * tiles))
     sums = torch.empty((parts, groups, c_out, 9, c_in), dtype=torch.float32, device=x.device)
     total = _weight_like(x, gradient, groups)
-    with _on(x):
+    with on_device_of(x):
         triton_kernels.weight_gradient[(parts * groups, 3, blocks)](
             x, gradient, sums, pixels, height, width, c_in, c_out, groups, stride, x.shape[2], x.shape[3], tiles, tile,
             block_in, block_out, num_warps=4, num_stages=3, **_OPTIONS,
@@ -252,9 +253,9 @@ def crelu(x: Tensor, groups: int = 1) -> Tensor:
     channels = x.shape[1] // groups
     pixels = x.numel() // channels  # of each group
     y = _channels_last(x, 2 * x.shape[1])
-    block = _next_power(channels)
+    block = next_power(channels)
     tile = max(1, 2048 // block)
-    with _on(x):
+    with on_device_of(x):
         triton_kernels.rectify_both[(-(-pixels // tile),)](x, y, pixels, channels, tile, block, **_OPTIONS)
     return y
 
@@ -273,9 +274,9 @@ def crelu_gradient(y: Tensor, gradient: Tensor, groups: int = 1) -> Tensor:
     channels = y.shape[1] // (2 * groups)
     pixels = y.numel() // (2 * channels)
     result = _channels_last(gradient, groups * channels)
-    block = _next_power(channels)
+    block = next_power(channels)
     tile = max(1, 2048 // block)
-    with _on(y):
+    with on_device_of(y):
         triton_kernels.rectify_both_gradient[(-(-pixels // tile),)](
             y, gradient, result, pixels, channels, tile, block, **_OPTIONS
         )

@@ -26,6 +26,13 @@ from suite.training.testing import quick_forward
 class TrainingState:
     """All that a training is made of and has come to.
 
+    Args:
+        job: what to train.
+        engine: how to compute it.
+        warn: told of what failed and is done in another way.
+        trials: what was measured to decide on torch.compile of networks in the same pack, which other seeds of them
+            take as it is.
+
     Attributes:
         at: how far it is.
         model: the network.
@@ -34,7 +41,9 @@ class TrainingState:
         last_losses: on the device.
     """
 
-    def __init__(self, job: Job, engine: Engine, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, job: Job, engine: Engine, warn: Callable[[str], None], trials: dict[Hashable, Compiling]
+    ) -> None:
         self.job, self.batches = job, job.batches
         self.recipe, self.device, self.group = self.batches.recipe, self.batches.device, self.batches.group
         self.model_args = {"num_classes": len(self.batches.dataset.classes)} | job.model_args
@@ -59,7 +68,7 @@ class TrainingState:
                 self._restore(*saved)
             else:
                 self.at = Position(
-                    learning_rate=self.recipe.learning_rate, compile=self._decide_on_compile(engine, warn)
+                    learning_rate=self.recipe.learning_rate, compile=self._decide_on_compile(engine, trials)
                 )
                 self._begin()
 
@@ -67,19 +76,28 @@ class TrainingState:
         """Where this network's work is queued."""
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
-    def _decide_on_compile(self, engine: Engine, warn: Callable[[str], None]) -> Compiling:
+    def _decide_on_compile(self, engine: Engine, trials: dict[Hashable, Compiling]) -> Compiling:
         if engine.compile != "auto":
             return Compiling(compiled=engine.compile == "always")
         if self.group.size > 1:
             return Compiling(compiled=self.device.type == "cuda")
         if self.total <= 10 * TRIAL:  # which would take longer to decide on
             return Compiling(compiled=False)
-        images, labels = next(iter(self.batches.train(self.job.seed, 1)))
-        batch = images, labels
-        found = try_compile(self._start(), self.recipe, self.bfloat16, batch, self.total, self.own_kernels)
-        if found.compile_error is not UNSET:
-            warn(f"{self.job.model_name}: goes on without torch.compile, which failed: {found.compile_error}")
-        return found
+        network = self._network()
+        if network not in trials:
+            images, labels = next(iter(self.batches.train(self.job.seed, 1)))
+            batch = images, labels
+            found = try_compile(self._start(), self.recipe, self.bfloat16, batch, self.total, self.own_kernels)
+            trials[network] = found
+            if found.compile_error is not UNSET:
+                self.warn(f"{self.job.model_name}: goes on without torch.compile, which failed: {found.compile_error}")
+        return trials[network]
+
+    def _network(self) -> Hashable:
+        """What all seeds of a network have in common: the network, and how it is trained."""
+        arguments = repr(sorted(self.model_args.items()))
+        how = self.bfloat16, self.own_kernels, self.batches.dataset, self.recipe, self.device
+        return self.job.model_name, arguments, *how
 
     def _start(self) -> nn.Module:
         """The network with the initial weights of its seed."""
@@ -118,9 +136,7 @@ class TrainingState:
         trained and how far it is; None for one that is not to be stacked."""
         if not self.stacks:
             return None
-        at, arguments = self.at, repr(sorted(self.model_args.items()))
-        network = self.job.model_name, arguments, self.bfloat16, self.own_kernels
-        return *network, self.batches.dataset, self.recipe, self.device, at.learning_rate, len(at.epochs), at.step
+        return self._network(), self.at.learning_rate, len(self.at.epochs), self.at.step
 
     def stack(self, others: Sequence["TrainingState"]) -> None:
         """Have the steps of this training and of others of its kind done together from

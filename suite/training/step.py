@@ -134,7 +134,7 @@ class Step:
         seeds: int = 1,
     ) -> None:
         self.model = keep_channels_last(model.to(device))
-        self.convolutions_by_kernels = kernels.use_kernels(self.model) if own_kernels else 0
+        self.convolutions_by_kernels = kernels.use_kernels(self.model, compiled) if own_kernels else 0
         self.norms_by_kernels = fused_norm.use_norms(self.model) if own_kernels and not compiled else 0
         if compiled:
             _compile(self.model)

@@ -1,6 +1,6 @@
 """Train networks by a recipe, one or several at the same time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from suite.interrupt import Interruption
 from suite.tf32 import without_tf32
@@ -8,6 +8,7 @@ from suite.training.fitting import Fit
 from suite.training.job import FinishedTraining
 from suite.training.job import Job as Job
 from suite.training.pack import Outcome, synchronize, train_in_turns
+from suite.training.position import Compiling
 from suite.training.step import AUTOMATIC, Engine
 
 
@@ -59,11 +60,12 @@ def train_packed(
         For each job, in the order of their beginnings, what `train` returns, or the
         exception that ended it; it does not end the others.
     """
+    trials: dict[Hashable, Compiling] = {}
 
     def begin(job: Job, others: bool) -> Fit:
         if others:
             synchronize(job.batches.device)  # what is measured of it is not to wait for the others
-        return Fit(job, engine, len(jobs), warn)
+        return Fit(job, engine, len(jobs), warn, trials)
 
     def end(job: Job, outcome: Outcome) -> Job | None:
         if isinstance(outcome, Exception) and job.batches.group.size > 1:

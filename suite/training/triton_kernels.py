@@ -109,7 +109,7 @@ def weight_gradient(
     stride: tl.constexpr,
     x_height: tl.constexpr,
     x_width: tl.constexpr,
-    tiles: tl.constexpr,
+    tiles,
     tile: tl.constexpr,
     tile_in: tl.constexpr,
     tile_out: tl.constexpr,

@@ -16,7 +16,7 @@ def part_statistics(
     found,  # (parts, 2, channels), float32: the mean and the sum of squared deviations from it
     pixels,
     channels: tl.constexpr,
-    tiles: tl.constexpr,
+    tiles,
     tile: tl.constexpr,
     tile_channels: tl.constexpr,
 ):
@@ -179,7 +179,7 @@ def part_gradients(
     channels: tl.constexpr,
     activation: tl.constexpr,
     half: tl.constexpr,
-    tiles: tl.constexpr,
+    tiles,
     tile: tl.constexpr,
     tile_channels: tl.constexpr,
 ):

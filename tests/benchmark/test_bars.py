@@ -18,7 +18,7 @@ import torch
 
 from suite.export.exporter import load_weights
 from suite.inference import latency
-from suite.results.samples import interval
+from suite.results.samples import interval, timed
 from suite.session import open_session
 
 # Loads one core for about half of the time.
@@ -72,6 +72,20 @@ def test_no_normalisation_costs_anything_once_deployed(norm: str, files: Any, ra
 def test_int8_against_float32(model: str, most: float, files: Any, ratio: Callable[..., None]) -> None:
     found = pairs(files.exported(model, 224, "int8"), files.exported(model, 224), 224)
     ratio(f"{model}, 224x224: latency of int8 over float32", found, most=most)
+
+
+@pytest.mark.parametrize(("form", "most"), [("fp32", 1.1), ("fp16", 0.85)])
+def test_crelu_on_the_cuda_provider(form: str, most: float, files: Any, bar: Callable[..., None]) -> None:
+    """One image, from and to the GPU's memory; in float32 with TF32."""
+    if reason := latency.unavailable("cuda"):
+        pytest.skip(f"cuda is not available here: {reason}")
+    file = files.exported("resnet50_crelu_bn", 224, form, "cuda")
+    request = latency.Request("onnxruntime", str(file), "cuda", 1, 224, 1, latency.QUICK)
+    (answer,) = latency.measure([request])
+    assert not isinstance(answer, RuntimeError), answer
+    milliseconds = 1e3 * timed(answer).median
+    words = f"{milliseconds:.3f} ms; bar for an H100 or H200: at most {most} ms"
+    bar(f"resnet50_crelu_bn, cuda, {form}, batch 1", words, milliseconds <= most, milliseconds=milliseconds)
 
 
 def test_the_deployed_graph_gives_torchs_logits(registered: str, files: Any, ratio: Callable[..., None]) -> None:

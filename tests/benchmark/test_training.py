@@ -4,6 +4,7 @@ The plain loop is what a tutorial would write: NCHW, float32, a DataLoader with 
 """
 
 import dataclasses
+import functools
 import itertools
 import statistics
 import subprocess
@@ -27,7 +28,9 @@ from suite.data import batches
 from suite.data import sets as data
 from suite.tables import spec
 from suite.training import train
-from suite.training.step import STEPS_BEFORE_CAPTURE, Engine, Precision, Step
+from suite.training.stacked import Stack
+from suite.training.step import STEPS_BEFORE_CAPTURE, Engine, Precision, Step, try_compile
+from suite.training.testing import QuickForward, evaluate
 
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 ROUNDS, STEPS, WARM_UP = 5, 4, 2
@@ -147,22 +150,45 @@ def plain_gpu_loop(model_name: str, size: int, batch_size: int) -> float:
     return GPU_STEPS * batch_size / (perf_counter() - start)
 
 
-def gpu_step(model_name: str, size: int, batch_size: int, number: int) -> Callable[[], object]:
-    """The suite's own step of a network, as a CUDA graph, in a stream of its own."""
+def gpu_network(model_name: str, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    network: nn.Module = timm.create_model(model_name, num_classes=10).train()
+    return network
+
+
+def gpu_recipe(size: int, batch_size: int) -> spec.Recipe:
     recipe = spec.load_table(2 if size == 32 else 4).recipe
-    recipe = dataclasses.replace(recipe, learning_rate=0.01, batch_size=batch_size)
-    torch.manual_seed(number)
-    model = timm.create_model(model_name, num_classes=10).train()
+    return dataclasses.replace(recipe, learning_rate=0.01, batch_size=batch_size)
+
+
+def gpu_batch(size: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.randn(batch_size, 3, size, size, device=GPU).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (batch_size,), device=GPU)
+    return images, torch.randint(10, (batch_size,), device=GPU)
+
+
+def gpu_step(model_name: str, size: int, batch_size: int, packed: int = 1) -> Callable[[], object]:
+    """The suite's own step, as a CUDA graph: of one network, or of so many seeds as `--pack` trains them, as one."""
+    recipe, batch = gpu_recipe(size, batch_size), gpu_batch(size, batch_size)
+    own = Engine().wants_kernels_on(GPU, recipe)
+
+    def step_of(model: nn.Module, seeds: int = 1) -> Step:
+        return Step(model, recipe, GPU, True, own_kernels=own, seeds=seeds)
+
     stream = torch.cuda.Stream(GPU)
     stream.wait_stream(torch.cuda.current_stream(GPU))
     with torch.cuda.stream(stream):
-        one = Step(model, recipe, GPU, True, own_kernels=Engine().wants_kernels_on(GPU, recipe))
+        if packed == 1:
+            step: Callable[[], object] = functools.partial(step_of(gpu_network(model_name, 0)), *batch)
+        else:
+            sums = {"loss_sum": torch.zeros((), device=GPU), "hits": torch.zeros((), device=GPU)}
+            weights = [gpu_network(model_name, seed).to(GPU).state_dict() for seed in range(packed)]
+            states = [{f"model.{name}": value for name, value in each.items()} | sums for each in weights]
+            stack = Stack(gpu_network(model_name, 0), step_of, states, [stream])
+            step = functools.partial(stack, [batch] * packed)
 
     def run() -> None:
         with torch.cuda.stream(stream):
-            one(images, labels)
+            step()
 
     for _ in range(STEPS_BEFORE_CAPTURE + 2):
         run()
@@ -184,15 +210,14 @@ def gpu_step(model_name: str, size: int, batch_size: int, number: int) -> Callab
 def test_images_a_second_on_a_gpu(
     model: str, size: int, packed: int, least: int | None, bar: Callable[..., None]
 ) -> None:
-    """From memory, without torch.compile; `packed` networks at the same time, over one network's plain loop."""
+    """From memory, without torch.compile; `packed` seeds trained as one, over one network's plain loop."""
     plain = plain_gpu_loop(model, size, 128)
-    steps = [gpu_step(model, size, 128, number) for number in range(packed)]
+    step = gpu_step(model, size, 128, packed)
     rates = []
     for _ in range(ROUNDS):
         start = perf_counter()
         for _ in range(GPU_STEPS):
-            for step in steps:
-                step()
+            step()
         torch.cuda.synchronize()
         rates.append(GPU_STEPS * packed * 128 / (perf_counter() - start))
     rate = statistics.median(rates)
@@ -202,11 +227,55 @@ def test_images_a_second_on_a_gpu(
     bar(name, words, least is None or rate >= least, images_per_second=rate, plain=plain)
 
 
+@ON_A_GPU
+@pytest.mark.parametrize("model", ["resnet110_relu_bn", "resnet110_crelu_bn"])
+def test_what_torch_compile_takes_and_brings_on_a_gpu(model: str, bar: Callable[..., None]) -> None:
+    """As a long training measures it: without and with, each with our own kernels where they are used."""
+    recipe = gpu_recipe(32, 128)
+    own = Engine().wants_kernels_on(GPU, recipe)
+    found = try_compile(gpu_network(model, 0), recipe, True, gpu_batch(32, 128), 10**9, own)
+    assert not found.compile_error, found.compile_error
+    plain, compiled, seconds = found.step_seconds, found.compiled_step_seconds, found.compile_seconds
+    assert isinstance(plain, float)
+    assert isinstance(compiled, float)
+    assert isinstance(seconds, float)
+    words = f"{seconds:.0f} s to compile, {128 / compiled:,.0f} images/s where it is {128 / plain:,.0f} without"
+    words += "; bar for an H100 or H200: at most 30 s"
+    bar(f"{model}, batch 128, bfloat16: torch.compile of its blocks", words, seconds <= 30, seconds=seconds)
+
+
+@ON_A_GPU
+def test_testing_between_epochs_on_a_gpu(bar: Callable[..., None]) -> None:
+    """Of 10,000 images, as CUDA graphs in bfloat16, which have been captured."""
+    recipe = gpu_recipe(32, 128)
+    feed = batches.Batches(random_images(10_000), recipe, GPU)
+    one = Step(
+        gpu_network("resnet110_relu_bn", 0), recipe, GPU, True, own_kernels=Engine().wants_kernels_on(GPU, recipe)
+    )
+    forward, times = QuickForward(one.model, True), []
+    for _ in range(ROUNDS + 2):  # the first pass is launch by launch, the second captures
+        torch.cuda.synchronize()
+        start = perf_counter()
+        evaluate(one.model, feed.test(), forward=forward)
+        times.append(perf_counter() - start)
+    seconds = statistics.median(times[2:])
+    words = f"{seconds:.3f} s; bar for an H100 or H200: at most 0.15 s"
+    bar("resnet110_relu_bn: a test of 10,000 images between epochs", words, seconds <= 0.15, seconds=seconds)
+
+
 # What a kernel's name says that it does; the rest is additions, casts, the loss, the optimiser and copies. "add_parts"
 # is small, and serves norms too.
 KERNELS = {
     "convolution": ("conv", "weight_gradient", "add_parts", "gemm", "wgrad", "dgrad", "fprop", "implicit"),
-    "norm": ("norm", "bn_", "part_statistics", "merge_statistics", "part_gradients", "input_gradient"),
+    "norm": (
+        "norm",
+        "bn_",
+        "filter_gradients",
+        "part_statistics",
+        "merge_statistics",
+        "part_gradients",
+        "input_gradient",
+    ),
 }
 
 
@@ -216,7 +285,7 @@ KERNELS = {
 )
 def test_shares_of_a_step_on_a_gpu(model: str, size: int, bar: Callable[..., None]) -> None:
     """Of a step's time in kernels, by torch's profiler; our norm's kernels add and rectify too."""
-    run = gpu_step(model, size, 128, 0)
+    run = gpu_step(model, size, 128)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(STEPS):
             run()

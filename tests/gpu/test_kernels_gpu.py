@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import models  # noqa: F401 - registers the networks with timm
-from models.layers import CReLU
+from models.layers import CReLU, NormPropConv2d
 from suite.tables import spec
-from suite.training import kernels, operators
+from suite.training import filters, kernels, operators
 from suite.training.step import STEPS_BEFORE_CAPTURE, Step
 
 pytestmark = [
@@ -76,6 +76,25 @@ def test_crelu_is_the_librarys(channels: int) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     (a,), (b,) = (torch.autograd.grad(y, x, gradient) for y in (ours, theirs))
     torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_normprops_filters_are_the_librarys_and_the_same_every_time() -> None:
+    layers = [NormPropConv2d(c_in, c_out, 3).to(GPU, memory_format=torch.channels_last) for c_in, c_out, _ in SHAPES]
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.gain)]
+    for parameter in parameters:
+        nn.init.normal_(parameter)
+    theirs = [layer.normalized_weight() for layer in layers]
+    gradients = [draw(*layer.weight.shape) for layer in layers]
+    expected = torch.autograd.grad(theirs, parameters, gradients)
+    runs = []
+    for _ in range(2):
+        made = filters.Together(layers)(torch.bfloat16)
+        ours = [scaled for scaled, _ in made]
+        assert all(torch.equal(cast, scaled.bfloat16()) for scaled, cast in made)
+        runs.append([*ours, *torch.autograd.grad(ours, parameters, gradients)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    for a, b in zip(runs[0], [*theirs, *expected], strict=True):
+        assert float((a - b).abs().max()) <= 1e-5 * float(b.abs().max())
 
 
 def test_nothing_is_wrong_with_this_gpu() -> None:
