@@ -1,7 +1,8 @@
 """NormProp's filters of all layers of a network, normalised in one launch each way.
 
-One by one a deep network needs several launches for each of its layers, which take a GPU longer than their arithmetic.
-The kernels are in `suite.training.triton_filters`, which is imported when one of them runs.
+One by one a deep network needs several launches for each of its layers, which take a
+GPU longer than their arithmetic. The kernels are in `suite.training.triton_filters`,
+which is imported when one of them runs.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ class Together:
     """The filters of convolutions, one after the other in memory.
 
     Args:
-        convolutions: whose weights and gains are used as they are when this is called.
+        convolutions: whose weights and gains are used as they are when this is
+            called.
     """
 
     def __init__(self, convolutions: Sequence[NormPropConv2d]) -> None:
@@ -33,21 +35,23 @@ class Together:
         self.filters, self.values, self.tile = len(each), sum(each), next_power(max(each))
 
     def __call__(self, precision: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """Of each layer the filters that are convolved with, in float32 with their gradient, and cast to `precision`;
-        both (out, in, kh, kw) in channels_last."""
+        """Of each layer the filters that are convolved with, in float32 with their
+        gradient, and cast to `precision`; both (out, in, kh, kw) in channels_last."""
         weights = [convolution.weight for convolution in self.convolutions]
         gains = [convolution.gain for convolution in self.convolutions]
         found = _Normalize.apply(self, precision, *weights, *gains)
         return list(zip(found[: len(weights)], found[len(weights) :], strict=True))
 
     def starts_on(self, device: torch.device) -> Tensor:
-        """Where filters begin. It is on the device from the first call on, before a CUDA graph is captured."""
+        """Where filters begin. It is on the device from the first call on, before a
+        CUDA graph is captured."""
         if self.starts.device != device:
             self.starts = self.starts.to(device)
         return self.starts
 
     def layers(self, values: Tensor) -> list[Tensor]:
-        """Views (out, in, kh, kw), channels_last, of each layer's part of the values of all."""
+        """Views (out, in, kh, kw), channels_last, of each layer's part of the values of
+        all."""
         parts = torch.split(values, [shape.numel() for shape in self.shapes])
         return [
             part.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
@@ -105,7 +109,8 @@ class _Normalize(torch.autograd.Function):
 
 
 def differences(device: torch.device, precision: torch.dtype) -> dict[str, float]:
-    """How far our kernels, which also cast to a precision, are from the library, in parts of the largest value."""
+    """How far our kernels, which also cast to a precision, are from the library, in
+    parts of the largest value."""
     draws = torch.Generator().manual_seed(0)
     layers = [NormPropConv2d(channels, 12, 3).to(device) for channels in (16, 3)]
     parameters = [parameter for layer in layers for parameter in (layer.weight, layer.gain)]

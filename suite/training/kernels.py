@@ -86,7 +86,8 @@ class _Normalized(NormPropConv2d):
     """NormProp's convolution, by the library or by our kernels.
 
     Attributes:
-        normalized: its filters while the network computes, where those of all layers were normalised in one launch.
+        normalized: its filters while the network computes, where those of all layers
+            were normalised in one launch.
     """
 
     normalized: Tensor | None = None
@@ -158,8 +159,9 @@ def use_kernels(model: nn.Module, compiled: bool = False) -> int:
 
 
 class _Ready:
-    """Makes the filters of a network's convolutions ready, before each forward pass and for that alone: all casts in
-    one launch, and all that NormProp has to normalise in one. A block that is called by itself makes its own ready."""
+    """Makes the filters of a network's convolutions ready, before each forward pass and
+    for that alone: all casts in one launch, and all that NormProp has to normalise in
+    one. A block that is called by itself makes its own ready."""
 
     def __init__(self, model: nn.Module, compiled: bool) -> None:
         self._plain = [module for module in model.modules() if type(module) is _Convolution]

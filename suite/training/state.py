@@ -30,8 +30,8 @@ class TrainingState:
         job: what to train.
         engine: how to compute it.
         warn: told of what failed and is done in another way.
-        trials: what was measured to decide on torch.compile of networks in the same pack, which other seeds of them
-            take as it is.
+        trials: what was measured to decide on torch.compile of networks in the same
+            pack, which other seeds of them take as it is.
 
     Attributes:
         at: how far it is.
@@ -94,7 +94,8 @@ class TrainingState:
         return trials[network]
 
     def _network(self) -> Hashable:
-        """What all seeds of a network have in common: the network, and how it is trained."""
+        """What all seeds of a network have in common: the network, and how it is
+        trained."""
         arguments = repr(sorted(self.model_args.items()))
         how = self.bfloat16, self.own_kernels, self.batches.dataset, self.recipe, self.device
         return self.job.model_name, arguments, *how

@@ -1,6 +1,8 @@
-"""Kernels in Triton for training: NormProp's filters of all layers, normalised in one launch each way.
+"""Kernels in Triton for training: NormProp's filters of all layers, normalised in one
+launch each way.
 
-Filters lie one after the other. A program works on one of them. All sums are in float32.
+Filters lie one after the other. A program works on one of them. All sums are in
+float32.
 """
 
 import triton

@@ -77,13 +77,13 @@ def test_int8_against_float32(model: str, most: float, files: Any, ratio: Callab
 @pytest.mark.parametrize(("form", "most"), [("fp32", 1.1), ("fp16", 0.85)])
 def test_crelu_on_the_cuda_provider(form: str, most: float, files: Any, bar: Callable[..., None]) -> None:
     """One image, from and to the GPU's memory; in float32 with TF32."""
-    if reason := latency.unavailable("cuda"):
+    if reason := latency.why_unavailable("cuda"):
         pytest.skip(f"cuda is not available here: {reason}")
     file = files.exported("resnet50_crelu_bn", 224, form, "cuda")
     request = latency.Request("onnxruntime", str(file), "cuda", 1, 224, 1, latency.QUICK)
     (answer,) = latency.measure([request])
     assert not isinstance(answer, RuntimeError), answer
-    milliseconds = 1e3 * timed(answer).median
+    milliseconds = 1e3 * to_seconds(answer).median
     words = f"{milliseconds:.3f} ms; bar for an H100 or H200: at most {most} ms"
     bar(f"resnet50_crelu_bn, cuda, {form}, batch 1", words, milliseconds <= most, milliseconds=milliseconds)
 
