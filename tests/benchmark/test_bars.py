@@ -18,7 +18,7 @@ import torch
 
 from suite.export.exporter import load_weights
 from suite.inference import latency
-from suite.results.samples import interval, timed
+from suite.results.samples import interval, to_seconds
 from suite.session import open_session
 
 # Loads one core for about half of the time.
