@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from models.blocks import BasicBlock, PreActBasicBlock
 from models.layers import CReLU
 from suite.training import kernels
-from suite.training.operators import Statistics, next_power, on_device_of
+from suite.training.operators import Statistics, add_parts, next_power, on_device_of
 
 Activation = Literal["none", "relu", "crelu"]
 
@@ -90,7 +90,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        from suite.training import triton_kernels, triton_norm
+        from suite.training import triton_norm
 
         x, weight, bias, mean, inverse, y = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
@@ -105,8 +105,7 @@ class _Normalize(torch.autograd.Function):
             triton_norm.part_gradients[(parts,)](
                 *given, sums, pixels, channels, ctx.activation, ctx.half, tiles, tile, block, **_OPTIONS
             )
-            size = 2 * channels
-            triton_kernels.add_parts[(-(-size // 64),)](sums, total, parts, size, 32, 64, num_warps=4, **_OPTIONS)
+            add_parts(sums, total)
             triton_norm.input_gradient[(-(-pixels // tile),)](
                 *given, total, of_x, of_residual, pixels, channels, ctx.activation, ctx.half, tile, block, **_OPTIONS
             )

@@ -45,6 +45,17 @@ def next_power(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
+def add_parts(sums: Tensor, total: Tensor) -> None:
+    """Sum (parts, ...) over the parts into a total, in the same order every time."""
+    from suite.training import triton_kernels
+
+    parts, size = len(sums), total.numel()
+    rows = min(32, next_power(parts))
+    tile = 2048 // rows
+    with on_device_of(sums):
+        triton_kernels.add_parts[(-(-size // tile),)](sums, total, parts, size, rows, tile, num_warps=4, **_OPTIONS)
+
+
 def _block(channels: int) -> int:
     """How many channels to take at a time, a power of two: the fewest that are not
     there, then the fewest blocks."""
@@ -184,8 +195,7 @@ def conv3x3_weight_gradient(x: Tensor, gradient: Tensor, groups: int = 1, stride
             x, gradient, sums, pixels, height, width, c_in, c_out, groups, stride, x.shape[2], x.shape[3], tiles, tile,
             block_in, block_out, num_warps=4, num_stages=3, **_OPTIONS,
         )  # fmt: skip
-        size = total.numel()
-        triton_kernels.add_parts[(-(-size // 64),)](sums, total, parts, size, 32, 64, num_warps=4, **_OPTIONS)
+        add_parts(sums, total)
     return total
 
 
