@@ -19,6 +19,7 @@ def to_grid(headings: Sequence[str], rows: Sequence[Sequence[object]], text_form
     them."""
     import tabulate
 
+    tabulate.MIN_PADDING = 0  # beside a heading; a terminal has no room for it
     text: str = tabulate.tabulate(rows, headings, tablefmt=_STYLES[text_format], **options)
     return text
 

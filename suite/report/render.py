@@ -200,12 +200,9 @@ def format_cells(report: Report, mark: str) -> tuple[list[list[str]], list[tuple
 
 def _body(report: Report, text_format: str) -> str:
     """Headings and rows without what stands above and below them."""
-    import tabulate
-
     rows, _ = format_cells(report, "[{}]")
     cells = [[column.heading for column in report.columns], *rows]
     cells = [[text.replace("] [", ",") for text in row] for row in cells]  # several marks
     if text_format == "github":
         cells = [[text.replace("|", "\\|") for text in row] for row in cells]
-    tabulate.MIN_PADDING = 0  # beside a heading; a terminal has no room for it
     return to_grid(cells[0], cells[1:], text_format, disable_numparse=True)
