@@ -119,11 +119,11 @@ def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> Non
     # The second row's export is broken by a weights file that is not there any more.
     code = (
         "import sys, suite.export.trained as t, suite.__main__ as m\n"
-        "whole = t.keep\n"
+        "whole = t.save\n"
         "def save(model, *rest):\n"
         "    if 'CReLU' in str(model): raise MemoryError('no room')\n"
         "    return whole(model, *rest)\n"
-        "t.keep = save\n"
+        "t.save = save\n"
         "m.main()\n"
     )
     rows = "resnet20_relu_bn@cifar10,resnet20_crelu_bn@cifar10"
@@ -144,11 +144,11 @@ def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> Non
 def test_packed_rows_are_as_if_run_alone_and_one_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
     code = (
         "import sys, suite.export.trained as t, suite.__main__ as m\n"
-        "whole = t.keep\n"
+        "whole = t.save\n"
         "def save(model, *rest):\n"
         "    if 'NormPropConv2d' in str(model): raise MemoryError('no room')\n"
         "    return whole(model, *rest)\n"
-        "t.keep = save\n"
+        "t.save = save\n"
         "m.main()\n"
     )
     rows = "resnet20_relu_bn@cifar10,resnet20_relu_np2@cifar10,resnet20_crelu_bn@cifar10"
