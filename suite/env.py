@@ -24,7 +24,7 @@ def machine() -> dict[str, object]:
     """The hardware. `id` names it in tables: machines with the same id are comparable,
     others never share a column."""
     cpu, cores, gpu = _cpu_name(), available_cores(), _gpu()
-    parts = [f"{_told_apart(cpu)} ({_cores_in_words()})"]
+    parts = [f"{_name_with_details(cpu)} ({_cores_in_words()})"]
     if gpu:
         parts.append(gpu["name"])
     return {
@@ -157,7 +157,7 @@ _MODEL = re.compile(r"\d\w?\d\d")
 _WIDEST = ("amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "sve", "asimd")
 
 
-def _told_apart(name: str) -> str:
+def _name_with_details(name: str) -> str:
     """The processor's name; with what else tells it from others if it names no model,
     as behind a hypervisor."""
     if _MODEL.search(name.partition("@")[0]):

@@ -393,4 +393,4 @@ def test_no_mutilation_of_a_pickle_escapes_as_another_error(tmp_path):
             content[place] = rng.integers(256)
         file.write_bytes(content)
         with pytest.raises(InputError):  # three columns are never right
-            cifar._pickled(file, "labels")
+            cifar._records_from_pickle(file, "labels")

@@ -293,7 +293,7 @@ def test_a_stage_demands_what_it_needs_of_a_node(tmp_path: Path, monkeypatch: py
         assert cluster._other[0] is on_ray.work_on
         return cluster._tasks["train"], cluster._other[1]
 
-    work_on, together = on_ray.work_on, on_ray._together
+    work_on, together = on_ray.work_on, on_ray._train_in_processes
     assert demands(with_gpus) == ((work_on, {"GPU": 1}), {"CPU": 8})
     assert demands(with_gpus, workers=4) == ((work_on, {"GPU": 1}), {"CPU": 2})
     assert demands(with_gpus, workers=99) == ((work_on, {"GPU": 1}), {"CPU": 1})

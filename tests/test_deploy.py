@@ -245,7 +245,7 @@ def test_a_run_checks_and_calibrates_with_the_mean_and_std_that_its_weights_stat
     # As if it had been trained by an earlier version.
     other = dataclasses.replace(DATA_SETS["digits10"], mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
     monkeypatch.setitem(DATA_SETS, "digits10", other)
-    monkeypatch.setattr(data, "_embedded", data._embedded.__wrapped__)
+    monkeypatch.setattr(data, "_load_embedded", data._load_embedded.__wrapped__)
     watched(reduced, "calibration", 0)
     watched(parity, "compare", 2)
     code, _, err = suite(*row, "--stages", "export,parity")

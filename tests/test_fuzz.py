@@ -275,7 +275,7 @@ def test_no_cifar_file_leaves_the_reader_but_by_an_input_error(
     made = st.lists(OPCODES, max_size=24).map(lambda codes: b"\x80\x04" + b"".join(codes) + b".")
     path.write_bytes(data.draw(made | mutilated(NUMPY) | st.binary(max_size=64)))
     for read in (
-        lambda: cifar._pickled(path, "labels"),
+        lambda: cifar._records_from_pickle(path, "labels"),
         lambda: cifar._names_from_pickle(path),
         lambda: cifar._names_from_text(path),
         lambda: cifar._records(path, 10),

@@ -237,7 +237,7 @@ def interpreted_odd_inputs() -> None:
     torch.testing.assert_close(network(strided), expected, rtol=1e-4, atol=1e-4)
     layers = [NormPropConv2d(16, 12, 3), NormPropConv2d(16, 24, 3)]
     layers[0].weight.data[5] = 0
-    (first, _), (second, cast) = filters.Together(layers)(torch.float32)
+    (first, _), (second, cast) = filters.FlatFilters(layers)(torch.float32)
     torch.testing.assert_close(first, layers[0].normalized_weight(), equal_nan=True)
     assert not cast.requires_grad
     first_gradient, second_gradient = torch.autograd.grad(second.sum(), [layer.weight for layer in layers])
@@ -248,7 +248,7 @@ def interpreted_odd_inputs() -> None:
         (operators.conv3x3(x, weight, weight, None), x),
         (operators.crelu(x), x),
         (fused_norm.normalize(nn.BatchNorm2d(16), x, "relu"), x),
-        (filters.Together(layers)(torch.float32)[1][0], layers[1].weight),
+        (filters.FlatFilters(layers)(torch.float32)[1][0], layers[1].weight),
     ):
         (gradient,) = torch.autograd.grad((output**2).sum(), leaf, create_graph=True)
         with pytest.raises(RuntimeError, match=r"differentiate twice|no autograd formula"):

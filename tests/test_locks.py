@@ -209,7 +209,7 @@ def test_processes_are_told_apart_elsewhere_than_on_linux(monkeypatch: pytest.Mo
     assert mine.is_here
     assert mine.is_alive
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    theirs = holder.Holder(mine.host, mine.boot, child.pid, holder._born(child.pid))
+    theirs = holder.Holder(mine.host, mine.boot, child.pid, holder._start_of(child.pid))
     assert theirs.is_alive
     assert not holder.Holder(mine.host, mine.boot, child.pid, mine.born).is_alive
     child.kill()

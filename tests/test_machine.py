@@ -129,7 +129,7 @@ def test_who_waits_for_the_machine_is_told_for_whom(lock: Path, timing: Callable
 def test_who_has_the_machine_is_named_though_it_says_so_only_after_it_has_it(
     lock: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = MachineLock._noted
+    said = MachineLock._note_in_file
     begun = threading.Event()
 
     def late(self: MachineLock, *arguments: Any, **options: Any) -> Any:
@@ -138,7 +138,7 @@ def test_who_has_the_machine_is_named_though_it_says_so_only_after_it_has_it(
             time.sleep(0.3)
         return said(self, *arguments, **options)
 
-    monkeypatch.setattr(MachineLock, "_noted", late)
+    monkeypatch.setattr(MachineLock, "_note_in_file", late)
     ended = threading.Event()
 
     def hold() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import models.published
 from suite.inference import names
 from suite.results.store import Store
-from suite.results.weights import listed
+from suite.results.weights import find_weights
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = json.loads(models.published.INDEX.read_text("utf-8"))["weights"]
@@ -54,6 +54,7 @@ def test_commands_take_published_weights_by_their_name(suite: Suite, tmp_path: P
     code, out, _ = suite("export", name, str(tmp_path / "net.onnx"))
     assert code == 0
     assert "weights             of a run" in out
+    assert names.published() == {each["name"]: (models.published.FOLDER / each["file"]).parent for each in WEIGHTS}
     folder = names.published()[name]
     assert suite("parity", str(tmp_path / "net.onnx"), "--against", name)[0] == 0
     assert suite("parity", name, "--against", str(folder), "--tolerance", "1e-9")[0] == 0
@@ -79,7 +80,7 @@ def test_a_list_of_weights_has_only_whole_trainings(store: Store, add_run: Calla
     with_weights(epochs=10, top1=14.0, seed=2)
     with_weights(epochs=10, top1=90.0, max_steps=3)
     with_weights(epochs=164, top1=None)
-    found = listed(store.root.parent)
+    found = find_weights(store.root.parent)
     assert [each["name"] for each in found] == ["resnet20_relu_bn.cifar10_10ep", "resnet20_relu_bn.cifar10_10ep_seed2"]
     assert [each["error"] for each in found] == [15.0, 14.0]
     assert (store.root.parent / found[0]["file"]).read_bytes() == b"weights"

@@ -9,7 +9,7 @@ import pytest
 from suite.errors import InputError
 from suite.grid import cleaning
 from suite.report import tables as report
-from suite.report.entries import Entry, none_counts
+from suite.report.entries import Entry, why_none_counts
 from suite.report.render import Report
 from suite.report.runs import Records
 from suite.report.sheet import sheet
@@ -68,7 +68,7 @@ def test_quick_is_a_run_shorter_than_an_epoch_wherever_it_is_told(
     (row,) = table.rows
     entry = Entry(table, row, Records([store]).runs(table, row))
     assert (record.is_quick, entry.counts) == (is_quick, counts)
-    assert none_counts([entry]) == (
+    assert why_none_counts([entry]) == (
         "" if counts else "quick runs only" if is_quick else "only runs that are quick, cut off or on other images"
     )
     (line,) = build(store).lines

@@ -124,8 +124,8 @@ def test_shared_memory_that_another_process_takes_meanwhile_is_done_without(monk
 def test_files_go_through_a_pipe_as_they_are(images: Path) -> None:
     split = load("imagenet", images).train
     files = [batches._Files(split)[index] for index in (2, 0)]
-    raw, rest = batches._sent_files(files)
-    for (sent, *described), (expected, *others) in zip(batches._received_files(raw, rest), files, strict=True):
+    raw, rest = batches._send_files(files)
+    for (sent, *described), (expected, *others) in zip(batches._receive_files(raw, rest), files, strict=True):
         assert torch.equal(sent, expected)
         assert described == others
 

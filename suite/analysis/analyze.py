@@ -232,7 +232,7 @@ class _Blocks:
         self.shortcut = output
 
     def _add_output(self, index: int, block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not _hands_on_its_sum(block):
+        if not _outputs_its_sum(block):
             self.sums[index][1] += _sum_of_norms(output - self.shortcut)
         self.shortcut = torch.empty(0)
 
@@ -241,12 +241,13 @@ class _Blocks:
         if not np.isfinite(sums).all():
             raise RuntimeError("the activations of a residual block are not finite")
         delta, after = (sums / np.array(self.counts)[:, None]).T
-        same = np.array([_hands_on_its_sum(block) for block in self.blocks.values()])
+        same = np.array([_outputs_its_sum(block) for block in self.blocks.values()])
         after = np.where(same, delta, after)
         return Blocks(blocks=list(self.blocks), delta=delta.tolist(), delta_after_relu=after.tolist())
 
 
-def _hands_on_its_sum(block: nn.Module) -> bool:
+def _outputs_its_sum(block: nn.Module) -> bool:
+    """Whether nothing follows the addition in a block."""
     return isinstance(block, PreActBasicBlock) and isinstance(block.sum_norm, nn.Identity)
 
 

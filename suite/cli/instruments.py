@@ -81,15 +81,15 @@ def time(
     try:
         with tempfile.TemporaryDirectory() as scratch, networks.errors_in_one_line(", ".join(names)):
             with display.stage("prepare") as bar:
-                step = _told(display, bar)
+                step = _log_steps(display, bar)
                 made, remarks = entrants.prepare_entrants(found, wanted, Path(scratch), lambda text: step(0, 0, text))
             if not made:
                 raise InputError("; ".join(remarks) or "there is nothing to time")
             with MachineLock(display.note).alone():
                 with display.stage("time") as bar:
-                    outcomes = contest.time_in_turns(made, quick, _told(display, bar))
+                    outcomes = contest.time_in_turns(made, quick, _log_steps(display, bar))
                 with display.stage("peak of the machine") as bar:
-                    step = _told(display, bar)
+                    step = _log_steps(display, bar)
                     contest.add_peak_shares(outcomes, lambda text: step(0, 0, text))
     finally:
         display.close()
@@ -177,7 +177,7 @@ def parity(
         networks.errors_in_one_line(source),
         display.stage("parity") as bar,
     ):
-        step = _told(display, bar)
+        step = _log_steps(display, bar)
         if second is None:
             folder = Path(scratch) / "export"
             folder.mkdir()
@@ -189,7 +189,7 @@ def parity(
     return 0 if found.passed(most) else 1
 
 
-def _told(display: "Lines", step: "Steps") -> "Steps":
+def _log_steps(display: "Lines", step: "Steps") -> "Steps":
     """Steps that say what is being done where there is no bar to show it, once each."""
     told: set[str] = set()
 
@@ -236,7 +236,7 @@ def _parity_of_own(
     deploy.require_provider(provider)
     display = progress.display(1)
     with contextlib.closing(display), networks.errors_in_one_line(source), display.stage("parity") as step:
-        result = deploy.parity(source, weights, data, images, provider, _told(display, step), runtime)
+        result = deploy.parity(source, weights, data, images, provider, _log_steps(display, step), runtime)
     for note in result["notes"]:
         click.echo(printable(f"note: {note}"), err=True)
     whose = "a run's weights" if result["trained"] else "initial weights"

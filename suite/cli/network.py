@@ -60,7 +60,7 @@ def export(
             result = model_files.export(source, network, out, precision, provider, plain, size, weights, folder, _say)
     for warning in result.pop("warnings", ()):
         click.echo(printable(f"warning: {source}: {warning}"), err=True)
-    click.echo(_listed({"file": out, **result}))
+    click.echo(_format_entries({"file": out, **result}))
     return 0
 
 
@@ -136,7 +136,7 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
     return 0
 
 
-def _listed(content: dict[str, Any]) -> str:
+def _format_entries(content: dict[str, Any]) -> str:
     """One line for each entry, in columns."""
     from tabulate import tabulate
 

@@ -147,11 +147,11 @@ def list_(what: str, results: Path, text_format: str) -> int:
         from suite.report import formats
         from suite.results import weights
 
-        listed = weights.listed(results)
+        found = weights.find_weights(results)
         if text_format == "json":
-            click.echo(formats.to_json({"weights": listed}), nl=False)
+            click.echo(formats.to_json({"weights": found}), nl=False)
         else:
-            click.echo(formats.to_grid(*weights.headed(listed), text_format))
+            click.echo(formats.to_grid(*weights.to_rows(found), text_format))
         return 0
     if what == "models":
         import timm

@@ -99,7 +99,7 @@ class Batches:
         order = torch.arange(self.test_images) * len(self.dataset.test) // self.test_images
         order = order[self.group.rank :: self.group.size]
         if self.recipe.augment == "cifar":
-            pixels, labels = self._held("test", self.dataset.test)
+            pixels, labels = self._keep_on_device("test", self.dataset.test)
             for part in torch.split(order, TEST_BATCH[self.device.type]):
                 index = part.to(self.device)
                 yield augment.normalize(pixels[index], self.dataset.mean, self.dataset.std), labels[index]
@@ -122,7 +122,7 @@ class Batches:
                 yield batch
 
     def _train_on_device(self, order: Tensor, crops: augment.CropFlip, skip: int) -> Iterator[Batch]:
-        pixels, labels = self._held("train", self.dataset.train)
+        pixels, labels = self._keep_on_device("train", self.dataset.train)
         mean, std = (torch.tensor(values, device=self.device) for values in (self.dataset.mean, self.dataset.std))
         order, crops = order.to(self.device), crops.to(self.device)
         for part in self._shares(torch.arange(len(order), device=self.device))[skip:]:
@@ -143,7 +143,7 @@ class Batches:
             )
         return [batch[self.group.rank :: self.group.size] for batch in batches]
 
-    def _held(self, name: str, split: Split) -> Batch:
+    def _keep_on_device(self, name: str, split: Split) -> Batch:
         """The split's pixels and labels on the device, put there once."""
         if name not in self._on_device:
             images = torch.from_numpy(split.images).to(self.device)
@@ -160,13 +160,13 @@ class Batches:
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda" and not decodes_here,
-            collate_fn=_sent_files if decodes_here else _sent_batch,
+            collate_fn=_send_files if decodes_here else _send_batch,
             worker_init_fn=_leave_ctrl_c_to_the_parent,
         )
         for loaded in reraise_worker_errors(loader):
             if stream:
                 with torch.cuda.stream(stream):
-                    batch = decode_on(self.device, _received_files(*loaded), transform)
+                    batch = decode_on(self.device, _receive_files(*loaded), transform)
                 step = torch.cuda.current_stream(self.device)
                 step.wait_stream(stream)
                 for tensor in batch:
@@ -195,18 +195,18 @@ def _batch(loaded: Sequence[tuple[Tensor, int]]) -> Batch:
     return batch, torch.tensor(labels, device=batch.device)
 
 
-def _sent_batch(loaded: Sequence[tuple[Tensor, int]]) -> tuple[Sent, Sent]:
+def _send_batch(loaded: Sequence[tuple[Tensor, int]]) -> tuple[Sent, Sent]:
     images, labels = _batch(loaded)
     return send_tensor(images), send_tensor(labels)
 
 
-def _sent_files(files: Sequence[tuple[Tensor, Path, int, int]]) -> tuple[Sent, list[Any]]:
+def _send_files(files: Sequence[tuple[Tensor, Path, int, int]]) -> tuple[Sent, list[Any]]:
     """Files' bytes one after the other, and of each how many they are, its path, its
     index and its label."""
     return send_tensor(torch.cat([raw for raw, *_ in files])), [(len(raw), *rest) for raw, *rest in files]
 
 
-def _received_files(raw: Sent, rest: list[Any]) -> list[tuple[Tensor, Path, int, int]]:
+def _receive_files(raw: Sent, rest: list[Any]) -> list[tuple[Tensor, Path, int, int]]:
     parts = torch.split(receive_tensor(raw), [length for length, *_ in rest])
     return [(part, *described) for part, (_, *described) in zip(parts, rest, strict=True)]
 

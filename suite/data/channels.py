@@ -66,18 +66,18 @@ class ChannelBatches(Batches):
     def train(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """As of `Batches`, (B, channels, size, size)."""
         for images, labels in super().train(seed, epoch, skip):
-            yield self._mixed(images), labels
+            yield self._mix(images), labels
 
     def test(self, ten_crop: bool = False) -> Iterator[Batch]:
         """As of `Batches`, (B, channels, size, size)."""
         for images, labels in super().test(ten_crop):
-            yield self._mixed(images), labels
+            yield self._mix(images), labels
 
     def calibration(self, count: int) -> Iterator[Tensor]:
         """As of `Batches`, (B, channels, size, size)."""
-        yield from map(self._mixed, super().calibration(count))
+        yield from map(self._mix, super().calibration(count))
 
-    def _mixed(self, images: Tensor) -> Tensor:
+    def _mix(self, images: Tensor) -> Tensor:
         mixed = torch.einsum("...chw,kc->...khw", images, self._factors) + self._shift[:, None, None]
         return mixed.contiguous(memory_format=torch.channels_last) if mixed.dim() == 4 else mixed
 

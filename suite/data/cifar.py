@@ -90,7 +90,7 @@ def _read(layout: _Layout, folder: Path, classes: int) -> Contents:
 
     def batch(file: str) -> Arrays:
         path = folder / file
-        rows, labels = _records(path, classes) if layout.binary else _pickled(path, layout.key)
+        rows, labels = _records(path, classes) if layout.binary else _records_from_pickle(path, layout.key)
         if not len(rows):
             raise InputError(f"{path}: holds no images")
         wrong = np.flatnonzero((labels < 0) | (labels >= classes))
@@ -136,7 +136,7 @@ def _names_from_pickle(path: Path) -> tuple[str, ...]:
     return tuple(name.decode("latin1") if isinstance(name, bytes) else name for name in names)
 
 
-def _pickled(path: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+def _records_from_pickle(path: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Read the data, (N, 3072) uint8, and the labels of one batch, a list or an integer
     array."""
     batch = _unpickle(path)

@@ -52,12 +52,12 @@ class Split:
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise self._changed(path, f"{error.strerror}", "") from None
+            raise self._changed_error(path, f"{error.strerror}", "") from None
         if self.sizes and size != (was := self.sizes[index]):
-            raise self._changed(path, f"{size} bytes", f", {was} when ")
+            raise self._changed_error(path, f"{size} bytes", f", {was} when ")
         return path
 
-    def _changed(self, path: Path, found: str, before: str) -> InputError:
+    def _changed_error(self, path: Path, found: str, before: str) -> InputError:
         if self.kept is None:
             began = f"{before}the run began" if before else ""
             return InputError(f"{path}: {found}{began}; the data set was changed under the run")
@@ -129,7 +129,7 @@ def load(name: str, path: Path | None = None) -> Dataset:
     if name not in STAND_INS:
         if path is not None:
             raise InputError(f"{name} is embedded and takes no path, got {path}")
-        return _embedded(name)
+        return _load_embedded(name)
     if path is None:
         raise InputError(f"{name} needs the path of its files; {STAND_INS[name]} is its embedded stand-in")
     with _in_one_line(path):
@@ -167,7 +167,7 @@ def _in_one_line(path: Path) -> Iterator[None]:
 
 
 @cache
-def _embedded(name: str) -> Dataset:
+def _load_embedded(name: str) -> Dataset:
     return _in_memory(name, *digits.draw(name))
 
 

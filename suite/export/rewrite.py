@@ -174,7 +174,7 @@ def _leaves_single_columns(context: Any, x: ir.Value, w: ir.Value, y: ir.Value, 
     return same and isinstance(width, int) and width % 3 == 1 and len(both.uses()) == 1 and channels_of(x) > 0
 
 
-def _beside_zeros(op: Any, x: ir.Value, w: ir.Value, y: ir.Value, both: ir.Value) -> Any:
+def _with_zero_column(op: Any, x: ir.Value, w: ir.Value, y: ir.Value, both: ir.Value) -> Any:
     conv = producer_of(y)
     rectified = _signed_convolution(op, x, both, zero_columns=1)
     result = op.Conv(rectified, *conv.inputs[1:], **dict(conv.attributes) | {"pads": [1, 1, 1, 0]})
@@ -225,7 +225,7 @@ RULES = {
     "mean as pool": pattern.RewriteRule(_mean, _pool, _is_pool),
     "convolution of CReLU in halves": pattern.RewriteRule(_conv_of_crelu, _halves, _is_large),
     "sum of three": pattern.RewriteRule(_sum_of_three, _reassociated, _two_are_convolutions),
-    "CReLU beside a column of zeros": pattern.RewriteRule(_conv_of_crelu, _beside_zeros, _leaves_single_columns),
+    "CReLU beside a column of zeros": pattern.RewriteRule(_conv_of_crelu, _with_zero_column, _leaves_single_columns),
     "CReLU as convolution": pattern.RewriteRule(_crelu, _signed_convolution, _has_width),
 }
 

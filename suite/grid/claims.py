@@ -161,7 +161,7 @@ class Claims:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             make_folder(self.folder)
-            with self._aside(claim) as temporary:
+            with self._temporary_file(claim) as temporary:
                 return _put(Path(temporary), self._path(claim))
         except OSError as error:
             raise InputError(f"--results {self.folder.parent}: cannot write there: {error.strerror}") from None
@@ -174,14 +174,14 @@ class Claims:
                 held = list(self._held.values())
                 for claim in held:
                     # A full disk or a network that is away must not end the work; at worst another takes it over.
-                    with contextlib.suppress(OSError), self._aside(claim, beat) as temporary:
+                    with contextlib.suppress(OSError), self._temporary_file(claim, beat) as temporary:
                         os.replace(temporary, self._path(claim))
 
     def _path(self, claim: Claim) -> Path:
         return self.folder / f"{claim.key}.{claim.number}.json"
 
     @contextlib.contextmanager
-    def _aside(self, claim: Claim, beat: int = 0) -> Iterator[str]:
+    def _temporary_file(self, claim: Claim, beat: int = 0) -> Iterator[str]:
         """A file beside the claims that says what this one says; gone afterwards unless
         it was renamed."""
         content = {**vars(claim), "holder": vars(claim.holder), "beat": beat}

@@ -51,15 +51,15 @@ def run(options: RunOptions) -> RunSummary:
         InputError: no cluster answers, it lacks what the options ask for, or one of its
             nodes cannot use them.
     """
-    options = _anywhere(options)
-    with _connected(options.address):
+    options = _with_absolute_paths(options)
+    with _connection(options.address):
         cluster = _Cluster(options)
         grid = plan(options, options.processes)
         if options.latency_resource:
             grid = cluster.plan_timings(grid)
         else:
             check_timing(options)
-        return lead(options, grid, ALONE, cluster.have_done)
+        return lead(options, grid, ALONE, cluster.do_stages)
 
 
 class _Cluster:
@@ -80,9 +80,9 @@ class _Cluster:
         demand: Demand = {"CPU": share}
         if options.device == "cuda" or (options.device == "auto" and any("GPU" in n["Resources"] for n in self._nodes)):
             demand = {"GPU": options.processes}
-        self._able(f"--device {options.device}", demand)
+        self._nodes_that_meet(f"--device {options.device}", demand)
         self._other = _task(work_on, {"CPU": share})
-        self._tasks = {"train": _task(_together if options.processes > 1 else work_on, demand)}
+        self._tasks = {"train": _task(_train_in_processes if options.processes > 1 else work_on, demand)}
 
     def plan_timings(self, grid: Grid) -> Grid:
         """The grid with its timings as the nodes plan them that are to take them,
@@ -97,7 +97,7 @@ class _Cluster:
         demand: Demand = {self.options.latency_resource: 1}
         if set(self.options.providers) - {"cpu"}:
             demand["GPU"] = 1
-        nodes = self._able(option, demand)
+        nodes = self._nodes_that_meet(option, demand)
         self._tasks |= dict.fromkeys(TIMED, _task(work_on, demand | {"CPU": _fewest_cores(nodes)}))
         ask = _task(_timings, {"GPU": demand.get("GPU", 0)})
         places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
@@ -118,15 +118,15 @@ class _Cluster:
         stages = (replace(stage, inputs=next(inputs)) if stage.kind in TIMED else stage for stage in grid.stages)
         return replace(grid, stages=tuple(stages))
 
-    def have_done(self, worker: Worker) -> None:
-        """Have all stages of a worker's grid done, timings last."""
-        self._have_done(worker, (stage for stage in worker.grid.stages if stage.kind not in TIMED))
+    def do_stages(self, worker: Worker) -> None:
+        """Have the nodes do all stages of a worker's grid, timings last."""
+        self._do_on_nodes(worker, (stage for stage in worker.grid.stages if stage.kind not in TIMED))
         if self.options.latency_resource:
-            self._have_done(worker, (stage for stage in worker.grid.stages if stage.kind in TIMED))
+            self._do_on_nodes(worker, (stage for stage in worker.grid.stages if stage.kind in TIMED))
         else:
             worker.drain()
 
-    def _have_done(self, worker: Worker, stages: Iterable[Stage]) -> None:
+    def _do_on_nodes(self, worker: Worker, stages: Iterable[Stage]) -> None:
         pending = dict.fromkeys(stages)
         tasks: dict[Future[Any], list[Stage]] = {}
         while pending or tasks:
@@ -155,7 +155,7 @@ class _Cluster:
                     worker.store.fail(stage.kind, stage.inputs, reason)
                     worker.give_up(stage, reason)
 
-    def _able(self, option: str, demand: Demand) -> list[Any]:
+    def _nodes_that_meet(self, option: str, demand: Demand) -> list[Any]:
         """The nodes that can meet a demand when nothing else runs there.
 
         Raises:
@@ -193,7 +193,7 @@ def _timings(options: RunOptions) -> list[Any]:
     return [dict(stage.inputs) for stage in plan(options, options.processes).stages if stage.kind in TIMED]
 
 
-def _together(options: RunOptions, keys: Sequence[str]) -> None:
+def _train_in_processes(options: RunOptions, keys: Sequence[str]) -> None:
     """Do trainings by several processes of this machine, as under `torchrun`."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -269,7 +269,7 @@ def _fewest_cores(nodes: Iterable[Any]) -> int:
     return min((count for count in cores if count), default=1)
 
 
-def _anywhere(options: RunOptions) -> RunOptions:
+def _with_absolute_paths(options: RunOptions) -> RunOptions:
     """The options with paths that mean the same on every node, whatever folder its
     processes are in."""
 
@@ -286,7 +286,7 @@ def _anywhere(options: RunOptions) -> RunOptions:
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[None]:
+def _connection(address: str | None) -> Iterator[None]:
     """Connect to a cluster: that at the address, else one of this machine, which is
     started if there is none.
 

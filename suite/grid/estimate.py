@@ -44,7 +44,7 @@ def probe(cell: Cell, options: RunOptions, store: Store, prober: Prober) -> Prob
     Raises:
         InputError: its process failed.
     """
-    request, inputs = _asked(cell, options)
+    request, inputs = _probe_request(cell, options)
     if (found := store.get("probe", inputs)) is None:
         start = perf_counter()
         try:
@@ -55,7 +55,7 @@ def probe(cell: Cell, options: RunOptions, store: Store, prober: Prober) -> Prob
     return msgspec.convert(found.result, Probe)
 
 
-def _asked(cell: Cell, options: RunOptions) -> tuple[ProbeRequest, dict[str, Any]]:
+def _probe_request(cell: Cell, options: RunOptions) -> tuple[ProbeRequest, dict[str, Any]]:
     """What is to be measured of a cell's network, and the inputs of its record."""
     classes = len(cell.dataset.classes)
     how = env.device_of(options.device), options.precision, cell.size
@@ -102,7 +102,7 @@ class Probes:
             group.append(cell)
         longest = 0.0
         for cell in [cell for turn in zip_longest(*by_size.values()) for cell in turn if cell]:
-            stored = self._store.get("probe", _asked(cell, self._options)[1]) is not None
+            stored = self._store.get("probe", _probe_request(cell, self._options)[1]) is not None
             spent = perf_counter() - self._begun
             late = self._within is not None and bool(self._found) and spent + longest > self._within
             if not stored and (self.stopped or late):

@@ -63,16 +63,16 @@ class MachineLock:
     @contextlib.contextmanager
     def _locked(self, shared: bool, reason: str) -> Iterator[None]:
         try:
-            descriptor = _opened(self._path)
+            descriptor = _open(self._path)
         except OSError as error:
             self._say(f"{self._path}: {error.strerror}; timings and other work on this machine are not kept apart")
             yield
             return
         try:
-            if not _taken(descriptor, shared) and not self._taken_before_named(descriptor, shared):
+            if not _try_lock(descriptor, shared) and not self._lock_before_named(descriptor, shared):
                 self._say("; ".join([reason, *(self._holders() or [UNNAMED])]))
                 self._wait(descriptor, shared)
-            with self._noted(descriptor, alone=not shared):
+            with self._note_in_file(descriptor, alone=not shared):
                 yield
         finally:
             # Not only closed: a process that was forked meanwhile has the file open too. The system unlocks it when
@@ -88,22 +88,22 @@ class MachineLock:
             if self._deadline.passed:
                 raise TimeIsUp
             sleep(TRY)
-            if _taken(descriptor, shared):
+            if _try_lock(descriptor, shared):
                 return
 
-    def _taken_before_named(self, descriptor: int, shared: bool) -> bool:
+    def _lock_before_named(self, descriptor: int, shared: bool) -> bool:
         """Wait until whoever has the machine says so, which it does a moment after it
         has it and no longer a moment before it gives it up; True if this process has
         the machine by then."""
         end = monotonic() + NAMED
         while not self._holders() and monotonic() < end:
             sleep(NAMED / 20)
-            if _taken(descriptor, shared):
+            if _try_lock(descriptor, shared):
                 return True
         return False
 
     @contextlib.contextmanager
-    def _noted(self, locked: int, alone: bool) -> Iterator[None]:
+    def _note_in_file(self, locked: int, alone: bool) -> Iterator[None]:
         """Have a line in the locked file, for those who wait; none where this user may
         not write."""
         note = {"holder": vars(Holder.this()), "user": env.user(), "since": _now(), "command": _command()}
@@ -145,7 +145,7 @@ class MachineLock:
         return found
 
 
-def _taken(descriptor: int, shared: bool) -> bool:
+def _try_lock(descriptor: int, shared: bool) -> bool:
     """Lock the file unless another has it; whether that was done."""
     with contextlib.suppress(BlockingIOError):
         locks.lock(descriptor, shared, wait=False)
@@ -159,7 +159,7 @@ def _blank(descriptor: int, place: int, length: int) -> None:
         os.write(descriptor, b" " * length)
 
 
-def _opened(path: Path) -> int:
+def _open(path: Path) -> int:
     """A descriptor of a file for everybody, opened for reading: its owner may be
     another.
 

@@ -101,15 +101,15 @@ def _output(row: Row, arguments: Mapping[str, Any], size: int, where: str) -> tu
     it can be."""
     try:
         try:
-            return _shape(_made(row.model, arguments, "meta"), size, "meta")
+            return _shape(_create_model(row.model, arguments, "meta"), size, "meta")
         except Exception:  # some networks compute with numbers as they are made
-            return _shape(_made(row.model, arguments, "cpu"), size, "cpu")
+            return _shape(_create_model(row.model, arguments, "cpu"), size, "cpu")
     except Exception as error:  # of a model that is not this project's it may be any
         what = f"{row.model} with {', '.join(f'{k}={v!r}' for k, v in arguments.items())}"
         raise InputError(f"{where}: {what} cannot be run on images of {size}x{size}: {describe_error(error)}") from None
 
 
-def _made(model: str, arguments: Mapping[str, Any], device: str) -> "nn.Module":
+def _create_model(model: str, arguments: Mapping[str, Any], device: str) -> "nn.Module":
     import timm
     import torch
 

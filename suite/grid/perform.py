@@ -97,11 +97,11 @@ class Performer:
         """A folder and a display for a stage, which end with `stack` at the latest."""
         ends = stack.enter_context(ExitStack())
         folder = ends.enter_context(_scratch() if self.group.rank else self.store.workspace())
-        step = ends.enter_context(self._shown(stage, together))
+        step = ends.enter_context(self._display_stage(stage, together))
         return StageUnderWay(stage, folder, step, perf_counter(), ends, together)
 
     @contextmanager
-    def _shown(self, stage: Stage, together: int) -> Iterator[progress.Steps]:
+    def _display_stage(self, stage: Stage, together: int) -> Iterator[progress.Steps]:
         """Show a stage in the display, and to whoever else looks at the folder."""
         with self.display.stage(stage.name, steps_of(stage, together)) as step:
 
@@ -118,7 +118,7 @@ class Performer:
             raise outcome
         if self.group.rank:
             return not isinstance(outcome, Exception)
-        stage, outcome = each.stage, _validated(outcome)
+        stage, outcome = each.stage, _validate(outcome)
         if not isinstance(outcome, Exception):
             # The share of each, so that the seconds of several add up to those of a clock.
             took = {"seconds": (perf_counter() - each.start) / each.together, **timing}
@@ -147,7 +147,7 @@ class Performer:
         trainings.train(self.stages, self.options, self.group, begun, end, self.deadline)
 
 
-def _validated(outcome: Outcome) -> Outcome:
+def _validate(outcome: Outcome) -> Outcome:
     """A result whose figures lie in the ranges that its type states, which constructors
     do not ask; else the error, which must not end the stages beside this one."""
     if not isinstance(outcome, Struct):

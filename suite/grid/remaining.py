@@ -62,7 +62,7 @@ def seconds_left(
         done = known.get(stage.sort) or known.get(stage.kind)
         if not done and not timed:
             return None
-        expected = _continued(done, relative_size(stage.model)) if done else GUESS
+        expected = _extrapolate(done, relative_size(stage.model)) if done else GUESS
         claim = held.get(stage.key)
         share = claim.done / claim.total if claim and claim.total else 0.0
         left[timed] += max(0.0, 1 - share) * expected
@@ -70,7 +70,7 @@ def seconds_left(
     return left[False] / max(1, len(workers)) + left[True]
 
 
-def _continued(known: Sequence[tuple[float, float]], wanted: float) -> float:
+def _extrapolate(known: Sequence[tuple[float, float]], wanted: float) -> float:
     """The seconds of a network of a size, from the sizes and seconds of others: on the
     straight line through them, and while they are of one size as if half of the time
     grew with it."""

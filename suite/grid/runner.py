@@ -62,16 +62,16 @@ def run(options: RunOptions) -> RunSummary:
         if not all(is_stored(Store(options.results), stage) for stage in grid.trainings):
             check_training(options)
         check_timing(options)
-        outcome = lead(options, grid, group, _locally)
+        outcome = lead(options, grid, group, _do_locally)
         group.share(None)
     finally:
         group.leave()
     return outcome
 
 
-def lead(options: RunOptions, grid: Grid, group: distributed.Group, have_done: Callable[[Worker], None]) -> RunSummary:
-    """Show the work on a grid, and that of others on it, while `have_done` has all of
-    it done or given up, or until the time is up."""
+def lead(options: RunOptions, grid: Grid, group: distributed.Group, do_stages: Callable[[Worker], None]) -> RunSummary:
+    """Show the work on a grid, and that of others on it, while `do_stages` does all
+    of it or gives it up, or until the time is up."""
     store = Store(options.results)
     if grid.table.own and not all(is_stored(store, stage) for stage in grid.trainings):
         own.check_networks(grid.cells)
@@ -88,7 +88,7 @@ def lead(options: RunOptions, grid: Grid, group: distributed.Group, have_done: C
             if any(stage.key not in worker.done for stage in grid.stages):
                 worker.store.check()
                 worker.store.save_plan(status.plan_of(grid, env.command()))
-            have_done(worker)
+            do_stages(worker)
             claims.clear(worker.done)
             for line in worker.left() if worker.deadline.passed else ():
                 display.note(line)
@@ -100,7 +100,7 @@ def lead(options: RunOptions, grid: Grid, group: distributed.Group, have_done: C
     return RunSummary(grid.table, trained, worker.failures)
 
 
-def _locally(worker: Worker) -> None:
+def _do_locally(worker: Worker) -> None:
     count = worker.options.workers or _suitable(worker)
     if count > 1 and worker.pending_cells():
         with workers.start_workers(count, work, worker.options) as any_alive:

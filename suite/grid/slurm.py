@@ -36,7 +36,7 @@ def run(options: RunOptions) -> RunSummary:
     if CLUSTER == "slurm" and not shutil.which("sbatch"):
         raise InputError("--executor slurm: there is no sbatch here; legal on a machine that submits jobs to Slurm")
     check_timing(options)
-    return lead(options, plan(options), ALONE, _have_done)
+    return lead(options, plan(options), ALONE, _do_stages)
 
 
 class _Job:
@@ -72,7 +72,7 @@ def _submit(options: RunOptions, jobs: list["submitit.Job[str | None]"]) -> None
         raise InputError(f"--executor slurm: {reason}") from None
 
 
-def _have_done(worker: Worker) -> None:
+def _do_stages(worker: Worker) -> None:
     jobs: list[submitit.Job[str | None]] = []
     try:
         _submit(worker.options, jobs)

@@ -151,7 +151,7 @@ def common_inputs(both: Sequence[Subject], given: GivenInputs, count: int | None
         found.append(taken)
     shapes = [[each.shape for each in _in_order(taken, found[0])] for taken in found]
     if shapes[0] != shapes[1]:
-        said = " and ".join(f"{one.name} takes {_listed(taken)}" for one, taken in zip(both, found, strict=True))
+        said = " and ".join(f"{one.name} takes {_format_inputs(taken)}" for one, taken in zip(both, found, strict=True))
         raise InputError(f"{said}: not the same")
     return found
 
@@ -163,7 +163,7 @@ def _in_order(taken: Sequence[Input], like: Sequence[Input]) -> list[Input]:
     return [named[each.name] for each in like] if same else list(taken)
 
 
-def _listed(taken: Sequence[Input]) -> str:
+def _format_inputs(taken: Sequence[Input]) -> str:
     return ", ".join(f"{each.name} {'x'.join(map(str, each.shape)) or 'one number'}" for each in taken) or "nothing"
 
 
@@ -223,7 +223,7 @@ def compare(
             arrays = [values[each.name] for each in a.inputs]
             ours, theirs = a.run(arrays), b.run([_as(arrays[place], b.inputs[i]) for i, place in enumerate(places)])
             rows = len(arrays[0]) if arrays and arrays[0].ndim else 1
-            _add(found, a, b, *_paired(a, b, ours, theirs))
+            _add(found, a, b, *_pair_outputs(a, b, ours, theirs))
             found.count += rows
             progress(min(found.count, most), most, "inputs")
             if found.count >= most:
@@ -250,7 +250,7 @@ def _as(array: NDArray[Any], taken: Input) -> NDArray[Any]:
     return array if array.dtype.name == taken.type else array.astype(taken.type)
 
 
-def _paired(a: Side, b: Side, ours: Arrays, theirs: Arrays) -> tuple[list[str], Arrays, Arrays]:
+def _pair_outputs(a: Side, b: Side, ours: Arrays, theirs: Arrays) -> tuple[list[str], Arrays, Arrays]:
     """Outputs of both in one order: by name if they have the same ones, else by
     place."""
     names = list(a.outputs or b.outputs) or [f"output {number + 1}" for number in range(len(ours))]

@@ -72,11 +72,11 @@ def first_departure(
     """
     file = onnx.load(path)
     exported = to_graph(model, images.shape[-1])
-    default_export = _named(ir.from_proto(ir.to_proto(exported)))
+    default_export = _to_named_proto(ir.from_proto(ir.to_proto(exported)))
     same_graph = default_export
     if all(node.op_type != "ReduceMean" for node in file.graph.node):  # the pool, which rewriting replaces
         apply_rewrites(exported)
-        same_graph = _named(exported)
+        same_graph = _to_named_proto(exported)
     operators = {node.name: node.op_type for node in file.graph.node}
     common = [node.name for node in same_graph.graph.node if node.name in operators]
     if not common:
@@ -133,7 +133,7 @@ def _torch_values(model: nn.Module, images: Tensor) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _named(graph: ir.Model) -> onnx.ModelProto:
+def _to_named_proto(graph: ir.Model) -> onnx.ModelProto:
     name_after_layers(graph)
     return ir.to_proto(graph)
 

@@ -109,7 +109,7 @@ def _of_file(name: str, graph: graphs.Graph, wanted: ContestOptions, remarks: li
                 remarks.append(f"files are not timed in {RUNTIMES[runtime].label}")
                 continue
             for provider in wanted.providers:
-                if reason := _refused(runtime, provider, graph.precision):
+                if reason := _why_refused(runtime, provider, graph.precision):
                     remarks.append(reason)
                     continue
                 request = _request(runtime, graph.path, provider, inputs, wanted)
@@ -117,7 +117,7 @@ def _of_file(name: str, graph: graphs.Graph, wanted: ContestOptions, remarks: li
     return entrants
 
 
-def _refused(runtime: str, provider: str, precision: str) -> str | None:
+def _why_refused(runtime: str, provider: str, precision: str) -> str | None:
     """Why a runtime does not run what has this precision on a provider, or None if it
     does."""
     kind = RUNTIMES[runtime]
@@ -145,7 +145,7 @@ def _of_model(
                     if runtime == ORT and (reason := why_unsupported(provider, precision)):
                         remarks.append(f"{precision} on {provider}: {reason}")
                         continue
-                    if reason := _refused(runtime, provider, precision):
+                    if reason := _why_refused(runtime, provider, precision):
                         remarks.append(reason)
                         continue
                     reads_files = RUNTIMES[runtime].reads_files

@@ -63,10 +63,10 @@ def random_values(inputs: Sequence[Input], seed: int) -> Values:
     true: as a mask, a length or a type that is legal, and hides nothing.
     """
     random = np.random.default_rng(seed)
-    return {each.name: _drawn(each, random) for each in inputs}
+    return {each.name: _random_array(each, random) for each in inputs}
 
 
-def _drawn(of: Input, random: np.random.Generator) -> NDArray[Any]:
+def _random_array(of: Input, random: np.random.Generator) -> NDArray[Any]:
     kind = np.dtype(of.type)
     if kind.kind == "f":
         return random.standard_normal(of.shape, np.float32).astype(kind)

@@ -1,8 +1,8 @@
 """ONNX files in OpenVINO, on the CPU: one stream, for the least latency.
 
-No process that lives on loads OpenVINO: where it stands beside torch and a process that
-reads images is killed, the whole process may crash. What is timed is loaded in a
-process of its own anyway, and what is checked is too.
+No process that goes on afterwards loads OpenVINO: beside torch it may crash when one of
+its processes that read images is killed. So each file is loaded in a process of its
+own, to be timed as in every runtime, and to be checked (`InOwnProcess`).
 """
 
 import multiprocessing
@@ -19,7 +19,7 @@ import numpy as np
 from suite.errors import first_line
 from suite.inference.feeds import Arrays, Values
 from suite.inference.loaded import Loaded, Request
-from suite.inference.processes import Answering
+from suite.inference.processes import PipedProcess
 
 # What a compiled model is asked for, and then what its record has: as many threads as the others have, all for one run.
 _HINTS = ("PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT", "ENABLE_CPU_PINNING")
@@ -45,10 +45,10 @@ def load(request: Request, checked: bool) -> Loaded:
     `suite.inference.loaded.load`. Of the runtime "openvino" it computes in float32
     whatever the file leaves in that; "openvino.default" is not told a precision, and
     takes bfloat16 where the CPU has it."""
-    return Elsewhere(request) if checked else _compiled(request, checked)
+    return InOwnProcess(request) if checked else _compile(request, checked)
 
 
-def _compiled(request: Request, checked: bool) -> Loaded:
+def _compile(request: Request, checked: bool) -> Loaded:
     core = load_openvino().Core()
     told: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
     told["INFERENCE_NUM_THREADS"] = request.threads
@@ -110,11 +110,11 @@ class InOpenVino(Loaded):
         return request
 
 
-class Elsewhere(Loaded):
+class InOwnProcess(Loaded):
     """A compiled model in a process that ends with this object."""
 
     def __init__(self, request: Request) -> None:
-        self._process = Answering(multiprocessing.get_context("spawn"), serve, request)
+        self._process = PipedProcess(multiprocessing.get_context("spawn"), serve, request)
         weakref.finalize(self, self._process.close)
         vars(self).update(self._process.wait())
 
@@ -140,10 +140,10 @@ class Elsewhere(Loaded):
 
 
 def serve(pipe: Any, request: Request) -> None:
-    """Be the process of an `Elsewhere`: load a model to be checked, and call its
-    methods until nobody asks any more."""
+    """What the process of an `InOwnProcess` does: load a model to be checked, and call
+    its methods until the pipe is closed."""
     try:
-        loaded = _compiled(request, checked=True)
+        loaded = _compile(request, checked=True)
         pipe.send({name: getattr(loaded, name) for name in Loaded.__annotations__})
         with suppress(EOFError):
             while True:

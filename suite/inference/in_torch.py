@@ -68,7 +68,7 @@ class InTorch(Loaded):
 
     def hold(self, feeds: Sequence[Values]) -> None:
         """Copy inputs to the device."""
-        self._resident = [self._placed(feed) for feed in feeds]
+        self._resident = [self._to_device(feed) for feed in feeds]
         self._outputs: dict[int, Any] = {}
 
     def run(self, index: int) -> None:
@@ -89,9 +89,9 @@ class InTorch(Loaded):
         import torch
 
         with torch.inference_mode():
-            return [_array(each) for each in tensors(self._model(*self._placed(values)))]
+            return [_array(each) for each in tensors(self._model(*self._to_device(values)))]
 
-    def _placed(self, values: Values) -> "list[Tensor]":
+    def _to_device(self, values: Values) -> "list[Tensor]":
         import torch
 
         moved = [torch.from_numpy(each).to(self._device) for each in values.values()]

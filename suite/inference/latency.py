@@ -30,7 +30,7 @@ import suite
 from suite import env
 from suite.inference.loaded import Protocol as Protocol
 from suite.inference.loaded import Request as Request
-from suite.inference.processes import Answering, fork_context
+from suite.inference.processes import PipedProcess, fork_context
 from suite.inference.timing import serve_torch
 from suite.registry import PROVIDERS, RUNTIMES
 from suite.results import samples
@@ -102,7 +102,7 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[L
         for index, request in enumerate(requests):
             forked = RUNTIMES[request.runtime].library == "torch"
             workers[index] = (
-                Answering(fork_context(["timm", "models"]), serve_torch, request) if forked else _Fresh(request)
+                PipedProcess(fork_context(["timm", "models"]), serve_torch, request) if forked else _Fresh(request)
             )
         # They import their libraries side by side, and nobody loads a network before all have done so.
         for index, worker in workers.items():
@@ -137,15 +137,15 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[L
                     say(bursts)
                 else:
                     answer |= reply
-                    answers[index] = answer if answer["finite"] else NotFiniteError(_typed(answer))
+                    answers[index] = answer if answer["finite"] else NotFiniteError(_to_result(answer))
     finally:
         for worker in workers.values():
             worker.close()
     found = (answers[index] for index in range(len(requests)))
-    return [each if isinstance(each, RuntimeError) else _typed(each) for each in found]
+    return [each if isinstance(each, RuntimeError) else _to_result(each) for each in found]
 
 
-def _typed(answer: dict[str, Any]) -> LatencyResult:
+def _to_result(answer: dict[str, Any]) -> LatencyResult:
     """What a process has said of its network, as its record keeps it."""
     return convert(samples.to_record(answer), LatencyResult)
 

@@ -98,7 +98,7 @@ class Maker:
             return path
         whole = self.file("fp32", provider)
         self._say(f"{precision} of {self.name}")
-        self.said[path] = self.said[whole] | self._reduced(whole, path, precision, kind)
+        self.said[path] = self.said[whole] | self._convert(whole, path, precision, kind)
         return path
 
     def _export(self, path: Path, rewrite: bool) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Maker:
                 stated[name] = json.dumps(self.network.described[name])
         return stated
 
-    def _reduced(self, whole: Path, out: Path, precision: str, kind: str) -> dict[str, Any]:
+    def _convert(self, whole: Path, out: Path, precision: str, kind: str) -> dict[str, Any]:
         """Write `whole` in reduced precision.
 
         Returns:

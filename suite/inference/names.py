@@ -14,7 +14,7 @@ from suite.errors import InputError
 
 _ENTRYPOINT = re.compile(r"^@register_model[^\n]*\n(?:@[^\n]*\n)*def (\w+)\(", re.MULTILINE)
 _MODELS = Path(__file__).parent.parent.parent / "models"
-# As `models.published` has it, which to import would import torch.
+# The same folder as in `models.published`, whose import would load torch; tests/test_published.py compares the two.
 _PUBLISHED = _MODELS.parent / "results" / "published"
 
 

@@ -1,5 +1,5 @@
-"""Processes that do what this one must not: they begin with libraries loaded, or end
-with those that they load."""
+"""Processes for what this one must not do: they are forked with libraries loaded, or
+load libraries that are gone when they end."""
 
 import multiprocessing
 import signal
@@ -21,26 +21,26 @@ def fork_context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
     return server
 
 
-class Answering:
-    """A process that answers what it is asked, one question after the other, until it
-    is closed.
+class PipedProcess:
+    """A process that answers questions over a pipe, one after the other, until it is
+    closed.
 
     Args:
-        where: it comes from, as `fork_context` gives it.
+        context: that starts it, as `fork_context` gives it.
         work: called there with its end of a pipe, from which it receives questions and
             to which it sends a dict for each; one with "error" says in a line what went
             wrong.
         arguments: that `work` takes after the pipe.
     """
 
-    def __init__(self, where: "ForkServerContext | SpawnContext", work: Callable[..., None], *arguments: Any) -> None:
-        self._pipe, theirs = where.Pipe()
-        self._process = where.Process(target=_work, args=(work, theirs, *arguments), daemon=True)
+    def __init__(self, context: "ForkServerContext | SpawnContext", work: Callable[..., None], *arguments: Any) -> None:
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(work, theirs, *arguments), daemon=True)
         self._process.start()
         theirs.close()
 
     def wait(self) -> dict[str, Any]:
-        """What it says without being asked; RuntimeError if it fails."""
+        """The next thing that it sends; RuntimeError if it fails."""
         try:
             answer: dict[str, Any] = self._pipe.recv()
         except (EOFError, OSError):

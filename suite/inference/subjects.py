@@ -92,7 +92,7 @@ def resolve_inputs(
             not isinstance(legal, int) or side == legal for side, legal in zip(shape, slot.dimensions, strict=True)
         )
         if not fits:
-            raise InputError(f"{path}: input {name!r} is {_shown(slot.dimensions)}, not {_shown(shape)}")
+            raise InputError(f"{path}: input {name!r} is {_shape_text(slot.dimensions)}, not {_shape_text(shape)}")
         if name in given.values and given.values[name].dtype.name != slot.type:
             theirs = given.values[name].dtype.name
             raise InputError(f"{path}: input {name!r} is of {slot.type}, and in {given.path} of {theirs}")
@@ -108,10 +108,10 @@ def resolve_inputs(
             raise InputError(f"{path}: is for batches of {fixed}; legal: that batch size, or none")
     elif any(name in given.values and given.values[name].shape[0] != batch_size for name in slots):
         raise InputError(f"{given.path}: holds other batches than of {batch_size}; legal: no batch size with it")
-    return tuple(_resolved(path, slot, shapes, sizes, batch_size) for slot in graph.inputs)
+    return tuple(_resolve_input(path, slot, shapes, sizes, batch_size) for slot in graph.inputs)
 
 
-def _resolved(
+def _resolve_input(
     path: Path, slot: graphs.Slot, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], batch: int
 ) -> Input:
     if slot.type not in TYPES:
@@ -139,5 +139,5 @@ def _resolved(
     return Input(slot.name, slot.type, tuple(shape), slot.below)
 
 
-def _shown(shape: Sequence[graphs.Dimension]) -> str:
+def _shape_text(shape: Sequence[graphs.Dimension]) -> str:
     return "x".join("?" if side is None else str(side) for side in shape) or "one number"

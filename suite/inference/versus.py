@@ -116,7 +116,7 @@ def _images(
     if len(taken) != 1 or len(taken[0].shape) != 4:
         raise InputError(f"--data {folder}: {both[0].name} takes no images; legal for it: a file .npz, or none")
     network = next((each.network for each in both if each.network), None)
-    stated = next((known for each in both if each.graph and (known := _stated(each.graph))), None)
+    stated = next((known for each in both if each.graph and (known := _stated_statistics(each.graph))), None)
     if network is None:
         if stated is None:
             found.notes.append("no mean and std are stated: images are normalised by those of ImageNet")
@@ -130,7 +130,7 @@ def _images(
     return agreement.from_images(network, taken, files, whole=fixed)
 
 
-def _stated(graph: graphs.Graph) -> dict[str, object] | None:
+def _stated_statistics(graph: graphs.Graph) -> dict[str, object] | None:
     """The mean and std that a file of this project states."""
     props = {entry.key: entry.value for entry in graph.model.metadata_props}
     try:

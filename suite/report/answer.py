@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from suite.registry import label_of
 from suite.report import choices, findings, look
-from suite.report.entries import Entry, Metric, errors, none_counts
+from suite.report.entries import Entry, Metric, errors, why_none_counts
 from suite.report.kinds import Kind
 from suite.report.plots import runs_in_words
 from suite.results.derived import latency_ratio
@@ -107,7 +107,7 @@ def _others(groups: dict[tuple[str, str], list[Entry]]) -> Iterator[Answer]:
         main = f"CReLU + BatchNorm takes {times} times the latency of ReLU + BatchNorm"
     else:
         main = "no errors are known"
-    words = none_counts(net for nets in groups.values() for net in nets).capitalize()
+    words = why_none_counts(net for nets in groups.values() for net in nets).capitalize()
     yield Answer(f"On {where}", main, "", f"{words}: their errors mean nothing beside others'")
 
 

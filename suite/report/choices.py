@@ -43,11 +43,15 @@ def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Repo
     latency, remarks = _latencies(nets, usual, lines)
     remarks.insert(0, f"points and ratios are beside {depth}_{USUAL}; less is better in every column")
 
-    aside = {net.row.model for net in nets if not net.counts}
+    ignored = {net.row.model for net in nets if not net.counts}
 
     def merit(line: Line) -> tuple[bool, bool, float]:
         error = line.values["top1"]
-        return line.values["model"] in aside, not isinstance(error, float), error if isinstance(error, float) else 0.0
+        return (
+            line.values["model"] in ignored,
+            not isinstance(error, float),
+            error if isinstance(error, float) else 0.0,
+        )
 
     title = f"{label_of(data)}, {depth.replace('resnet', 'ResNet-')}"
     return Report(title, columns + latency, sorted(lines, key=merit), remarks)

@@ -88,7 +88,7 @@ class Entry:
     def counts(self) -> bool:
         """Whether it was run over whole epochs on the row's own images, so that its
         errors mean something."""
-        return bool(self.runs.train) and not _cut_off_or_elsewhere(self.table, self.row, self.runs.train[0])
+        return bool(self.runs.train) and not _is_cut_off_or_on_stand_in(self.table, self.row, self.runs.train[0])
 
     @property
     def epochs(self) -> int:
@@ -96,8 +96,9 @@ class Entry:
         return self.runs.train[0].inputs.schedule.epochs
 
 
-def none_counts(entries: Iterable[Entry]) -> str:
-    """What runs there are where none counts, in words; empty if one does."""
+def why_none_counts(entries: Iterable[Entry]) -> str:
+    """Why no entry's errors mean anything, as in "quick runs only"; empty if one's
+    do."""
     run = [entry for entry in entries if entry.runs.train]
     if any(entry.counts for entry in run):
         return ""
@@ -105,11 +106,11 @@ def none_counts(entries: Iterable[Entry]) -> str:
     return "quick runs only" if quick else "only runs that are quick, cut off or on other images"
 
 
-def _cut_off_or_elsewhere(table: Table, row: Row, record: TrainRecord) -> bool:
-    """Whether a run ended after fewer steps than its recipe has, or was on a stand-in
-    for the row's images."""
-    asked = record.inputs
-    return asked.schedule.max_steps != recipe_for(table, row).max_steps or asked.data.name != row.data
+def _is_cut_off_or_on_stand_in(table: Table, row: Row, record: TrainRecord) -> bool:
+    """Whether a run was to end after fewer steps than its recipe has, or was on a
+    stand-in for the row's images."""
+    inputs = record.inputs
+    return inputs.schedule.max_steps != recipe_for(table, row).max_steps or inputs.data.name != row.data
 
 
 def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
@@ -130,7 +131,7 @@ def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
         parts.append(f"{data.name} of {data.train} training and {data.test} test images, not all of it")
     rates = {run.result.tries[-1].learning_rate for run in train}
     notes = []
-    limited = _cut_off_or_elsewhere(table, row, train[0])
+    limited = _is_cut_off_or_on_stand_in(table, row, train[0])
     if parts:
         whom = "whole runs" if table.own else "the paper"
         other = "shortened run" if data.name == row.data else "run on other images"

@@ -19,7 +19,7 @@ from suite.report import batches, choices, findings, look, own_claims, plots, sv
 from suite.report import tables as report
 from suite.report.answer import answers
 from suite.report.drawing import Figure
-from suite.report.entries import Entry, Metric, none_counts
+from suite.report.entries import Entry, Metric, why_none_counts
 from suite.report.missing import missing_results
 from suite.report.provenance import Provenance
 from suite.report.render import Report, render
@@ -57,17 +57,17 @@ class _Section:
         count = sum(bool(entry.runs.train) for entry in self.entries)
         if not count:
             return "not run"
-        words = none_counts(self.entries)
+        words = why_none_counts(self.entries)
         return words and f"{words}, {count} of {len(self.entries)} rows: parity, size and latency"
 
     @property
     def unrun(self) -> list[int]:
         """Numbers of the rows of which there is nothing to be said, unless that is so
         of all."""
-        silent = [number for number, entry in enumerate(self.entries) if self._silent(number, entry)]
-        return silent if len(silent) < len(self.entries) else []
+        unrun = [number for number, entry in enumerate(self.entries) if self._is_unrun(number, entry)]
+        return unrun if len(unrun) < len(self.entries) else []
 
-    def _silent(self, number: int, entry: Entry) -> bool:
+    def _is_unrun(self, number: int, entry: Entry) -> bool:
         notes = self.report.lines[number].notes.values()
         return not entry.runs.train and not any("failed" in note for some in notes for note in some)
 
@@ -131,14 +131,14 @@ def write(
         colors=[look.PALETTE, look.DARK],
         key=list(look.NORMALIZATIONS.values()),
         answers=answers(entries, metric),
-        undrawn=_undrawn(entries),
+        undrawn=_data_without_errors(entries),
         choices=[(name, _fold(name, entries), sheet(each, everything=True)) for name, each in chosen.items()],
         judged=judged,
         batches=sheet(larger, everything=True) if larger else None,
         library=asset("echarts.min.js"),
         script=asset("report.js"),
         **_tables(folders, sections),
-        **_drawn(drawings),
+        **_drawings(drawings),
     )
     for name, text in texts.items():
         write_file(out / name, text.encode())
@@ -189,7 +189,7 @@ def _tables(folders: Sequence[Store], sections: Sequence[_Section]) -> dict[str,
     }
 
 
-def _drawn(drawings: Mapping[str, list[Figure]]) -> dict[str, Any]:
+def _drawings(drawings: Mapping[str, list[Figure]]) -> dict[str, Any]:
     """The figures as the template takes them, each with its number, and their data as
     the script takes them."""
     figures = [figure for group in drawings.values() for figure in group]
@@ -211,11 +211,11 @@ def _fold(name: str, entries: Sequence[Entry]) -> str:
     """Why a table of choices is folded, in words; empty if some of its errors mean
     something."""
     nets = [entry for entry in entries if name == f"choices-{entry.row.data}-{entry.row.model.partition('_')[0]}"]
-    words = none_counts(nets)
+    words = why_none_counts(nets)
     return words and f"{words}: size and latency"
 
 
-def _undrawn(entries: Sequence[Entry]) -> str:
+def _data_without_errors(entries: Sequence[Entry]) -> str:
     """The data sets that were run, but of which no run counts."""
     run = {entry.row.data for entry in entries if entry.runs.train}
     counts = {entry.row.data for entry in entries if entry.counts}

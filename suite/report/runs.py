@@ -168,7 +168,7 @@ class Records:
             if epochs not in legal:
                 legal[epochs] = _recipes(table, row, epochs)
             own = any(all(recipe.get(name, value) == value for name, value in each.items()) for each in legal[epochs])
-            same = inputs.arguments == row.arguments and _as_stated(table, inputs.data)
+            same = inputs.arguments == row.arguments and _is_normalized_as_stated(table, inputs.data)
             if own and same and inputs.data.name in _names(row):
                 # What else decides a result: seeds of one group are repetitions of the same thing.
                 how = [inputs.version, inputs.precision, inputs.processes, inputs.source]
@@ -238,7 +238,7 @@ def _names(row: Row) -> tuple[str, ...]:
     return (row.data, embedded) if embedded else (row.data,)
 
 
-def _as_stated(table: Table, data: Data) -> bool:
+def _is_normalized_as_stated(table: Table, data: Data) -> bool:
     """Whether images of a user's own data set were normalised as the table says now."""
     if not isinstance(table, OwnTable) or data.name not in table.images:
         return True

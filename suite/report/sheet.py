@@ -51,7 +51,7 @@ def sheet(report: Report, everything: bool = False, unrun: Collection[int] = ())
     # The model comes first, where it stays in sight however far a narrow screen is scrolled.
     report = replace(report, columns=sorted(report.columns, key=lambda column: column.key != "model"))
     heads = [_head(column, everything or bool(column.brief)) for column in report.columns]
-    said = replace(report, lines=[_told(line) for line in report.lines])
+    said = replace(report, lines=[_without_needless_notes(line) for line in report.lines])
     cells, notes = format_cells(said, "\0{}")
     lines = [
         {
@@ -102,7 +102,7 @@ def _groups(heads: Sequence[Head]) -> list[tuple[str, int]]:
     return [(group, len(list(some))) for group, some in groupby(heads, key=lambda head: head.group)]
 
 
-def _told(line: Line) -> Line:
+def _without_needless_notes(line: Line) -> Line:
     """The line without the footnotes that an empty cell need not have."""
     notes = {
         key: kept

@@ -86,10 +86,10 @@ def build(
     latency, remarks = _latency(table, found, lines, index, detail, forms)
     entries = [Entry(table, row, runs) for row, runs in zip(table.rows, found, strict=True)]
     remarks += own_claims.remarks(entries, metric)
-    return Report(table.title, columns + latency, lines, [*remarks, *_untold(table, lines, index)])
+    return Report(table.title, columns + latency, lines, [*remarks, *_failures_without_cell(table, lines, index)])
 
 
-def _untold(table: Table, lines: list[Line], index: Records) -> list[str]:
+def _failures_without_cell(table: Table, lines: list[Line], index: Records) -> list[str]:
     """What failed and has no cell to say so: an int8 file, a latency of no network."""
     told = {note for line in lines for notes in line.notes.values() for note in notes}
     failed = [(row, index.reason(row, stage)) for row in table.rows for stage in VERSIONS]

@@ -62,7 +62,7 @@ def rewrite(store: Store, progress: Callable[[int, int, str], None] = lambda don
     """
     found, paths = RewriteSummary(), record_paths(store.root)
     for done, path in enumerate(paths, start=1):
-        if path.parent.name == "latency" and (text := _earlier(store.root, path)) and (new := _anew(text)):
+        if path.parent.name == "latency" and (text := _read_earlier(store.root, path)) and (new := _renew(text)):
             after, differences = new
             if store.replace(path, text, after):
                 found.records += 1
@@ -74,7 +74,7 @@ def rewrite(store: Store, progress: Callable[[int, int, str], None] = lambda don
     return found
 
 
-def _earlier(root: Path, path: Path) -> bytes | None:
+def _read_earlier(root: Path, path: Path) -> bytes | None:
     """The text of a sound record in an earlier layout; None of everything else."""
     try:
         text = read_if_file(path)
@@ -84,7 +84,7 @@ def _earlier(root: Path, path: Path) -> bytes | None:
     return text if text and "samples" in decode(text, AnyRecord).result else None
 
 
-def _anew(text: bytes) -> tuple[bytes, list[float]] | None:
+def _renew(text: bytes) -> tuple[bytes, list[float]] | None:
     """A record's text in today's layout, and what `differences` says of the two; None
     if they are not equal."""
     content: dict[str, object] = msgspec.json.decode(text)  # as it is, and not as it may be printed

@@ -82,7 +82,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _Measurement:
     """Seconds of one cell on one machine, in the rounds that they were taken in if
     that is known; `way` is the version of the suite's way to measure, where records
     say it."""
@@ -163,7 +163,7 @@ def _verdict(found: Ratio) -> tuple[str, ...]:
     return ("slower",) if found.low > 1 else ("faster",) if found.high < 1 else ()
 
 
-def _ratio(a: _Measured, b: _Measured) -> Ratio:
+def _ratio(a: _Measurement, b: _Measurement) -> Ratio:
     before, after = (samples.median(each.samples.tolist()) for each in (a, b))
     random = np.random.default_rng(0)
     twins = bootstrap.resample_process_factors(random, 2)
@@ -174,31 +174,31 @@ def _ratio(a: _Measured, b: _Measured) -> Ratio:
     return Ratio(a.cell, a.machine, before, after, after / before, low, high, tuple(doubts))
 
 
-def _medians(measured: _Measured, random: np.random.Generator) -> NDArray[np.float64]:
+def _medians(measured: _Measurement, random: np.random.Generator) -> NDArray[np.float64]:
     """Medians of resamples: of rounds, or of runs where there are not two rounds."""
     if len(measured.rounds) > 1:
         return bootstrap.resample_rounds(measured.rounds, random)
     return bootstrap.resample_values(measured.samples, random)
 
 
-def _read(path: Path) -> dict[Case, dict[str, _Measured]]:
+def _read(path: Path) -> dict[Case, dict[str, _Measurement]]:
     """What was measured of each cell on each machine."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; legal: a results folder, or a JSON file of pytest-benchmark")
     return _from_records(path) if path.is_dir() else _from_benchmark(path)
 
 
-def _from_records(folder: Path) -> dict[Case, dict[str, _Measured]]:
+def _from_records(folder: Path) -> dict[Case, dict[str, _Measurement]]:
     store = Store(folder)
     records = list(store.typed(LatencyRecord))
     if not records:
         raise InputError(f"{folder}: no latency records in it; legal: the --results folder of a finished run")
     data = {record.key: record.inputs.data.name for record in store.typed(TrainRecord)}
     trained = {record.key: data.get(record.inputs.train) for record in store.typed(ExportRecord)}
-    found: dict[Case, dict[str, _Measured]] = {}
+    found: dict[Case, dict[str, _Measurement]] = {}
     # The most thorough of a cell counts, and of these the latest, as in tables.
     for record in sorted(records, key=_thoroughness):
-        measured = _measured(record, trained.get(record.inputs.export))
+        measured = _measurement(record, trained.get(record.inputs.export))
         found.setdefault(measured.cell, {})[measured.machine] = measured
     return found
 
@@ -207,7 +207,7 @@ def _thoroughness(record: LatencyRecord) -> tuple[int, str]:
     return len(none_if_unset(record.result.rounds_ns) or none_if_unset(record.result.rounds) or ()), record.finished
 
 
-def _measured(record: LatencyRecord, data: str | None) -> _Measured:
+def _measurement(record: LatencyRecord, data: str | None) -> _Measurement:
     """What a record says, of a network that was trained on this data if that is
     known."""
     inputs, timed = record.inputs, samples.to_seconds(record.result)
@@ -224,10 +224,10 @@ def _measured(record: LatencyRecord, data: str | None) -> _Measured:
     cell = tuple((name, value) for name, value in named.items() if value is not None)
     machine = record.environment.machine.id or inputs.machine or "unknown machine"
     rounds = [np.array(each, np.float64) for each in timed.by_round() if each]
-    return _Measured(cell, machine, np.array(timed.samples, np.float64), rounds, inputs.version)
+    return _Measurement(cell, machine, np.array(timed.samples, np.float64), rounds, inputs.version)
 
 
-def _checked(samples: Any, where: str) -> NDArray[np.float64]:
+def _check_samples(samples: Any, where: str) -> NDArray[np.float64]:
     try:
         seconds = np.array(samples, np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -237,7 +237,7 @@ def _checked(samples: Any, where: str) -> NDArray[np.float64]:
     return seconds
 
 
-def _from_benchmark(path: Path) -> dict[Case, dict[str, _Measured]]:
+def _from_benchmark(path: Path) -> dict[Case, dict[str, _Measurement]]:
     try:
         content = json.loads(path.read_text("utf-8"))
         machine = _benchmark_machine(content["machine_info"])
@@ -246,16 +246,16 @@ def _from_benchmark(path: Path) -> dict[Case, dict[str, _Measured]]:
         raise InputError(f"{path}: not a JSON file of pytest-benchmark; legal: what --benchmark-json writes") from None
     if not entries:
         raise InputError(f"{path}: no benchmarks in it; legal: a file of a run in which some were not skipped")
-    found: dict[Case, dict[str, _Measured]] = {}
+    found: dict[Case, dict[str, _Measurement]] = {}
     for fullname, stats, more in entries:
         if not isinstance(stats, Mapping) or "data" not in stats:
             raise InputError(f"{path}: {fullname} has no raw samples; legal: what --benchmark-json writes")
-        cell, samples = (("benchmark", fullname),), _checked(stats["data"], f"{path}: {fullname}")
+        cell, samples = (("benchmark", fullname),), _check_samples(stats["data"], f"{path}: {fullname}")
         # As this suite's own benchmarks note; those of others may mean anything by it.
         noted = more.get("rounds") if isinstance(more, Mapping) else None
         lengths = noted if isinstance(noted, list) and all(type(n) is int and n > 0 for n in noted) else []
         rounds = np.split(samples, np.cumsum(lengths)[:-1]) if lengths and sum(lengths) == len(samples) else []
-        found[cell] = {machine: _Measured(cell, machine, samples, rounds)}
+        found[cell] = {machine: _Measurement(cell, machine, samples, rounds)}
     return found
 
 

@@ -17,17 +17,17 @@ def median_over_seeds(values: Iterable[float]) -> float | None:
 
 
 def latency_ratio(timed: LatencySamples, base: LatencySamples) -> float:
-    """How many times the latency of the second the first one takes, by their
-    medians."""
+    """The median latency of `timed` over that of `base`: 2.0 if it takes twice as
+    long."""
     return timed.median / base.median
 
 
 def throughput_ratio(timed: LatencySamples, images: int, base: LatencySamples, base_images: int) -> float:
-    """How many times the images a second of the second the first one does.
+    """Images a second of `timed` over those of `base`, by their median latencies.
 
     Args:
         timed, base: two timings.
-        images, base_images: in each of their runs.
+        images, base_images: how many images a run of each takes.
     """
     return (images / timed.median) / (base_images / base.median)
 

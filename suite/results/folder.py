@@ -36,7 +36,7 @@ class Folder:
             with self.alone():  # of those who sweep, which would find it without a lock
                 folder = Path(tempfile.mkdtemp(dir=work, prefix=f"{_kernel()}-"))
                 inherit_permissions(folder)  # tempfile makes what only its owner may read
-                held = locks.open_folder(folder, _beside(folder))
+                held = locks.open_folder(folder, _lock_file(folder))
                 with contextlib.suppress(OSError):  # some network file systems have no locks; see `_is_left`
                     locks.lock(held)
         except OSError as error:
@@ -46,7 +46,7 @@ class Folder:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(held)
-            _beside(folder).unlink(missing_ok=True)
+            _lock_file(folder).unlink(missing_ok=True)
 
     def check(self) -> None:
         """See to it that results can be written, before there are any.
@@ -129,14 +129,14 @@ def _kernel() -> str:
 _LOCK = ".lock"
 
 
-def _beside(folder: Path) -> Path:
+def _lock_file(folder: Path) -> Path:
     return folder.with_suffix(_LOCK)
 
 
 def _is_left(folder: Path) -> bool:
     """Whether a folder in work/ belongs to no process that lives."""
     try:
-        descriptor = locks.open_folder(folder, _beside(folder))
+        descriptor = locks.open_folder(folder, _lock_file(folder))
     except OSError:
         return False
     try:

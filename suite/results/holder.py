@@ -34,7 +34,7 @@ class Holder:
     @staticmethod
     def this() -> "Holder":
         """The process that asks."""
-        return Holder(socket.gethostname(), _boot(), os.getpid(), _born(os.getpid()))
+        return Holder(socket.gethostname(), _boot(), os.getpid(), _start_of(os.getpid()))
 
     @property
     def is_here(self) -> bool:
@@ -44,7 +44,7 @@ class Holder:
     @property
     def is_alive(self) -> bool:
         """Whether it is still there; to be asked only of one that `is_here`."""
-        return _born(self.pid) == self.born != ""
+        return _start_of(self.pid) == self.born != ""
 
 
 def boot_id() -> str:
@@ -70,7 +70,7 @@ def _boot() -> str:
     return f"{running} {container}" if (running := boot_id()) else ""
 
 
-def _born(pid: int) -> str:
+def _start_of(pid: int) -> str:
     """When a process of this machine began; empty if there is none, or only its
     remains."""
     if not _LINUX:

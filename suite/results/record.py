@@ -306,10 +306,10 @@ def read_text(path: Path) -> bytes:
 def refuse_duplicate_names(text: bytes) -> None:
     """Raise ValueError where JSON has a name twice, of whose two values another reader
     may take the other."""
-    json.loads(text, object_pairs_hook=_without_doubles, parse_int=len, parse_float=len)  # which no length stops
+    json.loads(text, object_pairs_hook=_refuse_duplicates, parse_int=len, parse_float=len)  # which no length stops
 
 
-def _without_doubles(pairs: list[tuple[str, object]]) -> None:
+def _refuse_duplicates(pairs: list[tuple[str, object]]) -> None:
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")

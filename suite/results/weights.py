@@ -11,11 +11,11 @@ from suite.results.record import TrainRecord
 from suite.results.store import Store
 from suite.schema.outcomes import none_if_unset
 
-# What a network's configuration says beside its weights, and what timm asks for.
+# What timm must know of a network beside its weights, as its `config.json` says it.
 _CONFIGURATION = ("num_classes", "mean", "std")
 
 
-def listed(root: Path) -> list[dict[str, Any]]:
+def find_weights(root: Path) -> list[dict[str, Any]]:
     """The weights in the results folders inside `root`, by timm's names, as in
     `resnet20_crelu_bn.cifar10_10ep`.
 
@@ -40,7 +40,7 @@ def listed(root: Path) -> list[dict[str, Any]]:
         store = Store(folder)
         for record in store.typed(TrainRecord):
             weights = record.artifacts.get("model.safetensors")
-            if weights is None or not _whole(record) or not (folder / weights.path).is_file():
+            if weights is None or not _is_publishable(record) or not (folder / weights.path).is_file():
                 continue
             entry = _entry(record, folder)
             if entry["name"] not in found or found[entry["name"]][0] < record.finished:
@@ -48,9 +48,9 @@ def listed(root: Path) -> list[dict[str, Any]]:
     return [found[name][1] for name in sorted(found)]
 
 
-def _whole(record: TrainRecord) -> bool:
-    """Whether it learned, over an epoch or more, by arguments that a model's name alone
-    says."""
+def _is_publishable(record: TrainRecord) -> bool:
+    """Whether it learned, over an epoch or more, and the model's name alone says how it
+    is made."""
     inputs = record.inputs
     return record.result.trained and not record.is_quick and not inputs.arguments and not inputs.source
 
@@ -77,8 +77,8 @@ def _entry(record: TrainRecord, folder: Path) -> dict[str, Any]:
     }
 
 
-def headed(weights: Iterable[Mapping[str, Any]]) -> tuple[Sequence[str], list[list[object]]]:
-    """Headings and rows of a table of weights."""
+def to_rows(weights: Iterable[Mapping[str, Any]]) -> tuple[Sequence[str], list[list[object]]]:
+    """Headings and rows of a table of what `find_weights` found."""
     names = ("name", "error", "data", "epochs", "seed", "machine")
     rows = [[each[name] for name in names] for each in weights]
     return ("name for timm.create_model", "test error %", *names[2:]), rows

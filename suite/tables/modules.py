@@ -115,7 +115,7 @@ def digest(name: str) -> str:
 
 def digests(names: Sequence[str]) -> frozenset[str]:
     """Of each module, and of all together, as `source_of` may say."""
-    return frozenset({digest(name) for name in names} | ({_together(names)} if names else set()))
+    return frozenset({digest(name) for name in names} | ({_digest_of_all(names)} if names else set()))
 
 
 def source_of(file: str | None, names: Sequence[str]) -> str:
@@ -124,8 +124,8 @@ def source_of(file: str | None, names: Sequence[str]) -> str:
     for name in names:
         if file is not None and Path(file).absolute() in files(name):
             return digest(name)
-    return _together(names)
+    return _digest_of_all(names)
 
 
-def _together(names: Sequence[str]) -> str:
+def _digest_of_all(names: Sequence[str]) -> str:
     return hashlib.sha256("".join(map(digest, sorted(names))).encode()).hexdigest()

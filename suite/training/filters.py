@@ -17,7 +17,7 @@ from models.layers import NormPropConv2d
 from suite.training.operators import next_power, on_device_of
 
 
-class Together:
+class FlatFilters:
     """The filters of convolutions, one after the other in memory.
 
     Args:
@@ -65,45 +65,43 @@ class Together:
 
 class _Normalize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, together: Together, precision: torch.dtype, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, flat: FlatFilters, precision: torch.dtype, *given: Tensor) -> tuple[Tensor, ...]:
         from suite.training import triton_filters
 
         device = given[0].device
-        weights, scaled = torch.empty((2, together.values), device=device)
-        gains, norms = torch.empty((2, together.filters), device=device)
-        cast = torch.empty(together.values, dtype=precision, device=device)
-        starts = together.starts_on(device)
-        torch._foreach_copy_([*together.layers(weights), *together.gains_of(gains)], list(given))
+        weights, scaled = torch.empty((2, flat.values), device=device)
+        gains, norms = torch.empty((2, flat.filters), device=device)
+        cast = torch.empty(flat.values, dtype=precision, device=device)
+        starts = flat.starts_on(device)
+        torch._foreach_copy_([*flat.layers(weights), *flat.gains_of(gains)], list(given))
         with on_device_of(weights):
-            triton_filters.normalize_filters[(together.filters,)](
-                weights, gains, starts, scaled, cast, norms, together.tile, enable_fp_fusion=True
+            triton_filters.normalize_filters[(flat.filters,)](
+                weights, gains, starts, scaled, cast, norms, flat.tile, enable_fp_fusion=True
             )
-        ctx.together = together
+        ctx.flat = flat
         ctx.save_for_backward(weights, gains, starts, norms)
-        casts = together.layers(cast)
+        casts = flat.layers(cast)
         ctx.mark_non_differentiable(*casts)
         ctx.set_materialize_grads(False)
-        return (*together.layers(scaled), *casts)
+        return (*flat.layers(scaled), *casts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         from suite.training import triton_filters
 
-        together: Together = ctx.together
+        flat: FlatFilters = ctx.flat
         weights, gains, starts, norms = ctx.saved_tensors
-        known = gradients[: len(together.shapes)]
+        known = gradients[: len(flat.shapes)]
         gradient = (torch.empty_like if all(each is not None for each in known) else torch.zeros_like)(weights)
-        pairs = [
-            (place, each) for place, each in zip(together.layers(gradient), known, strict=True) if each is not None
-        ]
+        pairs = [(place, each) for place, each in zip(flat.layers(gradient), known, strict=True) if each is not None]
         torch._foreach_copy_([place for place, _ in pairs], [each for _, each in pairs])
         of_weights, of_gains = torch.empty_like(weights), torch.empty_like(gains)
         with on_device_of(weights):
-            triton_filters.filter_gradients[(together.filters,)](
-                weights, gains, starts, norms, gradient, of_weights, of_gains, together.tile, enable_fp_fusion=True
+            triton_filters.filter_gradients[(flat.filters,)](
+                weights, gains, starts, norms, gradient, of_weights, of_gains, flat.tile, enable_fp_fusion=True
             )
-        found = [*together.layers(of_weights), *together.gains_of(of_gains)]
+        found = [*flat.layers(of_weights), *flat.gains_of(of_gains)]
         needed = ctx.needs_input_grad[2:]
         return (None, None, *(each if wanted else None for each, wanted in zip(found, needed, strict=True)))
 
@@ -117,7 +115,7 @@ def differences(device: torch.device, precision: torch.dtype) -> dict[str, float
     for parameter in parameters:
         parameter.data.copy_(torch.randn(parameter.shape, generator=draws))
     gradients = [torch.randn(layer.weight.shape, generator=draws).to(device) for layer in layers]
-    made, theirs = Together(layers)(precision), [layer.normalized_weight() for layer in layers]
+    made, theirs = FlatFilters(layers)(precision), [layer.normalized_weight() for layer in layers]
     found = torch.autograd.grad([scaled for scaled, _ in made], parameters, gradients)
     expected = torch.autograd.grad(theirs, parameters, gradients)
     pairs = {

@@ -146,28 +146,28 @@ def normalize(
     return found
 
 
-def _rectified(convolution: nn.Module, norm: nn.BatchNorm2d, rectifier: nn.Module, x: Tensor) -> Tensor:
+def _conv_norm_act(convolution: nn.Module, norm: nn.BatchNorm2d, rectifier: nn.Module, x: Tensor) -> Tensor:
     y, statistics = kernels.convolve_with_statistics(convolution, x)
     if isinstance(rectifier, CReLU):
         return normalize(norm, y, "crelu", groups=getattr(rectifier, "groups", 1), statistics=statistics)
     return normalize(norm, y, "relu", statistics=statistics)
 
 
-def _basic(block: Any, x: Tensor) -> Tensor:
-    y = _rectified(block.conv1, block.norm1, block.act1, x)
+def _forward_basic(block: Any, x: Tensor) -> Tensor:
+    y = _conv_norm_act(block.conv1, block.norm1, block.act1, x)
     y, statistics = kernels.convolve_with_statistics(block.conv2, y)
     return normalize(block.norm2, y, "relu", block.shortcut(x), statistics=statistics)
 
 
-def _pre_activated(block: Any, x: Tensor) -> Tensor:
-    y = _rectified(block.conv1, block.norm1, block.act2, block.act1(x))
+def _forward_pre_act(block: Any, x: Tensor) -> Tensor:
+    y = _conv_norm_act(block.conv1, block.norm1, block.act2, block.act1(x))
     y, statistics = kernels.convolve_with_statistics(block.conv2, y)
     return normalize(block.norm2, y, "none", block.shortcut(x), statistics=statistics)
 
 
 _FORWARD: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
-    BasicBlock: _basic,
-    PreActBasicBlock: _pre_activated,
+    BasicBlock: _forward_basic,
+    PreActBasicBlock: _forward_pre_act,
 }
 
 

@@ -30,7 +30,7 @@ def _by_group(x: Tensor, groups: int) -> Tensor:
     return torch.unflatten(x.permute(0, 2, 3, 1), -1, (groups, -1))
 
 
-def _together(x: Tensor) -> Tensor:
+def _ungroup(x: Tensor) -> Tensor:
     """What undoes `_by_group`."""
     return x.flatten(-2).permute(0, 3, 1, 2)
 
@@ -43,7 +43,7 @@ class GroupedCReLU(CReLU):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = _by_group(x, self.groups)
-        return _together(concatenated_relu(parts.reshape(-1, parts.shape[-1])).view(*parts.shape[:-1], -1))
+        return _ungroup(concatenated_relu(parts.reshape(-1, parts.shape[-1])).view(*parts.shape[:-1], -1))
 
 
 class GroupedSubsampleAndPad(SubsampleAndPad):
@@ -53,7 +53,7 @@ class GroupedSubsampleAndPad(SubsampleAndPad):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = _by_group(x[:, :, :: self.stride, :: self.stride], self.groups)
-        return _together(F.pad(parts, (0, self.extra)))
+        return _ungroup(F.pad(parts, (0, self.extra)))
 
 
 class GroupedLinear(nn.Linear):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.layers import CReLU, NormPropConv2d
 from suite.errors import describe_error
 from suite.training import filters
-from suite.training.filters import Together
+from suite.training.filters import FlatFilters
 from suite.training.grouped import GroupedCReLU
 from suite.training.operators import MOST_OUT, Statistics, conv3x3, conv3x3_with_statistics, crelu
 
@@ -139,8 +139,8 @@ def use_kernels(model: nn.Module, compiled: bool = False) -> int:
 
     Args:
         model: the network, on its device.
-        compiled: whether torch.compile is used in training. It then makes filters ready
-            itself, block by block.
+        compiled: whether torch.compile is used in training. It then casts and
+            normalises filters itself, block by block.
     """
     count = 0
     for module in model.modules():
@@ -149,27 +149,27 @@ def use_kernels(model: nn.Module, compiled: bool = False) -> int:
         elif is_supported(module):
             module.__class__ = _Convolution if type(module) is nn.Conv2d else _NormPropConvolution
             count += 1
-        elif type(module) is NormPropConv2d:  # its filters are made ready with those of the others
+        elif type(module) is NormPropConv2d:  # by the library, with filters that are normalised with the others'
             module.__class__ = _Normalized
     if count:
-        ready = _Ready(model, compiled)
-        model.register_forward_pre_hook(ready.make)
-        model.register_forward_hook(ready.forget, always_call=True)
+        preparation = _FilterPreparation(model, compiled)
+        model.register_forward_pre_hook(preparation.prepare)
+        model.register_forward_hook(preparation.forget, always_call=True)
     return count
 
 
-class _Ready:
-    """Makes the filters of a network's convolutions ready, before each forward pass and
-    for that alone: all casts in one launch, and all that NormProp has to normalise in
-    one. A block that is called by itself makes its own ready."""
+class _FilterPreparation:
+    """Casts the filters of a network's convolutions in one launch before each forward
+    pass, normalises those of NormProp in another, and drops both after it. A block that
+    is called by itself casts and normalises its own."""
 
     def __init__(self, model: nn.Module, compiled: bool) -> None:
         self._plain = [module for module in model.modules() if type(module) is _Convolution]
         self._normalized = [module for module in model.modules() if isinstance(module, _Normalized)]
-        self._together = Together(self._normalized) if self._normalized else None
+        self._flat = FlatFilters(self._normalized) if self._normalized else None
         self._compiled = compiled
 
-    def make(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def prepare(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         precision = precision_for(inputs[0])
         if precision is None or torch.compiler.is_compiling() or (self._compiled and model.training):
             return
@@ -179,9 +179,9 @@ class _Ready:
             torch._foreach_copy_(casts, weights)
         for convolution, cast in zip(self._plain, casts, strict=True):
             convolution.cast = cast
-        if self._together is None:
+        if self._flat is None:
             return
-        for layer, (scaled, cast) in zip(self._normalized, self._together(precision), strict=True):
+        for layer, (scaled, cast) in zip(self._normalized, self._flat(precision), strict=True):
             layer.normalized = scaled
             if isinstance(layer, _Convolution):
                 layer.cast = cast

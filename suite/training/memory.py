@@ -137,7 +137,11 @@ def _compute_twice(block: nn.Module) -> None:
     def again(x: Tensor) -> Tensor:
         # Not for dropout, whose draws would be others the second time.
         output: Tensor = checkpoint(
-            forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), _aside(block))
+            forward,
+            x,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), _on_buffer_copies(block)),
         )
         return output
 
@@ -145,7 +149,7 @@ def _compute_twice(block: nn.Module) -> None:
 
 
 @contextmanager
-def _aside(block: nn.Module) -> Iterator[None]:
+def _on_buffer_copies(block: nn.Module) -> Iterator[None]:
     """Work on copies of a block's buffers: BatchNorm's running statistics take each
     batch in once."""
     held = [(module, dict(module._buffers)) for module in block.modules()]

@@ -127,10 +127,10 @@ class _Pack(Generic[J]):
         if self.waiting:
             return  # what takes the place of one that ended is to have its first step with the others' next
         for index, reason in _arrange({index: turn.fit for index, turn in self.turns.items()}).items():
-            self._ended(index, self.turns[index].job, reason)
+            self._finish(index, self.turns[index].job, reason)
         if self.waiting:
             return
-        for together in _together(self.turns):
+        for together in _group_by_step(self.turns):
             self._step(together)
         if any(turn.fit.must_stop for turn in self.turns.values()):
             for turn in self.turns.values():
@@ -144,7 +144,7 @@ class _Pack(Generic[J]):
             fit = self._begin(job, bool(self.turns))
             self.turns[index] = _Turn(job, fit, fit.run())
         except Exception as error:
-            self._ended(index, job, error)
+            self._finish(index, job, error)
 
     def _advance(self, index: int, loss: Tensor | None) -> None:
         """Have a training go on until it asks for a step, or has done one."""
@@ -153,17 +153,17 @@ class _Pack(Generic[J]):
             with turn.fit.stream():
                 turn.request = turn.run.send(loss)
         except StopIteration as last:
-            self._ended(index, turn.job, last.value)
+            self._finish(index, turn.job, last.value)
         except Exception as error:
-            self._ended(index, turn.job, error)
+            self._finish(index, turn.job, error)
 
     def _step(self, together: Sequence[int]) -> None:
         """Do a step of trainings that do it together, and save those that are due."""
         try:
             losses = _compute([self.turns[index] for index in together])
         except Exception as error:
-            for index, reason in _failed({index: self.turns[index].fit for index in together}, error).items():
-                self._ended(index, self.turns[index].job, reason)
+            for index, reason in _redo_alone({index: self.turns[index].fit for index in together}, error).items():
+                self._finish(index, self.turns[index].job, reason)
             return
         for index, loss in zip(together, losses, strict=True):
             self._advance(index, loss)
@@ -174,7 +174,7 @@ class _Pack(Generic[J]):
             for fit in fits:
                 fit.checkpoint()
 
-    def _ended(self, index: int, job: J, outcome: Outcome) -> None:
+    def _finish(self, index: int, job: J, outcome: Outcome) -> None:
         if isinstance(outcome, Exception):
             traceback.clear_frames(outcome.__traceback__)  # which hold its memory
         self.turns.pop(index, None)
@@ -212,7 +212,7 @@ def _arrange(fits: Mapping[int, Training]) -> dict[int, Exception]:
     return failed
 
 
-def _failed(fits: Mapping[int, Training], error: Exception) -> dict[int, Exception]:
+def _redo_alone(fits: Mapping[int, Training], error: Exception) -> dict[int, Exception]:
     """Have trainings whose first step together has failed do it again each alone;
     returns what ended the others."""
     first, *others = fits.values()
@@ -229,7 +229,7 @@ def _failed(fits: Mapping[int, Training], error: Exception) -> dict[int, Excepti
     return found
 
 
-def _together(turns: Mapping[int, _Turn[Any]]) -> list[list[int]]:
+def _group_by_step(turns: Mapping[int, _Turn[Any]]) -> list[list[int]]:
     """Whose steps are done together, in the order of the first of each."""
     found: dict[int, list[int]] = defaultdict(list)
     for index, turn in turns.items():

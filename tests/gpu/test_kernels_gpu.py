@@ -88,7 +88,7 @@ def test_normprops_filters_are_the_librarys_and_the_same_every_time() -> None:
     expected = torch.autograd.grad(theirs, parameters, gradients)
     runs = []
     for _ in range(2):
-        made = filters.Together(layers)(torch.bfloat16)
+        made = filters.FlatFilters(layers)(torch.bfloat16)
         ours = [scaled for scaled, _ in made]
         assert all(torch.equal(cast, scaled.bfloat16()) for scaled, cast in made)
         runs.append([*ours, *torch.autograd.grad(ours, parameters, gradients)])
