@@ -48,8 +48,8 @@ def test_a_refusal_is_one_line_in_words(
     assert suite(*shlex.split(command)) == (2, "", f"error: {line}\n")
 
 
-def test_click_s_own_words_are_nowhere(suite: Suite) -> None:
-    """Each option of each command that takes a value is given a bad one, or none."""
+def test_no_command_refuses_a_missing_value_in_the_words_of_click(suite: Suite) -> None:
+    """Each option of each command that takes a value is given none."""
     import click
 
     from suite.__main__ import suite as commands

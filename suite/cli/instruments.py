@@ -147,7 +147,7 @@ def parity(
     import tempfile
 
     from suite import progress
-    from suite.inference import loaded, networks, versus
+    from suite.inference import deploy, feeds, loaded, networks, versus
     from suite.inference.agreement import TOLERANCE, render
 
     loaded.require([runtime])
@@ -161,11 +161,8 @@ def parity(
     if weights is not None:
         raise InputError("--weights: legal without --against, of a file of this project's networks")
     data = options.folder_of(texts)
-    from suite.inference import feeds, latency
-
     said = feeds.parse_inputs(given)
-    if reason := latency.why_unavailable(provider):
-        raise InputError(f"--provider {provider}: not available here: {reason}")
+    deploy.require_provider(provider)
     most = TOLERANCE if tolerance is None else tolerance
     first, second = foreign
     if second is not None:

@@ -4,14 +4,15 @@ is legal or to be done."""
 import click
 from click import exceptions
 
+from suite.cli.options import join_with_or
+
 
 def in_one_line(error: click.ClickException) -> str:
     """The error in words; of an option or argument its name comes first."""
     if isinstance(error, exceptions.NoSuchCommand):
-        return f"{error.command_name}: no such command{_nearest(error.possibilities, ' suite --help lists them')}"
+        return f"{error.command_name}: no such command; {_remedy(error.possibilities, error.ctx)}"
     if isinstance(error, exceptions.NoSuchOption):
-        where = f" {command} --help lists them" if (command := _command(error.ctx)) else ""
-        return f"{error.option_name}: no such option{_nearest(error.possibilities, where)}"
+        return f"{error.option_name}: no such option; {_remedy(error.possibilities, error.ctx)}"
     if isinstance(error, exceptions.MissingParameter) and error.param and error.ctx:
         described = getattr(error.param, "help", None)
         name = max(error.param.opts, key=len) if described else error.param.make_metavar(error.ctx)
@@ -30,8 +31,9 @@ def _sentence(text: str) -> str:
     return text.strip().rstrip(".")
 
 
-def _nearest(names: list[str] | None, otherwise: str) -> str:
-    return f"; did you mean {' or '.join(names)}?" if names else f";{otherwise}" if otherwise else ""
+def _remedy(names: list[str] | None, ctx: click.Context | None) -> str:
+    """The names that are nearest, else where all of them are listed."""
+    return f"did you mean {join_with_or(names)}?" if names else f"{_command(ctx)} --help lists them"
 
 
 def _command(ctx: click.Context | None) -> str:

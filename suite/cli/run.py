@@ -13,8 +13,7 @@ from suite.cli import folders, options
 from suite.cli import options as opts  # which a function's argument of that name hides
 from suite.errors import InputError
 from suite.registry import FORMS, PROVIDERS, RUNTIMES, STAND_INS
-from suite.report.render import check_names, render
-from suite.report.render import select_columns as brief
+from suite.report.render import check_names, render, select_columns
 from suite.tables import spec
 from suite.tables.own import OwnTable
 
@@ -234,7 +233,7 @@ def run(
     built = report.build(
         outcome.table, store, metric, outcome.trained, failed=failed, forms=chosen.forms, imports=imports
     )
-    click.echo(render(brief(built, columns), text_format), nl=False)
+    click.echo(render(select_columns(built, columns), text_format), nl=False)
     page = folders.write_page([chosen.results], None, metric, table, imports)
     click.echo(f"report: {page}", err=True)
     if outcome.failed:

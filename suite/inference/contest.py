@@ -17,10 +17,10 @@ from suite.schema.outcomes import LatencyResult, none_if_unset
 # Of each network so many processes are started, one after the other: where its pages lie can make a process faster than
 # its twin for all its life. Together 600 runs or more of a network that takes 6 ms. Bursts are short, since a machine
 # may have two speeds that last for seconds: the two bursts of a pair are then mostly of one speed.
-SITTINGS, USUAL = 3, Protocol(rounds=6, min_seconds=0.2, min_runs=3, max_runs=300, warmup=3)
-QUICK_SITTINGS, QUICK = 1, Protocol(rounds=3, min_seconds=0.15, min_runs=3, max_runs=100, warmup=1)
-# An unsteady machine gets up to so many sittings, until the intervals of all ratios are at most so wide.
-MOST_SITTINGS, TIGHT = 10, 0.06
+# The machine decides how many, from the fewest to the most: until the intervals of all ratios are at most `TIGHT` wide.
+SITTINGS, USUAL = (3, 10), Protocol(rounds=6, min_seconds=0.2, min_runs=3, max_runs=300, warmup=3)
+QUICK_SITTINGS, QUICK = (1, 1), Protocol(rounds=3, min_seconds=0.15, min_runs=3, max_runs=100, warmup=1)
+TIGHT = 0.06
 
 
 @dataclass(frozen=True)
@@ -99,21 +99,21 @@ def time_in_turns(
         progress: called with bursts done, bursts in all, and a note.
     """
     outcomes = [Measurement(entrant, notes=list(entrant.notes)) for entrant in entrants]
-    sittings, protocol = (QUICK_SITTINGS, QUICK) if quick else (SITTINGS, USUAL)
+    (fewest, most), protocol = (QUICK_SITTINGS, QUICK) if quick else (SITTINGS, USUAL)
     groups: list[list[int]] = []
     for batch_size in dict.fromkeys(entrant.request.batch_size for entrant in entrants):
         same = [index for index, each in enumerate(entrants) if each.request.batch_size == batch_size]
         # The first takes part in every group, so that each has met it at the same time.
         step = latency.ALIVE - 1
         groups += [same[:1] + same[start : start + step] for start in range(1, max(len(same), 2), step)]
-    total = protocol.rounds * sittings * sum(map(len, groups))
+    total = protocol.rounds * fewest * sum(map(len, groups))
     done = 0
     for group in groups:
         paired: dict[int, list[list[list[float]]]] = {index: [] for index in group}
-        for sitting in range(sittings if quick else MOST_SITTINGS):
+        for sitting in range(most):
             bursts = protocol.rounds * len(group)
-            if sitting >= sittings:
-                if _tight([outcomes[index] for index in group]):
+            if sitting >= fewest:
+                if _are_ratios_certain([outcomes[index] for index in group]):
                     break
                 total += bursts
             order = group[::-1] if sitting % 2 else group
@@ -134,9 +134,9 @@ def time_in_turns(
     return outcomes
 
 
-def _tight(outcomes: Sequence[Measurement]) -> bool:
-    """Whether more sittings would tell no more of the ratios: each is known, or its
-    entrant has failed."""
+def _are_ratios_certain(outcomes: Sequence[Measurement]) -> bool:
+    """Whether the interval of each ratio is narrow enough; one whose entrant has failed
+    is not waited for."""
     ratios = [outcome.ratio for outcome in outcomes if outcome.error is None and outcome.ratio is not None]
     return all(high - low <= TIGHT * ratio for ratio, low, high in ratios)
 
@@ -188,7 +188,7 @@ def _interval(outcome: Measurement) -> tuple[float, float, float]:
 
 def add_peak_shares(outcomes: Sequence[Measurement], report: Callable[[str], None] = lambda text: None) -> None:
     """Give each outcome its share of what the machine can do on its provider, in its
-    precision and with its threads; where that is not to be measured, a note."""
+    precision and with its threads; none where that cannot be measured."""
     peaks: dict[tuple[str, int, str], float | None] = {}
     for outcome in outcomes:
         entrant = outcome.entrant

@@ -294,7 +294,7 @@ def _latency(
         short = f"{provider} b{batch}" if runtime == ORT else brief_words(runtime)
         brief = f"{short} ms{where}" if kind in smallest.values() else ""
         if brief and runtime != ORT:
-            remarks += [said for said in [f"{brief_words(runtime)}: {runtime_words(runtime)}"] if said not in remarks]
+            remarks.append(f"{brief_words(runtime)}: {runtime_words(runtime)}")  # of each machine anew
         median = Column(f"{key}_p50_ms", f"{name} p50 ms", three_digits, "latency", brief)
         speed = Column(f"{key}_images_per_s", f"{name} img/s", three_digits, "speed")
         share = Column(f"{key}_peak_percent", f"{name} % of peak", lambda value: f"{value:.0f}", "peak")
@@ -319,7 +319,7 @@ def _latency(
                 beyond = BEYOND if peak.result.of else BEYOND_ONE
                 line.put(share, percent, *([beyond] if percent > 100 else []))
         columns += _beside_the_median(key, name, [records.get(kind) for records in timed], lines, detail)
-    return columns, remarks
+    return columns, list(dict.fromkeys(remarks))
 
 
 def _beside_the_median(

@@ -1,11 +1,10 @@
 """Figures computed from those of records: medians over seeds, ratios of latencies,
 shares of a peak, limits."""
 
-import statistics
 from collections.abc import Iterable
 from math import sqrt
 
-from suite.results.samples import LatencySamples
+from suite.results.samples import LatencySamples, median
 from suite.tables.spec import LOSS
 
 
@@ -13,7 +12,7 @@ def median_over_seeds(values: Iterable[float]) -> float | None:
     """The median of what was found with each seed, which is what the paper reports;
     None if there is nothing."""
     found = list(values)
-    return statistics.median(found) if found else None
+    return median(found) if found else None
 
 
 def latency_ratio(timed: LatencySamples, base: LatencySamples) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.layers import NormPropConv2d
-from suite.training.operators import next_power, on_device_of
+from suite.training.operators import next_power, on_device_of, relative_difference
 
 
 class FlatFilters:
@@ -124,7 +124,7 @@ def differences(device: torch.device, precision: torch.dtype) -> dict[str, float
         "gradients of gains": (found[1::2], expected[1::2]),
     }
     return {
-        f"NormProp's {name} {number}": float((a - b).detach().abs().max() / b.detach().abs().max())
+        f"NormProp's {name} {number}": relative_difference(a, b)
         for name, both in pairs.items()
         for number, (a, b) in enumerate(zip(*both, strict=True), start=1)
     }

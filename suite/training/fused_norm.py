@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from models.blocks import BasicBlock, PreActBasicBlock
 from models.layers import CReLU
 from suite.training import kernels
-from suite.training.operators import Statistics, add_parts, next_power, on_device_of
+from suite.training.operators import Statistics, add_parts, next_power, on_device_of, relative_difference
 
 Activation = Literal["none", "relu", "crelu"]
 
@@ -242,5 +242,5 @@ def differences(device: torch.device, precision: torch.dtype) -> dict[str, float
         a = ours, *torch.autograd.grad(ours, [*norms[0].parameters(), *inputs], gradient.to(precision))
         b = theirs, *torch.autograd.grad(theirs, [*norms[1].parameters(), *inputs], gradient)
         for name, one, other in zip(("output", "weight", "bias", "input", "addition"), a, b, strict=False):
-            found[f"{activation} {name}"] = float((one - other).detach().abs().max() / other.detach().abs().max())
+            found[f"{activation} {name}"] = relative_difference(one, other)
     return found

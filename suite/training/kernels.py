@@ -18,7 +18,14 @@ from suite.errors import describe_error
 from suite.training import filters
 from suite.training.filters import FlatFilters
 from suite.training.grouped import GroupedCReLU
-from suite.training.operators import MOST_OUT, Statistics, conv3x3, conv3x3_with_statistics, crelu
+from suite.training.operators import (
+    MOST_OUT,
+    Statistics,
+    conv3x3,
+    conv3x3_with_statistics,
+    crelu,
+    relative_difference,
+)
 
 # Channels of a convolution that our kernels take. Those of more have not been compared with cuDNN's on any GPU.
 LEAST, MOST_IN = 12, 192
@@ -241,8 +248,5 @@ def differences(device: torch.device, precision: torch.dtype) -> dict[str, float
         found = ours, *torch.autograd.grad(ours, inputs, gradient.to(precision))
         expected = theirs, *torch.autograd.grad(theirs, inputs, gradient)
         names = "output", "gradient of the input", "gradient of the weight", "gradient of the bias"
-        result |= {
-            name + of: float((a - b).detach().abs().max() / b.detach().abs().max())
-            for name, a, b in zip(names, found, expected, strict=True)
-        }
+        result |= {name + of: relative_difference(a, b) for name, a, b in zip(names, found, expected, strict=True)}
     return result

@@ -45,6 +45,12 @@ def next_power(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """The greatest difference of two tensors, in parts of the second one's largest
+    value."""
+    return float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())
+
+
 def add_parts(sums: Tensor, total: Tensor) -> None:
     """Sum (parts, ...) over the parts into a total, in the same order every time."""
     from suite.training import triton_kernels
