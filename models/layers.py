@@ -52,8 +52,8 @@ class _RectifyBoth(torch.autograd.Function):
 @torch.fx.wrap  # a leaf of torch.fx graphs, because it branches on whether a gradient is wanted
 def concatenated_relu(x: Tensor) -> Tensor:
     """`cat(relu(x), relu(-x))` along the channels."""
-    # TorchScript, which knows no custom gradients, leaves the branch unread if this condition stands alone.
-    if not torch.jit.is_scripting():  # noqa: SIM102
+    # TorchScript knows no custom gradients. It skips a branch unread only if its condition is this call alone.
+    if not torch.jit.is_scripting():  # noqa: SIM102 - two conditions, as just said
         if torch.is_grad_enabled() and x.requires_grad:
             return _RectifyBoth.apply(x)
     return torch.cat((F.relu(x), F.relu(-x)), dim=1)

@@ -180,8 +180,8 @@ class AnyTable(click.ParamType[int | OwnTable]):
     name = "N|FILE.toml"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | OwnTable:
-        if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]
+        if isinstance(value, int | OwnTable):  # click may convert a value twice
+            return value
         number = int(value) if value.removeprefix("-").isdecimal() else None
         if number in spec.NUMBERS:
             return int(value)

@@ -154,7 +154,7 @@ class Batches:
         # The decoder takes files' bytes; images in memory need none.
         decodes_here = self.device.type == "cuda" and not split.in_memory and can_decode_on(self.device)
         # Small constants that go to the GPU on the way wait for the stream that they are queued in: not for a step's.
-        stream = torch.cuda.Stream(self.device) if decodes_here else None  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(self.device) if decodes_here else None  # type: ignore[no-untyped-call] # torch has no types here
         loader = DataLoader(
             _Files(split) if decodes_here else _Transformed(split, transform),
             batch_sampler=[batch.tolist() for batch in batches],

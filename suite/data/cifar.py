@@ -229,7 +229,6 @@ _MALFORMED = (
     EOFError,
     LookupError,
     MemoryError,
-    NotImplementedError,
     RecursionError,
     TypeError,
     ValueError,

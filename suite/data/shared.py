@@ -71,7 +71,7 @@ def send_tensor(tensor: Tensor) -> Sent:
     # Asked for first, since torch leaves an empty file behind when it fails.
     if not SHARED_MEMORY.is_dir() or shutil.disk_usage(SHARED_MEMORY).free > tensor.nbytes:
         try:
-            shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
+            shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call] # torch has no types here
             return shared
         except RuntimeError:  # another process was faster
             pass

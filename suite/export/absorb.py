@@ -152,7 +152,8 @@ def _add(add: ir.Node, carried: dict[ir.Value, DeferredTransform]) -> DeferredTr
     """Bring both sides of a sum to one scale, and leave it no shift; returns what its
     result carries."""
     for value, other in (add.inputs, reversed(add.inputs)):
-        assert value is not None and other is not None  # noqa: PT018 - for the type checker
+        assert value is not None  # for the type checker, as the next one
+        assert other is not None
         mine, carry = carried.get(value, DeferredTransform()), carried.get(other, DeferredTransform())
         if mine.nothing and carry.order is None:
             if carry.nothing:

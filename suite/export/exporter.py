@@ -83,7 +83,8 @@ def _as_convolution(path: models.SubsampleAndPad) -> nn.Conv2d:
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """What BatchNorm in evaluation mode multiplies each channel by, and what it then
     adds."""
-    assert norm.running_var is not None and norm.running_mean is not None  # noqa: PT018 - for the type checker
+    assert norm.running_var is not None  # for the type checker, as the next one
+    assert norm.running_mean is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return scale, norm.bias - norm.running_mean * scale
 

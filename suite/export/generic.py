@@ -101,7 +101,7 @@ def cost_of(model: nn.Module, shape: Sequence[int]) -> dict[str, int | None]:
         return {"parameters": parameters, "macs": None}
     try:
         return dict(cost(model, shape[-1]))
-    except Exception:  # what a stranger's network does on torch's device "meta" cannot be foreseen
+    except Exception:  # a user's network may raise anything on torch's device "meta", where its layers are counted
         return {"parameters": parameters, "macs": None}
 
 
@@ -139,11 +139,11 @@ def _graph(model: nn.Module, shape: Sequence[int]) -> tuple[ir.Model, str, list[
     names = ["logits"] if isinstance(result, Tensor) else None
     try:
         return to_onnx(model, example, names), "free", said, outputs
-    except Exception as error:  # the exporter's own, of which there are many kinds
+    except Exception as error:  # of torch's exporter, whose errors have no base of their own; the next try may succeed
         said.append(f"the batch size is fixed at 1, since the exporter finds no free one: {first_line(error)[:120]}")
     try:
         return to_onnx(model, example[:1], names, free=False), "1", said, outputs
-    except Exception as error:
+    except Exception as error:  # of torch's exporter too; the caller expects a RuntimeError
         raise RuntimeError(f"PyTorch's exporter cannot make a graph of it: {first_line(error)}") from None
 
 

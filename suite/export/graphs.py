@@ -82,7 +82,9 @@ def read(path: Path) -> Graph:
         raise InputError(f"{path}: no such file")
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf has its own kinds of errors
+    except (
+        Exception
+    ) as error:  # of the reader for the name's ending: protobuf's, of its text or of JSON, each has its own
         raise InputError(f"{path}: not an ONNX file ({first_line(error)})") from None
     graph = model.graph
     if not graph.node and not graph.output:
@@ -184,7 +186,9 @@ def macs(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> int | None:
     bare = _bare(graph, shapes)
     try:
         inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True)
-    except Exception:  # of operators that are not ONNX's, among others; then nothing is known
+    except (
+        Exception
+    ):  # what onnx raises depends on the operator, and others than ONNX's may be in it; nothing is known then
         return None
     known: dict[str, list[int]] = {}
     for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):

@@ -243,7 +243,7 @@ def _reader(batches: Iterator[NDArray[np.float32]]) -> Any:
     load_onnxruntime()
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):  # type: ignore[misc] # ONNX Runtime has no types
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
             images = next(batches, None)
             return None if images is None else {"input": images}

@@ -78,7 +78,9 @@ def _is_shortcut(context: Any, x: ir.Value, rows: ir.Value, columns: ir.Value, p
 def _identity_convolution(op: Any, x: ir.Value, rows: ir.Value, columns: ir.Value, padded: ir.Value) -> Any:
     steps, pads = (constant_of(producer_of(value).inputs[i]) for value, i in ((rows, 4), (padded, 1)))
     column_steps = constant_of(producer_of(columns).inputs[4])
-    assert steps is not None and column_steps is not None and pads is not None  # noqa: PT018 - for the type checker
+    assert steps is not None  # for the type checker, as the next two
+    assert column_steps is not None
+    assert pads is not None
     identity = np.eye(channels_of(x) + int(pads[5]), channels_of(x), dtype=np.float32)[:, :, None, None]
     weight = op.initializer(ir.tensor(identity), name=f"{layer_of(producer_of(padded))}.weight")
     return op.Conv(x, weight, kernel_shape=[1, 1], strides=[int(steps[0]), int(column_steps[0])])

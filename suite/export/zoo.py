@@ -154,7 +154,7 @@ def build(of: Network, weights: Path | None = None) -> "nn.Module":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model: nn.Module = timm.create_model(of.model, pretrained=False, **arguments)
-    except Exception as error:  # of a model that is not this project's it may be any
+    except Exception as error:  # a user's or timm's constructor may raise anything
         raise InputError(f"{of.model}: timm cannot make it: {describe_error(error)}") from None
     if path:
         wanted = model.state_dict()

@@ -219,7 +219,7 @@ def _member(argv: list[str], options: RunOptions, keys: Sequence[str]) -> Except
     torch.set_num_threads(max(1, torch.get_num_threads() // options.processes))
     try:
         work_on(options, keys)
-    except Exception as error:  # to be raised once, by the process that started this one
+    except Exception as error:  # any: raised here, it would restart the processes, which is for those that were killed
         return error
     return None
 

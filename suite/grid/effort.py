@@ -51,5 +51,5 @@ def _macs(model: str, arguments: str, size: int) -> int:
     try:
         with torch.device("meta"):
             return cost_of(timm.create_model(model, **json.loads(arguments)), (3, size, size))["macs"] or 0
-    except Exception:  # what a stranger's network does there cannot be foreseen
+    except Exception:  # a user's constructor may raise anything; the training, which is only ranked here, will say what
         return 0

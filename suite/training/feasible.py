@@ -113,6 +113,6 @@ class LossWatch:
         self._copy = torch.empty((), dtype=loss_sum.dtype, pin_memory=self.on_gpu)
         self._copy.copy_(loss_sum, non_blocking=True)
         if self.on_gpu:
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no types here
             self._copied.record()
         return known

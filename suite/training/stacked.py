@@ -48,7 +48,7 @@ class Stack:
         self.size = len(states)
         self.begun_from: Sequence[State] | None = states
         self._streams = streams
-        self._stream = torch.cuda.Stream(streams[0].device) if streams else None  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(streams[0].device) if streams else None  # type: ignore[no-untyped-call] # torch has no types here
         with self._queue():
             self.step = step_of(side_by_side(network, self.size), self.size)
             self.step.model.train()

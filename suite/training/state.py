@@ -60,7 +60,8 @@ class TrainingState:
                 self.stacks = not obstacle(timm.create_model(job.model_name, **self.model_args))
         self.total = self.recipe.steps(len(self.batches.dataset.train))
         # Networks that are trained at the same time on one GPU overlap only in streams of their own.
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        on_gpu = self.device.type == "cuda"
+        self._stream = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call] # torch has no types here
         saved = checkpoint.read(job.checkpoints, warn) if job.checkpoints and self.group.rank == 0 else None
         saved = self.group.share(saved)
         with self.stream():
