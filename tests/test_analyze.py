@@ -221,7 +221,7 @@ def test_activations_whose_squares_overflow_float32_have_a_delta() -> None:
     assert result.delta[1] == pytest.approx(4e30, rel=1e-5)  # 16 channels
 
 
-def test_one_pass_gives_both_and_tells_its_progress() -> None:
+def test_one_pass_finds_table_1_and_figure_2_and_tells_its_progress() -> None:
     model, data = network("resnet20_crelu_bn"), data_of()
     passes, seen = [], []
     handle = model.register_forward_hook(lambda *_: passes.append(1))

@@ -33,7 +33,7 @@ def test_the_least_error_is_named_with_its_cost_and_how_sure_it_is(store: Store,
     assert files.main == "2 of 2 networks answer in ONNX Runtime as they do in PyTorch"
 
 
-def test_a_clear_difference_says_so(store: Store, add_run: AddRun) -> None:
+def test_a_clear_difference_is_called_more_than_chance(store: Store, add_run: AddRun) -> None:
     for seed in range(5):
         add_run(seed=seed, top1=6.5 + seed / 100)
         add_run("resnet110_crelu_bn", seed=seed, top1=5.5 + seed / 100)

@@ -114,7 +114,7 @@ def test_the_folder_around_the_layout_is_enough(tmp_path):
     assert same(cifar.read("cifar10", tmp_path), cifar.read("cifar10", inner))
 
 
-def test_binary_comes_before_python(tmp_path):
+def test_the_binary_layout_is_read_before_the_python_one(tmp_path):
     binary10(tmp_path / "cifar-10-batches-bin")
     home = python10(tmp_path / "cifar-10-batches-py")
     (home / "data_batch_1").write_bytes(b"not read")

@@ -172,7 +172,9 @@ def test_a_record_that_another_process_has_changed_meanwhile_is_left_alone(store
 
 
 @pytest.mark.parametrize("change", ["a run", "a round", "another figure", "an input"])
-def test_what_differs_is_noticed(store: Store, rounds: Path, change: str) -> None:
+def test_a_record_that_says_something_else_in_its_new_layout_is_not_equal(
+    store: Store, rounds: Path, change: str
+) -> None:
     content = json.loads(rounds.read_text())
     old = msgspec.convert(content, AnyRecord)
     new = json.loads(json.dumps(content))

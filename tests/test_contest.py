@@ -162,7 +162,7 @@ def answer(rounds: list[list[float]]) -> LatencyResult:
     )
 
 
-def test_a_slower_one_is_an_error_if_it_is_asked_for(
+def test_a_slower_network_is_a_failure_where_that_is_asked_for(
     net: Callable[..., Path], suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = {"a.onnx": 0.010, "b.onnx": 0.012}
@@ -225,7 +225,7 @@ def test_the_first_takes_part_in_every_group_of_turns(monkeypatch: pytest.Monkey
     assert all(o.ratio is None or o.ratio[1] < o.ratio[0] < o.ratio[2] for o in outcomes)
 
 
-def test_one_that_fails_leaves_the_others_and_exits_with_1(net: Callable[..., Path], suite: Suite) -> None:
+def test_a_network_that_fails_leaves_the_others_and_exits_with_1(net: Callable[..., Path], suite: Suite) -> None:
     bad = net("bad.onnx")
     model = onnx.load(bad)
     model.graph.node[0].op_type = "NoSuchOperator"

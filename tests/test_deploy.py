@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> Path:
     ],
     ids=" ".join,
 )
-def test_eight_bits_have_the_form_and_type_that_ran_fastest_here(
+def test_int8_has_the_form_and_type_that_ran_fastest_here(
     path: Path, fastest: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(requests: Sequence[latency.Request]) -> list[LatencyResult]:
@@ -83,7 +83,7 @@ def test_a_form_that_does_not_run_leaves_the_choice_to_the_others(monkeypatch: p
 
 @pytest.mark.full
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_cuda_is_given_the_exporters_own_graph_and_the_time_it_takes(
+def test_cuda_is_given_the_default_export_and_its_time_is_told(
     precision: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = latency.NotFiniteError(LatencyResult(samples=[0.002, 0.003, 0.9]))
@@ -97,7 +97,7 @@ def test_cuda_is_given_the_exporters_own_graph_and_the_time_it_takes(
     assert "Neg" in {node.op_type for node in onnx.load(path).graph.node}
 
 
-def test_eight_bits_for_cuda_are_one_line() -> None:
+def test_int8_for_cuda_is_refused_in_one_line() -> None:
     of = networks.NamedNetwork(Path(), "resnet20_relu_bn", 10, 32, trained=False)
     with pytest.raises(InputError, match=r"CUDA provider has no int8 convolution, .*; this provider has fp32, fp16$"):
         deploy.export(of, Path("net.onnx"), "int8", "cuda", False, {})
@@ -126,7 +126,7 @@ def test_activations_that_float16_cannot_hold_are_refused_with_their_layer(path:
     assert len(said.warnings) == 1
 
 
-def test_eight_bits_for_a_gpu_are_symmetric(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_for_a_gpu_is_symmetric(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
     def measure(requests: Sequence[latency.Request]) -> list[LatencyResult]:
@@ -143,7 +143,7 @@ def test_eight_bits_for_a_gpu_are_symmetric(path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.full
-def test_what_is_exported_in_eight_bits_was_timed_and_runs(path: Path) -> None:
+def test_an_exported_int8_file_was_timed_and_runs(path: Path) -> None:
     with networks.find_network("resnet20_relu_bn") as of:
         result = deploy.export(of, path, "int8", "cpu", True, {})
     assert result["form"] == "plain"

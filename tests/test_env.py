@@ -61,7 +61,9 @@ def test_processors_whose_name_is_hidden_have_ids_of_their_own(monkeypatch: pyte
         ("QEMU Virtual CPU version 2.5+", True),
     ],
 )
-def test_a_name_that_names_a_model_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, name: str, generic: bool) -> None:
+def test_a_processor_s_name_stays_as_it_is_if_it_names_the_model(
+    monkeypatch: pytest.MonkeyPatch, name: str, generic: bool
+) -> None:
     monkeypatch.setattr(env, "cpu_quota", lambda: None)
     found = machine_id(monkeypatch, {"model name": name, **CPUS["milan"]})
     assert (found != f"{name} (2 cores)") == generic

@@ -26,7 +26,7 @@ BLOCKED = pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtim
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """ResNet-20 with CReLU as exported, rewritten, and in eight bits."""
+    """ResNet-20 with CReLU as exported, rewritten, and in int8."""
     torch.manual_seed(0)
     graph = to_graph(timm.create_model("resnet20_crelu_bn", num_classes=7).eval(), 32)
     folder: Path = tmp_path_factory.mktemp("files")
@@ -121,7 +121,7 @@ def test_operations_are_told_of_convolutions_and_gemm_only() -> None:
 
 
 @pytest.mark.parametrize("form", ["plain", "rewritten", "int8"])
-def test_it_is_json_and_text(form: str, explained: dict[str, dict[str, Any]]) -> None:
+def test_an_explanation_is_json_and_text(form: str, explained: dict[str, dict[str, Any]]) -> None:
     found = explained[form]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     text = render(found)

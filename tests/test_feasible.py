@@ -60,16 +60,14 @@ def test_a_network_whose_activations_are_not_finite_or_not_rectified_has_no_shar
     assert feasible.dead_units(nn.Conv2d(3, 4, 1), torch.randn(2, 3, 8, 8)) is None
 
 
-def test_a_cpu_notices_at_once() -> None:
+def test_on_a_cpu_a_loss_that_is_not_finite_is_noticed_at_once() -> None:
     watch = LossWatch(CPU)
     assert watch.finite(torch.tensor(1.0))
     assert not watch.finite(torch.tensor(math.nan))
 
 
 @pytest.mark.parametrize("bad", [1, 5, 20, 21, 40])
-def test_a_delayed_look_notices_within_forty_steps_and_looks_only_every_twentieth(
-    bad: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_read_every_twentieth_step_is_noticed_within_forty(bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
     watch, total, noticed, looks = LossWatch(CPU, every=20), torch.zeros(()), 0, []
     item = torch.Tensor.item
     monkeypatch.setattr(torch.Tensor, "item", lambda tensor: (looks.append(step), item(tensor))[1])

@@ -118,7 +118,7 @@ def test_figures_that_are_compared_are_taken_in_turns(onnx_file: Path, monkeypat
     assert asked == [(pid, action) for action, *pids in order for pid in pids]
 
 
-def test_one_that_fails_does_not_take_the_others_with_it(onnx_file: Path, tmp_path: Path) -> None:
+def test_a_request_that_fails_does_not_end_the_others(onnx_file: Path, tmp_path: Path) -> None:
     done: list[int] = []
     wanted = [request(tmp_path / "none.onnx"), request(onnx_file), request(tmp_path, runtime="torch")]
     answers = latency.measure(wanted, lambda count, total, note: done.append(count))

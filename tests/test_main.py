@@ -280,7 +280,7 @@ def test_table_1_shows_the_paper_and_each_reading_of_ours(tmp_path: Path, suite:
     assert len(result["coherence"]["mu"]) == 19
 
 
-def test_export_and_parity_of_a_model_end_to_end(tmp_path: Path, suite: Run) -> None:
+def test_a_model_is_exported_and_checked_end_to_end(tmp_path: Path, suite: Run) -> None:
     out = tmp_path / "net.onnx"
     assert suite("export", "resnet20_crelu_bn", str(out))[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]

@@ -62,7 +62,7 @@ def asked(path: Path, **changes: Any) -> Request:
     return Request(path=str(path), protocol=SHORT, **fields | changes)
 
 
-def test_it_computes_what_onnx_runtime_computes_for_any_batch(net: Path) -> None:
+def test_openvino_computes_what_onnx_runtime_computes_for_any_batch(net: Path) -> None:
     images = np.random.default_rng(1).standard_normal((5, 3, 16, 16)).astype(np.float32)
     ours, theirs = (
         loaded.load(asked(net, runtime=name), checked=True).compute({"input": images})
@@ -86,7 +86,7 @@ def test_all_runtimes_have_one_form(net: Path) -> None:
         assert not np.array_equal(network.results(0)[0], network.results(1)[0])
 
 
-def test_it_is_told_float32_one_stream_and_the_threads(net: Path) -> None:
+def test_openvino_is_told_float32_one_stream_and_the_threads(net: Path) -> None:
     answer, own = latency.measure([asked(net), asked(net, runtime=DEFAULT)])
     assert isinstance(answer, LatencyResult)
     assert isinstance(own, LatencyResult)
@@ -100,7 +100,7 @@ def test_it_is_told_float32_one_stream_and_the_threads(net: Path) -> None:
     assert own.settings["INFERENCE_PRECISION_HINT"] == expected
 
 
-def test_a_file_of_quantized_values_runs_in_8_bits(net: Path) -> None:
+def test_openvino_runs_a_quantised_file_in_int8(net: Path) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Images(CalibrationDataReader):  # type: ignore[misc] # ONNX Runtime has no types
@@ -124,7 +124,7 @@ def test_a_file_of_quantized_values_runs_in_8_bits(net: Path) -> None:
     assert {"u8", "i8"} & set(ran)
 
 
-def test_what_it_cannot_load_is_one_line(net: Path) -> None:
+def test_what_openvino_cannot_load_is_one_line(net: Path) -> None:
     model = onnx.load(net)
     model.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(model, net)
@@ -137,7 +137,7 @@ def test_what_it_cannot_load_is_one_line(net: Path) -> None:
         loaded.load(asked(net, provider="cuda"))
 
 
-def test_its_process_ends_with_what_it_has_loaded(net: Path) -> None:
+def test_the_process_of_openvino_ends_with_the_network_that_it_loaded(net: Path) -> None:
     network: Any = loaded.load(asked(net), checked=True)
     process = psutil.Process(network._process._process.pid)
     assert process.is_running()
@@ -154,7 +154,7 @@ def test_what_goes_wrong_in_its_process_is_one_line(net: Path) -> None:
         network.compute({"input": np.zeros((1, 3, 16, 16), np.float32)})
 
 
-def test_files_are_timed_and_compared_in_it(net: Path, suite: Suite) -> None:
+def test_files_are_timed_and_compared_in_openvino(net: Path, suite: Suite) -> None:
     runtimes = ("--runtimes", f"onnxruntime,openvino,{DEFAULT},torch")
     code, out, err = suite("time", str(net), *runtimes, "--quick", "--format", "json")
     assert code == 0, err
@@ -173,7 +173,7 @@ def test_files_are_timed_and_compared_in_it(net: Path, suite: Suite) -> None:
     assert "openvino runs on cpu alone" in err
 
 
-def test_a_network_of_this_project_is_checked_in_it(suite: Suite) -> None:
+def test_a_network_of_this_project_is_checked_in_openvino(suite: Suite) -> None:
     code, out, err = suite("parity", "resnet20_crelu_bn", "--images", "16", "--runtime", "openvino")
     assert code == 0, err
     assert "fp32 on CPU: 16 images" in out
@@ -184,7 +184,7 @@ def test_a_network_of_this_project_is_checked_in_it(suite: Suite) -> None:
 ROW = ("resnet20_crelu_bn@cifar10",)
 
 
-def test_beside_it_no_key_of_others_changes(tmp_path: Path) -> None:
+def test_openvino_changes_no_key_of_other_runtimes(tmp_path: Path) -> None:
     from suite.grid import plan as grid
 
     options = grid.RunOptions(
@@ -200,7 +200,7 @@ def test_beside_it_no_key_of_others_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_run_checks_and_times_in_it(tmp_path: Path, suite: Suite) -> None:
+def test_a_run_checks_and_times_in_openvino(tmp_path: Path, suite: Suite) -> None:
     arguments = ["--table", "2", "--depth", "20", "--rows", *ROW, "--forms", "fp32,int8", "--batch-sizes", "1"]
     arguments += ["--runtimes", "onnxruntime,openvino", "--steps", "2", "--results", str(tmp_path)]
     code, out, err = suite("run", *arguments, "--columns", "all", "--format", "json")

@@ -33,7 +33,7 @@ def test_operations_are_multiplications_and_additions_counted_by_hand() -> None:
     assert len(counted) == 6
 
 
-def test_a_gpu_has_no_convolution_in_eight_bits_outside_of_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_has_no_int8_convolution_among_the_candidates_for_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peak, "PRODUCTS", {"cuda": (16,)})
     monkeypatch.setattr(peak, "CONVOLUTIONS", {"cuda": ((2, 8, 10),)})
     assert len(list(peak.candidates("cuda", "int8"))) == 1

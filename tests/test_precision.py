@@ -1,4 +1,4 @@
-"""Half precision and eight bits: what the files hold, and that they still compute the network."""
+"""Float16 and int8: what the files hold, and that they still compute the network."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_a_weight_beyond_the_range_of_float16_is_refused(exported: Path, tmp_pat
         to_float16(tmp_path / "large.onnx", tmp_path / "half.onnx")
 
 
-def test_eight_bits_compute_the_network_at_any_batch_size(exported: Path, tmp_path: Path) -> None:
+def test_an_int8_file_computes_the_network_at_any_batch_size(exported: Path, tmp_path: Path) -> None:
     out = tmp_path / "eight.onnx"
     to_int8(exported, out, (images(seed) for seed in range(3)))
     for batch in (1, 8):
@@ -184,7 +184,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.mark.parametrize("form", ["rewritten", "plain"])
-def test_files_in_fewer_bits_keep_to_the_standard(network: str, form: str, tmp_path: Path) -> None:
+def test_files_in_reduced_precision_conform_to_the_onnx_standard(network: str, form: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     size = 32
     graph = to_graph(timm.create_model(network).eval(), size)

@@ -101,7 +101,7 @@ def commands() -> list[str]:
     return [line for line in lines if not any(part in line for part in LEFT_OUT)]
 
 
-def test_each_command_is_tried_below() -> None:
+def test_every_command_of_the_pages_is_in_the_list_that_is_run() -> None:
     assert set(commands()) == set(COMMANDS)
 
 

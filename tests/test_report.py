@@ -73,7 +73,9 @@ def test_parity_is_shown_relative_to_the_scale_and_a_failure_is_loud(store: Stor
     assert "PARITY FAILED" in notes(build(store), "parity_top1")
 
 
-def test_parity_in_fewer_bits_and_on_other_providers_has_columns_of_its_own(store: Store, add_run: AddRun) -> None:
+def test_parity_in_reduced_precision_and_on_other_providers_has_columns_of_its_own(
+    store: Store, add_run: AddRun
+) -> None:
     export = add_run()["export"]
     checked = {"images": 100, "difference": 0.4, "max_logit_difference": 1.0, "scale": 20.0, "agreement": 98.0}
     for provider, precision, passed in (("cpu", "int8", False), ("cuda", "fp32", True)):
@@ -235,7 +237,7 @@ def test_loading_the_first_run_and_the_way_over_the_host_are_figures_of_their_ow
     assert headings[-1] == "ORT cpu b8 first run ms"
 
 
-def test_the_exporters_own_graph_beside_the_deployed_one_changes_no_other_column(store: Store, add_run: AddRun) -> None:
+def test_the_default_export_beside_the_deployed_graph_changes_no_other_column(store: Store, add_run: AddRun) -> None:
     records = add_run()
     before = build(store).lines[0].values
     inputs = {**records["export"].inputs, "plain": True}

@@ -125,7 +125,7 @@ def test_all_keys_are_known_before_anything_runs(tmp_path: Path) -> None:
     assert [stage.key for stage in grid.plan(options).stages] == [stage.key for stage in planned.stages]
 
 
-def test_gpus_share_the_exporters_own_graph_and_cuda_has_no_eight_bits(tmp_path: Path) -> None:
+def test_gpus_run_the_default_export_and_cuda_runs_no_int8(tmp_path: Path) -> None:
     row = ("resnet20_relu_bn@cifar10",)
     options = grid.RunOptions(
         2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"), runtimes=("onnxruntime",)
@@ -136,8 +136,8 @@ def test_gpus_share_the_exporters_own_graph_and_cuda_has_no_eight_bits(tmp_path:
     kinds = [stage.kind for stage in stages]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "train": 1,
-        "export": 2,  # rewritten for the CPU, and the exporter's own
-        "convert": 4,  # float16 and eight bits of each
+        "export": 2,  # rewritten for the CPU, and the default export for GPUs
+        "convert": 4,  # float16 and int8 of each
         "parity": 8,
         "peak": 8,
         "latency": 16,  # at two batch sizes
@@ -156,7 +156,7 @@ def test_gpus_share_the_exporters_own_graph_and_cuda_has_no_eight_bits(tmp_path:
     assert told[0].startswith("left out: int8 on cuda: ")
 
 
-def test_eight_bits_on_the_cpu_keep_their_keys_and_float16_has_new_ones(tmp_path: Path) -> None:
+def test_int8_on_the_cpu_keeps_its_keys_and_float16_has_new_ones(tmp_path: Path) -> None:
     row = ("resnet20_relu_bn@cifar10",)
     options = grid.RunOptions(2, tmp_path, depth=20, rows=row, forms=("fp32", "fp16", "int8"))
     converted = {stage.inputs["form"]: stage.inputs for stage in grid.plan(options).stages if stage.kind == "convert"}

@@ -80,7 +80,7 @@ def test_quick_is_a_run_shorter_than_an_epoch_wherever_it_is_told(
     assert shown["lines"][0]["cells"][place]["text"] == ("" if is_quick else "50.00")
 
 
-def test_of_a_recipe_in_steps_a_run_of_all_of_them_counts(store: Store, add_run: AddRun) -> None:
+def test_a_run_of_all_steps_counts_where_the_recipe_is_in_steps(store: Store, add_run: AddRun) -> None:
     add_run(max_steps=1000)
     table = spec.with_rows(spec.load_table(2), ["resnet110_relu_bn@cifar10"])
     for steps, counts in ((1000, True), (2000, False)):
@@ -146,7 +146,7 @@ def test_a_column_is_of_one_version_of_the_runtimes(store: Store, add_run: AddRu
     assert medians == pytest.approx([2, 1002])
 
 
-def test_what_auto_came_to_parts_repetitions(store: Store, add_run: AddRun) -> None:
+def test_runs_of_which_auto_chose_other_precisions_are_not_one_row(store: Store, add_run: AddRun) -> None:
     train = add_run(top1=6.0)["train"]
     for seed, precision in ((1, "bfloat16 autocast"), (2, "bfloat16 autocast")):
         result = train.result | {"precision": precision, "top1": 9.0}

@@ -68,7 +68,7 @@ def test_a_session_that_fell_back_to_the_cpu_is_an_error(provider: str, monkeypa
 
 @pytest.mark.usefixtures("whole_build")
 @pytest.mark.parametrize("provider", GPUS)
-def test_no_node_may_run_on_the_cpu_instead(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_for_a_gpu_lets_no_node_run_on_the_cpu(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, Any]] = []
 
     def opened(source: bytes, options: Any, providers: Any) -> Fallen:

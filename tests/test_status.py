@@ -28,7 +28,7 @@ def trainings(grid: Grid) -> list[Stage]:
     return [stage for stage in grid.stages if stage.kind == "train"]
 
 
-def test_it_tells_done_under_way_failed_and_the_time_left(grid: Grid, store: Store, tmp_path: Path) -> None:
+def test_status_tells_done_under_way_failed_and_the_time_left(grid: Grid, store: Store, tmp_path: Path) -> None:
     done, fails, goes_on = trainings(grid)
     (before,) = status.read(store)
     assert before.seconds_left is None

@@ -68,7 +68,7 @@ def test_a_file_of_another_size_is_named_with_the_record_to_delete(
     assert store.get("other", INPUTS) is None, "a run makes it again by itself"
 
 
-def test_one_bit_of_a_file_is_enough(store: Store, record: AnyRecord) -> None:
+def test_a_file_of_which_one_bit_was_changed_is_named(store: Store, record: AnyRecord) -> None:
     store.artifact(record, "weights").write_bytes(bytes(999) + b"\1")
     assert "weights: its content is not what was written" in problem(store)
 

@@ -156,7 +156,7 @@ def test_a_module_that_cannot_be_imported_is_one_line(modules: Path, suite: Suit
     assert "--import wrong_nets: cannot be imported: RuntimeError: no luck at all" in err
 
 
-def test_int8_and_float16_of_any_model(tmp_path: Path, suite: Suite, picture: Callable[..., Path]) -> None:
+def test_any_model_is_exported_in_int8_and_float16(tmp_path: Path, suite: Suite, picture: Callable[..., Path]) -> None:
     for number in range(3):
         picture(tmp_path / "photos" / f"{number}.png", number)
     out = tmp_path / "net.onnx"

@@ -49,7 +49,7 @@ def pairs(first: Path, second: Path, size: int) -> list[tuple[float, float]]:
         ("resnet110_relu_bn", 32, 0.88),
     ],
 )
-def test_the_deployed_graph_against_the_default_export(
+def test_the_deployed_graph_is_faster_than_the_default_export(
     model: str, size: int, most: float, files: Any, ratio: Callable[..., None]
 ) -> None:
     found = pairs(files.exported(model, size), files.default(model, size), size)
@@ -57,7 +57,9 @@ def test_the_deployed_graph_against_the_default_export(
 
 
 @pytest.mark.parametrize(("depth", "most"), [(50, 1.72), (34, 2.0)])
-def test_crelu_against_relu(depth: int, most: float, files: Any, ratio: Callable[..., None]) -> None:
+def test_crelu_takes_at_most_twice_as_long_as_relu(
+    depth: int, most: float, files: Any, ratio: Callable[..., None]
+) -> None:
     found = pairs(*(files.exported(f"resnet{depth}_{act}_bn", 224) for act in ("crelu", "relu")), 224)
     ratio(f"ResNet-{depth}, 224x224: latency of CReLU over ReLU", found, most=most)
 
@@ -69,13 +71,17 @@ def test_no_normalisation_costs_anything_once_deployed(norm: str, files: Any, ra
 
 
 @pytest.mark.parametrize(("model", "most"), [("resnet50_relu_bn", 0.38), ("resnet50_crelu_bn", 0.42)])
-def test_int8_against_float32(model: str, most: float, files: Any, ratio: Callable[..., None]) -> None:
+def test_int8_takes_less_than_half_as_long_as_float32(
+    model: str, most: float, files: Any, ratio: Callable[..., None]
+) -> None:
     found = pairs(files.exported(model, 224, "int8"), files.exported(model, 224), 224)
     ratio(f"{model}, 224x224: latency of int8 over float32", found, most=most)
 
 
 @pytest.mark.parametrize(("form", "most"), [("fp32", 1.1), ("fp16", 0.85)])
-def test_crelu_on_the_cuda_provider(form: str, most: float, files: Any, bar: Callable[..., None]) -> None:
+def test_crelu_stays_within_its_time_on_the_cuda_provider(
+    form: str, most: float, files: Any, bar: Callable[..., None]
+) -> None:
     """One image, from and to the GPU's memory; in float32 with TF32."""
     if reason := latency.why_unavailable("cuda"):
         pytest.skip(f"cuda is not available here: {reason}")
@@ -107,7 +113,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.mark.parametrize("disturbed", [False, True], ids=["quiet", "disturbed"])
-def test_the_same_file_against_itself(
+def test_a_file_is_as_fast_as_itself(
     disturbed: bool, files: Any, bar: Callable[..., None], request: pytest.FixtureRequest
 ) -> None:
     file, repetitions = files.exported("resnet20_relu_bn", 32), 20 if request.config.getoption("--full") else 2

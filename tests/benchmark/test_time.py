@@ -66,7 +66,7 @@ def test_a_file_is_timed_within_15_seconds(mobilenet: Path, bar: Callable[..., N
     bar("MobileNetV2 of torchvision: from the command to its answer", words, seconds <= 15, seconds=seconds)
 
 
-def test_one_file_twice_in_one_call(mobilenet: Path, bar: Callable[..., None]) -> None:
+def test_a_file_named_twice_is_as_fast_as_itself(mobilenet: Path, bar: Callable[..., None]) -> None:
     _, second = timed(mobilenet, mobilenet)
     found = second["ratio"]
     words = f"{found:.3f} (95 %: {second['ratio_interval']}); bar: 0.97 to 1.03"
@@ -74,7 +74,7 @@ def test_one_file_twice_in_one_call(mobilenet: Path, bar: Callable[..., None]) -
 
 
 @pytest.mark.parametrize("name", ["resnet20_crelu_bn", "resnet50_relu_bn", "mobilenet_v2"])
-def test_against_a_loop_written_by_hand(
+def test_time_agrees_with_a_loop_written_by_hand(
     name: str, mobilenet: Path, files: Any, ratio: Callable[..., None], request: pytest.FixtureRequest
 ) -> None:
     file = mobilenet if name == "mobilenet_v2" else files.exported(name, 32 if "20" in name else 224)

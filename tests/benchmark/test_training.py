@@ -113,7 +113,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.mark.parametrize("model", ["resnet20_relu_bn", "resnet110_crelu_bn"])
-def test_training_step(model: str, precision: Precision, tmp_path: Path, ratio: Callable[..., None]) -> None:
+def test_a_training_step_is_faster_than_that_of_a_plain_loop(
+    model: str, precision: Precision, tmp_path: Path, ratio: Callable[..., None]
+) -> None:
     source = random_images(128 * 20)
     plain = plain_steps(model, source)
     for _ in range(WARM_UP):
@@ -207,7 +209,7 @@ def gpu_step(model_name: str, size: int, batch_size: int, packed: int = 1) -> Ca
         ("resnet50_relu_bn", 224, 1, 4_500),
     ],
 )
-def test_images_a_second_on_a_gpu(
+def test_training_reaches_its_images_a_second_on_a_gpu(
     model: str, size: int, packed: int, least: int | None, bar: Callable[..., None]
 ) -> None:
     """From memory, without torch.compile; `packed` seeds trained as one, over one network's plain loop."""
@@ -229,7 +231,7 @@ def test_images_a_second_on_a_gpu(
 
 @ON_A_GPU
 @pytest.mark.parametrize("model", ["resnet110_relu_bn", "resnet110_crelu_bn"])
-def test_what_torch_compile_takes_and_brings_on_a_gpu(model: str, bar: Callable[..., None]) -> None:
+def test_torch_compile_takes_at_most_30_seconds_on_a_gpu(model: str, bar: Callable[..., None]) -> None:
     """As a long training measures it: without and with, each with our own kernels where they are used."""
     recipe = gpu_recipe(32, 128)
     own = Engine().wants_kernels_on(GPU, recipe)
@@ -245,7 +247,7 @@ def test_what_torch_compile_takes_and_brings_on_a_gpu(model: str, bar: Callable[
 
 
 @ON_A_GPU
-def test_testing_between_epochs_on_a_gpu(bar: Callable[..., None]) -> None:
+def test_a_test_between_epochs_stays_within_its_time_on_a_gpu(bar: Callable[..., None]) -> None:
     """Of 10,000 images, as CUDA graphs in bfloat16, which have been captured."""
     recipe = gpu_recipe(32, 128)
     feed = batches.Batches(random_images(10_000), recipe, GPU)
@@ -283,7 +285,7 @@ KERNELS = {
 @pytest.mark.parametrize(
     ("model", "size"), [("resnet110_relu_bn", 32), ("resnet110_crelu_bn", 32), ("resnet50_relu_bn", 224)]
 )
-def test_shares_of_a_step_on_a_gpu(model: str, size: int, bar: Callable[..., None]) -> None:
+def test_kernels_of_a_step_are_told_with_their_shares_on_a_gpu(model: str, size: int, bar: Callable[..., None]) -> None:
     """Of a step's time in kernels, by torch's profiler; our norm's kernels add and rectify too."""
     run = gpu_step(model, size, 128)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -326,13 +328,13 @@ print(env.peak_memory())
 
 
 @pytest.mark.parametrize("model", ["resnet110_crelu_bn", "resnet110_w32_relu_bn", "resnet110_w24_crelu_bn"])
-def test_peak_memory(model: str, precision: Precision, ratio: Callable[..., None]) -> None:
+def test_training_stays_within_2_gb(model: str, precision: Precision, ratio: Callable[..., None]) -> None:
     """Of a process of its own that trains on as many images as CIFAR has, in GB."""
     done = subprocess.run([sys.executable, "-c", PEAK, model, precision], capture_output=True, text=True, check=True)
     ratio(f"{model}, batch 128, precision {precision}: peak memory in GB", [(int(done.stdout), 1e9)], most=2)
 
 
-def test_the_norm_of_normprops_weights(tmp_path: Path, ratio: Callable[..., None]) -> None:
+def test_normprops_filter_norms_take_at_most_5_percent_of_a_step(tmp_path: Path, ratio: Callable[..., None]) -> None:
     """What NormProp2 adds to a step of a plain network: the norms of its filters, and their gradients."""
     convs = [m for m in timm.create_model("resnet110_relu_np2").modules() if isinstance(m, models.NormPropConv2d)]
     times = []
@@ -345,7 +347,7 @@ def test_the_norm_of_normprops_weights(tmp_path: Path, ratio: Callable[..., None
     ratio(name, [(statistics.median(times), step)], most=0.05)
 
 
-def test_share_of_input_in_a_step(tmp_path: Path, ratio: Callable[..., None]) -> None:
+def test_input_takes_at_most_3_percent_of_a_step(tmp_path: Path, ratio: Callable[..., None]) -> None:
     source = random_images(128 * 40)
     feed = batches.Batches(source, spec.load_table(2).recipe, torch.device("cpu")).train(0, 1)
     next(feed)
@@ -358,7 +360,7 @@ def test_share_of_input_in_a_step(tmp_path: Path, ratio: Callable[..., None]) ->
     ratio("resnet20_relu_bn, batch 128: share of input in a step", [(statistics.median(times), step)], most=0.03)
 
 
-def test_imagenet_input(tmp_path: Path, ratio: Callable[..., None]) -> None:
+def test_imagenet_input_is_faster_than_that_of_torchvision(tmp_path: Path, ratio: Callable[..., None]) -> None:
     """Images/s of one core from 500x375 JPEG files to 224x224 training tensors."""
     random = np.random.default_rng(0)
     (tmp_path / "class").mkdir()

@@ -104,7 +104,7 @@ def test_nothing_is_wrong_with_batchnorm_on_this_gpu() -> None:
     assert fused_norm.why_unusable(GPU) is None
 
 
-def test_float32_follows_the_cpu() -> None:
+def test_training_in_float32_on_a_gpu_follows_that_on_a_cpu() -> None:
     """Over 12 steps, launch by launch and as a CUDA graph."""
     torch.manual_seed(0)
     start = timm.create_model("resnet20_relu_bn", num_classes=10)
