@@ -1,5 +1,5 @@
-"""OpenVINO beside the other runtimes: what it computes, in which precision, and what a record says of it; and that no
-process that lives on loads it, which may crash where it stands beside torch and a process that was forked is killed."""
+"""OpenVINO beside the other runtimes: what it computes, in which precision, and what a record says of it; and that
+this process, which goes on afterwards, never loads it (see `suite.inference.in_openvino`)."""
 
 import importlib.util
 import json

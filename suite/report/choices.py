@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from suite.registry import label_of
 from suite.report.entries import Entry, Metric, errors, shortfalls
 from suite.report.kinds import Kind, instability_notes, words_of
-from suite.report.render import Column, Line, Report
+from suite.report.render import FAILED, Column, Line, Report
 from suite.report.tables import QUICK, three_digits
 from suite.results.derived import latency_ratio, median_over_seeds
 
@@ -141,4 +141,4 @@ def _doubts(net: Entry, kind: Kind) -> list[str]:
     if kind not in net.runs.timed:
         return ["not timed"]
     failed = not all(record.result.passed for record in net.runs.parity)
-    return instability_notes(net.runs.timed[kind]) + ["PARITY FAILED: the file is not the network"] * failed
+    return instability_notes(net.runs.timed[kind]) + [f"{FAILED}: the file is not the network"] * failed

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from suite.report.render import Column, Line, Report, format_cells
+from suite.report.render import FAILED, Column, Line, Report, format_cells
 from suite.tables.spec import METRICS
 
 # What a footnote that begins so is called in the cell itself.
@@ -18,7 +18,7 @@ TAGS = {
     "unstable": "unstable",
     "throttled": "throttled",
     "impossible": "impossible",
-    "PARITY FAILED": "failed",
+    FAILED: "failed",
     "train failed": "failed",
     "export failed": "failed",
     "parity failed": "failed",

@@ -89,7 +89,7 @@ def convolve_with_statistics(convolution: nn.Module, x: Tensor) -> tuple[Tensor,
     return convolution.with_statistics(x, precision)
 
 
-class _Normalized(NormPropConv2d):
+class _PreparedNormProp(NormPropConv2d):
     """NormProp's convolution, by the library or by our kernels.
 
     Attributes:
@@ -105,7 +105,7 @@ class _Normalized(NormPropConv2d):
         return super().normalized_weight()
 
 
-class _NormPropConvolution(_Convolution, _Normalized):
+class _NormPropConvolution(_Convolution, _PreparedNormProp):
     pass
 
 
@@ -157,7 +157,7 @@ def use_kernels(model: nn.Module, compiled: bool = False) -> int:
             module.__class__ = _Convolution if type(module) is nn.Conv2d else _NormPropConvolution
             count += 1
         elif type(module) is NormPropConv2d:  # by the library, with filters that are normalised with the others'
-            module.__class__ = _Normalized
+            module.__class__ = _PreparedNormProp
     if count:
         preparation = _FilterPreparation(model, compiled)
         model.register_forward_pre_hook(preparation.prepare)
@@ -172,8 +172,8 @@ class _FilterPreparation:
 
     def __init__(self, model: nn.Module, compiled: bool) -> None:
         self._plain = [module for module in model.modules() if type(module) is _Convolution]
-        self._normalized = [module for module in model.modules() if isinstance(module, _Normalized)]
-        self._flat = FlatFilters(self._normalized) if self._normalized else None
+        self._normprop = [module for module in model.modules() if isinstance(module, _PreparedNormProp)]
+        self._flat = FlatFilters(self._normprop) if self._normprop else None
         self._compiled = compiled
 
     def prepare(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -188,7 +188,7 @@ class _FilterPreparation:
             convolution.cast = cast
         if self._flat is None:
             return
-        for layer, (scaled, cast) in zip(self._normalized, self._flat(precision), strict=True):
+        for layer, (scaled, cast) in zip(self._normprop, self._flat(precision), strict=True):
             layer.normalized = scaled
             if isinstance(layer, _Convolution):
                 layer.cast = cast
@@ -196,7 +196,7 @@ class _FilterPreparation:
     def forget(self, *_: Any) -> None:
         for convolution in self._plain:
             convolution.cast = None
-        for layer in self._normalized:
+        for layer in self._normprop:
             layer.normalized = None
             if isinstance(layer, _Convolution):
                 layer.cast = None

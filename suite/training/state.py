@@ -30,8 +30,8 @@ class TrainingState:
         job: what to train.
         engine: how to compute it.
         warn: told of what failed and is done in another way.
-        trials: what was measured to decide on torch.compile of networks in the same
-            pack, which other seeds of them take as it is.
+        trials: what was measured to decide on torch.compile, by network; seeds of a
+            network in the same pack share it.
 
     Attributes:
         at: how far it is.

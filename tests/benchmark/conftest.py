@@ -1,4 +1,4 @@
-"""RunOptions of the benchmarks, and what they write beside their figures."""
+"""Options of the benchmarks, and what they write beside their figures."""
 
 import warnings
 from collections.abc import Callable
