@@ -77,7 +77,7 @@ def main() -> NoReturn:
         click.echo(printable(f"error: {error}"), err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; what is finished is kept, and the same command goes on from there", err=True)
+        click.echo("interrupted; what is finished is kept, and the same `run` goes on from there", err=True)
         sys.exit(130)
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough.

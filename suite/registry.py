@@ -169,7 +169,8 @@ class Runtime:
         forms: of ONNX files that it runs; none of one that runs a network from its
             weights, in float32.
         extra: of this project, which installs it; None if it is always installed.
-        brief: its name in a terminal, where room is scarce; empty if that is `short`.
+        brief: its name in a terminal, where room is scarce; empty if that is
+            `short`.
     """
 
     label: str

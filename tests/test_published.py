@@ -54,13 +54,61 @@ def test_commands_take_published_weights_by_their_name(suite: Suite, tmp_path: P
     code, out, _ = suite("export", name, str(tmp_path / "net.onnx"))
     assert code == 0
     assert "weights             of a run" in out
-    assert names.published() == {each["name"]: (models.published.FOLDER / each["file"]).parent for each in WEIGHTS}
-    folder = names.published()[name]
+    files = {each["name"]: (models.published.FOLDER / each["file"], each["sha256"]) for each in WEIGHTS}
+    assert names.published() == files
+    folder = files[name][0].parent
     assert suite("parity", str(tmp_path / "net.onnx"), "--against", name)[0] == 0
     assert suite("parity", name, "--against", str(folder), "--tolerance", "1e-9")[0] == 0
     code, _, err = suite("export", "resnet20_relu_bn.cifar100_11ep", str(tmp_path / "other.onnx"))
     assert code == 2
     assert "neither a file or folder that is there nor a model" in err
+    assert "legal: resnet20_relu_bn, resnet20_relu_bn.cifar100_10ep, resnet20_relu_bn.cifar10_10ep" in err
+
+
+INDEX = {"weights": [{"name": "resnet20_relu_bn.x", "file": "m/artifacts/k/model.safetensors", "sha256": "0"}]}
+
+
+@pytest.mark.parametrize(
+    ("index", "weights", "named"),
+    [
+        ("garbage", None, "is no index of weights"),
+        ("[]", None, "is no index of weights"),
+        ('{"weights": 3}', None, "is no index of weights"),
+        ('{"weights": [{"name": "resnet20_relu_bn.x"}]}', None, "is no index of weights"),
+        (json.dumps(INDEX).replace("m/", "../../"), None, "a file is outside of its folder"),
+        (json.dumps(INDEX), None, "its weights are missing from"),
+        (json.dumps(INDEX), b"changed", "is not as it was published"),
+    ],
+)
+def test_damaged_published_weights_are_named_and_not_used(
+    index: str, weights: bytes | None, named: str, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights.json").write_text(index)
+    if weights is not None:
+        (tmp_path / "m" / "artifacts" / "k").mkdir(parents=True)
+        (tmp_path / "m" / "artifacts" / "k" / "model.safetensors").write_bytes(weights)
+    monkeypatch.setattr(names, "_PUBLISHED", tmp_path)
+    names.published.cache_clear()
+    try:
+        code, out, err = suite("export", "resnet20_relu_bn.x", str(tmp_path / "net.onnx"))
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert named in err
+        assert err.endswith("git checkout results/published restores it\n")
+        assert not (tmp_path / "net.onnx").exists()
+        assert names.published_folder("resnet18") is None  # of a name without such a tag the index is not asked
+    finally:
+        names.published.cache_clear()
+
+
+@pytest.mark.parametrize("index", ["garbage", "[]", '{"weights": 3}', '{"weights": [{"name": "resnet20_relu_bn.x"}]}'])
+def test_timm_has_its_models_beside_a_damaged_index(
+    index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights.json").write_text(index)
+    monkeypatch.setattr(models.published, "INDEX", tmp_path / "weights.json")
+    with pytest.warns(UserWarning, match="is no index of weights"):
+        found = models.published.with_weights({"resnet20_relu_bn": {"num_classes": 10}})
+    assert list(found["resnet20_relu_bn"].tags) == [""]
 
 
 def test_a_list_of_weights_has_only_whole_trainings(store: Store, add_run: Callable[..., Any], suite: Suite) -> None:
@@ -88,4 +136,18 @@ def test_a_list_of_weights_has_only_whole_trainings(store: Store, add_run: Calla
     code, _, err = suite("list", "weights", "--results", str(store.root.parent))
     assert code == 2
     assert "config.json: is no configuration of a model" in err
-    assert suite("list", "weights", "--results", str(store.root))[0] == 2
+    empty = store.root.parent / "empty"
+    (empty / "a" / "records").mkdir(parents=True)
+    for folder, why in (
+        (store.root, "is a results folder; give the folder that holds it"),
+        (empty / "a" / "records", "holds no results folders"),
+        (empty, "hold no weights"),
+    ):
+        code, _, err = suite("list", "weights", "--results", str(folder))
+        assert code == 2
+        assert why in err
+    assert suite("list", "models", "--results", str(store.root)) == (
+        2,
+        "",
+        "error: --results: legal only with list weights\n",
+    )

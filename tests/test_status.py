@@ -64,7 +64,7 @@ def test_a_finished_plan_has_no_time_left(grid: Grid, store: Store) -> None:
 def test_an_empty_folder_and_a_damaged_plan_are_told(tmp_path: Path) -> None:
     assert status.render(status.read(Store(tmp_path))) == "nothing was begun here\n"
     assert status.render([], records=3).startswith(
-        "no command was begun here; of commands elsewhere here are 3 records"
+        "no command was begun here; what commands elsewhere left here are 3 records"
     )
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / "x.json").write_text("{")

@@ -36,8 +36,9 @@ def export(
     """Write a model, this project's or timm's, or the weights in a folder, as the ONNX
     file that a provider runs fastest.
 
-    A model's name means its initial weights. int8 is calibrated on training images of
-    --data, and fp16 is checked to hold the activations that they give.
+    A model's name means its initial weights, or published ones if it has their tag.
+    int8 is calibrated on training images of --data, and fp16 is checked to hold the
+    activations that they give.
     """
     from suite.inference import deploy, model_files, networks, subjects
 

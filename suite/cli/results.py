@@ -66,7 +66,10 @@ def init(file: Path) -> int:
         raise InputError(f"{file}: is there already; legal: a new name")
     if not file.parent.is_dir():
         raise InputError(f"{file.parent}: no such folder")
-    write(file, (resources.files("suite") / "tables" / "example.toml").read_bytes())
+    try:
+        write(file, (resources.files("suite") / "tables" / "example.toml").read_bytes())
+    except OSError as error:
+        raise InputError(f"{file}: cannot write there: {error.strerror}") from None
     click.echo(f"{file}: written; next: uv run -m suite run --table {shlex.quote(str(file))}")
     return 0
 
@@ -143,6 +146,10 @@ def report_(
 def list_(what: str, results: Path, text_format: str) -> int:
     """Print the models, the tables, the data sets, or the weights that are published,
     as timm loads them."""
+    if what != "weights":
+        for name, option in (("results", "--results"), ("text_format", "--format")):
+            if click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+                raise InputError(f"{option}: legal only with list weights")
     if what == "weights":
         from suite.report import formats
         from suite.results import weights

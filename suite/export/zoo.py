@@ -117,8 +117,10 @@ def from_folder(folder: Path) -> Network:
         sizes = described.get("input_size") or (3, 224, 224)
         if len(sizes) != 3 or not all(type(side) is int and 0 < side <= 8192 for side in sizes):
             raise ValueError(f"its input_size is {sizes}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
         raise InputError(f"{folder}: no folder of weights with a {CONFIG} ({first_line(error)})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is no description of a network ({describe_error(error)})") from None
     if not isinstance(model, str) or not is_known(model):
         raise InputError(f"{path}: timm has no model {model!r}; --import MODULE imports what registers it")
     for name, value in arguments.items():

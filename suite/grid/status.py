@@ -75,7 +75,8 @@ def render(found: Sequence[Status], records: int = 0) -> str:
 
     if not found:
         if records:
-            return f"no command was begun here; of commands elsewhere here are {records} records: suite show, report\n"
+            left = f"what commands elsewhere left here are {records} records"
+            return f"no command was begun here; {left}: suite show, report\n"
         return "nothing was begun here\n"
     parts = []
     for status in found:

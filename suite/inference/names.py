@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import hashlib
 import importlib.util
 import json
 import re
@@ -10,12 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from suite.errors import InputError
+from suite.errors import InputError, describe_error
 
 _ENTRYPOINT = re.compile(r"^@register_model[^\n]*\n(?:@[^\n]*\n)*def (\w+)\(", re.MULTILINE)
 _MODELS = Path(__file__).parent.parent.parent / "models"
 # The same folder as in `models.published`, whose import would load torch; tests/test_published.py compares the two.
 _PUBLISHED = _MODELS.parent / "results" / "published"
+_REMEDY = "git checkout results/published restores it"
 
 
 # How many names are offered in the place of one that there is not.
@@ -64,13 +66,46 @@ def timm_models() -> frozenset[str]:
 
 
 @cache
-def published() -> dict[str, Path]:
-    """The folders with the published weights of this project's networks, by the names
-    that timm has for them."""
+def published() -> dict[str, tuple[Path, str]]:
+    """Of the published weights of this project's networks the file and its SHA-256, by
+    the names that timm has for them.
+
+    Raises:
+        InputError: the index is damaged.
+    """
     index = _PUBLISHED / "weights.json"
-    weights = json.loads(index.read_text("utf-8"))["weights"] if index.is_file() else []
-    files = {each["name"]: _PUBLISHED / each["file"] for each in weights}
-    return {name: file.parent for name, file in files.items() if file.is_file()}
+    try:
+        found = {each["name"]: (Path(each["file"]), str(each["sha256"])) for each in _listed(index)}
+        if any(path.is_absolute() or ".." in path.parts for path, _ in found.values()):
+            raise ValueError("a file is outside of its folder")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{index}: is no index of weights ({describe_error(error)}); {_REMEDY}") from None
+    return {name: (_PUBLISHED / path, digest) for name, (path, digest) in found.items()}
+
+
+def _listed(index: Path) -> list[dict[str, Any]]:
+    if not index.is_file():  # an installation without a checkout
+        return []
+    found: list[dict[str, Any]] = json.loads(index.read_text("utf-8"))["weights"]
+    return found
+
+
+def published_folder(name: str) -> Path | None:
+    """The folder with the published weights of this name; None if it is no name of such
+    weights.
+
+    Raises:
+        InputError: the weights are missing, or not as they were published.
+    """
+    if name.partition(".")[0] not in our_models() or name not in published():
+        return None
+    file, digest = published()[name]
+    if not file.is_file():
+        raise InputError(f"{name}: its weights are missing from {file.parent}; {_REMEDY}")
+    with open(file, "rb") as content:
+        if hashlib.file_digest(content, "sha256").hexdigest() != digest:
+            raise InputError(f"{name}: {file} is not as it was published; {_REMEDY}")
+    return file.parent
 
 
 def require_model(name: str, what: str = "a model of this project or of timm") -> None:
@@ -80,14 +115,20 @@ def require_model(name: str, what: str = "a model of this project or of timm") -
         InputError: there is none; it offers the nearest names.
     """
     if not is_known(name):
-        hint = suggest_names(name, our_models() | timm_models() | set(published()))
+        bare, dot, _ = name.partition(".")
+        tagged = sorted(each for each in published() if each.startswith(f"{bare}.")) if dot else []
+        if dot and bare in our_models():
+            hint = f"; legal: {bare}" + "".join(f", {each}" for each in tagged) + ", as suite list weights says"
+        else:
+            hint = suggest_names(name, our_models() | timm_models())
         raise InputError(f"{name}: neither a file or folder that is there nor {what}{hint}")
 
 
 def is_known(name: str) -> bool:
     """Whether this project or timm itself has a model of this name, whatever tag it
     has."""
-    return name in our_models() or name in published() or name.partition(".")[0] in timm_models()
+    bare = name.partition(".")[0]
+    return name in our_models() or bare in timm_models() or (bare in our_models() and name in published())
 
 
 def suggest_names(name: str, legal: Iterable[str]) -> str:

@@ -85,7 +85,7 @@ def find_network(name: str, size: int | None = None) -> Iterator[NamedNetwork]:
 
     import models  # noqa: F401 - registers the networks with timm
 
-    name = str(names.published().get(name, name))
+    name = str(names.published_folder(name) or name)
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(name)

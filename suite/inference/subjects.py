@@ -37,8 +37,8 @@ def find(name: str, modules: Sequence[str] = ()) -> Subject:
     """
     path = Path(name.removeprefix(zoo.LOCAL))
     is_model = not name.startswith(zoo.LOCAL) and not path.exists() and path.suffix != ".onnx"
-    if is_model and name in names.published():
-        return Subject(name, network=zoo.from_folder(names.published()[name]))
+    if is_model and (folder := names.published_folder(name)):
+        return Subject(name, network=zoo.from_folder(folder))
     if is_model and not modules:
         names.require_model(name)
     if path.is_dir():

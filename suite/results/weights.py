@@ -6,13 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from suite.errors import InputError
 from suite.results.record import TrainRecord
 from suite.results.store import Store
 from suite.schema.outcomes import none_if_unset
 
-# What timm must know of a network beside its weights, as its `config.json` says it.
-_CONFIGURATION = ("num_classes", "mean", "std")
+
+class _Configuration(msgspec.Struct):
+    """What a network's configuration says beside its weights, and timm asks for."""
+
+    num_classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 def find_weights(root: Path) -> list[dict[str, Any]]:
@@ -29,10 +36,12 @@ def find_weights(root: Path) -> list[dict[str, Any]]:
         order of names.
 
     Raises:
-        InputError: there is no results folder, or a record or configuration cannot be
-            read.
+        InputError: there is no results folder, or no such weights, or a record or
+            configuration cannot be read.
     """
-    folders = sorted(path.parent for path in root.glob("*/records"))
+    if (root / "records").is_dir():
+        raise InputError(f"{root}: is a results folder; give the folder that holds it")
+    folders = sorted(path.parent for path in root.glob("*/records") if path.is_dir())
     if not folders:
         raise InputError(f"{root}: holds no results folders")
     found: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -45,6 +54,8 @@ def find_weights(root: Path) -> list[dict[str, Any]]:
             entry = _entry(record, folder)
             if entry["name"] not in found or found[entry["name"]][0] < record.finished:
                 found[entry["name"]] = record.finished, entry
+    if not found:
+        raise InputError(f"{root}: its results folders hold no weights of networks trained for an epoch or more")
     return [found[name][1] for name in sorted(found)]
 
 
@@ -61,7 +72,7 @@ def _entry(record: TrainRecord, folder: Path) -> dict[str, Any]:
     path = folder / "artifacts" / record.key / "config.json"
     try:
         stated: dict[str, Any] = json.loads(path.read_text("utf-8"))["pretrained_cfg"]
-        own = {name: stated[name] for name in _CONFIGURATION}
+        own = msgspec.to_builtins(msgspec.convert(stated, _Configuration))
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is no configuration of a model; `suite verify` says what is damaged") from None
     return {

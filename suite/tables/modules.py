@@ -32,7 +32,7 @@ def load(name: str) -> None:
             importlib.import_module(name)
     except InputError:
         raise
-    except Exception as error:  # whatever its author has written
+    except (Exception, SystemExit) as error:  # whatever its author has written
         raise InputError(f"--import {name}: cannot be imported: {describe_error(error)}") from None
 
 
