@@ -77,7 +77,8 @@ def model_in_metadata(path: Path, model: Any) -> str:
     stated = {entry.key: entry.value for entry in model.metadata_props}
     if stated.get("trained") != "false":
         raise InputError(
-            f"{path}: made from a run's weights; give them by --weights FOLDER, or by --weights NAME if they are published"
+            f"{path}: made from a run's weights; give them by --weights FOLDER, "
+            "or by --weights NAME if they are published"
         )
     if stated.get("model") not in timm.list_models(module="crelu_resnet"):
         raise InputError(f"{path}: says that its model is {stated.get('model')!r}, which is not one of this project's")
