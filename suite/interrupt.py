@@ -97,3 +97,7 @@ class Interruption:
             # Not by Python's streams, which the signal may have found in the midst of writing.
             with contextlib.suppress(OSError):
                 os.write(2, NOTED)
+
+
+# Of work that is not to be ended: never entered, so that no signal is ever pending.
+UNDISTURBED = Interruption()

@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import functools
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,9 +18,11 @@ from torch._dynamo.testing import CompileCounter
 import models  # noqa: F401 - registers the networks with timm
 from suite import env
 from suite.distributed import Group
+from suite.interrupt import Interruption
 from suite.tables import spec
-from suite.training import step
-from suite.training.step import Engine, Step, keep_channels_last, try_compile
+from suite.training import compiling
+from suite.training.compiling import try_compile
+from suite.training.step import Engine, Step, _compile, keep_channels_last
 
 CPU = torch.device("cpu")
 RECIPE = spec.load_table(2).recipe
@@ -120,9 +124,25 @@ def test_compiling_is_not_tried_where_little_training_is_left() -> None:
     assert found.compiled is False
 
 
+def test_a_trial_of_compiling_ends_at_the_next_step_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    class Interrupted(Step):
+        def __call__(self, *batch: torch.Tensor) -> torch.Tensor:
+            steps.append(len(steps))
+            if len(steps) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__call__(*batch)
+
+    monkeypatch.setattr(compiling, "Step", Interrupted)
+    with Interruption() as interruption, pytest.raises(KeyboardInterrupt):
+        try_compile(tiny(), RECIPE, False, batch(), steps=10, interruption=interruption)
+    assert len(steps) == 2
+
+
 @pytest.mark.full
 def test_compiling_is_decided_by_measured_steps_and_leaves_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(step.WORTH_A_TRIAL, "cpu", 0.0)
+    monkeypatch.setitem(compiling.WORTH_A_TRIAL, "cpu", 0.0)
     model = tiny()
     before = copy.deepcopy(model.state_dict())
     found = try_compile(model, RECIPE, False, batch(), steps=1)
@@ -176,7 +196,7 @@ def test_compiled_blocks_have_the_same_gradients() -> None:
     plain, compiled = net("resnet20_relu_bn").double(), net("resnet20_relu_bn").double()
     for model in (plain, compiled):  # of blocks that are compiled each by itself one of a kind, and one kind twice
         del model.layer1[2:], model.layer2[1:], model.layer3[1:]
-    step._compile(compiled)
+    _compile(compiled)
     images = batch()[0].double()
     for model in (plain, compiled):
         (model(images) ** 2).sum().backward()

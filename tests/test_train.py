@@ -18,7 +18,7 @@ from suite.distributed import Group
 from suite.interrupt import Deadline, Interruption, TimeIsUp
 from suite.schema.outcomes import Epoch, TrainResult
 from suite.tables import spec
-from suite.training import checkpoint, feasible, fitting, state, step, testing, train
+from suite.training import checkpoint, compiling, feasible, fitting, state, testing, train
 from suite.training.job import FinishedTraining
 from suite.training.position import Compiling
 from suite.training.step import Engine
@@ -404,7 +404,7 @@ def test_without_a_compiler_training_goes_on_and_says_why(tmp_path: Path, monkey
         raise RuntimeError("no C++ compiler\nhere")
 
     monkeypatch.setattr("torch.compile", compiler)
-    monkeypatch.setitem(step.WORTH_A_TRIAL, "cpu", 0.0)
+    monkeypatch.setitem(compiling.WORTH_A_TRIAL, "cpu", 0.0)
     monkeypatch.setattr(state, "TRIAL", 0)
     said: list[str] = []
     job = train.Job("resnet20_relu_bn", Batches(small(), dataclasses.replace(RECIPE, max_steps=1), CPU), 0, tmp_path)

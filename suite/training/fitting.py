@@ -34,9 +34,15 @@ class Fit(TrainingState):
     taken up at any step."""
 
     def __init__(
-        self, job: Job, engine: Engine, packed: int, warn: Callable[[str], None], trials: dict[Hashable, Compiling]
+        self,
+        job: Job,
+        engine: Engine,
+        packed: int,
+        warn: Callable[[str], None],
+        trials: dict[Hashable, Compiling],
+        interruption: Interruption,
     ) -> None:
-        super().__init__(job, engine, warn, trials)
+        super().__init__(job, engine, warn, trials, interruption)
         self.packed, self.must_stop = packed, False
         self._last_checkpoint = monotonic()
         self._mark = perf_counter()  # until when `at.seconds` counts

@@ -13,13 +13,15 @@ from msgspec import UNSET, convert, structs
 from torch import Tensor, nn
 
 import models  # noqa: F401 - registers the networks with timm
+from suite.interrupt import Interruption
 from suite.training import checkpoint, feasible, fused_norm, kernels
+from suite.training.compiling import TRIAL, try_compile
 from suite.training.grouped import obstacle
 from suite.training.job import Job
 from suite.training.pack import synchronize
 from suite.training.position import Compiling, Position
 from suite.training.stacked import Seed, Stack, State, without_prefix
-from suite.training.step import TRIAL, Engine, Step, try_compile
+from suite.training.step import Engine, Step
 from suite.training.testing import quick_forward
 
 
@@ -32,6 +34,8 @@ class TrainingState:
         warn: told of what failed and is done in another way.
         trials: what was measured to decide on torch.compile, by network; seeds of a
             network in the same pack share it.
+        interruption: a pending one ends the measuring of torch.compile, and with it the
+            training, of which nothing is done then.
 
     Attributes:
         at: how far it is.
@@ -42,7 +46,12 @@ class TrainingState:
     """
 
     def __init__(
-        self, job: Job, engine: Engine, warn: Callable[[str], None], trials: dict[Hashable, Compiling]
+        self,
+        job: Job,
+        engine: Engine,
+        warn: Callable[[str], None],
+        trials: dict[Hashable, Compiling],
+        interruption: Interruption,
     ) -> None:
         self.job, self.batches = job, job.batches
         self.recipe, self.device, self.group = self.batches.recipe, self.batches.device, self.batches.group
@@ -69,7 +78,8 @@ class TrainingState:
                 self._restore(*saved)
             else:
                 self.at = Position(
-                    learning_rate=self.recipe.learning_rate, compile=self._decide_on_compile(engine, trials)
+                    learning_rate=self.recipe.learning_rate,
+                    compile=self._decide_on_compile(engine, trials, interruption),
                 )
                 self._begin()
 
@@ -77,7 +87,9 @@ class TrainingState:
         """Where this network's work is queued."""
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
-    def _decide_on_compile(self, engine: Engine, trials: dict[Hashable, Compiling]) -> Compiling:
+    def _decide_on_compile(
+        self, engine: Engine, trials: dict[Hashable, Compiling], interruption: Interruption
+    ) -> Compiling:
         if engine.compile != "auto":
             return Compiling(compiled=engine.compile == "always")
         if self.group.size > 1:
@@ -88,7 +100,8 @@ class TrainingState:
         if network not in trials:
             images, labels = next(iter(self.batches.train(self.job.seed, 1)))
             batch = images, labels
-            found = try_compile(self._start(), self.recipe, self.bfloat16, batch, self.total, self.own_kernels)
+            how = self.bfloat16, batch, self.total, self.own_kernels, interruption
+            found = try_compile(self._start(), self.recipe, *how)
             trials[network] = found
             if found.compile_error is not UNSET:
                 self.warn(f"{self.job.model_name}: goes on without torch.compile, which failed: {found.compile_error}")

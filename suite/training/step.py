@@ -6,12 +6,9 @@ float32 weights, channels_last throughout, torch.compile, and on a GPU a CUDA gr
 each batch size, so that a step is one launch.
 """
 
-import copy
-import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, Literal, cast
 
 import torch
@@ -22,10 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from models import SubsampleAndPad
 from suite import env
 from suite.distributed import ALONE, Group
-from suite.errors import describe_error
 from suite.tables.spec import Recipe
 from suite.training import fused_norm, kernels, memory
-from suite.training.position import Compiling
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "always", "never"]
@@ -37,10 +32,6 @@ Stacks = Literal["auto", "always", "never"]
 STEPS_BEFORE_CAPTURE = 3
 # Kinds of blocks, or networks without blocks, that a process can compile.
 KINDS = 1000
-# Steps that are measured to decide on torch.compile; a training of less than ten times as many goes without.
-TRIAL = STEPS_BEFORE_CAPTURE + 5
-# Seconds of training left below which torch.compile is not even tried. It takes tens of seconds.
-WORTH_A_TRIAL = {"cpu": 1800.0, "cuda": 240.0}
 
 
 @dataclass(frozen=True)
@@ -307,42 +298,3 @@ def keep_channels_last(model: nn.Module) -> nn.Module:
         if isinstance(module, SubsampleAndPad) or name == "global_pool":
             module.register_forward_pre_hook(lambda module, inputs: (_GradientChannelsLast.apply(inputs[0]),))
     return model.to(memory_format=torch.channels_last)
-
-
-def try_compile(
-    model: nn.Module,
-    recipe: Recipe,
-    bfloat16: bool,
-    batch: tuple[Tensor, Tensor],
-    steps: int,
-    own_kernels: bool = False,
-) -> Compiling:
-    """Measure on copies of a network whether torch.compile pays for so many steps;
-    where it surely does not, it is not even tried."""
-    device = batch[0].device
-
-    def seconds(compiled: bool) -> tuple[float, float]:
-        """Of the first step, and the median of steady ones."""
-        step = Step(copy.deepcopy(model).train(), recipe, device, bfloat16, compiled, own_kernels=own_kernels)
-        taken = []
-        for _ in range(TRIAL):
-            start = perf_counter()
-            step(*batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            taken.append(perf_counter() - start)
-        return taken[0], statistics.median(taken[-4:])
-
-    _, plain = seconds(False)
-    if plain * steps < WORTH_A_TRIAL[device.type]:
-        return Compiling(compiled=False, step_seconds=plain)
-    try:
-        first, compiled = seconds(True)
-    except Exception as error:  # such as a machine without a compiler, or with too little memory
-        return Compiling(compiled=False, step_seconds=plain, compile_error=describe_error(error))
-    return Compiling(
-        compiled=compiled < plain,
-        step_seconds=plain,
-        compiled_step_seconds=compiled,
-        compile_seconds=first - compiled,
-    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 
-from suite.interrupt import Interruption
+from suite.interrupt import UNDISTURBED, Interruption
 from suite.tf32 import without_tf32
 from suite.training.fitting import Fit
 from suite.training.job import FinishedTraining
@@ -61,11 +61,13 @@ def train_packed(
         exception that ended it; it does not end the others.
     """
     trials: dict[Hashable, Compiling] = {}
+    interruption = interruption or UNDISTURBED
 
     def begin(job: Job, others: bool) -> Fit:
         if others:
             synchronize(job.batches.device)  # what is measured of it is not to wait for the others
-        return Fit(job, engine, len(jobs), warn, trials)
+        # The others must be saved before an end.
+        return Fit(job, engine, len(jobs), warn, trials, UNDISTURBED if others else interruption)
 
     def end(job: Job, outcome: Outcome) -> Job | None:
         if isinstance(outcome, Exception) and job.batches.group.size > 1:
@@ -73,4 +75,4 @@ def train_packed(
         return job.on_end(outcome)
 
     with without_tf32():
-        return train_in_turns(jobs, begin, end, interruption or Interruption())
+        return train_in_turns(jobs, begin, end, interruption)

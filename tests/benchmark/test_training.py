@@ -28,8 +28,9 @@ from suite.data import batches
 from suite.data import sets as data
 from suite.tables import spec
 from suite.training import train
+from suite.training.compiling import try_compile
 from suite.training.stacked import Stack
-from suite.training.step import STEPS_BEFORE_CAPTURE, Engine, Precision, Step, try_compile
+from suite.training.step import STEPS_BEFORE_CAPTURE, Engine, Precision, Step
 from suite.training.testing import QuickForward, evaluate
 
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
