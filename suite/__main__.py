@@ -76,7 +76,9 @@ def main() -> NoReturn:
         click.echo(printable(f"error: {error}"), err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; what is finished is kept, and the same `run` goes on from there", err=True)
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        more = "; what is finished is kept, and the same `run` goes on from there" if command == "run" else ""
+        click.echo(f"interrupted{more}", err=True)
         sys.exit(130)
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough.
