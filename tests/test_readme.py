@@ -339,7 +339,7 @@ def test_published_tables_are_what_their_records_print(table: Path, suite: Run) 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_published_results_are_whole(folder: Path) -> None:
     """Networks that were trained for a few steps are published without their weights and files."""
-    found = verify(folder, without_files=True)
+    found = verify(folder)
     assert found.problems == []
     assert found.records > 0
     assert all("samples" not in record.result for record in Store(folder).each("latency")), "each run is kept once"
