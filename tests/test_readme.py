@@ -311,7 +311,11 @@ def test_a_quick_table_4_takes_the_room_that_the_readme_says() -> None:
         if not r.inputs.get("plain")
         for file in r.artifacts.values()
     )
-    assert f"(about {size / 1e9:.0f} GB for Table 4)" in README
+    said = re.search(r"(\d+) GB of disk: (\d+) for the installation, .* about (\d+) for the weights", README, re.DOTALL)
+    assert said is not None
+    whole, installed, files = map(int, said.groups())
+    assert (files, whole) == (round(size / 1e9), installed + files)
+    assert re.findall(r"(\d+) GB", README) == [str(whole)]
 
 
 def test_the_ratios_of_the_readme_are_those_of_the_published_benchmarks() -> None:
