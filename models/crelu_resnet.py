@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.classifier import create_classifier
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from .blocks import (
 )
 from .checks import check_classes, check_counts, check_effect, check_value
 from .layers import ACTIVATIONS, INITS, NORMALIZATIONS, Init, conv_norm, initialize
-from .published import with_weights
+from .published import require_as_published, with_weights
 
 Placement = Literal["both", "inner"]
 
@@ -323,6 +323,9 @@ def _entrypoint(name: str, variant: dict[str, Any]) -> Callable[..., nn.Module]:
     """A timm entrypoint called `name`, which builds this variant."""
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if pretrained:
+            told = (kwargs.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay"))
+            require_as_published(resolve_pretrained_cfg(name, *told).file)
         stages = 3 if variant["depth"] in CIFAR_DEPTHS else 4
         feature_cfg = dict(out_indices=tuple(range(stages + 1))) | kwargs.pop("feature_cfg", {})
         model: nn.Module = build_model_with_cfg(

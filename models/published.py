@@ -1,6 +1,7 @@
 """Published weights of these networks, which a checkout has beside this package:
 `results/published`."""
 
+import hashlib
 import json
 import warnings
 from collections import deque
@@ -13,6 +14,8 @@ from timm.models import DefaultCfg, PretrainedCfg
 FOLDER = Path(__file__).parent.parent / "results" / "published"
 # The list that `suite list weights` makes from the records; an installation without a checkout has none.
 INDEX = FOLDER / "weights.json"
+# SHA-256 of the files that `with_weights` has listed, by path.
+_digests: dict[str, str] = {}
 
 
 def with_weights(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, DefaultCfg]:
@@ -30,16 +33,31 @@ def with_weights(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, D
     except (OSError, ValueError, KeyError, TypeError) as error:
         warnings.warn(f"{INDEX}: is no index of weights ({error!r}), of which timm then finds none", stacklevel=2)
         weights = []
-    for (name, tag), own in weights:
+    for (name, tag), own, digest in weights:
         if name in found and Path(own["file"]).is_file():
+            _digests[own["file"]] = digest
             found[name].tags.append(tag)
             found[name].cfgs[tag] = PretrainedCfg(**{**configurations[name], **own})
             found[name].is_pretrained = True
     return found
 
 
-def _entry(each: Mapping[str, Any]) -> tuple[tuple[str, str], dict[str, Any]]:
-    """Model and tag of an entry, and what its configuration says of its own."""
+def require_as_published(file: str | None) -> None:
+    """See to it that a file of published weights is there and was not changed; no other
+    file is looked at.
+
+    Raises:
+        RuntimeError: it is not; one line.
+    """
+    if file in _digests:
+        path = Path(file)
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != _digests[file]:
+            raise RuntimeError(f"{file}: is not as it was published; git checkout results/published restores it")
+
+
+def _entry(each: Mapping[str, Any]) -> tuple[tuple[str, str], dict[str, Any], str]:
+    """Model and tag of an entry, what its configuration says of its own, and the digest
+    of its file."""
     name, _, tag = each["name"].partition(".")
     own = {key: each[key] for key in ("num_classes", "mean", "std")}
-    return (name, tag), {**own, "file": str(FOLDER / each["file"])}
+    return (name, tag), {**own, "file": str(FOLDER / each["file"])}, str(each["sha256"])

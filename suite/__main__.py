@@ -1,17 +1,16 @@
 """The command line, `python -m suite`: its commands, and what becomes of their errors
 and of signals."""
 
-import importlib.util
 import os
 import signal
 import sys
 from importlib import metadata
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import click
 
+from suite import env
 from suite.cli import instruments, network, results
 from suite.cli.refusals import in_one_line
 from suite.cli.run import run
@@ -65,7 +64,7 @@ def main() -> NoReturn:
     (interrupted) or 143 (terminated)."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        _check_path()
+        env.require_own_models()
         sys.exit(suite.main(standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
@@ -77,7 +76,9 @@ def main() -> NoReturn:
         click.echo(printable(f"error: {error}"), err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; what is finished is kept, and the same `run` goes on from there", err=True)
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        more = "; what is finished is kept, and the same `run` goes on from there" if command == "run" else ""
+        click.echo(f"interrupted{more}", err=True)
         sys.exit(130)
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough.
@@ -87,21 +88,6 @@ def main() -> NoReturn:
         # A disk that is full or a folder that is gone, where nobody had more to say.
         click.echo(printable(f"error: {error.filename or 'input or output'}: {error.strerror or error}"), err=True)
         sys.exit(2)
-
-
-def _check_path() -> None:
-    """See to it that `models` is this project's package, without importing it.
-
-    Raises:
-        InputError: another one is found first.
-    """
-    found = importlib.util.find_spec("models")
-    ours = Path(__file__).parent.parent / "models"
-    if found and found.origin and Path(found.origin).resolve() != ours.resolve() / "__init__.py":
-        raise InputError(
-            f"{found.origin}: this package or module called models hides this project's in {ours}; run the command in "
-            "another folder, or take it off PYTHONPATH"
-        )
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -9,7 +9,8 @@
     api.explain_model("net.onnx")["expensive"]
     [row.model for row in api.load_table("my_table.toml").rows]
 
-Each does what the command of its name does, and says nothing while it works.
+Each does what the command of its name does, and says nothing while it works. The import
+raises `InputError` where another package called `models` hides this project's.
 """
 
 import contextlib
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from suite.inference.subjects import Subject
+
+env.require_own_models()
 
 
 def load_table(source: int | str | Path, *, imports: Sequence[str] = ()) -> Table:

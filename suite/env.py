@@ -1,6 +1,7 @@
-"""What a figure was measured with: hardware, versions, commit. Nothing here loads
-torch, but what asks it for a GPU."""
+"""What a figure was measured with: hardware, versions, commit; and whether `models` is
+this project's. Nothing here loads torch, but what asks it for a GPU."""
 
+import importlib.util
 import os
 import platform
 import re
@@ -233,6 +234,21 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def require_own_models() -> None:
+    """See to it that `models` is this project's package, without importing it.
+
+    Raises:
+        InputError: another one is found first.
+    """
+    found = importlib.util.find_spec("models")
+    ours = Path(__file__).parent.parent / "models"
+    if found and found.origin and Path(found.origin).resolve() != ours.resolve() / "__init__.py":
+        raise InputError(
+            f"{found.origin}: this package or module called models hides this project's in {ours}; run the command in "
+            "another folder, or take it off PYTHONPATH"
+        )
 
 
 def device_of(wanted: str) -> str:

@@ -21,10 +21,17 @@ GOES_ON = ("interrupted", "stopped")
 
 class Lines:
     """Progress as one line for each finished stage, on standard error, so that the
-    table can be piped alone."""
+    table can be piped alone.
 
-    def __init__(self, total: int) -> None:
+    Args:
+        total: how many stages there are.
+        goes_on: whether the same command takes up what was interrupted; where it does
+            not, nothing is said of where that was.
+    """
+
+    def __init__(self, total: int, goes_on: bool = False) -> None:
         self.total = total
+        self.goes_on = goes_on
         self.done = 0
 
     def expect(self, left: Callable[[], str]) -> None:
@@ -57,7 +64,7 @@ class Lines:
             outcome = "stopped"
             raise
         except BaseException:  # Ctrl-C or SIGTERM
-            outcome = "interrupted"
+            outcome = "interrupted" if self.goes_on else ""
             raise
         finally:
             if outcome:
@@ -85,8 +92,8 @@ class Bars(Lines):
     """Progress as two bars: all stages with the time left, and the steps of the stage
     under way."""
 
-    def __init__(self, total: int) -> None:
-        super().__init__(total)
+    def __init__(self, total: int, goes_on: bool = False) -> None:
+        super().__init__(total, goes_on)
         from rich.console import Console
         from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
         from rich.table import Column
@@ -114,6 +121,7 @@ class Bars(Lines):
             Left(table_column=Column(no_wrap=True)),
             console=Console(stderr=True),
             expand=True,
+            transient=True,
         )
         self._others: dict[str, TaskID] = {}
         self._all = self._progress.add_task("stages", total=total)
@@ -169,6 +177,7 @@ class Silent(Lines):
         pass
 
 
-def display(total: int) -> Lines:
-    """The display that suits standard error: bars on a terminal, else lines."""
-    return Bars(total) if sys.stderr.isatty() else Lines(total)
+def display(total: int, goes_on: bool = False) -> Lines:
+    """The display that suits standard error: bars on a terminal, else lines; arguments as
+    of `Lines`."""
+    return (Bars if sys.stderr.isatty() else Lines)(total, goes_on)

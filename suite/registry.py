@@ -85,8 +85,7 @@ class Provider:
         name: as ONNX Runtime has it.
         graph: which graph it is given where nothing else is asked for, "rewritten" for
             the CPU provider or "plain", the default export. The rewrites are for the
-            CPU provider: a CReLU network takes 1.7 times as long with them on the CUDA
-            provider.
+            CPU provider, and make a CReLU network slower on the CUDA provider.
         device: torch's name of the device that it computes on.
         lacks: forms that it cannot run, and why: no file is made and nothing timed, and
             a table says so.

@@ -12,7 +12,8 @@ from suite.registry import PROVIDERS
 def load_onnxruntime() -> Any:
     """The module onnxruntime, its default logger as quiet as the sessions here: the
     CUDA provider writes to it, in hundreds of lines, which of cuDNN's plans do not fit.
-    It is told to report nothing to its makers."""
+    It is told to report nothing to its makers, which versions that read the environment
+    know already from `suite/__init__.py`."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)

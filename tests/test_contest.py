@@ -235,6 +235,23 @@ def test_a_network_that_fails_leaves_the_others_and_exits_with_1(net: Callable[.
     assert "NoSuchOperator" in out
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_where_nothing_could_be_timed_that_is_one_line_and_no_table(
+    runtime: str, net: Callable[..., Path], suite: Suite
+) -> None:
+    if runtime != "onnxruntime":
+        pytest.importorskip(runtime)
+    bad = net("bad.onnx")
+    model = onnx.load(bad)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, bad)
+    code, out, err = suite("time", str(bad), str(bad), "--quick", "--runtimes", runtime)
+    assert (code, out) == (2, "")
+    (line,) = (line for line in err.splitlines() if not line.startswith("[1/3] prepare: done"))
+    assert line.startswith(f"error: {bad}: ")
+    assert "NoSuchOperator" in line
+
+
 def test_a_share_of_more_than_the_peak_is_called_impossible(
     net: Callable[..., Path], suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

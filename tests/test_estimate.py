@@ -1,6 +1,7 @@
 """What a grid will take, and which of its cells are worth the time."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,19 @@ def test_the_start_of_a_run_counts_once(tmp_path: Path, monkeypatch: pytest.Monk
     every = estimate.estimate_run(options, None, lambda text: None)
     assert f"about {duration.format_duration(10.0 * len(every.grid.cells) + 15.0)}" in every.render()
     assert len(estimate.estimate_run(options, 36.0, lambda text: None).chosen) == 2
+
+
+def test_a_dry_run_writes_nothing(
+    suite: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Probe(0.5, 0.01, 1e9, 1e7, 0.002, 0.001, 7.0, 11.0, 2.0)
+    monkeypatch.setattr(Prober, "probe", lambda self, request: found)
+    monkeypatch.chdir(tmp_path)
+    row = ("--table", "2", "--depth", "20", "--rows", "resnet20_relu_bn@cifar10")
+    code, out, err = suite("run", *row, "--dry-run")
+    assert (code, err) == (0, "measuring a few steps of resnet20_relu_bn on digits10\n")
+    assert "to do" in out
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("stopped_at", "measured"), [(None, 1), (1, 1), (0, 0)])

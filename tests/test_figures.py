@@ -4,12 +4,15 @@ import csv
 import dataclasses
 import io
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 import models  # noqa: F401 - registers the networks with timm
+from suite import progress
 from suite.data.batches import Batches
 from suite.data.sets import load
 from suite.errors import InputError
@@ -28,6 +31,27 @@ def test_untrained_curves_say_so_and_have_a_value_for_each_block(tmp_path: Path)
     assert all(len(curve.values) == 9 and min(curve.values) > 0 for curve in found)
     assert all("NOT TRAINED" in curve.origin for curve in found)
     assert figures.render(2, found, "github").count("NOT TRAINED") == 4
+
+
+def test_each_network_and_its_images_are_told_while_they_are_measured(
+    suite: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = suite("figure", "2", "--depth", "20", "--images", "2")
+    assert code == 0
+    begun, done, *others = err.splitlines()
+    assert begun.startswith("resnet20_relu_plain: initial weights, NOT TRAINED: no run in the results folder; `suite ")
+    assert done.startswith("[1/4] resnet20_relu_plain: done, ")
+    assert len(others) == 6
+    steps: list[tuple[int, int, str]] = []
+
+    class Watched(progress.Silent):
+        @contextmanager
+        def stage(self, name: str, total: int | None = None) -> Iterator[progress.Steps]:
+            yield lambda *step: steps.append(step)
+
+    figures.curves(2, tmp_path, depth=20, images=2, shown=Watched(4))
+    assert steps == [(2, 2, "images")] * 4
 
 
 def test_the_longest_run_of_a_network_is_taken(tmp_path: Path) -> None:

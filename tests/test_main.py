@@ -93,6 +93,9 @@ def test_another_package_called_models_is_named(hiding: str, tmp_path: Path) -> 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {path}: this package or module called models hides this project's in ")
     assert done.stderr.count("\n") == 1
+    command = [sys.executable, "-c", "from suite import api"]
+    imported = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert imported.stderr.splitlines()[-1] == f"suite.errors.InputError: {done.stderr[len('error: ') : -1]}"
 
 
 def test_show_prints_what_run_printed(finished: tuple[Path, subprocess.CompletedProcess[str]], suite: Run) -> None:

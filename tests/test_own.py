@@ -91,7 +91,7 @@ def test_a_table_of_ones_own_is_read_with_what_it_need_not_say(written: Callable
         (
             "lcnet_050",
             "lcnet_05O",
-            r"mine: rows\[0\]: model: 'lcnet_05O' is not a model .*the nearest names: .*lcnet_050",
+            r"mine\.toml: rows\[0\]: model: 'lcnet_05O' is not a model .*the nearest names: .*lcnet_050",
         ),
         ("title =", "titel =", "mine.toml: unknown key 'titel'; legal: title"),
         ('title = "Mine"\n', "", "mine.toml: key 'title' is missing"),

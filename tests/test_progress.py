@@ -1,5 +1,6 @@
 import io
 import sys
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
@@ -60,11 +61,21 @@ def test_what_others_say_of_their_work_cannot_steer_a_terminal(monkeypatch: pyte
 def test_a_stage_that_was_interrupted_neither_failed_nor_is_done(
     error: type[BaseException], outcome: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = progress.display(1)
+    shown = progress.display(1, goes_on=True)
     with pytest.raises(error), shown.stage("first"):
         raise error
     assert shown.done == 0
     assert capsys.readouterr().err.startswith(f"[0/1] first: {outcome}, ")
+
+
+def test_a_command_that_begins_anew_says_only_that_it_was_interrupted(
+    suite: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("suite.inference.entrants.prepare_entrants", interrupt)
+    assert suite("time", "resnet18") == (130, "", "\ninterrupted\n")
 
 
 def test_bars_know_their_steps_from_the_first_and_fit_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

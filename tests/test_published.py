@@ -42,6 +42,30 @@ def test_timm_loads_published_weights_by_their_name(each: dict[str, Any]) -> Non
     assert timm.create_model(each["name"], pretrained=True, num_classes=7).num_classes == 7
 
 
+@pytest.mark.parametrize("fault", ["gone", "cut short", "a byte longer"])
+def test_timm_is_given_published_weights_only_as_they_were_published(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = WEIGHTS[0]
+    sound = (models.published.FOLDER / each["file"]).read_bytes()
+    file = tmp_path / "model.safetensors"
+    monkeypatch.setitem(models.published._digests, str(file), each["sha256"])
+
+    def load() -> torch.nn.Module:
+        return timm.create_model(each["name"], pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+
+    file.write_bytes(sound)
+    assert load().num_classes == each["num_classes"]
+    if fault == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(sound[: len(sound) // 2] if fault == "cut short" else sound + bytes(1))
+    with pytest.raises(
+        RuntimeError, match=r"^.*model\.safetensors: is not as it was published; git checkout results/p"
+    ):
+        load()
+
+
 def test_a_name_without_a_tag_is_what_it_was() -> None:
     assert "." not in "".join(timm.list_models(module="crelu_resnet"))
     assert timm.create_model("resnet20_crelu_bn").num_classes == 10

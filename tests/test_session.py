@@ -1,5 +1,6 @@
 """A session is on the provider that was asked for, or there is none."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,14 @@ def test_the_default_logger_is_quiet_from_the_first_session_on(tmp_path: Path) -
 
     assert "unread" in said()
     assert "unread" not in said("quiet")
+
+
+def test_onnxruntime_leaves_no_files_for_reports_to_its_makers(tmp_path: Path) -> None:
+    places = {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_DATA_HOME", "LOCALAPPDATA")}
+    others = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    code = "from suite.session import load_onnxruntime; load_onnxruntime()"
+    subprocess.run([sys.executable, "-c", code], env=others | places, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("variable", "used"), [(None, True), ("1", True), ("0", False)])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from suite.errors import InputError
 from suite.results.record import AnyRecord
 from suite.results.store import Store
 from suite.results.verify import verify
@@ -55,6 +56,22 @@ def test_files_may_be_left_out_but_those_there_are_whole(store: Store, record: A
     assert (found.problems, found.files, found.bytes, found.left_out) == ([], 1, 1000, 1)
     store.artifact(record, "weights").write_bytes(bytes(999))
     assert len(verify(store.root, without_files=True).problems) == 1
+
+
+def test_published_results_may_lack_files_but_not_the_weights_that_their_index_lists(
+    store: Store, record: AnyRecord
+) -> None:
+    index = store.root.parent / "weights.json"
+    files = [f"{store.root.name}/{record.artifacts['weights'].path}"]
+    index.write_text(json.dumps({"weights": [{"file": file} for file in files]}))
+    store.artifact(record, "config").unlink()
+    found = verify(store.root)
+    assert (found.problems, found.files, found.bytes, found.left_out) == ([], 1, 1000, 1)
+    store.artifact(record, "weights").unlink()
+    assert "weights: missing" in problem(store)
+    index.write_text('{"weights": [3]}')
+    with pytest.raises(InputError, match=r"weights\.json: is no index of weights .*`suite list weights"):
+        verify(store.root)
 
 
 @pytest.mark.parametrize("size", [0, 999, 1001])

@@ -11,6 +11,7 @@ from suite.files import printable
 from suite.registry import ORT, PROVIDERS, REDUCED, RUNTIMES
 
 if TYPE_CHECKING:
+    from suite.inference.contest import Measurement
     from suite.inference.subjects import Subject
     from suite.progress import Lines, Steps
 
@@ -62,7 +63,7 @@ def time(
     Each runs in processes of its own. Inputs are drawn, or read from a file; see the
     documentation of `suite.inference.feeds`. Ratios are to the first of the same
     batch size. JSON has each run in nanoseconds too. Exit code 1 if one could not be
-    timed.
+    timed, 2 if none could.
     """
     import tempfile
 
@@ -88,6 +89,7 @@ def time(
             with MachineLock(display.note).alone():
                 with display.stage("time") as bar:
                     outcomes = contest.time_in_turns(made, quick, _log_steps(display, bar))
+                    _require_figures(outcomes)
                 with display.stage("peak of the machine") as bar:
                     step = _log_steps(display, bar)
                     contest.add_peak_shares(outcomes, lambda text: step(0, 0, text))
@@ -103,6 +105,17 @@ def time(
         said = f"{outcome.entrant.name}: {ratio:.3f} ({low:.3f} to {high:.3f}), allowed {1 + (compare_fail or 0):.3f}"
         click.echo(printable(f"slower: {said}"), err=True)
     return 1 if failed or slow else 0
+
+
+def _require_figures(outcomes: "list[Measurement]") -> None:
+    """Refuse a table without a figure.
+
+    Raises:
+        InputError: nothing could be timed; one line.
+    """
+    if all(outcome.error is not None for outcome in outcomes):
+        said = (f"{outcome.entrant.name}: {outcome.error}" for outcome in outcomes)
+        raise InputError("; ".join(dict.fromkeys(said)))
 
 
 @click.command(short_help="Compare any two networks on the same inputs.")

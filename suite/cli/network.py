@@ -112,6 +112,9 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
     normprop is NormProp's promise layer by layer, kept in a plain CNN and broken in a
     ResNet, with Propositions 1 to 3.
     """
+    import contextlib
+
+    from suite import progress
     from suite.inference import networks
     from suite.report import figures
 
@@ -128,11 +131,10 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
         raise InputError("--data: legal only for figure 2; figure 3 is of weights alone")
     folders.require_results_if_given(results)
 
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
-    with networks.errors_in_one_line(f"figure {number}"):
-        found = figures.curves(int(number), results, int(depth) if depth else None, data, images, say)
+    asked = int(depth) if depth else None
+    display = progress.display(len(figures.models_of_figure(int(number), asked)))
+    with contextlib.closing(display), networks.errors_in_one_line(f"figure {number}"):
+        found = figures.curves(int(number), results, asked, data, images, display)
     click.echo(figures.render(int(number), found, text_format), nl=False)
     return 0
 

@@ -181,7 +181,7 @@ def list_(what: str, results: Path, text_format: str) -> int:
 
 @click.command(short_help="Hash every record and file anew.")
 @options.results
-@click.option("--without-files", is_flag=True, help="Weights and ONNX files may be left out, as of published records.")
+@click.option("--without-files", is_flag=True, help="Weights and ONNX files may be missing.")
 @click.option(
     "--rewrite", is_flag=True, help="First write records of earlier layouts anew in today's, each proved to be equal."
 )

@@ -169,7 +169,11 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
     is_flag=True,
     help="Keep weights and ONNX files of a quick run, which it else removes when all is done; other runs keep theirs.",
 )
-@click.option("--dry-run", is_flag=True, help="Print cells, what is stored, and time and memory by a short probe.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print cells, what is stored, and time and memory by a short probe; nothing is written.",
+)
 @click.option(
     "--budget", type=options.Duration(), help="Run only the cells that say most for so much time, as in 30m or 8h."
 )
@@ -217,7 +221,9 @@ def run(
         if chosen.latency_resource is None:
             runner.check_timing(chosen)
         within = DRY_RUN if dry_run and not budget else None
-        expected = estimate.estimate_run(chosen, budget, lambda text: click.echo(text, err=True), within)
+        expected = estimate.estimate_run(
+            chosen, budget, lambda text: click.echo(text, err=True), within, keep=not dry_run
+        )
         click.echo(expected.render(), err=not dry_run, nl=False)
         if dry_run:
             return 130 if expected.stopped else 0

@@ -65,7 +65,7 @@ def _of_own(table: OwnTable, options: RunOptions) -> Iterator[tuple[Row, "Datase
         found.append((row, dataset))
     if not found:
         names = " ".join(f"--data {name}=PATH" for name in sorted({row.data for row in table.rows}))
-        raise InputError(f"{table.label}: no row has its images: give {names} (one of them runs its rows)")
+        raise InputError(f"{table.place}: no row has its images: give {names} (one of them runs its rows)")
     yield from found
 
 
@@ -93,7 +93,7 @@ def _check_size(table: Table, row: Row, dataset: "Dataset", options: RunOptions)
     sides = {recipe.train_size, recipe.test_size, spec.recipe_for(table, row).test_size}
     if sides != {held.shape[1]}:
         raise InputError(
-            f"{table.label}: row {row.title!r}: {dataset.name} has {held.shape[1]}x{held.shape[1]} pixels, which "
+            f"{table.place}: row {row.title!r}: {dataset.name} has {held.shape[1]}x{held.shape[1]} pixels, which "
             f'augment = "cifar" takes as they are; legal: train_size and test_size of {held.shape[1]}'
         )
 

@@ -38,8 +38,9 @@ class Cost:
     measured: bool = True
 
 
-def probe(cell: Cell, options: RunOptions, store: Store, prober: Prober) -> Probe:
-    """Measure a cell's network, or read what was measured before on this machine.
+def probe(cell: Cell, options: RunOptions, store: Store, prober: Prober, keep: bool = True) -> Probe:
+    """Measure a cell's network, or read what was measured before on this machine; what is
+    measured is stored where it is to be kept.
 
     Raises:
         InputError: its process failed.
@@ -48,10 +49,12 @@ def probe(cell: Cell, options: RunOptions, store: Store, prober: Prober) -> Prob
     if (found := store.get("probe", inputs)) is None:
         start = perf_counter()
         try:
-            result = asdict(prober.probe(request))
+            measured = prober.probe(request)
         except RuntimeError as error:
             raise InputError(f"{cell.row.model}: the probe failed: {error}") from None
-        found = store.put("probe", inputs, result, env.environment(), {"seconds": perf_counter() - start})
+        if not keep:
+            return measured
+        found = store.put("probe", inputs, asdict(measured), env.environment(), {"seconds": perf_counter() - start})
     return msgspec.convert(found.result, Probe)
 
 
@@ -77,6 +80,7 @@ class Probes:
         say: told what is being measured.
         within: seconds after which nothing more is measured; None for no such limit.
             With one, Ctrl-C ends measuring too, and `stopped` tells so.
+        keep: whether measurements are stored.
     """
 
     def __init__(
@@ -85,8 +89,10 @@ class Probes:
         store: Store,
         say: Callable[[str], None] = lambda text: None,
         within: float | None = None,
+        keep: bool = True,
     ) -> None:
         self._options, self._store, self._say, self._within = options, store, say, within
+        self._keep = keep
         self._begun = perf_counter()
         self._prober = Prober()
         self._found: dict[str, tuple[float, Probe]] = {}
@@ -111,7 +117,7 @@ class Probes:
                 self._say(f"measuring a few steps of {cell.row.model} on {cell.dataset.name}")
             begin = perf_counter()
             try:
-                found = probe(cell, self._options, self._store, self._prober)
+                found = probe(cell, self._options, self._store, self._prober, self._keep)
             except KeyboardInterrupt:
                 if self._within is None:
                     raise
@@ -270,13 +276,17 @@ class RunEstimate:
 
 
 def estimate_run(
-    options: RunOptions, budget: float | None, say: Callable[[str], None], within: float | None = None
+    options: RunOptions,
+    budget: float | None,
+    say: Callable[[str], None],
+    within: float | None = None,
+    keep: bool = True,
 ) -> RunEstimate:
     """What these options will take on this machine, and what to run of it within
     `budget` seconds (None: all of it).
 
     The probes themselves count; after `within` seconds (None: never) no more of them
-    are begun.
+    are begun. With `keep` they are stored, and not done again.
 
     Raises:
         InputError: the options are not usable, or a network cannot be probed.
@@ -292,7 +302,7 @@ def estimate_run(
     )
     for line in beyond:
         say(line)
-    probes = Probes(options, store, say, within)
+    probes = Probes(options, store, say, within, keep)
     found = costs(grid, store, probes)
     all_of_it = RunEstimate(options, grid, found, [cell for cell in grid.cells if found[cell].stages], probes.stopped)
     if budget is None:

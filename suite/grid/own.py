@@ -59,7 +59,7 @@ def check_names(table: Table) -> None:
 
 def _unknown(table: Table, number: int, row: Row, legal: Iterable[str], of: str) -> InputError:
     return InputError(
-        f"{table.label}: rows[{number}]: model: {row.model!r} is not a model of this project{of}"
+        f"{table.place}: rows[{number}]: model: {row.model!r} is not a model of this project{of}"
         f"{names.suggest_names(row.model, legal)}"
     )
 

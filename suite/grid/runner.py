@@ -76,7 +76,7 @@ def lead(options: RunOptions, grid: Grid, group: distributed.Group, do_stages: C
     if grid.table.own and not all(is_stored(store, stage) for stage in grid.trainings):
         own.check_networks(grid.cells)
     grid, beyond = _within_reach(grid, store)
-    display = progress.display(len(grid.stages))
+    display = progress.display(len(grid.stages), goes_on=True)
     try:
         for line in [*describe_left_out(grid.table, grid.cells), *beyond] if options.only is None else ():
             display.note(line)

@@ -2,7 +2,7 @@
 curve, a line for each layer."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from suite.errors import InputError
 from suite.files import printable
 from suite.inference import networks
+from suite.progress import Lines, Silent
 from suite.report.formats import paragraphs, to_csv, to_grid, to_json
 from suite.report.plots import ZOOM
 from suite.results.record import TrainRecord
@@ -70,7 +71,7 @@ def curves(
     depth: int | None = None,
     data: Mapping[str, Path] | None = None,
     images: int = 1000,
-    say: Callable[[str], None] = lambda text: None,
+    shown: Lines | None = None,
 ) -> list[Curve]:
     """The curves of Figure 2 or 3: of the longest training run of each network in the
     results folder, else of its initial weights.
@@ -82,7 +83,7 @@ def curves(
         data: test images for Figure 2; by default the embedded ones with as many
             classes as the network.
         images: how many of them, evenly spaced.
-        say: told of each network.
+        shown: where each network is a stage, and its images are steps.
 
     Raises:
         InputError: the data does not suit the networks.
@@ -90,20 +91,20 @@ def curves(
     from suite.analysis import analyze
     from suite.export.exporter import load_weights
 
-    store = Store(results)
+    store, shown = Store(results), shown or Silent(0)
     found = []
     for name in models_of_figure(figure, depth):
         record = _longest(store, name)
         weights = str(store.artifact(record, "model.safetensors").parent) if record else name
-        say(f"{name}: {_origin(figure, record)}")
-        with networks.find_network(weights) as of:
+        shown.log(f"{name}: {_origin(figure, record)} ...")
+        with shown.stage(name) as step, networks.find_network(weights) as of:
             model = load_weights(of.weights)
             if figure == 3:
                 result = analyze.coherence(model)
                 names, values, measured, label = none_if_unset(result.layers) or [], result.mu, "", ""
             else:
                 batches = networks.test_batches(of, data or {}, images)
-                differences = analyze.block_differences(model, batches)
+                differences = analyze.block_differences(model, batches, step)
                 names, values = none_if_unset(differences.blocks) or [], differences.delta
                 dataset = batches.dataset
                 measured = f"; measured on {batches.test_images} test images of {dataset.name}"
@@ -127,11 +128,13 @@ def _longest(store: Store, model: str) -> TrainRecord | None:
 
 
 def _origin(figure: int, record: TrainRecord | None) -> str:
+    table = 4 if figure == 3 else 1
     if record is None:
-        return "initial weights, NOT TRAINED: no run in the results folder"
+        made_by = f"`suite run --table {table} --profile paper` makes one"
+        return f"initial weights, NOT TRAINED: no run in the results folder; {made_by}"
     data, steps = record.inputs.data.name, record.result.steps
     asked = record.inputs.schedule
-    whole = asked.max_steps is None and asked.epochs == spec.load_table(4 if figure == 3 else 1).recipe.epochs
+    whole = asked.max_steps is None and asked.epochs == spec.load_table(table).recipe.epochs
     return f"{'run' if whole else 'shortened run'} of {steps} steps on {printable(data)}, seed {record.inputs.seed}"
 
 

@@ -1,12 +1,13 @@
 """Is a results folder as the suite left it? Every record, file and checkpoint is read
 and hashed anew."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from suite.errors import InputError
+from suite.errors import InputError, describe_error
 from suite.files import printable
 from suite.results.artifacts import sha256
 from suite.results.notes import read_failure, read_plan
@@ -45,6 +46,9 @@ def verify(
     records, artifacts, failures, plans and checkpoints and belongs to nothing is named
     too; a stage under way leaves nothing there but its checkpoints.
 
+    Published results have the index of weights beside their folder: of them every file
+    but those weights may be left out.
+
     Args:
         root: a results folder that is there. Nothing in it is changed.
         progress: called with bytes read, bytes in all, and a note.
@@ -52,25 +56,27 @@ def verify(
             that was removed on purpose.
 
     Raises:
-        InputError: a folder in it cannot be read.
+        InputError: a folder in it, or the index beside it, cannot be read.
     """
     records, problems = _records(root)
     problems += _without_upstream(root, records)
     total = sum(artifact.bytes for record in records for artifact in record.artifacts.values())
     files = done = left_out = 0
+    weights = _published_weights(root)
     missing: list[tuple[Path, Path]] = []
     for record in records:
         for artifact in record.artifacts.values():
             progress(done, total, "bytes")
             path = root / artifact.path
-            removed = (root / "removed" / record.key).is_file()
-            if (without_files or removed) and not os.path.lexists(path):
-                left_out += 1
-                total -= artifact.bytes
-                continue
             if not os.path.lexists(path):
-                missing.append((path, _place(root, record)))
-            elif problem := _artifact(path, artifact.bytes, artifact.sha256):
+                total -= artifact.bytes
+                removed = (root / "removed" / record.key).is_file()
+                if without_files or removed or (weights is not None and path.resolve() not in weights):
+                    left_out += 1
+                else:
+                    missing.append((path, _place(root, record)))
+                continue
+            if problem := _artifact(path, artifact.bytes, artifact.sha256):
                 problems.append(f"{path}: {problem}; delete {_place(root, record)} to make it again")
             files += 1
             done += artifact.bytes
@@ -83,6 +89,18 @@ def verify(
     keys = {record.key for record in records}
     problems += [f"{p}: unexpected, of no record; delete it" for p in _files(root / "removed") if p.name not in keys]
     return Verification(len(records), files, done, [printable(problem) for problem in problems], left_out)
+
+
+def _published_weights(root: Path) -> set[Path] | None:
+    """The files of the index of weights beside a folder; None if there is no index."""
+    index = root.resolve().parent / "weights.json"
+    if not index.is_file():
+        return None
+    try:
+        return {index.parent / each["file"] for each in json.loads(index.read_text("utf-8"))["weights"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = f"`suite list weights --results {index.parent} --format json` writes it anew"
+        raise InputError(f"{index}: is no index of weights ({describe_error(error)}); {remedy}") from None
 
 
 def _place(root: Path, record: AnyRecord) -> Path:
@@ -149,7 +167,7 @@ def _missing(files: list[tuple[Path, Path]]) -> Iterator[str]:
     if len(records) > FEW:
         yield (
             f"{files[0][0]}: missing, like {len(files) - 1} others; where weights and ONNX files were left out on "
-            "purpose, as of published records, verify --without-files; else delete the records of those to make again"
+            "purpose, verify --without-files; else delete the records of those to make again"
         )
         return
     for path, record in files:

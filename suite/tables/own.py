@@ -73,6 +73,7 @@ class OwnTable(Table):
 
     Attributes:
         name: the stem of its file.
+        path: its file.
         imports: modules that register its models with timm: importable names, or paths
             of .py files.
         images: data sets of its own by name.
@@ -80,6 +81,7 @@ class OwnTable(Table):
     """
 
     name: str = ""
+    path: Path = Path()
     imports: tuple[str, ...] = ()
     images: Mapping[str, Images] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
@@ -91,6 +93,10 @@ class OwnTable(Table):
     @property
     def label(self) -> str:
         return self.name
+
+    @property
+    def place(self) -> str:
+        return str(self.path)
 
     def row(self, name: str) -> Row:
         """The row that a claim calls so, by its name or `name@data`.
@@ -192,6 +198,7 @@ def parse(text: str, path: Path) -> OwnTable:
         quick=file.quick,
         rows=rows,
         name=path.stem,
+        path=path,
         imports=imports,
         images=images,
         claims=tuple(_claim(file, raw, f"{source}: claims[{index}]") for index, raw in enumerate(file.claims)),

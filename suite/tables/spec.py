@@ -126,6 +126,12 @@ class Table:
         """What it is called in sentences, as in "table 2"."""
         return f"table {self.number}"
 
+    @property
+    def place(self) -> str:
+        """Where it is to be mended, at the head of an error: the path of a user's own
+        file."""
+        return self.label
+
 
 def load_table(number: int) -> Table:
     """The table of this number, from `suite/tables/`.
