@@ -1,5 +1,6 @@
 """A grid by jobs that submitit starts, here as processes of this machine."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ pytest.importorskip("submitit", reason="needs the extra [slurm]")
 
 from suite.grid import slurm
 
+MY_TABLE = Path(__file__).parent.parent / "examples" / "my_table.toml"
+
 # Stages that take no time. What is defined here goes to the jobs by value.
 DRIVER = """
 import os, signal, sys, time
@@ -20,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import suite.grid.slurm
+import suite.tables.own
 from suite.errors import InputError
 from suite.grid.plan import TIMED, RunOptions, plan
 
@@ -47,7 +51,9 @@ class Job(suite.grid.slurm._Job):
         return super().__call__(options, argv)
 
 suite.grid.slurm.CLUSTER, suite.grid.slurm._Job, suite.grid.slurm.plan = "local", Job, without_timings
-options = RunOptions(2, Path(sys.argv[1]), rows=("resnet110_relu_bn@cifar10",), seeds=8, workers=2)
+table = suite.tables.own.load(Path(sys.argv[3])) if how == "own" else 2
+row, imports = ("resnet110_relu_bn@cifar10", ()) if table == 2 else ("resnet20_sqrelu_bn", table.imports)
+options = RunOptions(table, Path(sys.argv[1]), rows=(row,), seeds=8, workers=2, imports=imports)
 try:
     print(suite.grid.slurm.run(options).failed)
 except InputError as error:
@@ -57,16 +63,21 @@ except InputError as error:
 
 def run(folder: Path, how: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(folder), how], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", DRIVER, str(folder), how, str(MY_TABLE)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.full
-def test_jobs_divide_a_grid(tmp_path: Path) -> None:
-    assert run(tmp_path, "well") == "0\n"
-    assert len(list(tmp_path.glob("records/*/*.json"))) == 24
+def test_jobs_divide_the_grid_of_a_table_and_models_of_one_s_own(tmp_path: Path) -> None:
+    assert run(tmp_path, "own") == "0\n"
+    done = [json.loads(path.read_text("utf-8")) for path in tmp_path.glob("records/*/*.json")]
+    assert [each["inputs"]["model"] for each in done] == ["resnet20_sqrelu_bn"] * 24
     assert list((tmp_path / "claims").iterdir()) == []
 
 
