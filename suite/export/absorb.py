@@ -177,7 +177,7 @@ def _as_clip(sub: ir.Node, shift: float) -> ir.Value | None:
     clip = insert(sub, "Clip", conv.outputs[0])
     set_constant(clip, 1, np.array(-shift))
     sub.replace_input_with(0, clip.outputs[0])
-    relu.graph.remove(relu, safe=True)  # type: ignore[union-attr]
+    relu.graph.remove(relu, safe=True)  # type: ignore[union-attr] # a node that was found in a graph has one
     return clip.outputs[0]
 
 

@@ -71,13 +71,14 @@ def batches_of_digits(network: Network, count: int, shape: Sequence[int] = ()) -
 
 
 def _batches(network: Network, images: "Iterator[Image.Image]", shape: Sequence[int]) -> Iterator[Batch]:
-    from timm import data
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
 
     if shape[1] != 3:
         raise InputError(f"{network.model} takes {shape[1]} channels; legal for it: --data FILE.npz")
     described: Mapping[str, Any] = dict(network.described) | {"input_size": tuple(shape[1:])}
-    config: Any = data.resolve_data_config(pretrained_cfg=dict(described))  # type: ignore[attr-defined,no-untyped-call]
-    transform: Any = data.create_transform(**config, is_training=False)  # type: ignore[attr-defined]
+    config: Any = resolve_data_config(pretrained_cfg=dict(described))  # type: ignore[no-untyped-call] # timm has no type here
+    transform: Any = create_transform(**config, is_training=False)
     waiting: list[Batch] = []
     for image in images:
         waiting.append(transform(image).numpy())

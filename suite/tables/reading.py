@@ -39,7 +39,7 @@ def build(cls: type[T], raw: object, where: str) -> T:
     types."""
     if not isinstance(raw, dict):
         raise InputError(f"{where}: must be a table of keys, not {raw!r}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type] # T cannot be said to be a dataclass
     for key in raw:
         if key not in fields:
             raise InputError(f"{where}: unknown key {key!r}; legal: {', '.join(fields)}")
@@ -59,7 +59,7 @@ def _convert(hint: Any, value: object, where: str) -> Any:
     """Check a TOML value against a type hint; lists become tuples."""
     origin, arguments = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)  # type: ignore[arg-type]
+        return build(hint, value, where)  # type: ignore[arg-type] # an instance, to mypy, may be one too
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise InputError(f"{where}: must be a list, not {value!r}")
@@ -84,4 +84,4 @@ def _scalar(hint: type, value: object, where: str) -> object:
     # bool is an int to Python, but not to the reader of a table.
     if type(value) not in wanted or (isinstance(value, float) and not math.isfinite(value)):
         raise InputError(f"{where}: must be of type {hint.__name__}, not {value!r}")
-    return float(value) if hint is float else value  # type: ignore[arg-type]
+    return float(value) if hint is float else value  # type: ignore[arg-type] # a number, as was asked above

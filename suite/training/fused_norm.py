@@ -199,7 +199,8 @@ def use_norms(model: nn.Module) -> int:
             and is_supported(block.norm2)
             and all(isinstance(other, nn.Identity) for other in others)
         ):
-            block.forward = functools.partial(_forward, block, block.forward, fused)  # type: ignore[method-assign]
+            forward = functools.partial(_forward, block, block.forward, fused)
+            block.forward = forward  # type: ignore[method-assign] # of this block alone, whose class others share
             count += 2
     return count
 
@@ -231,7 +232,7 @@ def differences(device: torch.device, precision: torch.dtype) -> dict[str, float
     x, residual = draw(5, 12, 7, 9).requires_grad_(), draw(5, 12, 7, 9).requires_grad_()
     for activation, added in (("relu", residual), ("none", residual), ("relu", None), ("crelu", None)):
         norms = [nn.BatchNorm2d(12, device=device) for _ in range(2)]
-        ours = normalize(norms[0], x.to(precision), activation, added)  # type: ignore[arg-type]
+        ours = normalize(norms[0], x.to(precision), activation, added)  # type: ignore[arg-type] # mypy takes the names for any text
         theirs = norms[1](x) if added is None else norms[1](x) + added
         # What a rounded value has let through decides on its gradient, so that it is taken from ours.
         if activation == "crelu":
