@@ -178,6 +178,6 @@ class Silent(Lines):
 
 
 def display(total: int, goes_on: bool = False) -> Lines:
-    """The display that suits standard error: bars on a terminal, else lines; arguments as
-    of `Lines`."""
+    """The display that suits standard error: bars on a terminal, else lines; arguments
+    as of `Lines`."""
     return (Bars if sys.stderr.isatty() else Lines)(total, goes_on)

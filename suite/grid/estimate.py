@@ -39,8 +39,8 @@ class Cost:
 
 
 def probe(cell: Cell, options: RunOptions, store: Store, prober: Prober, keep: bool = True) -> Probe:
-    """Measure a cell's network, or read what was measured before on this machine; what is
-    measured is stored where it is to be kept.
+    """Measure a cell's network, or read what was measured before on this machine; what
+    is measured is stored where it is to be kept.
 
     Raises:
         InputError: its process failed.
