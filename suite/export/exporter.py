@@ -218,7 +218,7 @@ def check(path: Path) -> File:
     """
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path))
-    description = describe(path)
+    description = _describe(model, path)
     opset, operators = description.opset, none_if_unset(description.operators) or {}
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     side_files = [t.name for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
@@ -238,7 +238,10 @@ def check(path: Path) -> File:
 
 def describe(path: Path) -> File:
     """What an ONNX file is made of."""
-    model = onnx.load(str(path))
+    return _describe(onnx.load(str(path)), path)
+
+
+def _describe(model: onnx.ModelProto, path: Path) -> File:
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     operators = Counter(node.op_type for node in model.graph.node)
     return File(opset=opset, operators=dict(sorted(operators.items())), bytes=path.stat().st_size)
