@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from suite.errors import InputError
-from suite.inference import agreement, deploy, feeds, networks, subjects
+from suite.inference import agreement, deploy, feeds, networks, shared_inputs, subjects
 from suite.inference.agreement import Comparison, Side
 from suite.inference.feeds import Input
 
@@ -96,10 +96,10 @@ def test_inputs_are_compared_for_a_minute_where_nobody_says_how_many(monkeypatch
     monkeypatch.setattr(agreement, "monotonic", lambda: next(clock))
     taken = (Input("x", "float32", (2, 3)),)
     same = Side("a", taken, ("y",), lambda values: values)
-    found = agreement.compare(same, same, agreement.random_batches(taken), Comparison("random inputs", of=100))
+    found = agreement.compare(same, same, shared_inputs.random_batches(taken), Comparison("random inputs", of=100))
     assert (found.count, found.by_time) == (6, True)
     assert "6 of 100 random inputs, as many as take 60 s" in agreement.render(found, "a", "b", 1e-4)
-    found = agreement.compare(same, same, agreement.random_batches(taken), Comparison("random inputs"), 10)
+    found = agreement.compare(same, same, shared_inputs.random_batches(taken), Comparison("random inputs"), 10)
     assert (found.count, found.by_time) == (10, False)
 
 
@@ -142,6 +142,47 @@ def test_images_and_arrays_of_a_user_are_inputs(
     assert "broken.png: cannot be read as an image" in err
 
 
+def test_a_file_of_arrays_has_one_for_each_input_and_no_other(
+    net: Callable[..., Path], tmp_path: Path, suite: Suite
+) -> None:
+    a, b = str(net("a.onnx")), str(net("b.onnx", image="x", wrong=-40.0))
+    values, array = tmp_path / "values.npz", np.zeros((3, 3, 8, 8), np.float32)
+    ask = ("parity", b, "--against", a)
+
+    def refusal(option: str, **arrays: Any) -> str:
+        np.savez(values, **arrays)
+        code, out, err = suite(*ask, option, str(values))
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        return err
+
+    for option in ("--data", "--input"):
+        assert f"{values}: nothing here has an input 'foo'; legal: image, x\n" in refusal(option, foo=array)
+        assert f"{values}: nothing here has an input 'foo'" in refusal(option, image=array, foo=array)
+        assert f"{values}: holds no array; legal: an array for each input, by its name" in refusal(option)
+        assert f"{values}: has arrays by the names of both, and x would not be used" in refusal(
+            option, image=array, x=array
+        )
+    assert suite(*ask, "--input", "foo=1x3x8x8")[2].endswith(
+        "--input: nothing here has an input 'foo'; legal: image, x\n"
+    )
+    for name in ("image", "x"):  # by either's name, and of zeros the difference is none
+        np.savez(values, **{name: array})
+        code, out, err = suite(*ask, "--data", str(values))
+        assert code == 0, err
+        assert f": 3 inputs of {values}\nscores         greatest difference 0, " in out
+
+
+def test_an_input_without_an_array_is_named(tmp_path: Path, suite: Suite) -> None:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 5]) for name in ("x", "mask", "y")]
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "mask"], ["y"])], "g", ends[:2], ends[2:])
+    path = str(tmp_path / "net.onnx")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    np.savez(tmp_path / "values.npz", x=np.ones((2, 5), np.float32))
+    code, _, err = suite("parity", path, "--against", path, "--data", str(tmp_path / "values.npz"))
+    assert code == 2
+    assert f"values.npz: has no array for input 'mask' of {path}; legal: one for each input (x, mask)" in err
+
+
 def test_an_image_is_brought_to_the_form_that_the_model_asks_for(tmp_path: Path) -> None:
     from suite.export.zoo import Network
     from suite.inference import pictures
@@ -168,7 +209,7 @@ def test_a_file_of_this_project_is_compared_for_a_minute_by_default(
 
 def test_random_values_are_given_by_seed() -> None:
     taken = (Input("x", "float32", (2, 3)),)
-    first, second = (next(agreement.random_batches(taken))["x"] for _ in range(2))
+    first, second = (next(shared_inputs.random_batches(taken))["x"] for _ in range(2))
     assert np.array_equal(first, second)
     assert feeds.random_values(taken, 0)["x"].dtype == np.float32
 

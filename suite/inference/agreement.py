@@ -2,7 +2,7 @@
 need not have the same names."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +14,15 @@ from numpy.typing import NDArray
 
 from suite import env
 from suite.errors import InputError
-from suite.export import graphs, zoo
-from suite.inference import feeds, pictures, subjects
-from suite.inference.feeds import Arrays, GivenInputs, Input, Values
+from suite.export import graphs
+from suite.inference.feeds import Arrays, Input, Values
 from suite.inference.loaded import Loaded, Request, load
-from suite.inference.subjects import Subject
+from suite.inference.shared_inputs import in_order
 from suite.registry import ORT
 from suite.tables.spec import TOLERANCE as TOLERANCE
 
 # How long inputs are compared where nobody says how many, and how many at most are drawn.
 SECONDS, DRAWN = 60.0, 256
-AT_A_TIME = 8
 # Disagreements that are kept, those with the widest margins.
 SHOWN = 10
 
@@ -122,75 +120,6 @@ def _by_place(deployed: Loaded, taken: tuple[Input, ...]) -> Callable[[Arrays], 
     return run
 
 
-def common_inputs(both: Sequence[Subject], given: GivenInputs, count: int | None = None) -> list[tuple[Input, ...]]:
-    """What each of two subjects takes, with dimensions that fit both.
-
-    Raises:
-        InputError: they do not take the same, or a dimension is not known.
-    """
-    batch = None if given.shapes or given.values else min(count or AT_A_TIME, AT_A_TIME)
-    for graph in (subject.graph for subject in both if subject.graph):
-        fixed = [slot.dimensions[0] for slot in graph.inputs if slot.dimensions]
-        batch = next((side for side in fixed if isinstance(side, int)), batch)
-    found = []
-    for subject, other in (both, both[::-1]):
-        if subject.graph:
-            found.append(subjects.resolve_inputs(subject.graph, given, batch))
-            continue
-        if subject.network is None:
-            if other.graph is None:
-                raise InputError(f"{subject.name}: a module is compared with an ONNX file, which says what it takes")
-            found.append(subjects.resolve_inputs(other.graph, given, batch))
-            continue
-        taken = subjects.image_input(subject.network, batch or 1)
-        if other.graph and len(other.graph.inputs) == 1:
-            # A file may be for another size of images than the model's usual one.
-            theirs = subjects.resolve_inputs(other.graph, given, batch)[0].shape
-            if len(theirs) == 4 and theirs[1] == taken[0].shape[1]:
-                taken = (Input("input", "float32", theirs),)
-        found.append(taken)
-    shapes = [[each.shape for each in _in_order(taken, found[0])] for taken in found]
-    if shapes[0] != shapes[1]:
-        said = " and ".join(f"{one.name} takes {_format_inputs(taken)}" for one, taken in zip(both, found, strict=True))
-        raise InputError(f"{said}: not the same")
-    return found
-
-
-def _in_order(taken: Sequence[Input], like: Sequence[Input]) -> list[Input]:
-    """Inputs in the order of others, if they have the same names; else as they are."""
-    named = {each.name: each for each in taken}
-    same = named.keys() == {each.name for each in like}
-    return [named[each.name] for each in like] if same else list(taken)
-
-
-def _format_inputs(taken: Sequence[Input]) -> str:
-    return ", ".join(f"{each.name} {'x'.join(map(str, each.shape)) or 'one number'}" for each in taken) or "nothing"
-
-
-def random_batches(taken: Sequence[Input]) -> Iterator[Values]:
-    """Seeded random values, batch after batch, without end."""
-    seed = 0
-    while True:
-        yield feeds.random_values(taken, seed)
-        seed += 1
-
-
-def from_npz(taken: Sequence[Input], given: GivenInputs) -> Iterator[Values]:
-    """The arrays of a file, once."""
-    yield feeds.values_for(taken, given.path, 0)
-
-
-def from_images(
-    network: zoo.Network, taken: Sequence[Input], files: list[Path], whole: bool = False
-) -> Iterator[Values]:
-    """Images as the network's configuration asks for them, in batches as the inputs
-    have them; with `whole` the last ones are left out if they fill none."""
-    (image,) = taken
-    for batch in pictures.batches_of_files(network, files, image.shape):
-        if not whole or len(batch) == image.shape[0]:
-            yield {image.name: batch}
-
-
 def compare(
     a: Side,
     b: Side,
@@ -215,7 +144,7 @@ def compare(
         InputError: the two have other outputs.
     """
     most = count or found.of or DRAWN
-    order = _in_order(b.inputs, a.inputs)
+    order = in_order(b.inputs, a.inputs)
     places = [order.index(each) for each in b.inputs]
     begin = monotonic()
     with _exact():

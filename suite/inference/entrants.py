@@ -8,7 +8,7 @@ from pathlib import Path
 from suite import env
 from suite.errors import InputError, first_line
 from suite.export import graphs, zoo
-from suite.inference import latency, loaded, subjects
+from suite.inference import feeds, latency, loaded, subjects
 from suite.inference.contest import QUICK, Entrant
 from suite.inference.feeds import NOTHING_GIVEN, GivenInputs, Input
 from suite.inference.latency import Request
@@ -62,9 +62,7 @@ def find_subjects(names: Sequence[str], wanted: ContestOptions) -> list[Subject]
     slots = {slot.name for subject in found if subject.graph for slot in subject.graph.inputs}
     if any(subject.network for subject in found):
         slots.add("input")
-    for name in (*wanted.given.shapes, *wanted.given.values):
-        if name not in slots:
-            raise InputError(f"--input: nothing here has an input {name!r}; legal: {', '.join(sorted(slots))}")
+    feeds.require_known(wanted.given, slots)
     for provider in wanted.providers:
         if reason := latency.why_unavailable(provider):
             raise InputError(f"--providers {provider}: not available here: {reason}")

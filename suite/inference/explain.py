@@ -13,7 +13,7 @@ from typing import Any
 
 from suite.export import graphs
 from suite.inference import subjects
-from suite.inference.feeds import NOTHING_GIVEN, GivenInputs, values_for
+from suite.inference.feeds import NOTHING_GIVEN, GivenInputs, require_known, values_for
 from suite.results.samples import median
 from suite.session import open_session
 
@@ -71,10 +71,12 @@ def explain(
         to launch, not to run.
 
     Raises:
-        InputError: it is no ONNX file, or a dimension of its inputs is not known.
+        InputError: it is no ONNX file, a dimension of its inputs is not known, or it
+            has not an input that is given.
         RuntimeError: the provider cannot be used here, or cannot run the file.
     """
     graph = graphs.read(path)
+    require_known(given, (slot.name for slot in graph.inputs))
     taken = subjects.resolve_inputs(graph, given, batch_size)
     values = values_for(taken, given.path, 0)
     session = open_session(str(path), provider, threads, tf32=True)  # as latencies are measured

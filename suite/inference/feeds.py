@@ -2,7 +2,7 @@
 
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,19 +110,43 @@ def read_npz(path: Path) -> Values:
 
     Raises:
         InputError: there is no such file, or it holds something else than arrays of
-            numbers.
+            numbers, or nothing.
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             values = dict(content)
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, MemoryError) as why:
         raise InputError(f"{path}: cannot be read as an .npz file of arrays: {first_line(why)}") from None
+    if not values:
+        raise InputError(f"{path}: holds no array; legal: an array for each input, by its name")
     for name, array in values.items():
         if array.dtype.name not in TYPES:
             raise InputError(f"{path}: {name!r} is of type {array.dtype.name}; legal: {', '.join(TYPES)}")
         if array.size == 0:
             raise InputError(f"{path}: {name!r} is empty")
     return values
+
+
+def require_known(given: GivenInputs, names: Iterable[str]) -> None:
+    """See whether everything that is given is an input of something.
+
+    Args:
+        given: what the user says of inputs.
+        names: of all inputs that there are.
+
+    Raises:
+        InputError: something is not.
+    """
+    legal = sorted(set(names))
+    for name in (*given.shapes, *given.values):
+        if name not in legal:
+            where = given.path if name in given.values else "--input"
+            raise InputError(f"{where}: nothing here has an input {name!r}; legal: {', '.join(legal)}")
+
+
+def format_shape(shape: Iterable[int]) -> str:
+    """As in 8x3x32x32."""
+    return "x".join(map(str, shape)) or "one number"
 
 
 def values_for(inputs: Sequence[Input], path: str | None, seed: int) -> Values:

@@ -8,7 +8,7 @@ from pathlib import Path
 from suite import env
 from suite.errors import InputError, first_line
 from suite.export import graphs, zoo
-from suite.inference import agreement, feeds, model_files, names, nodewise, pictures, subjects
+from suite.inference import agreement, feeds, model_files, names, nodewise, pictures, shared_inputs, subjects
 from suite.inference.agreement import Comparison, Side
 from suite.inference.feeds import GivenInputs, Input, Values
 from suite.inference.subjects import Subject
@@ -56,16 +56,16 @@ def compare_subjects(
             raise InputError(f"--data {data}: a second .npz file beside --input {given.path}")
         given, data = replace(feeds.parse_inputs([str(data)]), shapes=given.shapes), None
     both = (first, second)
-    taken = agreement.common_inputs(both, given, count)
+    taken = shared_inputs.common_inputs(both, given, count)
     found = Comparison("random inputs, of seed 0 on", of=None)
     if data is not None:
         found.words = f"images of {data}"
         batches = _images(both, taken[0], data, found)
     elif given.path:
         found.words = f"inputs of {given.path}"
-        batches = agreement.from_npz(taken[0], given)
+        batches = iter([dict(shared_inputs.given_to_each(both, given)[0].values)])
     else:
-        batches = agreement.random_batches(taken[0])
+        batches = shared_inputs.random_batches(taken[0])
     sides = []
     for subject, each, where in zip(both, taken, (ORT, runtime), strict=True):
         progress(0, 0, f"load {subject.name}")
@@ -96,7 +96,7 @@ def check(first: Subject, second: Subject, given: GivenInputs, data: Path | None
         raise InputError(f"--data {data}: no such file or folder; legal: a folder of images, or a file .npz")
     if data is not None and data.suffix == ".npz":
         given = replace(feeds.parse_inputs([str(data)]), shapes=given.shapes)
-    agreement.common_inputs((first, second), given)
+    shared_inputs.common_inputs((first, second), given)
 
 
 def _side(subject: Subject, taken: tuple[Input, ...], provider: str, runtime: str) -> Side:
@@ -127,7 +127,7 @@ def _images(
         each.graph and each.graph.inputs[0].dimensions and isinstance(each.graph.inputs[0].dimensions[0], int)
         for each in both
     )
-    return agreement.from_images(network, taken, files, whole=fixed)
+    return shared_inputs.from_images(network, taken, files, whole=fixed)
 
 
 def _stated_statistics(graph: graphs.Graph) -> dict[str, object] | None:
