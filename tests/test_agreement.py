@@ -50,7 +50,8 @@ def test_equal_files_pass_whatever_their_names_are(net: Callable[..., Path], sui
     a, b = net("a.onnx"), net("b.onnx", image="x", scores="y", batch=4)
     code, out, err = suite("parity", str(b), "--against", str(a), "--images", "10")
     assert code == 0, err
-    assert out.startswith(f"{b} against {a}: 12 random inputs")  # batches of 4
+    words = "random inputs, of seed 0 on, not 10, since a file has batches of one size alone"
+    assert out.startswith(f"{b} against {a}: 12 {words}\n")
     assert "scores         greatest difference 0, 0.0e+00 of scale" in out
     assert "agreement      100 % of 12 rows" in out
     assert "passed         yes" in out
@@ -181,6 +182,63 @@ def test_an_input_without_an_array_is_named(tmp_path: Path, suite: Suite) -> Non
     code, _, err = suite("parity", path, "--against", path, "--data", str(tmp_path / "values.npz"))
     assert code == 2
     assert f"values.npz: has no array for input 'mask' of {path}; legal: one for each input (x, mask)" in err
+
+
+def test_as_many_inputs_are_compared_as_were_asked_for(
+    net: Callable[..., Path], tmp_path: Path, suite: Suite, picture: Callable[..., Path]
+) -> None:
+    ask = ("parity", str(net("a.onnx")), "--against", str(net("b.onnx")))
+    out = suite(*ask, "--images", "20")[1]
+    assert ": 20 random inputs, of seed 0 on\n" in out
+    assert "of 200 values\nagreement      100 % of 20 rows" in out
+    np.savez(tmp_path / "values.npz", image=np.ones((5, 3, 8, 8), np.float32))
+    assert ": 2 inputs of " in suite(*ask, "--images", "2", "--data", str(tmp_path / "values.npz"))[1]
+    for number in range(11):
+        picture(tmp_path / "photos" / f"{number}.png", number)
+    out = suite(*ask, "--images", "10", "--data", str(tmp_path / "photos"))[1]
+    assert f": 10 of 11 images of {tmp_path / 'photos'}\n" in out
+
+
+def test_what_is_no_number_in_both_is_counted_and_does_not_pass_alone(
+    net: Callable[..., Path], tmp_path: Path, suite: Suite
+) -> None:
+    a, b, c = str(net("a.onnx")), str(net("b.onnx")), str(net("c.onnx", wrong=np.nan))
+    image = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
+
+    def parity(file: str, against: str, no_numbers: int) -> tuple[int, str]:
+        image[:no_numbers] = np.nan
+        np.savez(tmp_path / "values.npz", image=image)
+        return suite("parity", file, "--against", against, "--data", str(tmp_path / "values.npz"))[:2]
+
+    assert parity(c, a, 0)[0] == 1
+    code, out = parity(c, c, 0)
+    assert code == 0
+    assert "scores         4 of 40 values are not finite in both\n" in out
+    assert "agreement" not in out  # each row has what is no number
+    code, out = parity(b, a, 1)
+    assert code == 0
+    assert "scores         10 of 40 values are not finite in both\n" in out
+    assert "agreement      100 % of 3 rows" in out
+    code, out = parity(b, a, 4)
+    assert code == 1
+    assert "scores         nothing compared: no value is a finite number in both\n" in out
+    assert "scores         40 of 40 values are not finite in both\n" in out
+    assert out.endswith("passed         NO, since no value was compared\n")
+    assert "departs" not in out
+
+
+def test_what_is_not_finite_in_another_way_fails() -> None:
+    taken = (Input("x", "float32", (1, 2)),)
+
+    def side(last: float) -> Side:
+        return Side("a", taken, ("y",), lambda values: [np.array([[1.0, last]], np.float32)])
+
+    batch = {"x": np.zeros((1, 2), np.float32)}
+    for first, second, passes in ((np.inf, np.inf, True), (np.inf, -np.inf, False), (np.nan, np.inf, False)):
+        found = agreement.compare(side(first), side(second), iter([batch]), Comparison("rows"), 1)
+        assert found.passed(1e-4) == passes
+        assert found.broken == (set() if passes else {"y"})
+        assert (found.values, found.not_finite) == (1, [1 if passes else 0])
 
 
 def test_an_image_is_brought_to_the_form_that_the_model_asks_for(tmp_path: Path) -> None:

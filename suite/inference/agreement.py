@@ -29,13 +29,15 @@ SHOWN = 10
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One of the two: what it takes, the names of its outputs, and how it is run."""
+    """One of the two: what it takes, the names of its outputs, and how it is run; with
+    `fixed` in batches of one size alone."""
 
     name: str
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
     run: Callable[[Arrays], Arrays]
     file: Path | None = None
+    fixed: bool = False
 
 
 @dataclass
@@ -45,16 +47,19 @@ class Comparison:
 
     Attributes:
         count: inputs that were compared, `of` so many; `by_time` if that was for want
-            of time.
+            of time, and more than were `asked` for if batches have one size alone.
         words: what they were.
         scale: the greatest magnitude of each output of the first.
-        greatest, total, values: the greatest difference of each output, their sum, and
-            of how many values.
+        greatest, total: the greatest difference of each output, and the sum of all.
+        compared: of how many values of each output, which are finite in both.
+        not_finite: values of each output that are the same in both, and no numbers:
+            NaN, or infinite.
         rows, same: inputs that have a row of classes, and those of them of which the
             first class is the same.
         apart: of the others the number and the margin between the first one's two first
             classes.
-        broken: outputs that are not finite in one and finite in the other.
+        broken: outputs with values that are not finite in one and finite, or not finite
+            in another way, in the other.
         departure: the first node that departs, where that was looked for.
         notes: what is to be said besides.
     """
@@ -64,16 +69,23 @@ class Comparison:
     count: int = 0
     of: int | None = None
     by_time: bool = False
+    asked: int | None = None
     scale: list[float] = field(default_factory=list)
     greatest: list[float] = field(default_factory=list)
     total: float = 0.0
-    values: int = 0
+    compared: list[int] = field(default_factory=list)
+    not_finite: list[int] = field(default_factory=list)
     rows: int = 0
     same: int = 0
     apart: list[tuple[int, float]] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     departure: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def values(self) -> int:
+        """How many values were compared."""
+        return sum(self.compared)
 
     @property
     def relative(self) -> float:
@@ -90,9 +102,14 @@ class Comparison:
         return self.total / self.values / (max(self.scale) or 1) if self.values else 0.0
 
     def passed(self, tolerance: float) -> bool:
-        """Whether no value differs by more than this share of its output's scale, and
-        none is finite in one alone."""
-        return self.relative <= tolerance and not self.broken
+        """Whether values were compared, none differs by more than this share of its
+        output's scale, and none is finite in one alone."""
+        return self.values > 0 and not self.differs(tolerance)
+
+    def differs(self, tolerance: float) -> bool:
+        """Whether a value differs by more than this share of its output's scale, or is
+        finite in one alone."""
+        return self.relative > tolerance or bool(self.broken)
 
 
 def from_file(graph: graphs.Graph, taken: tuple[Input, ...], provider: str, runtime: str = ORT) -> Side:
@@ -103,7 +120,8 @@ def from_file(graph: graphs.Graph, taken: tuple[Input, ...], provider: str, runt
     """
     path = str(graph.path)
     deployed = load(Request(runtime, path, provider, 1, 0, env.available_cores(), inputs=taken), checked=True)
-    return Side(path, taken, deployed.outputs, _by_place(deployed, taken), graph.path)
+    fixed = any(not slot.dimensions or isinstance(slot.dimensions[0], int) for slot in graph.inputs)
+    return Side(path, taken, deployed.outputs, _by_place(deployed, taken), graph.path, fixed)
 
 
 def from_model(name: str, model: Any, taken: tuple[Input, ...]) -> Side:
@@ -136,20 +154,22 @@ def compare(
         batches: values by the names of a's inputs.
         found: with `words` and `of`.
         count: how many inputs; None for as many as take `SECONDS`, all of `found.of` at
-            most.
+            most. Where batches have one size alone, the last one is compared whole.
         progress: called with inputs done, inputs in all (0 if that is not known), and a
             note.
 
     Raises:
         InputError: the two have other outputs.
     """
-    most = count or found.of or DRAWN
+    most, cut = count or found.of or DRAWN, not (a.fixed or b.fixed)
     order = in_order(b.inputs, a.inputs)
     places = [order.index(each) for each in b.inputs]
     begin = monotonic()
     with _exact():
         for values in batches:
             arrays = [values[each.name] for each in a.inputs]
+            if cut:
+                arrays = _first(arrays, most - found.count)
             ours, theirs = a.run(arrays), b.run([_as(arrays[place], b.inputs[i]) for i, place in enumerate(places)])
             rows = len(arrays[0]) if arrays and arrays[0].ndim else 1
             _add(found, a, b, *_pair_outputs(a, b, ours, theirs))
@@ -160,8 +180,16 @@ def compare(
             if count is None and monotonic() - begin > SECONDS:
                 found.by_time = True
                 break
+    found.asked = count
     found.apart = sorted(found.apart, key=lambda each: -each[1])
     return found
+
+
+def _first(arrays: Arrays, most: int) -> Arrays:
+    """The first inputs of a batch, `most` at most; all where it is no batch, since
+    arrays are of different lengths."""
+    same = len({array.shape[:1] for array in arrays}) == 1
+    return [array[:most] if array.ndim else array for array in arrays] if same else arrays
 
 
 def _exact() -> AbstractContextManager[None]:
@@ -199,6 +227,7 @@ def _add(found: Comparison, a: Side, b: Side, names: list[str], ours: Arrays, th
     if not found.outputs:
         found.outputs = tuple(names[: len(ours)])
         found.scale, found.greatest = ([0.0] * len(ours) for _ in range(2))
+        found.compared, found.not_finite = ([0] * len(ours) for _ in range(2))
     classes = next((place for place, each in enumerate(ours) if each.ndim == 2 and each.shape[1] > 1), None)
     for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         if one.dtype.kind not in "fiub" or not one.size:
@@ -214,13 +243,15 @@ def _add(found: Comparison, a: Side, b: Side, names: list[str], ours: Arrays, th
             found.scale[place] = max(found.scale[place], float(np.abs(first[finite]).max()))
             found.greatest[place] = max(found.greatest[place], float(apart.max()))
             found.total += float(apart.sum())
-            found.values += apart.size
+            found.compared[place] += apart.size
+        found.not_finite[place] += int((alike & ~finite).sum())
         if place == classes and one.dtype.kind == "f":
+            ranked = ~(np.isnan(first) | np.isnan(second)).any(1)  # what is no number has no place among others
             best, answers = first.argmax(1), second.argmax(1)
             ordered = np.sort(first, axis=1)
-            found.rows += len(first)
-            found.same += int((best == answers).sum())
-            for row in np.flatnonzero(best != answers):
+            found.rows += int(ranked.sum())
+            found.same += int((ranked & (best == answers)).sum())
+            for row in np.flatnonzero(ranked & (best != answers)):
                 found.apart.append((found.count + int(row), float(ordered[row, -1] - ordered[row, -2])))
 
 
@@ -228,14 +259,21 @@ def render(found: Comparison, a: str, b: str, tolerance: float) -> str:
     """What was found as text for a terminal, ending in a newline."""
     of = f" of {found.of}" if found.of and found.of > found.count else ""
     why = f", as many as take {SECONDS:.0f} s" if found.by_time else ""
+    if found.asked and found.count > found.asked:
+        why = f", not {found.asked}, since a file has batches of one size alone"
     lines = [f"{b} against {a}: {found.count}{of} {found.words}{why}"]
-    for name, scale, greatest in zip(found.outputs, found.scale, found.greatest, strict=True):
-        share = (
-            f"{greatest / scale:.1e} of scale ({scale:.3g})"
-            if scale
-            else "all values are zero, so that this shows nothing"
-        )
-        lines.append(f"{name:14} greatest difference {greatest:.3g}, {share}")
+    for place, name in enumerate(found.outputs):
+        scale, greatest = found.scale[place], found.greatest[place]
+        if not found.compared[place]:
+            lines.append(f"{name:14} nothing compared: no value is a finite number in both")
+        elif not scale:
+            lines.append(
+                f"{name:14} greatest difference {greatest:.3g}, all values are zero, so that this shows nothing"
+            )
+        else:
+            lines.append(f"{name:14} greatest difference {greatest:.3g}, {greatest / scale:.1e} of scale ({scale:.3g})")
+        if alike := found.not_finite[place]:
+            lines.append(f"{name:14} {alike} of {alike + found.compared[place]} values are not finite in both")
     lines.append(f"mean           {found.mean:.1e} of scale, of {found.values} values")
     if found.rows:
         lines.append(
@@ -245,13 +283,17 @@ def render(found: Comparison, a: str, b: str, tolerance: float) -> str:
         if shown:
             lines.append(f"disagreements  {len(found.apart)}, margins of {a}: {shown}")
     if found.broken:
-        lines.append(f"not finite     in one of the two: {', '.join(sorted(found.broken))}")
+        lines.append(f"not finite     in one of the two, or not in the same way: {', '.join(sorted(found.broken))}")
     if found.departure:
         departs = found.departure
         lines.append(
             f"departs first  at node {departs['node'] or departs['tensor']} ({departs['operator']}): {_values(departs)}"
         )
-    lines.append(f"passed         {'yes' if found.passed(tolerance) else 'NO'}, at most {tolerance:.3g} of scale")
+    if found.values or found.broken:
+        verdict = f"{'yes' if found.passed(tolerance) else 'NO'}, at most {tolerance:.3g} of scale"
+    else:
+        verdict = "NO, since no value was compared"
+    lines.append(f"passed         {verdict}")
     return "\n".join(lines) + "\n"
 
 

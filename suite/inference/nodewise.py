@@ -80,12 +80,14 @@ def first_difference(
 def _difference(expected: NDArray[Any], actual: NDArray[Any], tolerance: float) -> dict[str, Any] | None:
     if not (isinstance(expected, np.ndarray) and expected.dtype.kind in "fiub" and expected.size):
         return None  # texts, lists and nothing at all
-    if expected.dtype.kind != "f":  # whose differences would wrap around
-        expected, actual = expected.astype(np.float64), actual.astype(np.float64)
-    scale = float(np.abs(expected).max())
+    # Differences of whole numbers would wrap around, and those of float16 be infinite.
+    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+    scale = float(np.abs(expected).max(where=np.isfinite(expected), initial=0.0))
     if expected.shape != actual.shape:
         return {"difference": None, "scale": scale, "position": None, "expected": None, "actual": None}
-    apart = np.nan_to_num(np.abs(expected - actual), nan=np.inf, posinf=np.inf)
+    alike = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
+    with np.errstate(invalid="ignore"):
+        apart = np.where(alike, 0.0, np.nan_to_num(np.abs(expected - actual), nan=np.inf, posinf=np.inf))
     if apart.max() <= tolerance * scale:
         return None
     position = np.unravel_index(apart.argmax(), apart.shape)

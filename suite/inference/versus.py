@@ -79,7 +79,7 @@ def compare_subjects(
             yield values
 
     agreement.compare(sides[0], sides[1], noted(), found, count, progress)
-    if not found.passed(tolerance) and kept and runtime == ORT:
+    if found.differs(tolerance) and kept and runtime == ORT:
         progress(0, 0, "the first node that departs")
         found.departure = _departure(both, sides, kept[0], tolerance, scratch, found)
     return found
