@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxscript import ir
 from torch import nn
 
@@ -20,6 +20,7 @@ from suite import session
 from suite.export import exporter as export
 from suite.export.exporter import to_graph
 from suite.export.nodes import name_after_layers
+from suite.export.precision import Activations, to_int8
 from suite.export.rewrite import apply_rewrites
 from suite.inference import departure, nodewise
 from suite.inference.departure import first_departure
@@ -166,3 +167,59 @@ def test_a_file_of_another_network_is_refused(network: Network, tmp_path: Path) 
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(RuntimeError, match=r"other\.onnx has no node in common"):
         first_departure(network.model, tmp_path / "other.onnx", IMAGES)
+
+
+@pytest.mark.parametrize("kind", ["unsigned", "symmetric"])
+def test_a_rectifier_that_a_quantiser_left_out_is_compared_behind_the_eight_bits(
+    kind: Activations, tmp_path: Path, suite: Callable[..., tuple[int, str, str]]
+) -> None:
+    whole, fewer, wrong = (tmp_path / f"{name}.onnx" for name in ("whole", "fewer", "wrong"))
+    random = np.random.default_rng(0)
+    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (8, 10)}
+    held = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Conv", ["input", "w1"], ["c1"], name="conv1", pads=[1] * 4),
+        helper.make_node("Relu", ["c1"], ["r1"], name="act1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="conv2", pads=[1] * 4),
+        helper.make_node("Add", ["c2", "r1"], ["sum"], name="add"),
+        helper.make_node("Relu", ["sum"], ["r2"], name="act2"),
+        helper.make_node("GlobalAveragePool", ["r2"], ["pooled"], name="pool"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], name="flatten"),
+        helper.make_node("Gemm", ["flat", "w3"], ["logits"], name="fc"),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", *sides])
+        for name, sides in (("input", (3, 8, 8)), ("logits", (10,)))
+    ]
+    constants = [numpy_helper.from_array(array, name) for name, array in held.items()]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), whole)
+    images = random.standard_normal((4, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "images.npz", input=images)
+    to_int8(whole, fewer, [images], activations=kind, normprop=False)
+    rectifiers = [node for node in onnx.load(fewer).graph.node if node.op_type == "Relu"]
+    assert len(rectifiers) == (0 if kind == "unsigned" else 2)
+
+    def departs(a: Path, b: Path, tolerance: float) -> str:
+        ask = ("--data", str(tmp_path / "images.npz"), "--tolerance", str(tolerance))
+        _, out, err = suite("parity", str(b), "--against", str(a), *ask)
+        assert "cannot be looked for" not in err
+        return next((line for line in out.splitlines() if line.startswith("departs first")), "")
+
+    for a, b in ((whole, fewer), (fewer, whole)):
+        assert departs(a, b, 0.03) == ""  # eight bits are not further off than this anywhere
+        found = nodewise.first_difference_of_files(a, b, {"input": images}, 0.03)
+        assert found is None
+        found = nodewise.first_difference_of_files(a, b, {"input": images}, 1e-6)
+        assert found is not None
+        first = ("act1", "Relu", "r1") if kind == "unsigned" else ("conv1", "Conv", "c1")
+        assert (found["node"], found["operator"], found["tensor"]) == first
+        assert kind == "symmetric" or (found["quantised"] and min(found["expected"], found["actual"]) >= 0)
+    model = onnx.load(fewer)
+    damaged = {"unsigned": "w2_scale", "symmetric": "w2"}[kind]  # which is quantised when the file is made, or run
+    weights = next(tensor for tensor in model.graph.initializer if tensor.name == damaged)
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) / np.float32(2), weights.name))
+    onnx.save(model, wrong)
+    for a, b in ((whole, wrong), (wrong, whole)):
+        said = departs(a, b, 0.03)
+        assert said.startswith("departs first  at node conv2 (Conv): expected "), said

@@ -286,9 +286,9 @@ def render(found: Comparison, a: str, b: str, tolerance: float) -> str:
         lines.append(f"not finite     in one of the two, or not in the same way: {', '.join(sorted(found.broken))}")
     if found.departure:
         departs = found.departure
-        lines.append(
-            f"departs first  at node {departs['node'] or departs['tensor']} ({departs['operator']}): {_values(departs)}"
-        )
+        node, operator = departs["node"] or departs["tensor"], departs["operator"]
+        quantised = ", where it is quantised behind DequantizeLinear" if departs["quantised"] else ""
+        lines.append(f"departs first  at node {node} ({operator}{quantised}): {_values(departs)}")
     if found.values or found.broken:
         verdict = f"{'yes' if found.passed(tolerance) else 'NO'}, at most {tolerance:.3g} of scale"
     else:
