@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from suite.errors import InputError
 from suite.export import zoo
-from suite.inference import contest, latency
+from suite.inference import contest, latency, model_files
 from suite.schema.outcomes import PeakResult
 
 Suite = Callable[..., tuple[int, str, str]]
@@ -120,11 +120,67 @@ def test_weights_of_a_file_say_how_many_classes_there_are(tmp_path: Path, suite:
     (logits,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"input": images})
     with torch.no_grad():
         assert logits == pytest.approx(net(torch.from_numpy(images)).numpy(), abs=1e-5)
+    code, said, err = suite("parity", str(tmp_path / "net.onnx"), *weights, *IMPORT, "--images", "9")
+    assert code == 0, err
+    assert said.startswith(f"{tmp_path / 'net.onnx'} against small_net with {tmp_path / 'net.safetensors'}: 9 random")
+    others = {name: value + 0.5 if name == "conv2.bias" else value for name, value in net.state_dict().items()}
+    save_file(others, tmp_path / "others.safetensors")
+    ask = ("parity", str(tmp_path / "net.onnx"), "--weights", str(tmp_path / "others.safetensors"), *IMPORT)
+    code, said, _ = suite(*ask, "--images", "9")
+    assert code == 1
+    assert "departs first  at node conv2 (Conv)" in said
     save_file({"fc.weight": net.state_dict()["fc.weight"]}, tmp_path / "net.safetensors")
     code, _, err = suite("export", "small_net", str(tmp_path / "other.onnx"), *IMPORT, *weights)
     assert code == 2
     assert "not weights of small_net: bn1.bias is missing, not 16" in err
     assert not (tmp_path / "other.onnx").exists()
+
+
+def test_weights_that_are_to_be_compared_with_a_file_need_a_model_that_is_known(
+    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo.import_modules(["small_nets"])
+    out, weights = tmp_path / "net.onnx", tmp_path / "net.safetensors"
+    network = zoo.Network("small_net", None, False, {"in_chans": 1}, {"input_size": (1, 16, 16)})
+    save_file(zoo.build(network).state_dict(), weights)
+    model_files.export("small_net", network, out, "fp32", "cpu", weights=weights)
+    ask = ("parity", str(out), "--weights", str(weights), "--images", "2")
+    code, said, err = suite(*ask)  # by the arguments that the file states
+    assert code == 0, err
+    assert "passed         yes" in said
+
+    def refusal(*arguments: str) -> str:
+        code, out, err = suite(*arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        return err
+
+    assert f"{out}: made from weights that were given, which --weights FILE.safetensors|FOLDER names" in refusal(
+        "parity", str(out), "--import", "small_nets"
+    )
+    assert "legal without --against" in refusal(*ask, "--against", "resnet18")
+    assert "--model: legal with --weights FILE.safetensors" in refusal("parity", str(out), "--model", "resnet18")
+    assert f"{weights}: holds weights alone; export MODEL OUT.onnx" in refusal(
+        "parity", str(out), "--against", str(weights)
+    )
+    assert "no such file" in refusal("parity", str(out), "--weights", str(tmp_path / "none.safetensors"))
+    assert "--model 'resnot18': neither this project nor timm has it" in refusal(*ask, "--model", "resnot18")
+    content = onnx.load(out)
+    for stated, what in (
+        ({"model": "/etc"}, "its model '/etc': neither this project nor timm has it"),
+        ({"model": "small_net", "arguments": '{"checkpoint_path": "/etc/passwd"}'}, "'checkpoint_path' is not legal"),
+        ({"model": "small_net", "arguments": "[]"}, "its arguments are not those of a model"),
+        ({}, "does not say which model it was exported from; --model MODEL names it"),
+    ):
+        onnx.helper.set_model_props(content, stated)
+        onnx.save(content, out)
+        assert what in refusal(*ask)
+    network = zoo.from_name("small_net")
+    save_file(zoo.build(network).state_dict(), weights)
+    model_files.export("small_net", network, out, "fp32", "cpu", weights=weights)
+    content = onnx.load(out)
+    del content.metadata_props[:]
+    onnx.save(content, out)
+    assert suite(*ask, "--model", "small_net")[0] == 0
 
 
 def test_a_folder_in_timms_layout_is_a_network_of_which_nothing_is_run(tmp_path: Path) -> None:

@@ -121,7 +121,12 @@ def _require_figures(outcomes: "list[Measurement]") -> None:
 @click.command(short_help="Compare any two networks on the same inputs.")
 @click.argument("source", metavar="FILE.onnx|MODEL|RUN")
 @click.option("--against", metavar="FILE.onnx|MODEL|RUN", help="The other one; by default what SOURCE was made from.")
-@click.option("--weights", metavar="RUN|MODEL", help="What FILE was exported from, where it does not say so itself.")
+@click.option(
+    "--weights",
+    metavar="RUN|MODEL|FILE.safetensors",
+    help="What FILE was exported from, where it does not say so itself, or the weights that export was given.",
+)
+@click.option("--model", metavar="MODEL", help="Whose FILE.safetensors is, where FILE.onnx does not say so itself.")
 @options.one_provider
 @click.option(
     "--runtime",
@@ -143,6 +148,7 @@ def parity(
     source: str,
     against: str | None,
     weights: str | None,
+    model: str | None,
     provider: str,
     runtime: str,
     images: int | None,
@@ -166,13 +172,18 @@ def parity(
     loaded.require([runtime])
     if provider not in RUNTIMES[runtime].providers:
         raise InputError(f"--provider {provider}: {runtime} runs on {', '.join(RUNTIMES[runtime].providers)} alone")
-    foreign = None if weights and against is None else _foreign(source, against, modules)
+    if weights is not None and against is not None:
+        raise InputError("--weights: legal without --against")
+    if model is not None and not _are_weights_alone(weights):
+        raise InputError("--model: legal with --weights FILE.safetensors")
+    if weights is not None:
+        foreign = _with_weights(source, weights, model, modules)
+    else:
+        foreign = _foreign(source, against, modules)
     if foreign is None:
         if given or tolerance is not None:
             raise InputError("--input, --tolerance: legal with --against, or of a model that is not this project's")
         return _parity_of_own(source, weights, provider, runtime, images, options.data_sets_of(texts))
-    if weights is not None:
-        raise InputError("--weights: legal without --against, of a file of this project's networks")
     data = options.folder_of(texts)
     said = feeds.parse_inputs(given)
     deploy.require_provider(provider)
@@ -232,6 +243,28 @@ def _foreign(source: str, against: str | None, modules: tuple[str, ...]) -> "tup
     return None if ours else (subject, None)
 
 
+def _are_weights_alone(weights: str | None) -> bool:
+    return weights is not None and weights.endswith(".safetensors")
+
+
+def _with_weights(
+    source: str, weights: str, model: str | None, modules: tuple[str, ...]
+) -> "tuple[Subject, Subject | None] | None":
+    """What a file was exported from, and the file; None if that is a run or a network
+    of this project."""
+    from suite.inference import subjects, versus
+
+    if not source.endswith(".onnx"):
+        raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {source} is none")
+    if _are_weights_alone(weights) and not Path(weights).is_dir():
+        return versus.subject_of_weights(Path(source), Path(weights), model, modules), subjects.find(source)
+    if not Path(weights.removeprefix("local-dir:")).is_dir():
+        return None
+    made_from = subjects.find(weights, modules)
+    ours = made_from.network is None or made_from.network.ours
+    return None if ours else (made_from, subjects.find(source))
+
+
 def _parity_of_own(
     source: str, weights: str | None, provider: str, runtime: str, images: int | None, data: dict[str, Path]
 ) -> int:
@@ -241,8 +274,6 @@ def _parity_of_own(
     from suite import progress
     from suite.inference import deploy, networks, parity
 
-    if weights is not None and not source.endswith(".onnx"):
-        raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {source} is none")
     deploy.require_provider(provider)
     display = progress.display(1)
     with contextlib.closing(display), networks.errors_in_one_line(source), display.stage("parity") as step:

@@ -78,7 +78,7 @@ def model_in_metadata(path: Path, model: Any) -> str:
     if stated.get("trained") != "false":
         raise InputError(
             f"{path}: made from a run's weights; give them by --weights FOLDER, "
-            "or by --weights NAME if they are published"
+            "or by --weights NAME if they are published, or FILE.safetensors if they were given so"
         )
     if stated.get("model") not in timm.list_models(module="crelu_resnet"):
         raise InputError(f"{path}: says that its model is {stated.get('model')!r}, which is not one of this project's")

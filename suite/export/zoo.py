@@ -123,12 +123,21 @@ def from_folder(folder: Path) -> Network:
         raise InputError(f"{path}: is no description of a network ({describe_error(error)})") from None
     if not isinstance(model, str) or not is_known(model):
         raise InputError(f"{path}: timm has no model {model!r}; --import MODULE imports what registers it")
-    for name, value in arguments.items():
-        if name in _REFUSED or not _is_plain(value):
-            raise InputError(f"{path}: model_args: {name!r} is not legal; legal: the model's own numbers and texts")
+    check_arguments(arguments, f"{path}: model_args")
     if type(classes) is int and classes >= 0:
         arguments.setdefault("num_classes", classes)
     return Network(model, folder, is_ours(model), arguments, described)
+
+
+def check_arguments(arguments: Mapping[str, Any], where: str) -> None:
+    """See whether what a file says a model was made with may be handed to timm.
+
+    Raises:
+        InputError: timm might read other files for it, or fetch them.
+    """
+    for name, value in arguments.items():
+        if name in _REFUSED or not _is_plain(value):
+            raise InputError(f"{where}: {name!r} is not legal; legal: the model's own numbers and texts")
 
 
 def _is_plain(value: Any) -> bool:

@@ -120,6 +120,7 @@ class Maker:
         from suite import env
 
         stated = {"model": self.network.model, "trained": str(self.trained).lower()}
+        stated["arguments"] = json.dumps(dict(self.network.arguments))
         stated |= {"form": "rewritten" if rewrite else "plain", "versions": json.dumps(env.versions())}
         for name in ("mean", "std", "label_names"):
             if self.network.described.get(name):

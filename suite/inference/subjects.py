@@ -14,12 +14,14 @@ from suite.inference.feeds import NOTHING_GIVEN, TYPES, GivenInputs, Input
 @dataclass(frozen=True)
 class Subject:
     """One of the three is set: the `graph` of a file, the `network` that timm makes, or
-    a `module` of torch, which takes what the file takes that it is compared with."""
+    a `module` of torch, which takes what the file takes that it is compared with; of a
+    network `weights` are a file of safetensors, if its weights lie in one."""
 
     name: str
     graph: graphs.Graph | None = None
     network: zoo.Network | None = None
     module: Any = None
+    weights: Path | None = None
 
 
 def find(name: str, modules: Sequence[str] = ()) -> Subject:
@@ -47,6 +49,11 @@ def find(name: str, modules: Sequence[str] = ()) -> Subject:
     if not is_model:
         if name.startswith(zoo.LOCAL):
             raise InputError(f"{name}: no such folder")
+        if path.suffix == ".safetensors" and path.is_file():
+            raise InputError(
+                f"{name}: holds weights alone; export MODEL OUT.onnx --weights {name} makes a file of them, and "
+                f"parity OUT.onnx --weights {name} checks that"
+            )
         return Subject(name, graph=graphs.read(path))
     zoo.import_modules(modules)
     if modules and not zoo.is_known(name):

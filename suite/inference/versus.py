@@ -1,7 +1,7 @@
 """Compare the outputs of any two files or models, and find where they first differ."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def _side(subject: Subject, taken: tuple[Input, ...], provider: str, runtime: st
     if subject.module is not None:
         return agreement.from_model(subject.name, subject.module, taken)
     assert subject.network is not None  # for the type checker
-    return agreement.from_model(subject.name, zoo.build(subject.network), taken)
+    return agreement.from_model(subject.name, zoo.build(subject.network, subject.weights), taken)
 
 
 def _images(
@@ -151,7 +151,10 @@ def _departure(
         for place, subject in enumerate(both):
             if files[place] is None and subject.network is not None:
                 shape = sides[place].inputs[0].shape[1:]
-                maker = model_files.Maker(subject.name, subject.network, scratch, plain=True, size=shape[-1])
+                network, size = subject.network, shape[-1]
+                maker = model_files.Maker(
+                    subject.name, network, scratch, weights=subject.weights, plain=True, size=size
+                )
                 files[place] = maker.file("fp32", "cpu")
         a, b = files
         if a is None or b is None:  # of a module there is no graph
@@ -183,9 +186,13 @@ def model_of_file(path: Path) -> str | None:
     props = {entry.key: entry.value for entry in graph.model.metadata_props}
     model, trained = props.get("model"), props.get("trained")
     if model is None or (model not in names.our_models() and trained != "false"):
-        raise InputError(
-            f"{path}: does not say what it was made from; --against FILE|MODEL|RUN names what to compare it with"
+        what = "made from weights that were given, which --weights FILE.safetensors|FOLDER names"
+        what = (
+            what
+            if model
+            else "does not say what it was made from, which --weights FILE.safetensors --model MODEL names"
         )
+        raise InputError(f"{path}: {what}; or --against FILE|MODEL|RUN names what to compare it with")
     theirs = model.partition(".")[0] in names.timm_models() and model not in names.our_models()
     return model if theirs else None
 
@@ -195,3 +202,39 @@ def export_subject(network: Subject, scratch: Path, provider: str, say: Callable
     assert network.network is not None  # for the type checker
     path = model_files.Maker(network.name, network.network, scratch, say).file("fp32", provider)
     return replace(subjects.find(str(path)), name=f"its export for {provider}")
+
+
+def subject_of_weights(path: Path, weights: Path, model: str | None, modules: Sequence[str] = ()) -> Subject:
+    """The network that a file was exported from with given weights.
+
+    Args:
+        path: the file, which states the model's name and arguments.
+        weights: a file of safetensors.
+        model: its name; None for what the file states.
+        modules: to import beforehand, which register their models with timm.
+
+    Raises:
+        InputError: there is no such file, it does not say which model it is of, or
+            there is no such model.
+    """
+    if not weights.is_file():
+        raise InputError(f"--weights {weights}: no such file")
+    props = {entry.key: entry.value for entry in graphs.read(path).model.metadata_props}
+    stated = props.get("model")
+    if model is None and stated is None:
+        raise InputError(f"{path}: does not say which model it was exported from; --model MODEL names it")
+    name, where = (model, "--model") if model is not None else (str(stated), f"{path}: its model")
+    zoo.import_modules(modules)
+    if not zoo.is_known(name):  # and not looked for elsewhere, whatever the file says
+        hint = names.suggest_names(name, names.our_models() | names.timm_models())
+        raise InputError(f"{where} {name!r}: neither this project nor timm has it, nor what --import names{hint}")
+    arguments: object = {}
+    if name == stated:
+        try:
+            arguments = json.loads(props.get("arguments", "{}"))
+        except ValueError:
+            arguments = None
+    if not isinstance(arguments, dict):
+        raise InputError(f"{path}: its arguments are not those of a model; --model MODEL names one")
+    zoo.check_arguments(arguments, f"{path}: arguments")
+    return Subject(f"{name} with {weights}", network=replace(zoo.from_name(name), arguments=arguments), weights=weights)
