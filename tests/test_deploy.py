@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,17 @@ def test_an_exported_int8_file_was_timed_and_runs(path: Path) -> None:
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"input": np.zeros((2, 3, 32, 32), np.float32)})
     assert logits.shape == (2, 10)
+
+
+def test_what_is_said_of_a_float16_file_is_of_that_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduced, "CALIBRATION_IMAGES", 20)
+    with networks.find_network("resnet20_crelu_bn") as of:
+        result = deploy.export(of, path, "fp16", "cpu", False, {})
+    assert result["operators"] == Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert "Cast" in result["operators"]
+    assert 1e-6 < result["difference_from_fp32"] < 0.02
+    assert result["rewrite_difference_of_fp32"] <= 1e-5
+    assert "rewrite_difference" not in result
 
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.25, 0.125]

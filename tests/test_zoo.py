@@ -1,13 +1,16 @@
 """Networks of timm, and of others who register theirs with it: found, exported, checked and timed."""
 
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -114,8 +117,6 @@ def test_weights_of_a_file_say_how_many_classes_there_are(tmp_path: Path, suite:
     weights = ("--weights", str(tmp_path / "net.safetensors"))
     code, _, err = suite("export", "small_net", str(tmp_path / "net.onnx"), *IMPORT, *weights)
     assert code == 0, err
-    import onnxruntime
-
     images = np.random.default_rng(0).standard_normal((2, 3, 16, 16), np.float32)
     (logits,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"input": images})
     with torch.no_grad():
@@ -221,9 +222,27 @@ def test_any_model_is_exported_in_int8_and_float16(tmp_path: Path, suite: Suite,
     assert code == 0, err
     assert "3 images given" in said
     assert "QuantizeLinear" in {node.op_type for node in onnx.load(out).graph.node}
-    code, _, err = suite("export", "small_net", str(out), *IMPORT, "--precision", "fp16")
+    says_what_was_written(said, out)
+    code, said, err = suite("export", "small_net", str(out), *IMPORT, "--precision", "fp16")
     assert code == 0, err
+    says_what_was_written(said, out)
     assert {tensor.data_type for tensor in onnx.load(out).graph.initializer} >= {onnx.TensorProto.FLOAT16}
+
+
+def says_what_was_written(said: str, path: Path) -> None:
+    """See whether what `export` prints is of the file that it wrote, not of the float32 file before it."""
+    lines = dict(re.split(r"  +", line, maxsplit=1) for line in said.splitlines())
+    counts = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert lines["operators"] == ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    assert lines["bytes"] == str(path.stat().st_size)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    (actual,) = onnxruntime.InferenceSession(path).run(None, {"input": images.numpy()})
+    with torch.no_grad():
+        expected = zoo.build(zoo.from_name("small_net"))(images).numpy()
+    apart = np.abs(actual - expected).max() / np.abs(expected).max()
+    assert apart > 1e-5
+    assert float(lines["difference from torch"]) == pytest.approx(apart, rel=1e-3)
+    assert 1e-5 < float(lines["difference from fp32"]) < 0.1
 
 
 # One of each family, small ones; how far their exports are from torch is at most 1e-4 of scale.

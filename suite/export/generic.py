@@ -109,6 +109,20 @@ def _example(shape: Sequence[int]) -> Tensor:
     return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))  # one would be taken for a constant
 
 
+def difference_from_torch(model: nn.Module, path: Path, shape: Sequence[int], batch: str) -> float:
+    """How far the file of a network is from it on random images on the CPU, relative to
+    the greatest value of an output.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        path: its file, in whatever precision.
+        shape: of one input, without the batch.
+        batch: of the file, "free" or "1".
+    """
+    with torch.no_grad(), without_tf32():
+        return _difference(path, shape, batch, _tensors(model(_example(shape))))
+
+
 def _difference(path: Path, shape: Sequence[int], batch: str, expected: Sequence[Tensor]) -> float:
     """How far a file's outputs are from torch's for the example, over the greatest
     value of each; the greatest."""

@@ -86,15 +86,22 @@ def activation_magnitudes(path: Path, batches: Iterable[NDArray[np.float32]], th
 
 
 def difference(path: Path, reference: Path, batches: Iterable[NDArray[np.float32]], threads: int = 1) -> float:
-    """Root mean square of the difference of two files' logits over that of the
-    second's, on the CPU provider; 0 where all logits are."""
+    """Root mean square of the difference of two files' logits, or first outputs, over
+    that of the second's, on the CPU provider; 0 where all logits are, and no number
+    where they are not finite."""
     sessions = [open_session(str(file), "cpu", threads) for file in (path, reference)]
     apart, whole = 0.0, 0.0
     for images in batches:
-        actual, expected = (session.run(["logits"], {"input": images})[0].astype(np.float64) for session in sessions)
-        apart += float(np.square(actual - expected).sum())
+        actual, expected = (
+            session.run([session.get_outputs()[0].name], {"input": images})[0].astype(np.float64)
+            for session in sessions
+        )
+        with np.errstate(invalid="ignore"):  # of initial weights, infinity less infinity
+            apart += float(np.square(actual - expected).sum())
         whole += float(np.square(expected).sum())
-    return float(np.sqrt(apart / whole)) if apart else 0.0
+    if not whole:
+        return float("inf") if apart else 0.0
+    return float(np.sqrt(apart / whole))
 
 
 def to_int8(

@@ -35,10 +35,10 @@ def export(
 
     Returns:
         What `exporter.export` does, with `precision` and `form` ("rewritten" or
-        "plain"); of a file in reduced precision what `convert` adds, and for int8
-        `activations` ("unsigned", "signed", or for GPUs "symmetric") and
-        `difference_from_fp32` (of its logits on the calibration images, root mean
-        square over root mean square); of a timed one the `milliseconds` of one image,
+        "plain"); of a file in reduced precision what `convert` says in the place of
+        the float32 file's, `difference_from_fp32` (of its logits on the calibration
+        images, root mean square over root mean square), and for int8 `activations`
+        ("unsigned", "signed", or for GPUs "symmetric"); of a timed one the `milliseconds` of one image,
         the median; and `warnings`, sentences.
 
     Raises:
@@ -73,7 +73,7 @@ def export(
             for kind in kinds:
                 fewer = path.with_suffix(f".{kind}")
                 converted = reduced.convert(path, fewer, precision, images(), kind, of.trained)
-                found[fewer] = result | to_builtins(converted)
+                found[fewer] = reduced.of_fp32(result) | to_builtins(converted)
                 found[fewer]["warnings"] = [*found[fewer].get("warnings", ()), *images().notes]
                 if precision == "int8":
                     found[fewer]["activations"] = kind
@@ -84,7 +84,7 @@ def export(
             chosen, seconds, warnings = _fastest(of, list(found), provider)
             answer = found[chosen] | {"milliseconds": 1e3 * seconds}
             answer["warnings"] = [*found[chosen].get("warnings", ()), *warnings]
-        if precision == "int8":
+        if precision != "fp32":
             whole = Path(scratch) / f"{answer['form']}.onnx"
             from suite.export.precision import difference
 

@@ -12,6 +12,7 @@ from msgspec import to_builtins
 
 from suite.errors import InputError
 from suite.export import zoo
+from suite.inference import reduced
 from suite.registry import PROVIDERS
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Maker:
             return path
         whole = self.file("fp32", provider)
         self._say(f"{precision} of {self.name}")
-        self.said[path] = self.said[whole] | self._convert(whole, path, precision, kind)
+        self.said[path] = reduced.of_fp32(self.said[whole]) | self._convert(whole, path, precision, kind)
         return path
 
     def _export(self, path: Path, rewrite: bool) -> dict[str, Any]:
@@ -131,10 +132,12 @@ class Maker:
         """Write `whole` in reduced precision.
 
         Returns:
-            `bytes`, `calibration` in words, for int8 `difference_from_fp32`, and
-            `warnings`.
+            Of the file that was written `opset`, `operators`, `bytes`,
+            `difference_from_torch` if `whole` has it, and `difference_from_fp32` on the
+            calibration images; `calibration` in words, and `warnings`.
         """
         from suite import env
+        from suite.export import exporter, generic
         from suite.export import precision as converting
         from suite.inference import pictures
 
@@ -149,7 +152,6 @@ class Maker:
         if precision == "int8":
             activations: Any = kind
             converting.to_int8(whole, out, images, activations=activations, normprop=self.network.ours)
-            said["difference_from_fp32"] = converting.difference(out, whole, images, threads)
         else:
             converting.to_float16(whole, out)
             most = float(converting.FLOAT16.max)
@@ -157,7 +159,12 @@ class Maker:
                 if not value <= most:  # nor if it is not a number
                     warnings.append(f"{node} gives values to {value:.3g}, and float16 holds {most:.0f} at most")
                     break
-        return said | {"bytes": out.stat().st_size, "warnings": warnings}
+        of_whole = self.said[whole]
+        if "difference_from_torch" in of_whole:
+            apart = generic.difference_from_torch(self.model, out, self.shape, of_whole["batch"])
+            said["difference_from_torch"] = apart
+        said["difference_from_fp32"] = converting.difference(out, whole, images, threads)
+        return said | to_builtins(exporter.describe(out)) | {"warnings": warnings}
 
 
 def export(

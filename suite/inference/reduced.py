@@ -1,9 +1,9 @@
 """An exported file in float16 or int8, fixed by training images and checked on them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET, structs
 
@@ -84,3 +84,12 @@ def convert(
         greatest_activation=greatest,
         warnings=warnings or UNSET,
     )
+
+
+def of_fp32(exported: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of an exported float32 file, as it is said of one that is made of
+    it: what was measured before has a name that says so."""
+    found = dict(exported)
+    if "rewrite_difference" in found:
+        found["rewrite_difference_of_fp32"] = found.pop("rewrite_difference")
+    return found
