@@ -172,14 +172,7 @@ def parity(
     loaded.require([runtime])
     if provider not in RUNTIMES[runtime].providers:
         raise InputError(f"--provider {provider}: {runtime} runs on {', '.join(RUNTIMES[runtime].providers)} alone")
-    if weights is not None and against is not None:
-        raise InputError("--weights: legal without --against")
-    if model is not None and not _are_weights_alone(weights):
-        raise InputError("--model: legal with --weights FILE.safetensors")
-    if weights is not None:
-        foreign = _with_weights(source, weights, model, modules)
-    else:
-        foreign = _foreign(source, against, modules)
+    foreign = _foreign(source, against, weights, model, modules)
     if foreign is None:
         if given or tolerance is not None:
             raise InputError("--input, --tolerance: legal with --against, or of a model that is not this project's")
@@ -223,12 +216,20 @@ def _log_steps(display: "Lines", step: "Steps") -> "Steps":
     return tell
 
 
-def _foreign(source: str, against: str | None, modules: tuple[str, ...]) -> "tuple[Subject, Subject | None] | None":
+def _foreign(
+    source: str, against: str | None, weights: str | None, model: str | None, modules: tuple[str, ...]
+) -> "tuple[Subject, Subject | None] | None":
     """The two subjects that are to be compared, the first being what differences are
     measured against; None for a file or network of this project, which is compared with
     itself."""
     from suite.inference import subjects, versus
 
+    if weights is not None and against is not None:
+        raise InputError("--weights: legal without --against")
+    if model is not None and not _are_weights_alone(weights):
+        raise InputError("--model: legal with --weights FILE.safetensors")
+    if weights is not None:
+        return _with_weights(source, weights, model, modules)
     if against is not None:
         first, second = subjects.find(against, modules), subjects.find(source, modules)
         return first, second
@@ -236,8 +237,8 @@ def _foreign(source: str, against: str | None, modules: tuple[str, ...]) -> "tup
         path = Path(source)
         if not path.is_file():
             raise InputError(f"{source}: no such file")
-        model = versus.model_of_file(path)
-        return None if model is None else (subjects.find(model, modules), subjects.find(source))
+        stated = versus.model_of_file(path)
+        return None if stated is None else (subjects.find(stated, modules), subjects.find(source))
     subject = subjects.find(source, modules)
     ours = subject.network is None or subject.network.ours
     return None if ours else (subject, None)

@@ -186,12 +186,9 @@ def model_of_file(path: Path) -> str | None:
     props = {entry.key: entry.value for entry in graph.model.metadata_props}
     model, trained = props.get("model"), props.get("trained")
     if model is None or (model not in names.our_models() and trained != "false"):
-        what = "made from weights that were given, which --weights FILE.safetensors|FOLDER names"
-        what = (
-            what
-            if model
-            else "does not say what it was made from, which --weights FILE.safetensors --model MODEL names"
-        )
+        what = "does not say what it was made from, which --weights FILE.safetensors --model MODEL names"
+        if model is not None and trained == "true":
+            what = "made from weights that were given, which --weights FILE.safetensors|FOLDER names"
         raise InputError(f"{path}: {what}; or --against FILE|MODEL|RUN names what to compare it with")
     theirs = model.partition(".")[0] in names.timm_models() and model not in names.our_models()
     return model if theirs else None
