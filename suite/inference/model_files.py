@@ -164,7 +164,7 @@ class Maker:
             apart = generic.difference_from_torch(self.model, out, self.shape, of_whole["batch"])
             said["difference_from_torch"] = apart
         said["difference_from_fp32"] = converting.difference(out, whole, images, threads)
-        return said | to_builtins(exporter.describe(out)) | {"warnings": warnings}
+        return said | dict(to_builtins(exporter.describe(out))) | {"warnings": warnings}
 
 
 def export(
