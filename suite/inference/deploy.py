@@ -35,11 +35,11 @@ def export(
 
     Returns:
         What `exporter.export` does, with `precision` and `form` ("rewritten" or
-        "plain"); of a file in reduced precision what `convert` says in the place of
-        the float32 file's, `difference_from_fp32` (of its logits on the calibration
-        images, root mean square over root mean square), and for int8 `activations`
-        ("unsigned", "signed", or for GPUs "symmetric"); of a timed one the `milliseconds` of one image,
-        the median; and `warnings`, sentences.
+        "plain"); of a file in reduced precision what `convert` says in the place of the
+        float32 file's, `difference_from_fp32` (of its logits on the calibration images,
+        root mean square over root mean square), and for int8 `activations` ("unsigned",
+        "signed", or for GPUs "symmetric"); of a timed one the `milliseconds` of one
+        image, the median; and `warnings`, sentences.
 
     Raises:
         InputError: the provider is not here or cannot run this precision, or `out`
