@@ -156,6 +156,20 @@ def test_a_module_that_cannot_be_imported_is_one_line(modules: Path, suite: Suit
     assert "--import wrong_nets: cannot be imported: RuntimeError: no luck at all" in err
 
 
+def test_a_forward_that_raises_is_one_line(tmp_path: Path, suite: Suite) -> None:
+    text = MODULE.replace("small_net", "failing_net").replace(
+        "x = torch", 'raise TypeError("no\\nway")\n        x = torch'
+    )
+    (tmp_path / "failing.py").write_text(text)
+    module = ("--import", str(tmp_path / "failing.py"))
+    for call in (("export", "failing_net", str(tmp_path / "net.onnx")), ("explain", "failing_net")):
+        code, out, err = suite(*call, *module)
+        assert (code, out) == (2, "")
+        last = err.splitlines()[-1]
+        assert last == "error: failing_net: its forward fails on float32 of 2x3x16x16: TypeError: no way"
+    assert not (tmp_path / "net.onnx").exists()
+
+
 def test_any_model_is_exported_in_int8_and_float16(tmp_path: Path, suite: Suite, picture: Callable[..., Path]) -> None:
     for number in range(3):
         picture(tmp_path / "photos" / f"{number}.png", number)
