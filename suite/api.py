@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from suite import env
 from suite.errors import InputError
+from suite.files import name_full_disk
 from suite.grid.machine import MachineLock
 from suite.grid.own import sources
 from suite.inference import contest, entrants, subjects
@@ -236,7 +237,8 @@ def _export(model: "nn.Module", shape: Sequence[int], out: Path, provider: str, 
     _check_module(model, shape)
     deploy.check(out, "fp32", provider)
     name = networks.errors_in_one_line(type(model).__name__)
-    with name, _in_evaluation(model), tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
+    scratch_folder = tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-")
+    with name, _in_evaluation(model), scratch_folder as scratch, name_full_disk(out.parent):
         path = Path(scratch) / "net.onnx"
         rewrite = not plain and PROVIDERS[provider].graph == "rewritten"
         result = generic.export(model, shape, path, {}, rewrite)

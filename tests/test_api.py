@@ -88,7 +88,7 @@ def test_what_is_no_module_or_does_not_fit_it_is_bad_input(own: Own, tmp_path: P
     ):
         with pytest.raises(InputError, match=r"^3: is neither the name of a file or model nor a module of torch"):
             call()
+    module: Any = own
     with pytest.raises(InputError, match=r"^Own: is neither the name of a file nor of a model; export_onnx makes"):
-        module: Any = own
         api.explain_model(module)
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,6 @@
 """What a user names to time or compare: an ONNX file, a model of timm, or a folder."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,19 @@ def image_input(network: zoo.Network, batch_size: int, size: int | None = None) 
     return (Input("input", "float32", (batch_size, channels, size or height, size or width)),)
 
 
+def require_inputs(given: GivenInputs, legal: Collection[str]) -> None:
+    """See to it that what a user says of inputs is said of inputs that there are.
+
+    Raises:
+        InputError: there is none of a name.
+    """
+    for name in (*given.shapes, *given.values):
+        if name not in legal:
+            raise InputError(
+                f"--input: nothing here has an input {name!r}; legal: {', '.join(sorted(legal)) or 'none'}"
+            )
+
+
 def resolve_inputs(
     graph: graphs.Graph, given: GivenInputs = NOTHING_GIVEN, batch_size: int | None = None
 ) -> tuple[Input, ...]:
@@ -77,8 +90,8 @@ def resolve_inputs(
             `given`, or 1.
 
     Raises:
-        InputError: a dimension is not known, or `given` or `batch_size` contradict the
-            file.
+        InputError: a dimension is not known (they count from 0), or `given` or
+            `batch_size` contradict the file.
     """
     path = graph.path
     shapes = dict(given.shapes) | {name: array.shape for name, array in given.values.items()}
@@ -133,7 +146,7 @@ def _resolve_input(
                 for number, each in enumerate(slot.dimensions)
             )
             raise InputError(
-                f"{path}: dimension {place + 1}{called} of input {slot.name!r} is free; say its shape, as in "
+                f"{path}: dimension {place}{called} of input {slot.name!r} is free; say its shape, as in "
                 f"--input {slot.name}={example}"
             )
     return Input(slot.name, slot.type, tuple(shape), slot.below)
