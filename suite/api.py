@@ -4,8 +4,8 @@
 
     api.export_onnx(net, "net.onnx", shape=(3, 224, 224))
     api.check_parity("net.onnx", net).passed(1e-4)
-    fast, slow = api.time_models(["net.onnx", "resnet18"])
-    print(slow.ratio)
+    first, second = api.time_models(["net.onnx", net], shape=(3, 224, 224))
+    print(second.ratio)
     api.explain_model("net.onnx")["expensive"]
     [row.model for row in api.load_table("my_table.toml").rows]
 
