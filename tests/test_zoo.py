@@ -1,6 +1,7 @@
 """Networks of timm, and of others who register theirs with it: found, exported, checked and timed."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,8 +124,19 @@ def test_weights_of_a_file_say_how_many_classes_there_are(tmp_path: Path, suite:
     save_file({"fc.weight": net.state_dict()["fc.weight"]}, tmp_path / "net.safetensors")
     code, _, err = suite("export", "small_net", str(tmp_path / "other.onnx"), *IMPORT, *weights)
     assert code == 2
-    assert "not weights of small_net: bn1.bias is missing, not 16" in err
+    assert "not weights of small_net: bn1.bias (16) is missing" in err
     assert not (tmp_path / "other.onnx").exists()
+
+
+def test_weights_that_cannot_be_read_are_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights at all")
+    for name, why in (("bad.safetensors", ".+"), ("none.safetensors", "no such file"), ("", "is a folder")):
+        with pytest.raises(InputError, match=f"cannot be read as weights in safetensors: {why}$"):
+            zoo.require_weights(tmp_path / name)
+    text = "import sys; from suite.export import zoo; from pathlib import Path; zoo.require_weights(Path(sys.argv[1]))"
+    text = f"import contextlib\nwith contextlib.suppress(ValueError):\n    {text}\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", text, "none"], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_folder_in_timms_layout_is_a_network_of_which_nothing_is_run(tmp_path: Path) -> None:
