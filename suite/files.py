@@ -82,7 +82,8 @@ def inherit_permissions(path: Path) -> None:
 def full_disk(error: BaseException, folder: Path) -> str | None:
     """Where there is no room left, and what to do, if that is what an error comes of;
     else None. It is in `folder`, or where temporary files are if that has less."""
-    said, cause = "", error
+    said = ""
+    cause: BaseException | None = error
     while cause is not None:
         said, cause = f"{said} {cause}", cause.__cause__ or cause.__context__
     if not _FULL.search(said) or "/torch_" in said:  # torch's names in shared memory, which is no disk
