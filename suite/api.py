@@ -4,8 +4,8 @@
 
     api.export_onnx(net, "net.onnx", shape=(3, 224, 224))
     api.check_parity("net.onnx", net).passed(1e-4)
-    fast, slow = api.time_models(["net.onnx", "resnet18"])
-    print(slow.ratio)
+    first, second = api.time_models(["net.onnx", net], shape=(3, 224, 224))
+    print(second.ratio)
     api.explain_model("net.onnx")["expensive"]
     [row.model for row in api.load_table("my_table.toml").rows]
 
@@ -16,12 +16,13 @@ raises `InputError` where another package called `models` hides this project's.
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from suite import env
 from suite.errors import InputError
+from suite.files import name_full_disk
 from suite.grid.machine import MachineLock
 from suite.grid.own import sources
 from suite.inference import contest, entrants, subjects
@@ -91,20 +92,18 @@ def export_onnx(
 
     Raises:
         InputError: it cannot be made as asked for, or not be written.
-        RuntimeError: PyTorch's exporter makes no graph of it.
     """
-    from suite.inference import model_files
+    from suite.inference import model_files, networks
 
     if isinstance(model, str | Path):
         network = subjects.find(str(model)).network
         if network is None:
             raise InputError(f"{model}: is no model and no folder with its weights; an ONNX file is exported already")
         file = Path(weights) if weights else None
-        return model_files.export(str(model), network, Path(out), precision, provider, plain, weights=file)
+        with networks.errors_in_one_line(str(model)):
+            return model_files.export(str(model), network, Path(out), precision, provider, plain, weights=file)
     if precision != "fp32":
         raise InputError(f"precision={precision!r}: legal for a module: fp32")
-    if not shape:
-        raise InputError("shape: say that of one input of the module, without the batch, as (3, 224, 224)")
     return _export(model, shape, Path(out), provider, plain) | {"precision": precision}
 
 
@@ -191,8 +190,7 @@ def time_models(
             if isinstance(model, str | Path):
                 names.append(str(model))
                 continue
-            if not shape:
-                raise InputError("shape: say that of one input of a module, without the batch, as (3, 224, 224)")
+            _check_module(model, shape)
             file = Path(scratch) / f"{type(model).__name__}-{number + 1}.onnx"
             _export(model, shape, file, wanted.providers[0], plain=False)
             names.append(str(file))
@@ -222,6 +220,10 @@ def explain_model(
     """
     from suite.inference import deploy, explain
 
+    if not isinstance(model, str | Path):
+        raise InputError(
+            f"{type(model).__name__}: is neither the name of a file nor of a model; export_onnx makes a file"
+        )
     given = GivenInputs({name: tuple(shape) for name, shape in (inputs or {}).items()}, {})
     with deploy.onnx_file(str(model), provider, None) as path:
         return explain.explain(path, provider, env.available_cores(), batch_size, given)
@@ -229,11 +231,14 @@ def explain_model(
 
 def _export(model: "nn.Module", shape: Sequence[int], out: Path, provider: str, plain: bool) -> dict[str, Any]:
     from suite.export import generic
-    from suite.inference import deploy
+    from suite.inference import deploy, networks
     from suite.registry import PROVIDERS
 
+    _check_module(model, shape)
     deploy.check(out, "fp32", provider)
-    with _in_evaluation(model), tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
+    name = networks.errors_in_one_line(type(model).__name__)
+    scratch_folder = tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-")
+    with name, _in_evaluation(model), scratch_folder as scratch, name_full_disk(out.parent):
         path = Path(scratch) / "net.onnx"
         rewrite = not plain and PROVIDERS[provider].graph == "rewritten"
         result = generic.export(model, shape, path, {}, rewrite)
@@ -241,11 +246,25 @@ def _export(model: "nn.Module", shape: Sequence[int], out: Path, provider: str, 
     return result
 
 
+def _check_module(model: Any, shape: Sequence[int] | None = None) -> None:
+    """Refuse what is no module, and a shape that is none."""
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{model!r}: is neither the name of a file or model nor a module of torch")
+    if shape is None:
+        return
+    sides = tuple(shape) if isinstance(shape, Iterable) else ()
+    if not sides or not all(type(side) is int and side > 0 for side in sides):
+        raise InputError("shape: say that of one input of the module, without the batch, as (3, 224, 224)")
+
+
 @contextlib.contextmanager
 def _subject(model: "str | Path | nn.Module") -> "Iterator[Subject]":
     if isinstance(model, str | Path):
         yield subjects.find(str(model))
         return
+    _check_module(model)
     with _in_evaluation(model):
         yield subjects.Subject(type(model).__name__, module=model)
 

@@ -14,6 +14,9 @@ MORE_SHARED_MEMORY = "give the container more, as by docker run --shm-size=8g or
 # What torch says of a process that reads images and has died, wherever the main process is at that moment.
 _DEAD_READER = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: ([^.]+)|exited unexpectedly)")
 
+# What ONNX Runtime puts before each of its errors, as in "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : ".
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
 # The most characters of what a library says: some print whole files.
 LONGEST = 400
 
@@ -29,7 +32,7 @@ def first_line(error: BaseException) -> str:
         how = f" ({died[1]})" if died[1] else ""
         return f"a process that reads images died{how}, as where memory or /dev/shm is full; {MORE_SHARED_MEMORY}"
     words: list[str] = []
-    for line in str(error).strip().splitlines():
+    for line in _CODE.sub("", str(error).strip()).splitlines():
         words += line.split()
         if not line.strip() or line.rstrip().endswith((".", "!", "?")):
             break

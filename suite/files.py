@@ -3,9 +3,17 @@ but appear on it."""
 
 import contextlib
 import os
+import re
+import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from suite.errors import InputError
+
+# A full disk or quota in the words of Python, and of safetensors, which is written in Rust.
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|not enough space on the disk|os error (28|122|112)\b")
 
 
 def write(path: Path, content: bytes) -> None:
@@ -69,6 +77,36 @@ def inherit_permissions(path: Path) -> None:
     with contextlib.suppress(OSError):  # of groups one can give only one's own
         os.chown(path, -1, around.st_gid)
     os.chmod(path, mode)
+
+
+def full_disk(error: BaseException, folder: Path) -> str | None:
+    """Where there is no room left, and what to do, if that is what an error comes of;
+    else None. It is in `folder`, or where temporary files are if that has less."""
+    said = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        said, cause = f"{said} {cause}", cause.__cause__ or cause.__context__
+    if not _FULL.search(said) or "/torch_" in said:  # torch's names in shared memory, which is no disk
+        return None
+    temporary = Path(tempfile.gettempdir())
+    least = min(folder, temporary, key=lambda place: shutil.disk_usage(place).free)
+    remedy = "set TMPDIR to a folder with room" if least is temporary else "choose another"
+    return f"no space left in the folder {least.absolute()}: free some, or {remedy}"
+
+
+@contextlib.contextmanager
+def name_full_disk(folder: Path) -> Iterator[None]:
+    """Have work that writes to a folder say so where there is no room left.
+
+    Raises:
+        InputError: instead of the error that this ended in.
+    """
+    try:
+        yield
+    except Exception as error:  # a library that writes has errors of its own
+        if said := full_disk(error, folder):
+            raise InputError(said) from error
+        raise
 
 
 def printable(text: str, keep: str = "") -> str:

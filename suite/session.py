@@ -2,6 +2,7 @@
 other."""
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -62,11 +63,27 @@ def open_session(
     try:
         session = ort.InferenceSession(source, options, providers=[(name, told)])
     except Exception as error:  # ONNX Runtime's own have no base but this
-        raise RuntimeError(f"{name}: {first_line(error)}") from None
+        raise RuntimeError(f"{name}: {_in_plain_words(error) or first_line(error)}") from None
     session.disable_fallback()
     if session.get_providers()[0] != name:
         raise RuntimeError(f"{name} cannot be loaded here; ONNX Runtime fell back to {session.get_providers()[0]}")
     return session
+
+
+def _in_plain_words(error: Exception) -> str | None:
+    """What ONNX Runtime says of a file that is newer than itself or cut short, without
+    the signatures of its functions; None of anything else."""
+    said, version = str(error), load_onnxruntime().__version__
+    newer = f"this onnxruntime, {version}, reads up to"
+    remedy = "export the file with an older one, or install a newer onnxruntime"
+    if found := re.search(r"Opset (\d+) is under development.* domain (\S+) is till opset (\d+)", said, re.DOTALL):
+        opset = "opset" if found[2] == "ai.onnx" else f"opset of {found[2]}"
+        return f"{opset} {found[1]}; {newer} {found[3]}: {remedy}"
+    if found := re.search(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)", said):
+        return f"IR version {found[1]}; {newer} {found[2]}: {remedy}"
+    if found := re.search(r"External initializer: (.+) offset: \d+ size to read: \d+ given file_length: \d+", said):
+        return f"the file that its weight {found[1]!r} lies in is shorter than it says: copy or export it again"
+    return None
 
 
 def provider_options(provider: str, tf32: bool, cuda_graph: bool = False) -> dict[str, str]:

@@ -68,3 +68,27 @@ def test_what_is_not_said_of_a_module_is_asked_for(own: Own, tmp_path: Path) -> 
     with pytest.raises(InputError, match="the nearest names: resnet18"):
         api.export_onnx("resnet_18", tmp_path / "own.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_module_or_does_not_fit_it_is_bad_input(own: Own, tmp_path: Path) -> None:
+    out = tmp_path / "own.onnx"
+    with pytest.raises(InputError, match=r"^Own: its forward fails on float32 of 2x4x8x8: RuntimeError: .*channels"):
+        api.export_onnx(own, out, shape=(4, 8, 8))
+    with pytest.raises(InputError, match=r"^Own: its forward fails on float32 of 2x3x1x8: RuntimeError: "):
+        api.time_models([own], shape=(3, 1, 8))
+    wrong: Any = (3, "8")
+    for shape in (wrong, (3, -1, 8)):
+        with pytest.raises(InputError, match="shape: say that of one input"):
+            api.export_onnx(own, out, shape=shape)
+    none: Any = 3
+    for call in (
+        lambda: api.export_onnx(none, out, shape=(3, 8, 8)),
+        lambda: api.check_parity(own, none),
+        lambda: api.time_models([none], shape=(3, 8, 8)),
+    ):
+        with pytest.raises(InputError, match=r"^3: is neither the name of a file or model nor a module of torch"):
+            call()
+    module: Any = own
+    with pytest.raises(InputError, match=r"^Own: is neither the name of a file nor of a model; export_onnx makes"):
+        api.explain_model(module)
+    assert list(tmp_path.iterdir()) == []

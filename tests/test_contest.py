@@ -147,7 +147,24 @@ def test_a_transformer_is_timed_with_its_token_ids_and_mask(tmp_path: Path, suit
     assert row["peak_percent"] == pytest.approx(100 * 2 * (2 * 9 * 8 * 6) / (1e-3 * row["median_ms"]) / 1e12)
     code, _, err = suite("time", path)
     assert code == 2
-    assert "'sequence' of input 'input_ids' is free; say its shape, as in --input input_ids=1x128" in err
+    assert "dimension 1 'sequence' of input 'input_ids' is free; say its shape, as in --input input_ids=1x128" in err
+    code, _, err = suite("time", path, "--input", "words=1x9")  # which is why the shape is not known
+    assert code == 2
+    assert err == "error: --input: nothing here has an input 'words'; legal: attention_mask, input_ids\n"
+
+
+def test_a_file_without_inputs_is_timed_and_explained(tmp_path: Path, suite: Suite) -> None:
+    node = helper.make_node("Relu", ["w"], ["y"])
+    held = numpy_helper.from_array(np.ones((3, 4), np.float32), "w")
+    graph = helper.make_graph([node], "net", [], [helper.make_tensor_value_info("y", 1, [3, 4])], [held])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "n.onnx")
+    code, out, err = suite("time", str(tmp_path / "n.onnx"), "--quick", "--format", "json")
+    assert code == 0, err
+    assert json.loads(out)["rows"][0]["median_ms"] > 0
+    code, out, err = suite("explain", str(tmp_path / "n.onnx"))
+    assert code == 0, err
+    assert out.startswith("n.onnx: no inputs, ")
+    assert "GPU" not in out
 
 
 def answer(rounds: list[list[float]]) -> LatencyResult:
@@ -179,6 +196,12 @@ def test_a_slower_network_is_a_failure_where_that_is_asked_for(
     assert ("p90 ms" in out, "p99 ms" in out) == (True, False)  # of 360 runs
     assert suite("time", *files[::-1], "--compare-fail", "10%")[0] == 0
     assert suite("time", files[0], "--compare-fail", "10%")[0] == 2
+
+
+@pytest.mark.parametrize("protocol", [contest.USUAL, contest.QUICK])
+def test_bursts_of_a_network_of_microseconds_last_long_enough_for_a_ratio(protocol: latency.Protocol) -> None:
+    assert protocol.max_runs * 8e-6 >= 0.02
+    assert protocol.min_seconds <= 0.2, "the two bursts of a pair are to be close in time"
 
 
 @pytest.mark.parametrize(("second", "sittings"), [([0.5], 10), ([0.002], 3)])
@@ -247,7 +270,7 @@ def test_where_nothing_could_be_timed_that_is_one_line_and_no_table(
     onnx.save(model, bad)
     code, out, err = suite("time", str(bad), str(bad), "--quick", "--runtimes", runtime)
     assert (code, out) == (2, "")
-    (line,) = (line for line in err.splitlines() if not line.startswith("[1/3] prepare: done"))
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))  # beside the progress
     assert line.startswith(f"error: {bad}: ")
     assert "NoSuchOperator" in line
 

@@ -1,16 +1,20 @@
 """What a grid will take, and which of its cells are worth the time."""
 
+import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from suite.errors import InputError
-from suite.grid import duration, estimate
+from suite.grid import duration, estimate, probe
 from suite.grid.estimate import Cost
 from suite.grid.plan import Cell, Grid, RunOptions, plan
 from suite.grid.probe import Probe, Prober, ProbeRequest
+from suite.inference import processes
 from suite.results.store import Store
 from suite.tables.spec import load_table
 
@@ -100,6 +104,21 @@ def test_a_probe_that_dies_is_one_line_and_the_start_is_measured_once() -> None:
     request = ProbeRequest("resnet20_relu_bn", 10, load_table(2).recipe, "cpu", "float32", 32)
     first, second = prober.probe(request), prober.probe(request)
     assert first.start == second.start > 0
+
+
+def answer_and_tidy_up(pipe: Any, request: Any, begun: float, start: float | None) -> None:
+    """A process that, once it has answered, removes what it has made."""
+    pipe.send(Probe(0.5, 0.01, 1e9, 1e7, 0.002, 0.001, 7.0, 11.0, 2.0))
+    time.sleep(0.3)
+    Path(request).write_text("tidy")
+
+
+def test_a_process_that_has_answered_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_answer", answer_and_tidy_up)
+    monkeypatch.setattr(processes, "fork_context", lambda preload: multiprocessing.get_context("spawn"))
+    request: Any = str(tmp_path / "end")
+    assert Prober().probe(request).start == 11.0
+    assert (tmp_path / "end").read_text() == "tidy"
 
 
 def test_the_start_of_a_run_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,5 +162,7 @@ def test_a_file_of_others_is_explained_with_all_its_inputs(tmp_path: Path) -> No
     found = explain(tmp_path / "words.onnx", batch_size=3, given=parse_inputs(["ids=1x5"]))
     assert found["inputs"] == {"ids": [3, 5], "mask": [3, 5, 1]}
     assert {node["name"] for node in found["expensive"]} == {"look up", "product", "choose"}
-    with pytest.raises(InputError, match="dimension 2 'length' of input 'ids' is free"):
+    with pytest.raises(InputError, match="dimension 1 'length' of input 'ids' is free"):
         explain(tmp_path / "words.onnx")
+    with pytest.raises(InputError, match="nothing here has an input 'word'; legal: ids, mask"):
+        explain(tmp_path / "words.onnx", given=parse_inputs(["word=1x5"]))

@@ -1,9 +1,12 @@
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from suite.files import printable, write
+from suite.errors import InputError
+from suite.files import full_disk, name_full_disk, printable, write
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,30 @@ def test_what_was_there_stays_if_the_disk_fails_at_any_step(
     assert caught.value.filename == str(path)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"before"
+
+
+def test_a_full_disk_is_named_by_its_folder_and_other_errors_are_left_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = {str(tmp_path): 10, tempfile.gettempdir(): 20}
+    usage = type("Usage", (), {})
+
+    def disk_usage(place: Path) -> object:
+        found = usage()
+        found.free = free[str(place)]
+        return found
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    of_rust = ValueError("Error while serializing: I/O error: No space left on device (os error 28)")
+    for error in (OSError(28, "No space left on device"), of_rust):
+        assert full_disk(error, tmp_path) == f"no space left in the folder {tmp_path}: free some, or choose another"
+    free[str(tmp_path)] = 30
+    assert f"{tempfile.gettempdir()}: free some, or set TMPDIR" in str(full_disk(of_rust, tmp_path))
+    assert full_disk(RuntimeError("unable to write to file </torch_7>: No space left on device (28)"), tmp_path) is None
+    with pytest.raises(InputError, match="no space left in the folder"), name_full_disk(tmp_path):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="denied"), name_full_disk(tmp_path):
+        raise OSError(13, "Permission denied")
 
 
 def test_what_a_terminal_would_obey_is_shown_instead() -> None:

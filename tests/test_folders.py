@@ -41,6 +41,17 @@ def test_cifar_is_read_from_class_folders(tmp_path, test, outside, cifar_folder)
     assert dataset.mean == (125.3, 123.0, 113.9)
 
 
+def test_images_of_ones_own_of_another_size_are_told_of_the_recipe_that_takes_them(tmp_path, picture, cifar_folder):
+    root = cifar_folder(tmp_path / "mine")
+    large = picture(root / "train/class5/1.webp", size=(50, 40))
+    with pytest.raises(InputError) as caught:
+        data.load_own("mine", root, (0.5,) * 3, (0.5,) * 3, 32)
+    assert str(caught.value) == (
+        f'{large}: 50x40 pixels, augment = "cifar" takes the images as they are, and is to have 32x32; '
+        'augment = "imagenet" takes images of any size'
+    )
+
+
 def test_mistakes_in_class_folders_are_named(tmp_path, picture, cifar_folder, imagenet_folder):
     root = cifar_folder(tmp_path / "large")
     large = picture(root / "train/class5/1.webp", size=(33, 32))

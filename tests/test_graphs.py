@@ -1,5 +1,7 @@
 """ONNX files of others: what they take, what is refused, and how many operations are counted."""
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from suite.errors import InputError
 from suite.export import graphs
 from suite.inference import feeds, subjects
+from suite.session import open_session
 
 Save = Callable[..., Path]
 
@@ -72,7 +75,7 @@ def test_token_ids_are_drawn_from_their_table_and_masks_hide_nothing(transformer
 
 def test_a_free_dimension_is_asked_for_by_the_names_of_input_and_dimension(transformer: Path) -> None:
     graph = graphs.read(transformer)
-    with pytest.raises(InputError, match=r"dimension 2 'sequence' of input 'input_ids' is free; .*input_ids=1x128"):
+    with pytest.raises(InputError, match=r"dimension 1 'sequence' of input 'input_ids' is free; .*input_ids=1x128"):
         subjects.resolve_inputs(graph)
     with pytest.raises(InputError, match="'sequence' is 9 of one input, and 8 of 'attention_mask'"):
         subjects.resolve_inputs(graph, feeds.parse_inputs(["input_ids=1x9", "attention_mask=1x8"]))
@@ -145,6 +148,34 @@ def test_weights_beside_a_file_are_its_own_and_others_are_not_read(save: Save, t
             graphs.read(outside(save, elsewhere))
     with pytest.raises(InputError, match="no such file"):
         graphs.read(outside(save, "gone.data"))
+
+
+def test_weights_beside_a_file_that_are_cut_short_are_refused(save: Save, tmp_path: Path) -> None:
+    path = outside(save, "net.data")
+    os.truncate(tmp_path / "net.data", 1000)
+    with pytest.raises(InputError, match=r"'net.data' beside it has 1000 bytes, which is shorter .* 'w' ends at 1600"):
+        graphs.read(path)
+
+
+def test_what_onnx_runtime_cannot_be_given_is_refused_in_plain_words(save: Save, tmp_path: Path) -> None:
+    relu, given = helper.make_node("Relu", ["x"], ["y"]), [("y", TensorProto.FLOAT, None)]
+    with pytest.raises(InputError, match=r"input 'x' is 0x3x\?, which has no values to compute from"):
+        graphs.read(save([relu], [("x", TensorProto.FLOAT, [0, 3, None])], given))
+    path = save([relu], [("x", TensorProto.FLOAT, [2, 3])], given, opset=99)
+    with pytest.raises(RuntimeError, match=r"opset 99; this onnxruntime, \S+, reads up to \d\d: export the file with"):
+        open_session(str(path), "cpu", 1)
+    model = onnx.load(path)
+    model.opset_import[0].version, model.ir_version = 17, 99
+    with pytest.raises(RuntimeError, match=r"IR version 99; this onnxruntime, \S+, reads up to \d\d: export"):
+        open_session(model.SerializeToString(), "cpu", 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are UTF-8")
+def test_a_name_that_is_not_utf8_is_refused(save: Save, tmp_path: Path) -> None:
+    path = save([helper.make_node("Relu", ["x"], ["y"])], [("x", 1, [2])], [("y", 1, [2])])
+    renamed = path.rename(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.onnx")))
+    with pytest.raises(InputError, match="its name is not UTF-8"):
+        graphs.read(renamed)
 
 
 def test_multiply_accumulates_are_those_of_convolutions_and_products(transformer: Path, save: Save) -> None:

@@ -13,6 +13,7 @@ from timm.models import save_for_hf
 import models  # noqa: F401 - registers the networks with timm
 from suite.export.exporter import export
 from suite.inference import latency
+from suite.inference.feeds import Input
 from suite.inference.latency import Protocol, Request
 from suite.registry import PROVIDERS
 from suite.results.samples import to_seconds
@@ -79,6 +80,12 @@ def test_a_failure_of_the_timing_process_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"broken\.onnx") as caught:
         one(request(tmp_path / "broken.onnx"))
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_runtime_says_over_several_lines_keeps_its_cause(onnx_file: Path) -> None:
+    wrong = request(onnx_file, inputs=(Input("input", "float32", (1, 5, 8, 8)),))
+    with pytest.raises(RuntimeError, match=r"Got invalid dimensions for input: input .*Got: 5 Expected: 3 .* fix"):
+        one(wrong)
 
 
 def test_a_failure_of_the_torch_process_is_raised(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_table_of_ones_own_is_read_with_what_it_need_not_say(written: Callable
         ('data = "digits10"', 'data = "mnist"', r"rows\[0\]: data: 'mnist' is no data set; legal: cifar10"),
         ('name = "wide"', 'name = "tiny"', "rows: 2 are called 'tiny' on digits10"),
         ("wide < tiny", "wide > tiny", r"claims\[0\]: 'wide > tiny' is no claim; legal: 'LEFT < RIGHT'"),
-        ("wide < tiny", "wide < tine", r"claims\[0\]: no row is called 'tine'; legal: tiny, wide, resnet18"),
+        ("wide < tiny", "wide < tine", r"'tine'; legal: tiny, wide, resnet18; .*correct the row's model"),
         ("wide < tiny", "wide < wide", r"claims\[0\]: both sides are the row 'wide'"),
         ("text =", "txt =", r"claims\[1\]: unknown key 'txt'; legal: left, right, metric, text"),
         ("text =", 'metric = "top5", text =', r"claims\[1\]: metric: 'top5' is not legal; legal: top1"),
@@ -263,6 +263,8 @@ def test_claims_are_judged_as_the_papers_are(written: Callable[..., Path], tmp_p
     assert [finding.verdict for _, (finding,) in judged] == ["confirmed", "too close to tell"]
     assert judged[1][0].words == "Wide is best."
     assert own_claims.remarks(entries)[0].startswith("claim wide < tiny: confirmed: wide 10.00 < tiny 20.00")
+    assert ' "Wide is best.": too close to tell: wide 10.00 < ' in own_claims.remarks(entries)[1]
+    assert own_claims.remarks(entries)[1].count("too close to tell") == 1
     assert (
         own_claims.judge([Entry(table, row, Records([]).runs(table, row)) for row in table.rows])[0][1][0].verdict
         == "not yet measured"

@@ -155,7 +155,7 @@ def test_a_file_cut_at_any_sixteenth_is_named(folder: Path, name: str) -> None:
 
 def test_weights_of_another_network_are_named(folder: Path, tmp_path: Path) -> None:
     change(folder, architecture="resnet32_relu_np2")
-    assert refusal(folder).endswith("not weights of resnet32_relu_np2: layer1.3.conv1.bias is missing, not 16")
+    assert refusal(folder).endswith("not weights of resnet32_relu_np2: layer1.3.conv1.bias (16) is missing")
     change(folder, architecture=NAME, num_classes=11, model_args={})
     assert refusal(folder).endswith("fc.bias is 10, not 11")
     change(folder, num_classes=10)

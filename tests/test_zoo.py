@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -133,7 +134,7 @@ def test_weights_of_a_file_say_how_many_classes_there_are(tmp_path: Path, suite:
     save_file({"fc.weight": net.state_dict()["fc.weight"]}, tmp_path / "net.safetensors")
     code, _, err = suite("export", "small_net", str(tmp_path / "other.onnx"), *IMPORT, *weights)
     assert code == 2
-    assert "not weights of small_net: bn1.bias is missing, not 16" in err
+    assert "not weights of small_net: bn1.bias (16) is missing" in err
     assert not (tmp_path / "other.onnx").exists()
 
 
@@ -184,6 +185,17 @@ def test_weights_that_are_to_be_compared_with_a_file_need_a_model_that_is_known(
     assert suite(*ask, "--model", "small_net")[0] == 0
 
 
+def test_weights_that_cannot_be_read_are_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights at all")
+    for name, why in (("bad.safetensors", ".+"), ("none.safetensors", "no such file"), ("", "is a folder")):
+        with pytest.raises(InputError, match=f"cannot be read as weights in safetensors: {why}$"):
+            zoo.require_weights(tmp_path / name)
+    text = "import sys; from suite.export import zoo; from pathlib import Path; zoo.require_weights(Path(sys.argv[1]))"
+    text = f"import contextlib\nwith contextlib.suppress(ValueError):\n    {text}\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", text, "none"], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_a_folder_in_timms_layout_is_a_network_of_which_nothing_is_run(tmp_path: Path) -> None:
     zoo.import_modules(["small_nets"])
     network = zoo.from_name("small_net")
@@ -211,6 +223,20 @@ def test_a_module_that_cannot_be_imported_is_one_line(modules: Path, suite: Suit
     code, out, err = suite("export", "small_net", "net.onnx", "--import", "wrong_nets")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "--import wrong_nets: cannot be imported: RuntimeError: no luck at all" in err
+
+
+def test_a_forward_that_raises_is_one_line(tmp_path: Path, suite: Suite) -> None:
+    text = MODULE.replace("small_net", "failing_net").replace(
+        "x = torch", 'raise TypeError("no\\nway")\n        x = torch'
+    )
+    (tmp_path / "failing.py").write_text(text)
+    module = ("--import", str(tmp_path / "failing.py"))
+    for call in (("export", "failing_net", str(tmp_path / "net.onnx")), ("explain", "failing_net")):
+        code, out, err = suite(*call, *module)
+        assert (code, out) == (2, "")
+        last = err.splitlines()[-1]
+        assert last == "error: failing_net: its forward fails on float32 of 2x3x16x16: TypeError: no way"
+    assert not (tmp_path / "net.onnx").exists()
 
 
 def test_any_model_is_exported_in_int8_and_float16(tmp_path: Path, suite: Suite, picture: Callable[..., Path]) -> None:

@@ -40,12 +40,15 @@ def export(
     int8 is calibrated on training images of --data, and fp16 is checked to hold the
     activations that they give.
     """
+    from suite.export import zoo
     from suite.inference import deploy, model_files, networks, subjects
 
     if out.suffix != ".onnx" and not out.is_dir():
         raise InputError(f"{out}: is to be an ONNX file, whose name ends in .onnx, as in {out.stem}.onnx")
     if texts and precision == "fp32":
         raise InputError("--data: legal only with --precision int8, which is calibrated on it, and fp16, checked on it")
+    if weights is not None:
+        zoo.require_weights(weights)
     network = subjects.find(source, modules).network
     if network is None:
         raise InputError(f"{source}: is no model and no folder with its weights; an ONNX file is exported already")

@@ -235,14 +235,15 @@ def _list_anew(folder: Path, classes: Sequence[str]) -> tuple[Listing, dict[str,
     return Listing(tuple(classes), tuple(files), labels, tuple(sizes), listing), dict(odd)
 
 
-def decode(listing: Listing, side: int = 32, why: str = "CIFAR's images are") -> cifar.Arrays:
+def decode(listing: Listing, side: int = 32, why: str = "CIFAR's images are", remedy: str = "") -> cifar.Arrays:
     """The images of a list, which are squares of `side` pixels, in memory. Raises
-    InputError for one of another size, which says `why` it is wrong."""
+    InputError for one of another size, which says `why` it is wrong, and the
+    `remedy`."""
     images = np.empty((len(listing.files), side, side, 3), np.uint8)
     for index, file in enumerate(listing.files):
         image = read_image(file)
         if image.shape != (side, side, 3):
-            raise InputError(f"{file}: {image.shape[1]}x{image.shape[0]} pixels, {why} {side}x{side}")
+            raise InputError(f"{file}: {image.shape[1]}x{image.shape[0]} pixels, {why} {side}x{side}{remedy}")
         images[index] = image
     return images, listing.labels
 

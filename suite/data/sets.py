@@ -186,7 +186,8 @@ def _own(name: str, path: Path, mean: Triple, std: Triple, side: int | None) -> 
         dataset = _in_files(name, train, test, of)
     else:
         wanted = 'augment = "cifar" takes the images as they are, and is to have'
-        images, tested = (folders.decode(split, side, wanted) for split in (train, test))
+        remedy = '; augment = "imagenet" takes images of any size'
+        images, tested = (folders.decode(split, side, wanted, remedy) for split in (train, test))
         dataset = replace(_in_memory(name, train.classes, images, tested, of), notes=_notes(train, test))
     return replace(dataset, fingerprint={**dataset.fingerprint, "mean": list(mean), "std": list(std)})
 

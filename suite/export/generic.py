@@ -20,7 +20,7 @@ from onnxscript.rewriter import pattern
 from torch import Tensor, nn
 
 from suite import env
-from suite.errors import first_line
+from suite.errors import describe_error, first_line
 from suite.export.exporter import OPSET, cost, to_onnx
 from suite.export.nodes import name_after_layers
 from suite.export.rewrite import RULES, TOLERANCE, difference
@@ -61,8 +61,8 @@ def export(
         sentences.
 
     Raises:
-        RuntimeError: the exporter cannot make a graph of it, or one that ONNX's own
-            check refuses.
+        RuntimeError: its forward fails on such an input, the exporter cannot make a
+            graph of it, or one that ONNX's own check refuses.
     """
     say("export")
     graph, batch, said, expected = _graph(model, shape)
@@ -147,8 +147,12 @@ def _graph(model: nn.Module, shape: Sequence[int]) -> tuple[ir.Model, str, list[
     of it, and torch's outputs."""
     said: list[str] = []
     example = _example(shape)
-    with torch.no_grad(), without_tf32():
-        result = model(example)
+    try:
+        with torch.no_grad(), without_tf32():
+            result = model(example)
+    except Exception as error:  # a user's network may raise anything; the caller expects a RuntimeError
+        size = "x".join(map(str, example.shape))
+        raise RuntimeError(f"its forward fails on float32 of {size}: {describe_error(error)}") from error
     outputs = _tensors(result)
     names = ["logits"] if isinstance(result, Tensor) else None
     try:

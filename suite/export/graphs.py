@@ -75,11 +75,15 @@ def read(path: Path) -> Graph:
     """Read a file, of whatever opset.
 
     Raises:
-        InputError: it is no ONNX file, its weights lie outside its folder, or an input
-            is no tensor of numbers.
+        InputError: it is no ONNX file, its weights lie outside its folder or are cut
+            short, or an input is no tensor of numbers, or one without any.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: its name is not UTF-8, which ONNX and its runtimes ask for; rename it") from None
     try:
         model = onnx.load(path, load_external_data=False)
     except (
@@ -108,7 +112,8 @@ def _check_outside(path: Path, model: ModelProto) -> None:
     for tensor in tensors(model):
         if tensor.data_location != TensorProto.EXTERNAL and not tensor.external_data:
             continue
-        where = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        said = {entry.key: entry.value for entry in tensor.external_data}
+        where = said.get("location", "")
         there = (folder / where).resolve()
         if not where or not there.is_relative_to(folder) or there == folder:
             raise InputError(
@@ -116,6 +121,13 @@ def _check_outside(path: Path, model: ModelProto) -> None:
             )
         if not there.is_file():
             raise InputError(f"{path}: its weights are to lie in {where!r} beside it, and there is no such file")
+        places = [said.get(key) or "0" for key in ("offset", "length")]
+        end, size = sum(int(each) for each in places if each.isdecimal()), there.stat().st_size
+        if size < end:
+            raise InputError(
+                f"{path}: {where!r} beside it has {size} bytes, which is shorter than the file says: {tensor.name!r} "
+                f"ends at {end}; copy or export it again"
+            )
 
 
 def tensors(message: Any) -> Iterator[Any]:
@@ -143,6 +155,15 @@ def _type_of(path: Path, value: Any) -> tuple[str, tuple[Dimension, ...]]:
         side.dim_value if side.HasField("dim_value") and side.dim_value > 0 else side.dim_param or None
         for side in tensor.shape.dim
     )
+    if any(side.HasField("dim_value") and side.dim_value == 0 for side in tensor.shape.dim):
+        shape = "x".join(
+            str(0 if side.HasField("dim_value") and not side.dim_value else each or "?")
+            for side, each in zip(tensor.shape.dim, dimensions, strict=True)
+        )
+        raise InputError(
+            f"{path}: input {value.name!r} is {shape}, which has no values to compute from; export it with a free "
+            "dimension, or one of at least 1, in the place of 0"
+        )
     if tensor.elem_type in _NUMBERS:
         name = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
     return name, dimensions

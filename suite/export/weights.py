@@ -6,6 +6,7 @@ pickled weights and to the network.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,8 +129,7 @@ def load_weights(folder: Path) -> "nn.Module":
     for name in sorted(set(expected) | set(tensors)):
         wanted, found = (each[name].shape if name in each else None for each in (expected, tensors))
         if wanted != found:
-            shapes = ", not ".join(map(format_shape, (found, wanted)))
-            raise InputError(f"{path}: not weights of {config.model}: {name} is {shapes}")
+            raise InputError(f"{path}: not weights of {config.model}: {describe_mismatch(name, found, wanted)}")
         if tensors[name].dtype != expected[name].dtype:
             raise InputError(f"{path}: {name} is of {tensors[name].dtype}, not {expected[name].dtype}")
     with torch.no_grad():
@@ -137,6 +137,10 @@ def load_weights(folder: Path) -> "nn.Module":
     return model.eval()
 
 
-def format_shape(shape: Any) -> str:
-    """As in 64x3x3x3; what is not there is missing."""
-    return "missing" if shape is None else "x".join(map(str, shape)) or "one number"
+def describe_mismatch(name: str, found: Sequence[int] | None, wanted: Sequence[int] | None) -> str:
+    """What is wrong with a tensor of a file, by its shape there and in the network;
+    None where it is not there."""
+    here, there = ("x".join(map(str, shape or ())) or "one number" for shape in (found, wanted))
+    if found is None:
+        return f"{name} ({there}) is missing"
+    return f"the network has no {name}" if wanted is None else f"{name} is {here}, not {there}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from suite.errors import InputError, describe_error, first_line
-from suite.export.weights import CONFIG, WEIGHTS, format_shape, load_weights
+from suite.export.weights import CONFIG, WEIGHTS, describe_mismatch, load_weights
 from suite.tables import modules
 
 if TYPE_CHECKING:
@@ -172,8 +172,7 @@ def build(of: Network, weights: Path | None = None) -> "nn.Module":
         for name in sorted(wanted.keys() | tensors.keys()):
             expected, found = (tuple(each[name].shape) if name in each else None for each in (wanted, tensors))
             if expected != found:
-                shapes = ", not ".join(map(format_shape, (found, expected)))
-                raise InputError(f"{path}: not weights of {of.model}: {name} is {shapes}")
+                raise InputError(f"{path}: not weights of {of.model}: {describe_mismatch(name, found, expected)}")
         model.load_state_dict(tensors)
     return model.eval()
 
@@ -196,6 +195,23 @@ def _read(path: Path) -> "dict[str, Tensor]":
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: cannot be read as weights in safetensors: {first_line(error)}") from None
+
+
+def require_weights(path: Path) -> None:
+    """See, without torch, whether a file can be read as weights in safetensors; of the
+    tensors only the list is read.
+
+    Raises:
+        InputError: it cannot.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        reason = "no such file" if not path.exists() else "is a folder" if path.is_dir() else first_line(error)
+        raise InputError(f"{path}: cannot be read as weights in safetensors: {reason}") from None
 
 
 def _classes(of: Network, tensors: "Mapping[str, Tensor]") -> int | None:

@@ -16,6 +16,7 @@ from msgspec import Struct, ValidationError, convert, to_builtins
 from suite import env, progress
 from suite.distributed import Group
 from suite.errors import InputError, describe_error
+from suite.files import full_disk
 from suite.grid.calls import Stages
 from suite.grid.effort import steps_of
 from suite.grid.plan import RunOptions, Stage
@@ -126,7 +127,7 @@ class Performer:
             self.store.put(stage.kind, stage.inputs, outcome, env.environment(), took, files)
             each.ends.close()
             return True
-        reason = describe_error(outcome)
+        reason = full_disk(outcome, self.store.root) or describe_error(outcome)
         self.store.fail(stage.kind, stage.inputs, reason)
         each.ends.pop_all().__exit__(type(outcome), outcome, None)  # the display then says that it failed
         self.display.note(f"{stage.name}: {reason}")

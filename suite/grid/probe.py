@@ -71,6 +71,11 @@ class ProbeRequest:
     modules: tuple[str, ...] = ()
 
 
+# Seconds that a process has to end by itself once it has answered: killed at once, it leaves semaphores of libraries
+# behind, of which Python warns.
+FAREWELL = 5.0
+
+
 class Prober:
     """Probes networks, each in a process that is forked from one that has loaded what
     all of them need."""
@@ -92,6 +97,7 @@ class Prober:
         theirs.close()
         try:
             answer: Probe | str = ours.recv()
+            process.join(FAREWELL)
         except EOFError:
             process.join()
             answer = f"its process ended with code {process.exitcode}"

@@ -14,6 +14,7 @@ from msgspec import to_builtins
 from suite import env
 from suite.errors import InputError
 from suite.export import onnxfile, zoo
+from suite.files import name_full_disk
 from suite.inference import model_files, networks, reduced, subjects
 from suite.registry import ORT, PROVIDERS, REDUCED, why_unsupported
 
@@ -59,7 +60,7 @@ def export(
         elsewhere = networks.training_data_note(of, batches.dataset, bool(data))
         return reduced.calibration(batches, elsewhere)
 
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch, name_full_disk(out.parent):
         found: dict[Path, dict[str, Any]] = {}
         for graph in graphs:
             path = Path(scratch) / f"{graph}.onnx"

@@ -49,6 +49,10 @@ def find_subjects(names: Sequence[str], wanted: ContestOptions) -> list[Subject]
     """
     loaded.require(wanted.runtimes)
     found = [subjects.find(name, wanted.modules) for name in names]
+    slots = {slot.name for subject in found if subject.graph for slot in subject.graph.inputs}
+    if any(subject.network for subject in found):
+        slots.add("input")
+    feeds.require_known(wanted.given, slots)
     for subject in found:
         if subject.graph is None:
             continue
@@ -59,10 +63,6 @@ def find_subjects(names: Sequence[str], wanted: ContestOptions) -> list[Subject]
             subjects.resolve_inputs(subject.graph, wanted.given, batch_size)
     if wanted.precisions and all(subject.graph for subject in found):
         raise InputError("--precisions: legal for models, which are exported; a file is timed as it is")
-    slots = {slot.name for subject in found if subject.graph for slot in subject.graph.inputs}
-    if any(subject.network for subject in found):
-        slots.add("input")
-    feeds.require_known(wanted.given, slots)
     for provider in wanted.providers:
         if reason := latency.why_unavailable(provider):
             raise InputError(f"--providers {provider}: not available here: {reason}")

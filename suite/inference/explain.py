@@ -71,8 +71,8 @@ def explain(
         to launch, not to run.
 
     Raises:
-        InputError: it is no ONNX file, a dimension of its inputs is not known, or it
-            has not an input that is given.
+        InputError: it is no ONNX file, a dimension of its inputs is not known, or
+            `given` names an input that it has not.
         RuntimeError: the provider cannot be used here, or cannot run the file.
     """
     graph = graphs.read(path)
@@ -189,7 +189,7 @@ def render(explanation: Mapping[str, Any]) -> str:
     kernels, run = of["kernel_us"], of["run_us"]
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'one number'}" for name, shape in of["inputs"].items())
     lines = [
-        f"{of['file']}: {shapes}, threads {of['threads']}, runs {of['runs']}",
+        f"{of['file']}: {shapes or 'no inputs'}, threads {of['threads']}, runs {of['runs']}",
         f"nodes         {counts(of['nodes'])}",
         f"operators     {counts(of['operators'])}",
         f"not fused     {counts(of['unfused'])}",
@@ -198,7 +198,7 @@ def render(explanation: Mapping[str, Any]) -> str:
         f"time          {kernels:.0f} us in kernels of {run:.0f} us a run, {max(0.0, 1 - kernels / run):.0%} dispatch; "
         f"{of['wall_us']:.0f} us without the profile",
     ]
-    if set(of["nodes"]) != {"CPUExecutionProvider"}:
+    if set(of["nodes"]) - {"CPUExecutionProvider"}:
         lines.append("              on a GPU these are times of launching kernels, not of running them")
     rows = [
         [

@@ -141,7 +141,7 @@ def require_known(given: GivenInputs, names: Iterable[str]) -> None:
     for name in (*given.shapes, *given.values):
         if name not in legal:
             where = given.path if name in given.values else "--input"
-            raise InputError(f"{where}: nothing here has an input {name!r}; legal: {', '.join(legal)}")
+            raise InputError(f"{where}: nothing here has an input {name!r}; legal: {', '.join(legal) or 'none'}")
 
 
 def format_shape(shape: Iterable[int]) -> str:

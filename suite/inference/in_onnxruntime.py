@@ -34,7 +34,7 @@ def load(request: Request, checked: bool) -> Loaded:
         return InSession(request, open_session(request.path, request.provider, request.threads))
     # One shape and buffers that stay where they are, which is what a CUDA graph asks for. A file of others may have
     # outputs whose shapes are known only after a run.
-    recorded = request.provider == "cuda" and not request.inputs
+    recorded = request.provider == "cuda" and request.inputs is None
     start = perf_counter()
     session = open_deployed(request.path, request.provider, request.threads, recorded)
     return InSession(request, session, perf_counter() - start, recorded)

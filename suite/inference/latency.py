@@ -281,4 +281,4 @@ def _once(request: dict[str, Any], threads: int) -> dict[str, Any]:
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("RuntimeError: ") if lines else ""
+    return lines[-1] if lines else ""

@@ -43,8 +43,8 @@ class Request:
         size: side of an image in pixels.
         threads: of the runtime's thread pool.
         protocol: how often to run.
-        inputs: what the network takes; if there are none, `input` as this project's own
-            files have it, float32 (batch_size, channels, size, size).
+        inputs: what the network takes, which may be nothing; None for `input` as this
+            project's own files have it, float32 (batch_size, channels, size, size).
         values: an .npz file with values for these inputs; those that it lacks are
             drawn.
         modules: to import before a network is loaded in torch, which they register with
@@ -58,20 +58,22 @@ class Request:
     size: int
     threads: int
     protocol: Protocol = ONCE
-    inputs: tuple[Input, ...] = ()
+    inputs: tuple[Input, ...] | None = None
     values: str | None = None
     modules: tuple[str, ...] = ()
 
     @classmethod
     def from_plain(cls, raw: dict[str, Any]) -> "Request":
         """What `dataclasses.asdict` made of a request, and JSON of that."""
-        inputs = tuple(Input(**each | {"shape": tuple(each["shape"])}) for each in raw["inputs"])
+        inputs = raw["inputs"]
+        if inputs is not None:
+            inputs = tuple(Input(**each | {"shape": tuple(each["shape"])}) for each in inputs)
         nested = {"protocol": Protocol(**raw["protocol"]), "inputs": inputs, "modules": tuple(raw["modules"])}
         return cls(**raw | nested)
 
     def taken(self, channels: int) -> tuple[Input, ...]:
         """What each run is given, of a network of so many channels."""
-        if self.inputs:
+        if self.inputs is not None:
             return self.inputs
         return (Input("input", "float32", (self.batch_size, channels, self.size, self.size)),)
 

@@ -12,6 +12,7 @@ from msgspec import to_builtins
 
 from suite.errors import InputError
 from suite.export import zoo
+from suite.files import name_full_disk
 from suite.inference import reduced
 from suite.registry import PROVIDERS
 
@@ -207,7 +208,7 @@ def export(
     from suite.inference import deploy, pictures
 
     deploy.check(out, precision, provider)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch, name_full_disk(out.parent):
         maker = Maker(name, network, Path(scratch), say, weights, plain, size)
         if images is not None:
             files = pictures.list_images(images)[: pictures.MOST]

@@ -64,7 +64,7 @@ def errors_in_one_line(name: str) -> Iterator[None]:
         foreign = type(error).__module__.partition(".")[0] in ("onnxruntime", "onnx", "google", "safetensors_rust")
         if isinstance(error, InputError) or not (foreign or isinstance(error, _EXPECTED)):
             raise
-        raise InputError(f"{name}: {first_line(error)}") from None
+        raise InputError(f"{name}: {first_line(error)}") from error
 
 
 # What a file of another kind, one that is damaged, or a machine too small for it ends in.

@@ -84,8 +84,8 @@ def resolve_inputs(
             `given`, or 1.
 
     Raises:
-        InputError: a dimension is not known, or `given` or `batch_size` contradict the
-            file.
+        InputError: a dimension is not known (they count from 0), or `given` or
+            `batch_size` contradict the file.
     """
     path = graph.path
     shapes = dict(given.shapes) | {name: array.shape for name, array in given.values.items()}
@@ -140,7 +140,7 @@ def _resolve_input(
                 for number, each in enumerate(slot.dimensions)
             )
             raise InputError(
-                f"{path}: dimension {place + 1}{called} of input {slot.name!r} is free; say its shape, as in "
+                f"{path}: dimension {place}{called} of input {slot.name!r} is free; say its shape, as in "
                 f"--input {slot.name}={example}"
             )
     return Input(slot.name, slot.type, tuple(shape), slot.below)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
-from suite.errors import describe_error
+from suite.errors import describe_error, first_line
 from suite.inference.loaded import DISTINCT_INPUTS, Loaded, Protocol, Request, import_library, load
 from suite.registry import PROVIDERS
 
@@ -171,21 +171,25 @@ def main() -> None:
     # Libraries print to standard output what they could not load; the answers keep it for themselves.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        for reply in _replies(json.loads(sys.stdin.readline())):
+            print(json.dumps(reply), file=answers, flush=True)
+    except Exception as error:  # whatever it is, the other process is to hear of it, in one line
+        plain = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
+        sys.exit(first_line(error) if plain else describe_error(error))
 
-    def answer(content: dict[str, Any]) -> None:
-        print(json.dumps(content), file=answers, flush=True)
 
-    raw = json.loads(sys.stdin.readline())
+def _replies(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a request, in JSON, is answered with; for a figure as actions come in."""
     if "probe" in raw:
-        answer(_probe(raw["probe"]))
+        yield _probe(raw["probe"])
     elif "peak" in raw:
-        answer(_peak(raw["peak"], raw["threads"], raw["precision"]))
+        yield _peak(raw["peak"], raw["threads"], raw["precision"])
     else:
         request = Request.from_plain(raw)
         import_library(request.runtime)
-        answer({})
-        for reply in _serve(request, (json.loads(line) for line in sys.stdin)):
-            answer(reply)
+        yield {}
+        yield from _serve(request, (json.loads(line) for line in sys.stdin))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,12 @@ def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim
 
 def _in_words(claim: own.Claim) -> Claim:
     title = f"{claim.left} < {claim.right}"
-    words = claim.text or f"{claim.left} errs less than {claim.right}."
-    return Claim(title, words, f"the {METRICS[claim.metric]} of {claim.left} is less", ())
+    return Claim(title, claim.text or _usual_words(title), f"the {METRICS[claim.metric]} of {claim.left} is less", ())
+
+
+def _usual_words(title: str) -> str:
+    """Of a claim that has no text of its own."""
+    return f"{title.replace(' < ', ' errs less than ')}."
 
 
 def _finding(table: OwnTable, claim: own.Claim, entries: Sequence[Entry], metric: Metric) -> Finding:
@@ -43,7 +47,9 @@ def remarks(entries: Sequence[Entry], metric: Metric = "last") -> list[str]:
     """What was found of each claim, a line each."""
     lines = []
     for claim, (finding,) in judge(entries, metric):
-        figures = "".join(f": {part.figures}" for part in finding.parts)
+        # The verdict says already what the figures of one comparison end in.
+        figures = "".join(f": {part.figures.removesuffix(f', {finding.verdict}')}" for part in finding.parts)
         sure = f" ({finding.how_sure})" if finding.how_sure else ""
-        lines.append(f"claim {claim.title}: {finding.verdict}{figures}{sure}")
+        words = "" if claim.words == _usual_words(claim.title) else f' "{claim.words}"'
+        lines.append(f"claim {claim.title}{words}: {finding.verdict}{figures}{sure}")
     return lines

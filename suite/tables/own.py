@@ -106,8 +106,9 @@ class OwnTable(Table):
         """
         found = [row for row in self.rows if name in (row.title, f"{row.title}@{row.data}")]
         if not found:
+            legal = ", ".join(dict.fromkeys(row.title for row in self.rows))
             raise InputError(
-                f"no row is called {name!r}; legal: {', '.join(dict.fromkeys(r.title for r in self.rows))}"
+                f"no row is called {name!r}; legal: {legal}; if the claim is right, correct the row's model or name"
             )
         if len(found) > 1:
             several = ", ".join(f"{row.title}@{row.data}" for row in found)
