@@ -253,13 +253,14 @@ def _with_weights(
 ) -> "tuple[Subject, Subject | None] | None":
     """What a file was exported from, and the file; None if that is a run or a network
     of this project."""
+    from suite.export import zoo
     from suite.inference import subjects, versus
 
     if not source.endswith(".onnx"):
         raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {source} is none")
     if _are_weights_alone(weights) and not Path(weights).is_dir():
         return versus.subject_of_weights(Path(source), Path(weights), model, modules), subjects.find(source)
-    if not Path(weights.removeprefix("local-dir:")).is_dir():
+    if not Path(weights.removeprefix(zoo.LOCAL)).is_dir():
         return None
     made_from = subjects.find(weights, modules)
     ours = made_from.network is None or made_from.network.ours
