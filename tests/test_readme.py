@@ -135,9 +135,10 @@ def test_the_instruments_are_called_from_python_as_the_docs_say(
 
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(from suite import api\n.*?)```", DOCS["deploying"], re.DOTALL)
-    assert '"resnet18"])' in code
+    shape = "shape=(3, 224, 224))  # shape"
+    assert code.count(shape) == 1
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    *lines, last = code.replace('"resnet18"])', '"net.onnx"], quick=True)').strip().splitlines()
+    *lines, last = code.replace(shape, f"quick=True, {shape}").strip().splitlines()
     found: dict[str, Any] = {"net": net}
     exec("\n".join(lines), found)
     assert 0.3 < found["second"].ratio[0] < 3
