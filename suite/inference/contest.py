@@ -16,11 +16,10 @@ from suite.schema.outcomes import LatencyResult, none_if_unset
 
 # Of each network so many processes are started, one after the other: where its pages lie can make a process faster than
 # its twin for all its life. Together 600 runs or more of a network that takes 6 ms. Bursts are short, since a machine
-# may have two speeds that last for seconds: the two bursts of a pair are then mostly of one speed. A
-# millisecond, as 100 runs of 8 us take, is too short: ratios of one file to itself were off by 5 %, by 1.5 % with 3000.
+# may have two speeds that last for seconds: the two bursts of a pair are then mostly of one speed.
 # The machine decides how many, from the fewest to the most: until the intervals of all ratios are at most `TIGHT` wide.
-SITTINGS, USUAL = (3, 10), Protocol(rounds=6, min_seconds=0.2, min_runs=3, max_runs=3000, warmup=3)
-QUICK_SITTINGS, QUICK = (1, 1), Protocol(rounds=3, min_seconds=0.15, min_runs=3, max_runs=3000, warmup=1)
+SITTINGS, USUAL = (3, 10), Protocol(rounds=6, min_seconds=0.2, min_runs=3, max_runs=300, warmup=3)
+QUICK_SITTINGS, QUICK = (1, 1), Protocol(rounds=3, min_seconds=0.15, min_runs=3, max_runs=100, warmup=1)
 TIGHT = 0.06
 
 
