@@ -236,9 +236,12 @@ def _export(model: "nn.Module", shape: Sequence[int], out: Path, provider: str, 
 
     _check_module(model, shape)
     deploy.check(out, "fp32", provider)
-    name = networks.errors_in_one_line(type(model).__name__)
-    scratch_folder = tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-")
-    with name, _in_evaluation(model), scratch_folder as scratch, name_full_disk(out.parent):
+    with (
+        networks.errors_in_one_line(type(model).__name__),
+        _in_evaluation(model),
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch,
+        name_full_disk(out.parent),
+    ):
         path = Path(scratch) / "net.onnx"
         rewrite = not plain and PROVIDERS[provider].graph == "rewritten"
         result = generic.export(model, shape, path, {}, rewrite)

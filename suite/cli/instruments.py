@@ -12,7 +12,6 @@ from suite.registry import ORT, PROVIDERS, REDUCED, RUNTIMES
 
 if TYPE_CHECKING:
     from suite.inference.contest import Measurement
-    from suite.inference.subjects import Subject
     from suite.progress import Lines, Steps
 
 
@@ -172,8 +171,8 @@ def parity(
     loaded.require([runtime])
     if provider not in RUNTIMES[runtime].providers:
         raise InputError(f"--provider {provider}: {runtime} runs on {', '.join(RUNTIMES[runtime].providers)} alone")
-    foreign = _foreign(source, against, weights, model, modules)
-    if foreign is None:
+    pair = versus.find_pair(source, against, weights, model, modules)
+    if pair is None:
         if given or tolerance is not None:
             raise InputError("--input, --tolerance: legal with --against, or of a model that is not this project's")
         return _parity_of_own(source, weights, provider, runtime, images, options.data_sets_of(texts))
@@ -181,7 +180,7 @@ def parity(
     said = feeds.parse_inputs(given)
     deploy.require_provider(provider)
     most = TOLERANCE if tolerance is None else tolerance
-    first, second = foreign
+    first, second = pair
     if second is not None:
         versus.check(first, second, said, data)
     display = progress.display(1)
@@ -214,57 +213,6 @@ def _log_steps(display: "Lines", step: "Steps") -> "Steps":
         step(done, total, note)
 
     return tell
-
-
-def _foreign(
-    source: str, against: str | None, weights: str | None, model: str | None, modules: tuple[str, ...]
-) -> "tuple[Subject, Subject | None] | None":
-    """The two subjects that are to be compared, the first being what differences are
-    measured against; None for a file or network of this project, which is compared with
-    itself."""
-    from suite.inference import subjects, versus
-
-    if weights is not None and against is not None:
-        raise InputError("--weights: legal without --against")
-    if model is not None and not _are_weights_alone(weights):
-        raise InputError("--model: legal with --weights FILE.safetensors")
-    if weights is not None:
-        return _with_weights(source, weights, model, modules)
-    if against is not None:
-        first, second = subjects.find(against, modules), subjects.find(source, modules)
-        return first, second
-    if source.endswith(".onnx") and not Path(source).is_dir():
-        path = Path(source)
-        if not path.is_file():
-            raise InputError(f"{source}: no such file")
-        stated = versus.model_of_file(path)
-        return None if stated is None else (subjects.find(stated, modules), subjects.find(source))
-    subject = subjects.find(source, modules)
-    ours = subject.network is None or subject.network.ours
-    return None if ours else (subject, None)
-
-
-def _are_weights_alone(weights: str | None) -> bool:
-    return weights is not None and weights.endswith(".safetensors")
-
-
-def _with_weights(
-    source: str, weights: str, model: str | None, modules: tuple[str, ...]
-) -> "tuple[Subject, Subject | None] | None":
-    """What a file was exported from, and the file; None if that is a run or a network
-    of this project."""
-    from suite.export import zoo
-    from suite.inference import subjects, versus
-
-    if not source.endswith(".onnx"):
-        raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {source} is none")
-    if _are_weights_alone(weights) and not Path(weights).is_dir():
-        return versus.subject_of_weights(Path(source), Path(weights), model, modules), subjects.find(source)
-    if not Path(weights.removeprefix(zoo.LOCAL)).is_dir():
-        return None
-    made_from = subjects.find(weights, modules)
-    ours = made_from.network is None or made_from.network.ours
-    return None if ours else (made_from, subjects.find(source))
 
 
 def _parity_of_own(

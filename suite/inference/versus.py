@@ -18,6 +18,53 @@ from suite.registry import ORT
 _USUAL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
+def find_pair(
+    source: str, against: str | None, weights: str | None, model: str | None, modules: tuple[str, ...]
+) -> tuple[Subject, Subject | None] | None:
+    """What the options of `parity` ask to compare.
+
+    Args:
+        source: a file, model or run.
+        against: the other one, if it is named.
+        weights: what the file `source` was exported from, if that is named: a run, a
+            model, or a file of weights alone, which is of `model` if that is named.
+        modules: that register other models.
+
+    Returns:
+        What differences are measured against, and the other one, None if that is to be
+        exported first; or None for a file or network of this project, which is compared
+        on test images.
+
+    Raises:
+        InputError: they are not there, or the options do not fit together.
+    """
+    alone = weights is not None and weights.endswith(".safetensors") and not Path(weights).is_dir()
+    if weights is not None and against is not None:
+        raise InputError("--weights: legal without --against")
+    if model is not None and not alone:
+        raise InputError("--model: legal with --weights FILE.safetensors")
+    if weights is not None and not source.endswith(".onnx"):
+        raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {source} is none")
+    path, other = Path(source), None
+    if against is not None:
+        return subjects.find(against, modules), subjects.find(source, modules)
+    if weights is not None:
+        if alone:
+            return subject_of_weights(path, Path(weights), model, modules), subjects.find(source)
+        if not Path(weights.removeprefix(zoo.LOCAL)).is_dir():
+            return None
+        first, other = subjects.find(weights, modules), subjects.find(source)
+    elif source.endswith(".onnx") and not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{source}: no such file")
+        stated = model_of_file(path)
+        return None if stated is None else (subjects.find(stated, modules), subjects.find(source))
+    else:
+        first = subjects.find(source, modules)
+    ours = first.network is None or first.network.ours
+    return None if ours else (first, other)
+
+
 def compare_subjects(
     first: Subject,
     second: Subject,
@@ -160,11 +207,9 @@ def _departure(
         if a is None or b is None:  # of a module there is no graph
             return None
         named = [{slot.name for slot in graphs.read(file).inputs} for file in (a, b)]
-        if named[0] != named[1] and len(values) > 1:
-            return None
-        known = {next(iter(named[0])): next(iter(values.values()))} if len(values) == 1 else values
         if named[0] != named[1]:
             return None
+        known = {next(iter(named[0])): next(iter(values.values()))} if len(values) == 1 else values
         return nodewise.first_difference_of_files(a, b, known, tolerance, env.available_cores())
     except Exception as error:  # whatever it is, the comparison itself stands
         found.notes.append(f"the first node that departs cannot be looked for: {first_line(error)}")
