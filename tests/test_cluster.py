@@ -280,6 +280,17 @@ def test_an_address_that_does_not_answer_is_one_line(address: str, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_ray_prints_as_it_works_or_ends_stays_out_of_the_table_s_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: print("last words"))
+    with on_ray._connection(None):
+        print("a node died")
+    print("| table |")
+    assert capsys.readouterr() == ("| table |\n", "a node died\nlast words\n")
+
+
 def test_a_stage_demands_what_it_needs_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def node(alive: bool = True, **resources: int) -> dict[str, Any]:
         return {"NodeID": "n", "Alive": alive, "Resources": resources}

@@ -306,8 +306,9 @@ def _connection(address: str | None) -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{given}: {reason}; legal: --address auto, or HOST:PORT of a Ray cluster") from None
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
-    try:
-        with redirect_stdout(sys.stderr):  # where Ray would print a dead node's last words, is the table's place
+    # Ray prints the last words of what died, some of them as it shuts down, where the table is to stand.
+    with redirect_stdout(sys.stderr):
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
