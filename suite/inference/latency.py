@@ -150,12 +150,17 @@ def _to_result(answer: dict[str, Any]) -> LatencyResult:
     return convert(samples.to_record(answer), LatencyResult)
 
 
-def time_pairs(first: Request, second: Request) -> list[tuple[float, float]]:
+def time_pairs(first: Request, second: Request, at_most: int | None = None) -> list[tuple[float, float]]:
     """Seconds of the two on several pairs of fresh processes, for the interval of the
     ratio of two latencies.
 
     Their protocol is replaced by `PAIRED`. Of each pair of processes the round counts
     whose ratio is the median: both bursts of a round are close in time.
+
+    Args:
+        first: what stands first in each pair.
+        second: what stands second.
+        at_most: pairs of processes; by default the greater of `PROCESSES`.
 
     Raises:
         RuntimeError: one of them failed.
@@ -163,7 +168,7 @@ def time_pairs(first: Request, second: Request) -> list[tuple[float, float]]:
     found: list[tuple[float, float]] = []
     both = [replace(request, protocol=PAIRED) for request in (first, second)]
     fewest, most = PROCESSES
-    for number in range(1, most + 1):
+    for number in range(1, (at_most or most) + 1):
         turned = number % 2 == 0
         answers = measure(both[::-1] if turned else both)
         medians = []

@@ -24,6 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="every model of Tables 2 to 4 instead of a telling few")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `more`, without `--full`."""
+    if not config.getoption("--full", default=False):
+        left_out = [item for item in items if item.get_closest_marker("more")]
+        items[:] = [item for item in items if not item.get_closest_marker("more")]
+        config.hook.pytest_deselected(items=left_out)
+
+
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info["suite"] = env.environment()
 

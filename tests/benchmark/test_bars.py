@@ -32,47 +32,59 @@ while True:
 """
 
 
-def pairs(first: Path, second: Path, size: int) -> list[tuple[float, float]]:
-    """Median seconds of the two files, burst by burst in turns."""
-    one, other = (
-        latency.Request("onnxruntime", str(file), "cpu", 1, size, 2, latency.PAIRED) for file in (first, second)
-    )
-    return latency.time_pairs(one, other)
+MORE = pytest.mark.more
+Pairs = Callable[[Path, Path, int], list[tuple[float, float]]]
+
+
+@pytest.fixture
+def pairs(request: pytest.FixtureRequest) -> Pairs:
+    """Median seconds of two files, burst by burst in turns."""
+    processes = latency.PROCESSES[request.config.getoption("--full")]
+
+    def measure(first: Path, second: Path, size: int) -> list[tuple[float, float]]:
+        one, other = (
+            latency.Request("onnxruntime", str(file), "cpu", 1, size, 2, latency.PAIRED) for file in (first, second)
+        )
+        return latency.time_pairs(one, other, processes)
+
+    return measure
 
 
 @pytest.mark.parametrize(
     ("model", "size", "most"),
     [
         ("resnet50_crelu_bn", 224, 0.95),
-        ("resnet34_crelu_bn", 224, 0.95),
+        pytest.param("resnet34_crelu_bn", 224, 0.95, marks=MORE),
         ("resnet110_crelu_bn", 32, 0.86),
         ("resnet110_relu_bn", 32, 0.88),
     ],
 )
 def test_the_deployed_graph_is_faster_than_the_default_export(
-    model: str, size: int, most: float, files: Any, ratio: Callable[..., None]
+    model: str, size: int, most: float, files: Any, pairs: Pairs, ratio: Callable[..., None]
 ) -> None:
     found = pairs(files.exported(model, size), files.default(model, size), size)
     ratio(f"{model}, {size}x{size}: latency over that of the default export", found, most=most)
 
 
-@pytest.mark.parametrize(("depth", "most"), [(50, 1.72), (34, 2.0)])
+@pytest.mark.parametrize(("depth", "most"), [(50, 1.72), pytest.param(34, 2.0, marks=MORE)])
 def test_crelu_takes_at_most_twice_as_long_as_relu(
-    depth: int, most: float, files: Any, ratio: Callable[..., None]
+    depth: int, most: float, files: Any, pairs: Pairs, ratio: Callable[..., None]
 ) -> None:
     found = pairs(*(files.exported(f"resnet{depth}_{act}_bn", 224) for act in ("crelu", "relu")), 224)
     ratio(f"ResNet-{depth}, 224x224: latency of CReLU over ReLU", found, most=most)
 
 
-@pytest.mark.parametrize("norm", ["plain", "np2", "np3"])
-def test_no_normalisation_costs_anything_once_deployed(norm: str, files: Any, ratio: Callable[..., None]) -> None:
+@pytest.mark.parametrize("norm", ["np2", pytest.param("plain", marks=MORE), pytest.param("np3", marks=MORE)])
+def test_no_normalisation_costs_anything_once_deployed(
+    norm: str, files: Any, pairs: Pairs, ratio: Callable[..., None]
+) -> None:
     found = pairs(*(files.exported(f"resnet50_relu_{each}", 224) for each in (norm, "bn")), 224)
     ratio(f"resnet50_relu_{norm}, 224x224: latency over resnet50_relu_bn", found, least=0.97, most=1.03)
 
 
 @pytest.mark.parametrize(("model", "most"), [("resnet50_relu_bn", 0.38), ("resnet50_crelu_bn", 0.42)])
 def test_int8_takes_less_than_half_as_long_as_float32(
-    model: str, most: float, files: Any, ratio: Callable[..., None]
+    model: str, most: float, files: Any, pairs: Pairs, ratio: Callable[..., None]
 ) -> None:
     found = pairs(files.exported(model, 224, "int8"), files.exported(model, 224), 224)
     ratio(f"{model}, 224x224: latency of int8 over float32", found, most=most)
@@ -114,9 +126,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.mark.parametrize("disturbed", [False, True], ids=["quiet", "disturbed"])
 def test_a_file_is_as_fast_as_itself(
-    disturbed: bool, files: Any, bar: Callable[..., None], request: pytest.FixtureRequest
+    disturbed: bool, files: Any, pairs: Pairs, bar: Callable[..., None], request: pytest.FixtureRequest
 ) -> None:
-    file, repetitions = files.exported("resnet20_relu_bn", 32), 20 if request.config.getoption("--full") else 2
+    file, repetitions = files.exported("resnet20_relu_bn", 32), 20 if request.config.getoption("--full") else 1
     with contextlib.ExitStack() as stack:
         if disturbed:
             stack.callback(stack.enter_context(subprocess.Popen([sys.executable, "-c", DISTURBANCE])).kill)

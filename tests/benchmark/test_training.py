@@ -328,7 +328,14 @@ print(env.peak_memory())
 """
 
 
-@pytest.mark.parametrize("model", ["resnet110_crelu_bn", "resnet110_w32_relu_bn", "resnet110_w24_crelu_bn"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "resnet110_crelu_bn",
+        pytest.param("resnet110_w32_relu_bn", marks=pytest.mark.more),
+        pytest.param("resnet110_w24_crelu_bn", marks=pytest.mark.more),
+    ],
+)
 def test_training_stays_within_2_gb(model: str, precision: Precision, ratio: Callable[..., None]) -> None:
     """Of a process of its own that trains on as many images as CIFAR has, in GB."""
     done = subprocess.run([sys.executable, "-c", PEAK, model, precision], capture_output=True, text=True, check=True)
