@@ -98,19 +98,29 @@ def test_four_workers_that_are_killed_at_random_complete_a_grid_with_each_result
 
 
 @pytest.mark.full
-def test_two_local_workers_leave_what_one_process_does(tmp_path: Path) -> None:
-    rows = "resnet20_relu_bn@cifar10,resnet20_crelu_bn@cifar10"
-    row = ["--table", "2", "--depth", "20", "--steps", "2", "--batch-sizes", "1", "--rows", rows]
-    row += ["--stages", "train,export,latency"]
-    found = []
-    for count in ("1", "2"):
-        folder = tmp_path / count
-        command = [sys.executable, "-m", "suite", "run", *row, "--workers", count, "--results", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert list((folder / "claims").iterdir()) == []
-        found.append({path.name for path in folder.glob("records/*/*.json")})
-    assert found[0] == found[1]
+def test_two_local_workers_leave_all_that_was_planned(tmp_path: Path) -> None:
+    rows = ("resnet20_relu_bn@cifar10", "resnet20_crelu_bn@cifar10")
+    stages = ("train", "export", "latency")
+    row = ["--table", "2", "--depth", "20", "--steps", "2", "--batch-sizes", "1", "--rows", ",".join(rows)]
+    command = [sys.executable, "-m", "suite", "run", *row, "--stages", ",".join(stages), "--workers", "2"]
+    command += ["--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "claims").iterdir()) == []
+    options = RunOptions(
+        2,
+        tmp_path,
+        rows=rows,
+        depth=20,
+        steps=2,
+        batch_sizes=(1,),
+        runtimes=("onnxruntime",),
+        timings="quick",
+        stages=stages,
+    )
+    planned = {stage.key for stage in grid.plan(options).stages if stage.kind in (*stages, "peak")}
+    assert {path.stem.split("-")[-1] for path in tmp_path.glob("records/*/*.json")} == planned
+    assert len(planned) == 7, "for each row three, and the peak of the machine"
     assert "train: done by another process" in done.stderr
     assert "latency onnxruntime cpu batch 1: done, " in done.stderr
 
