@@ -36,7 +36,7 @@ def suite() -> None:
     """Residual networks with ReLU or CReLU under six normalisations: train, export to
     ONNX, check, time, tabulate.
 
-    A first try of two rows: suite run --table 4 --rows 'resnet50_*_bn'
+    A first try, of two rows: run --table 4 --rows 'resnet50_*_bn'
     """
 
 

@@ -5,8 +5,10 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -140,11 +142,24 @@ def cpu_multiplies_bfloat16() -> bool:
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_line("flags").split())
 
 
+AS_MODULE = ["python", "-m", "suite"]
+
+
 def command() -> list[str]:
     """The command line without the place where this machine keeps the program."""
     program = Path(sys.argv[0])
-    named = ["python", "-m", "suite"] if program.name == "__main__.py" else [program.name]
+    named = AS_MODULE if program.name == "__main__.py" else [program.name]
     return [*named, *sys.argv[1:]]
+
+
+def typed(words: Sequence[str] = ()) -> str:
+    """A command of the suite as it is typed in the shell in which this process was
+    started: by its own name, by uv, or as a module."""
+    if Path(sys.argv[0]).name == "suite":
+        program = ["suite"]
+    else:
+        program = ["uv", "run", "-m", "suite"] if "UV" in os.environ else AS_MODULE
+    return shlex.join([*program, *words])
 
 
 def _cpu_name() -> str:

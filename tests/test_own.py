@@ -277,7 +277,7 @@ def test_claims_are_judged_as_the_papers_are(written: Callable[..., Path], tmp_p
 def test_init_writes_an_example_that_is_legal_and_replaces_nothing(suite: Run, tmp_path: Path) -> None:
     path = tmp_path / "table.toml"
     code, out, _ = suite("init", str(path))
-    assert (code, out) == (0, f"{path}: written; next: uv run -m suite run --table {path}\n")
+    assert (code, out) == (0, f"{path}: written; next: suite run --table {path}\n")
     api.load_table(path)
     path.write_text("mine")
     code, _, err = suite("init", str(path))

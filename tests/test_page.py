@@ -86,7 +86,7 @@ def html(many: Store, tmp_path: Path) -> str:
 
 def test_without_records_each_table_is_one_line_with_a_command_that_is_legal(store: Store, tmp_path: Path) -> None:
     html = page.write(store, tmp_path / "out").read_text("utf-8")
-    commands = re.findall("<code>(python -m suite run .*?)</code>", html)
+    commands = re.findall("<code>((?:python|uv run) -m suite run .*?)</code>", html)
     assert len(commands) == len(spec.NUMBERS)
     for number, command in zip(spec.NUMBERS, commands, strict=True):
         assert f"--table {number} --profile paper" in command

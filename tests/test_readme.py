@@ -69,10 +69,7 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
     "uv run -m suite run --table my_table.toml": ({}, "--rows lcnet_050 --steps 1 --stages train"),
     "uv run -m suite show --table my_table.toml": ({}, ""),
     "uv run -m suite report --table my_table.toml": ({}, ""),
-    "uv run -m suite export resnet50_crelu_bn net.onnx --precision fp32|fp16|int8 --provider cpu|cuda|tensorrt": (
-        {"resnet50": "resnet20", "fp32|fp16|int8": "fp32", "cpu|cuda|tensorrt": "cpu"},
-        "",
-    ),
+    "uv run -m suite export resnet50_crelu_bn net.onnx": ({"resnet50": "resnet20"}, ""),
     "uv run -m suite parity net.onnx": ({}, "--images 20"),
     "uv run -m suite time net.onnx resnet18": ({"resnet18": "net.onnx"}, "--quick"),
     "uv run -m suite parity a.onnx --against b.onnx": ({"a.onnx": "net.onnx", "b.onnx": "net.onnx"}, "--images 8"),
@@ -81,8 +78,9 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
     "uv run -m suite figure 2": ({}, "--depth 20 --images 20"),
     "uv run -m suite figure normprop": ({}, ""),
 }
-# What runs everything, as `.ci/run` does with the tests; benchmarks and clusters, whose parts have tests of their own.
-ELSEWHERE = ("uv run tox", "RAY_worker_niceness=0 ray start")
+# What runs everything, as `.ci/run` does with the tests; benchmarks, clusters and completion, whose parts have
+# tests of their own.
+ELSEWHERE = ("uv run tox", "RAY_worker_niceness=0 ray start", "source .venv/bin/activate && eval")
 # On a cluster (`test_cluster`), and with the lines of a new variant, below.
 LEFT_OUT = ("--latency-resource bench", "'*_inner_*'")
 # What installs uv, before the commands of the README that a stranger types first.

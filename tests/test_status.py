@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from suite import env
 from suite.errors import InputError
 from suite.grid import status
 from suite.grid.claims import Claims
@@ -45,7 +46,7 @@ def test_status_tells_done_under_way_failed_and_the_time_left(grid: Grid, store:
     assert found.failed == {fails.key: "MemoryError: no room"}
     left = len(grid.stages) - len(found.done) - 1
     assert found.seconds_left == pytest.approx(10.0 * left)
-    assert "python -m suite run --table 2" in text
+    assert "-m suite run --table 2" in text
     assert "train 1/3" in text
     assert "failed:\n    resnet110_relu_bn on digits10 seed 1: train: MemoryError: no room" in text
     assert "resnet110_relu_bn on digits10 seed 2: train" in text
@@ -70,3 +71,25 @@ def test_an_empty_folder_and_a_damaged_plan_are_told(tmp_path: Path) -> None:
     (tmp_path / "plans" / "x.json").write_text("{")
     with pytest.raises(InputError, match=r"x\.json: not a plan"):
         status.read(Store(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("started_as", "by_uv", "typed"),
+    [
+        ("/there/suite/__main__.py", True, "uv run -m suite"),
+        ("/there/suite/__main__.py", False, "python -m suite"),
+        ("/there/bin/suite", True, "suite"),
+    ],
+)
+def test_a_command_is_told_as_it_is_typed_in_the_shell_at_hand(
+    started_as: str, by_uv: bool, typed: str, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*env.AS_MODULE, "run", "--table", "4", "--rows", "resnet50_*_bn"]
+    Store(tmp_path).save_plan(status.plan_of(grid, command))
+    monkeypatch.setattr("sys.argv", [started_as, "status"])
+    if by_uv:
+        monkeypatch.setenv("UV", "uv")
+    else:
+        monkeypatch.delenv("UV", raising=False)
+    (found,) = status.read(Store(tmp_path))
+    assert status.render([found]).splitlines()[0] == f"{typed} run --table 4 --rows 'resnet50_*_bn'"

@@ -70,7 +70,7 @@ def test_published_results_may_lack_files_but_not_the_weights_that_their_index_l
     store.artifact(record, "weights").unlink()
     assert "weights: missing" in problem(store)
     index.write_text('{"weights": [3]}')
-    with pytest.raises(InputError, match=r"weights\.json: is no index of weights .*`suite list weights"):
+    with pytest.raises(InputError, match=r"weights\.json: is no index of weights .* list weights --results "):
         verify(store.root)
 
 

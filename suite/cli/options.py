@@ -187,9 +187,7 @@ class AnyTable(click.ParamType[int | OwnTable]):
             return int(value)
         if number is not None or (not value.endswith(".toml") and not Path(value).is_file()):
             legal = join_with_or(map(str, spec.NUMBERS))
-            raise InputError(
-                f"--table {value}: is not one of {legal}, nor a TOML file; suite init FILE.toml writes one"
-            )
+            raise InputError(f"--table {value}: is not one of {legal}, nor a TOML file; `init FILE.toml` writes one")
         return own.load(Path(value))
 
 
@@ -251,7 +249,7 @@ table = click.option(
     type=AnyTable(),
     required=True,
     is_eager=True,  # since it says which data sets there are
-    help="1, 2, 3 or 4, as in the paper, or the TOML file of a table of your own (suite init writes one).",
+    help="1, 2, 3 or 4, as in the paper, or the TOML file of a table of your own (`init` writes one).",
 )
 results = click.option("--results", type=Location(), default=RESULTS, show_default=True, help="Folder of the records.")
 metric = click.option(

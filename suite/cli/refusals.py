@@ -4,6 +4,7 @@ is legal or to be done."""
 import click
 from click import exceptions
 
+from suite import env
 from suite.cli.options import join_with_or
 
 
@@ -37,8 +38,7 @@ def _remedy(names: list[str] | None, ctx: click.Context | None) -> str:
 
 
 def _command(ctx: click.Context | None) -> str:
-    """As in "suite run", however Python was told to start it."""
-    return f"suite {ctx.info_name}" if ctx and ctx.parent else "suite"
+    return env.typed([ctx.info_name or ""] if ctx and ctx.parent else [])
 
 
 def _usage(ctx: click.Context) -> str:

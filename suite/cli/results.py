@@ -1,13 +1,13 @@
 """Commands for results: tables, the page, status, verification and comparison; and
 lists of what may be named."""
 
-import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import click
 
+from suite import env
 from suite.cli import folders, options
 from suite.errors import InputError
 from suite.files import printable, write
@@ -70,7 +70,7 @@ def init(file: Path) -> int:
         write(file, (resources.files("suite") / "tables" / "example.toml").read_bytes())
     except OSError as error:
         raise InputError(f"{file}: cannot write there: {error.strerror}") from None
-    click.echo(f"{file}: written; next: uv run -m suite run --table {shlex.quote(str(file))}")
+    click.echo(f"{file}: written; next: {env.typed(['run', '--table', str(file)])}")
     return 0
 
 

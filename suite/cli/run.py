@@ -197,7 +197,7 @@ def run(
     """Train, export, check and time the rows of a table, as far as that is not stored
     yet, and print the table.
 
-    A first try, of two rows: suite run --table 4 --rows 'resnet50_*_bn'
+    A first try, of two rows: --table 4 --rows 'resnet50_*_bn'
     """
     from suite.grid import datasets
     from suite.grid import plan as grid

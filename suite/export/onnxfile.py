@@ -34,7 +34,7 @@ def read(path: Path) -> Any:
     found = {entry.domain: entry.version for entry in model.opset_import}
     opset = found.pop("", found.pop("ai.onnx", None))
     if opset != OPSET:
-        raise InputError(f"{path}: of opset {opset}; legal: {OPSET}, which python -m suite export writes")
+        raise InputError(f"{path}: of opset {opset}; legal: {OPSET}, which `export` writes")
     ends = [[value.name for value in ends] for ends in (model.graph.input, model.graph.output)]
     if ends != [["input"], ["logits"]]:
         raise InputError(f"{path}: its inputs and outputs are {ends}; legal: one input, and logits as output")

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -187,4 +188,4 @@ def _now() -> str:
 
 
 def _command() -> str:
-    return " ".join(env.command())[:200]
+    return shlex.join(env.command())[:200]

@@ -1,9 +1,11 @@
 """How far the work in a results folder is; safe to read while others work on it."""
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from suite import env
 from suite.grid import duration, remaining
 from suite.grid.claims import Claim, Claims
 from suite.grid.plan import Grid
@@ -36,7 +38,7 @@ class Status:
 def plan_of(grid: Grid, command: Sequence[str]) -> dict[str, object]:
     """What a run leaves in the folder of what it is to do, for `read`."""
     stages = [[stage.kind, stage.key, str(stage.inputs["model"]), stage.name] for stage in grid.stages]
-    return {"command": " ".join(command), "stages": stages}
+    return {"command": shlex.join(command), "stages": stages}
 
 
 def read(store: Store) -> list[Status]:
@@ -67,6 +69,12 @@ def _seconds(store: Store) -> dict[str, float]:
     return {record.key: record.timing.seconds for stage in store.stages() for record in store.each(stage)}
 
 
+def _typed(command: str) -> str:
+    """A command of a plan, as it is typed here."""
+    as_module = shlex.join(env.AS_MODULE)
+    return env.typed() + command.removeprefix(as_module) if command.startswith(as_module) else command
+
+
 def render(found: Sequence[Status], records: int = 0) -> str:
     """As text: of each command its stages by kind, who is at what, what failed and why,
     and the time left; of a folder in which no command was given, as of published
@@ -76,7 +84,7 @@ def render(found: Sequence[Status], records: int = 0) -> str:
     if not found:
         if records:
             left = f"what commands elsewhere left here are {records} records"
-            return f"no command was begun here; {left}: suite show, report\n"
+            return f"no command was begun here; {left}: show and report print them\n"
         return "nothing was begun here\n"
     parts = []
     for status in found:
@@ -86,7 +94,7 @@ def render(found: Sequence[Status], records: int = 0) -> str:
             Counter(s.kind for s in status.stages if s.key in status.done),
         )
         names = {stage.key: stage.name for stage in status.stages}
-        lines = [status.command]
+        lines = [_typed(status.command)]
         lines.append("  done: " + ", ".join(f"{kind} {done[kind]}/{all_of[kind]}" for kind in kinds))
         if len(status.done) < len(status.stages):
             left = "not known yet" if status.seconds_left is None else duration.format_duration(status.seconds_left)

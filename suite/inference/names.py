@@ -118,7 +118,7 @@ def require_model(name: str, what: str = "a model of this project or of timm") -
         bare, dot, _ = name.partition(".")
         tagged = sorted(each for each in published() if each.startswith(f"{bare}.")) if dot else []
         if dot and bare in our_models():
-            hint = f"; legal: {bare}" + "".join(f", {each}" for each in tagged) + ", as suite list weights says"
+            hint = f"; legal: {bare}" + "".join(f", {each}" for each in tagged) + ", as `list weights` says"
         else:
             hint = suggest_names(name, our_models() | timm_models())
         raise InputError(f"{name}: neither a file or folder that is there nor {what}{hint}")

@@ -95,7 +95,7 @@ def find_network(name: str, size: int | None = None) -> Iterator[NamedNetwork]:
             if name not in legal:
                 raise InputError(
                     f"{name}: neither a folder with a run's weights nor a model; legal models are those of "
-                    "python -m suite list models"
+                    f"{env.typed()} list models"
                 )
             import torch
 

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from suite import env
 from suite.errors import InputError
 from suite.files import printable
 from suite.inference import networks
@@ -130,7 +131,7 @@ def _longest(store: Store, model: str) -> TrainRecord | None:
 def _origin(figure: int, record: TrainRecord | None) -> str:
     table = 4 if figure == 3 else 1
     if record is None:
-        made_by = f"`suite run --table {table} --profile paper` makes one"
+        made_by = f"`{env.typed()} run --table {table} --profile paper` makes one"
         return f"initial weights, NOT TRAINED: no run in the results folder; {made_by}"
     data, steps = record.inputs.data.name, record.result.steps
     asked = record.inputs.schedule

@@ -1,9 +1,9 @@
 """What a table lacks, in one line, and the command that measures it."""
 
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 
+from suite import env
 from suite.registry import stand_in
 from suite.report.entries import Entry
 from suite.report.tables import ANALYSED
@@ -41,11 +41,11 @@ def _gap(table: Table, entry: Entry) -> str:
 
 def _command(folders: Sequence[Store], table: Table, rows: Sequence[Row]) -> str:
     paper = table if table.own else spec.load_table(table.number)
-    words = ["python", "-m", "suite", "run", "--table", f"{table.label}.toml" if table.own else str(table.number)]
+    words = ["run", "--table", f"{table.label}.toml" if table.own else str(table.number)]
     if len(rows) < len(paper.rows):
         words += ["--rows", ",".join(f"{row.title}@{row.data}" for row in rows)]
     words += ["--depth", str(table.depth)] if table.depth != paper.depth else []
     words += ["--profile", "paper", "--seeds", str(table.seeds)]
     for data in dict.fromkeys(row.data for row in rows if stand_in(row.data) != row.data):
         words += ["--data", f"{data}=PATH"]
-    return shlex.join([*words, "--results", str(folders[0].root)] if folders else words)
+    return env.typed([*words, "--results", str(folders[0].root)] if folders else words)

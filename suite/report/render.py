@@ -1,6 +1,8 @@
 """A table as text: Markdown, CSV, LaTeX or JSON, with what is to be said of single
 cells as footnotes."""
 
+import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +12,7 @@ from suite.errors import InputError
 from suite.files import printable
 from suite.report.formats import paragraphs, to_csv, to_grid, to_json
 
-# Characters of a line of a footnote in Markdown, and of a row of brief columns.
+# Most characters of a line of a footnote in Markdown, and of a row of brief columns.
 WIDTH = 100
 # How the note begins of a parity that did not pass, whose column is never left out.
 FAILED = "PARITY FAILED"
@@ -70,7 +72,7 @@ def render(report: Report, text_format: str) -> str:
 def select_columns(report: Report, names: Sequence[str] = ()) -> Report:
     """The report with the columns of these parts or keys, or with all for "all", after
     those of its rows' headings; without names with as many of its brief columns as fit
-    a terminal.
+    the terminal, or `WIDTH` characters where there is none.
 
     Raises:
         InputError: a name is neither; it says what is legal.
@@ -83,7 +85,7 @@ def select_columns(report: Report, names: Sequence[str] = ()) -> Report:
         return _with(report, [*headings, *(c for c in report.columns if c.part in names or c.key in names)])
     columns = [replace(c, heading=c.brief) for c in report.columns if c.brief]
     remarks = []
-    while _width(found := _with(report, columns)) > WIDTH and not columns[-1].key.startswith("heading_"):
+    while _width(found := _with(report, columns)) > line_width() and columns[-1].part not in ("", "ours"):
         passed = next((c for c in columns if c.part == "parity" and not _failed(report, c)), None)
         columns.remove(passed or columns[-1])
         if passed:
@@ -91,6 +93,12 @@ def select_columns(report: Report, names: Sequence[str] = ()) -> Report:
     hidden = len(report.columns) - len(columns)
     remarks += [f"--columns all shows {hidden} more columns"] if hidden else []
     return replace(found, remarks=[*found.remarks, *remarks])
+
+
+def line_width() -> int:
+    """Characters of a line: those of the terminal that standard output is, at most
+    `WIDTH`."""
+    return min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
 
 
 def _failed(report: Report, column: Column) -> bool:
@@ -135,13 +143,13 @@ def _github(report: Report) -> str:
     _, notes = format_cells(report, "[{}]")
     body = _body(report, "github")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
-    return "\n".join([textwrap.fill(report.title, WIDTH), "", body, "", *map(_item, foot)]) + "\n"
+    return "\n".join([textwrap.fill(report.title, line_width()), "", body, "", *map(_item, foot)]) + "\n"
 
 
 def _item(text: str) -> str:
     """An item of a list, which a terminal shows as it stands."""
     return textwrap.fill(
-        text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        text, line_width(), initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
 
 

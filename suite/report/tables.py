@@ -118,9 +118,10 @@ def _errors(
     for name in table.metrics:
         words, first = METRICS[name], name == table.metrics[0]
         known = any(name in row.paper for row in table.rows)
-        brief = words if not known else f"ours {words}"
-        paper = Column(f"paper_{name}", f"paper {words}", _decimals(2), "paper", f"paper {words}" if first else "")
-        ours = Column(name, f"ours {words}", _decimals(2), "ours", brief if first else "")
+        what = "" if name == "top1" else f" {words}"  # of errors the title speaks
+        brief = (f"paper{what}", f"ours{what}" if known else words) if first else ("", "")
+        paper = Column(f"paper_{name}", f"paper {words}", _decimals(2), "paper", brief[0])
+        ours = Column(name, f"ours {words}", _decimals(2), "ours", brief[1])
         difference = Column(f"difference_{name}", f"ours - paper {words}", lambda value: f"{value:+.2f}", "ours")
         spread = Column(f"spread_{name}", f"max - min {words}", _decimals(2), "ours")
         shown = [paper, ours, difference, spread] if detail else [paper, ours]
@@ -344,7 +345,6 @@ def _beside_the_median(
             line.put(columns.setdefault(what, column), 1e3 * value)
     for record, line in zip(records, lines, strict=True):
         why = "too few runs for this percentile" if record else "not run"
-        for column in columns.values():
-            if column.key not in line.values:
-                line.put(column, None, why)
+        for column in (each for each in columns.values() if each.key not in line.values):
+            line.put(column, None, why)
     return list(columns.values())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from suite import env
 from suite.errors import InputError, describe_error
 from suite.files import printable
 from suite.results.artifacts import sha256
@@ -99,7 +100,7 @@ def _published_weights(root: Path) -> set[Path] | None:
     try:
         return {index.parent / each["file"] for each in json.loads(index.read_text("utf-8"))["weights"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        remedy = f"`suite list weights --results {index.parent} --format json` writes it anew"
+        remedy = f"`{env.typed()} list weights --results {index.parent} --format json` writes it anew"
         raise InputError(f"{index}: is no index of weights ({describe_error(error)}); {remedy}") from None
 
 

@@ -74,7 +74,7 @@ def _entry(record: TrainRecord, folder: Path) -> dict[str, Any]:
         stated: dict[str, Any] = json.loads(path.read_text("utf-8"))["pretrained_cfg"]
         own = msgspec.to_builtins(msgspec.convert(stated, _Configuration))
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: is no configuration of a model; `suite verify` says what is damaged") from None
+        raise InputError(f"{path}: is no configuration of a model; `verify` says what is damaged") from None
     return {
         "name": f"{inputs.model}.{inputs.data.name}_{inputs.schedule.epochs}ep{seed}",
         "machine": folder.name,
