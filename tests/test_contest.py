@@ -1,5 +1,6 @@
 """Networks timed against each other: what is compared with what, and what is said of it."""
 
+import importlib.util
 import json
 import statistics
 import warnings
@@ -190,7 +191,7 @@ def test_a_slower_network_is_a_failure_where_that_is_asked_for(
     monkeypatch.setattr(latency, "measure", measure)
     files = [str(net("a.onnx")), str(net("b.onnx"))]
     assert suite("time", *files, "--compare-fail", "25%")[0] == 0
-    code, out, err = suite("time", *files, "--compare-fail", "10%")
+    code, out, err = suite("time", *files, "--compare-fail", "10%", "--columns", "all")
     assert code == 1
     assert all(part in err for part in ("slower: ", "b.onnx: 1.200 (", "allowed 1.100"))
     assert ("p90 ms" in out, "p99 ms" in out) == (True, False)  # of 360 runs
@@ -256,8 +257,8 @@ def test_a_network_that_fails_leaves_the_others_and_exits_with_1(net: Callable[.
 def test_where_nothing_could_be_timed_that_is_one_line_and_no_table(
     runtime: str, net: Callable[..., Path], suite: Suite
 ) -> None:
-    if runtime != "onnxruntime":
-        pytest.importorskip(runtime)
+    if importlib.util.find_spec(runtime) is None:  # which does not import it: a process of its own is to
+        pytest.skip(f"needs {runtime}")
     bad = net("bad.onnx")
     model = onnx.load(bad)
     model.graph.node[0].op_type = "NoSuchOperator"
@@ -273,7 +274,7 @@ def test_a_share_of_more_than_the_peak_is_called_impossible(
     net: Callable[..., Path], suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latency, "measure_peak", lambda provider, threads, precision: PeakResult(flops=1.0))
-    _, out, _ = suite("time", str(net("a.onnx")), "--quick")
+    _, out, _ = suite("time", str(net("a.onnx")), "--quick", "--columns", "all")
     assert "impossible: more than the peak" in out
 
 
@@ -312,3 +313,23 @@ def test_names_are_known_from_text_as_timm_knows_them() -> None:
     assert names.our_models() == set(timm.list_models(module="crelu_resnet"))
     modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
     assert {name for name, module in modules.items() if module.startswith("timm.")} == names.timm_models()
+
+
+def test_the_main_columns_of_a_contest_fit_a_terminal(
+    net: Callable[..., Path], suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(net("a.onnx").parent)
+    given = ("time", "a.onnx", str(net("b.onnx").name), "--quick", "--batch-sizes", "1,2")
+    code, out, _ = suite(*given)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 100
+    (heads,) = [line for line in out.splitlines() if line.startswith("| network")]
+    assert [head.strip() for head in heads.strip("|").split("|")][:4] == ["network", "batch", "median ms", "95 %"]
+    assert "- each row: runtime onnxruntime, provider CPUExecutionProvider, precision fp32\n" in out
+    code, out, _ = suite(*given, "--columns", "speed")
+    assert code == 0
+    assert "| network " in out
+    assert "/s " in out
+    assert "median ms" not in out
+    code, _, err = suite(*given, "--columns", "all,paper")
+    assert (code, err.count("\n")) == (2, 1)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -166,6 +167,8 @@ def test_a_terminal_has_room_for_the_latency_of_a_second_runtime(store: Store, a
     assert max(map(len, text.splitlines())) <= 100
     assert "- OV: OpenVINO 2026.2.1\n" in text
     assert "- ONNX diff is left out for want of room: no parity failed\n" in text
+    assert re.search(r"\n- --columns all shows \d+ more columns\n", text)
+    assert not any("--columns" in render(brief, other) for other in ("csv", "latex", "json")), "a hint for a terminal"
     few = select_columns(build(store))
     assert [column.heading for column in few.columns][-3:] == ["ONNX diff", "cpu b1 ms", "OV ms"]
     assert "left out" not in render(few, "github")

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 @click.option("--quick", is_flag=True, help="Fewer and shorter rounds, for a first look.")
 @options.text_format
 @click.option(
+    "--columns",
+    type=options.list_of(("all", "model", "latency", "speed", "peak")),
+    default=(),
+    help="Of the table, beside the network; by default the main ones, which fit a terminal, and all in other formats.",
+)
+@click.option(
     "--compare-fail",
     type=options.Percent(),
     help="Exit with 1 if one is slower than the first by more than this, beyond its interval.",
@@ -54,6 +60,7 @@ def time(
     modules: tuple[str, ...],
     quick: bool,
     text_format: str,
+    columns: tuple[str, ...],
     compare_fail: float | None,
 ) -> int:
     """Time ONNX files of any maker, models of timm and folders of weights against each
@@ -70,6 +77,7 @@ def time(
     from suite.grid.machine import MachineLock
     from suite.inference import contest, entrants, feeds, networks
     from suite.report import timings
+    from suite.report.render import select_columns
 
     wanted = entrants.ContestOptions(
         runtimes, providers, precisions, batch_sizes, threads, feeds.parse_inputs(given), modules
@@ -95,6 +103,8 @@ def time(
     finally:
         display.close()
     report = timings.table(outcomes, timings.title(outcomes, quick), remarks)
+    if columns or text_format == "github":
+        report = select_columns(report, columns)
     click.echo(printable(timings.render(report, outcomes, text_format), keep="\n"), nl=False)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     slow = contest.find_slower(outcomes, compare_fail) if compare_fail is not None else []

@@ -55,12 +55,13 @@ class Line:
 @dataclass(frozen=True)
 class Report:
     """A table ready to be written: `columns`, `lines`, and general `remarks` beside the
-    lines' own notes."""
+    lines' own notes; `hidden` columns were left out for want of room."""
 
     title: str
     columns: list[Column]
     lines: list[Line]
     remarks: list[str]
+    hidden: int = 0
 
 
 def render(report: Report, text_format: str) -> str:
@@ -81,8 +82,9 @@ def select_columns(report: Report, names: Sequence[str] = ()) -> Report:
     if "all" in names:
         return report
     if names:
-        headings = [column for column in report.columns if column.key.startswith("heading_")]
-        return _with(report, [*headings, *(c for c in report.columns if c.part in names or c.key in names)])
+        headings = [column for column in report.columns if column.brief and not column.part]
+        chosen = (c for c in report.columns if c not in headings and (c.part in names or c.key in names))
+        return _with(report, [*headings, *chosen])
     columns = [replace(c, heading=c.brief) for c in report.columns if c.brief]
     remarks = []
     while _width(found := _with(report, columns)) > line_width() and columns[-1].part not in ("", "ours"):
@@ -90,9 +92,7 @@ def select_columns(report: Report, names: Sequence[str] = ()) -> Report:
         columns.remove(passed or columns[-1])
         if passed:
             remarks = [f"{passed.heading} is left out for want of room: no parity failed"]
-    hidden = len(report.columns) - len(columns)
-    remarks += [f"--columns all shows {hidden} more columns"] if hidden else []
-    return replace(found, remarks=[*found.remarks, *remarks])
+    return replace(found, remarks=[*found.remarks, *remarks], hidden=len(report.columns) - len(columns))
 
 
 def line_width() -> int:
@@ -143,6 +143,7 @@ def _github(report: Report) -> str:
     _, notes = format_cells(report, "[{}]")
     body = _body(report, "github")
     foot = [f"[{mark}] {text}" for mark, text in notes] + report.remarks
+    foot += [f"--columns all shows {report.hidden} more columns"] if report.hidden else []
     return "\n".join([textwrap.fill(report.title, line_width()), "", body, "", *map(_item, foot)]) + "\n"
 
 

@@ -2,6 +2,7 @@
 first."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from suite import env
 from suite.inference.contest import Measurement
@@ -18,28 +19,30 @@ def table(outcomes: Sequence[Measurement], title: str, remarks: Sequence[str]) -
     """One line for each outcome. A column of which there is nothing to say is left out;
     a value that is missing is an empty cell with its reason, never 0."""
     by_images = all(outcome.entrant.images for outcome in outcomes)
-    kinds = [Column(key, key) for key in ("network", "runtime", "provider", "precision")]
-    network, runtime, provider, precision = kinds
-    batch = Column("batch_size", "batch")
-    median, interval = Column("median_ms", "median ms", three_digits), Column("interval_ms", "95 %")
-    higher = {name: Column(f"{name}_ms", f"{name} ms", three_digits) for name in ("p90", "p99")}
+    kinds = {name: Column(name, name, part="model") for name in ("runtime", "provider", "precision")}
+    kinds["batch_size"] = Column("batch_size", "batch", part="model")
+    network = Column("network", "network", brief="network")
+    median = Column("median_ms", "median ms", three_digits, "latency", "median ms")
+    interval = Column("interval_ms", "95 %", part="latency", brief="95 %")
+    higher = {name: Column(f"{name}_ms", f"{name} ms", three_digits, "latency") for name in ("p90", "p99")}
     things = "images" if by_images else "runs"
-    speed = Column(f"{things}_per_s", f"{things}/s", three_digits)
-    ratio = Column("ratio", "over the first", lambda value: f"{value:.3f}")
-    within = Column("ratio_interval", "95 % of it")
-    share = Column("peak_percent", "% of peak", lambda value: f"{value:.0f}")
-    load, first = Column("load_ms", "load ms", three_digits), Column("first_run_ms", "first run ms", three_digits)
-    nodes, threads = Column("nodes", "nodes there"), Column("threads", "threads")
-    columns = [*kinds, batch, median, interval, *higher.values(), speed, ratio, within]
+    speed = Column(f"{things}_per_s", f"{things}/s", three_digits, "speed")
+    ratio = Column("ratio", "over the first", lambda value: f"{value:.3f}", "latency", "over the first")
+    within = Column("ratio_interval", "95 % of it", part="latency", brief="95 % of it")
+    share = Column("peak_percent", "% of peak", lambda value: f"{value:.0f}", "peak", "% of peak")
+    load = Column("load_ms", "load ms", three_digits, "latency")
+    first = Column("first_run_ms", "first run ms", three_digits, "latency")
+    nodes, threads = Column("nodes", "nodes there", part="model"), Column("threads", "threads", part="model")
+    columns = [network, *kinds.values(), median, interval, *higher.values(), speed, ratio, within]
     columns += [share, load, first, nodes, threads]
     lines = []
     for outcome in outcomes:
         line, request = Line(), outcome.entrant.request
         line.put(network, outcome.entrant.name, *outcome.notes)
-        line.put(runtime, request.runtime)
-        line.put(provider, outcome.provider or PROVIDERS[request.provider].name)
-        line.put(precision, outcome.entrant.precision)
-        line.put(batch, request.batch_size)
+        line.put(kinds["runtime"], request.runtime)
+        line.put(kinds["provider"], outcome.provider or PROVIDERS[request.provider].name)
+        line.put(kinds["precision"], outcome.entrant.precision)
+        line.put(kinds["batch_size"], request.batch_size)
         line.put(threads, request.threads)
         lines.append(line)
         if outcome.error is not None or outcome.median is None:
@@ -65,7 +68,13 @@ def table(outcomes: Sequence[Measurement], title: str, remarks: Sequence[str]) -
             line.put(nodes, f"{there} of {sum(outcome.nodes.values())}")
     filled = {key for line in lines for key, value in line.values.items() if value is not None}
     kept = [column for column in columns if column.key in filled or column is median]
-    return Report(title, kept, lines, [*remarks, f"versions: {_versions(outcomes)}"])
+    # Of what is the same for all a reader of few columns is told once, below.
+    alike = [key for key in kinds if len({line.values[key] for line in lines}) == 1]
+    differ = kinds.keys() - alike
+    kept = [replace(column, brief=column.heading) if column.key in differ else column for column in kept]
+    each_row = ", ".join(f"{kinds[key].heading} {lines[0].values[key]}" for key in alike)
+    told = [f"each row: {each_row}"] if alike else []
+    return Report(title, kept, lines, [*remarks, *told, f"versions: {_versions(outcomes)}"])
 
 
 def render(report: Report, outcomes: Sequence[Measurement], text_format: str) -> str:
