@@ -1,5 +1,5 @@
-"""The paper's claims, each held against what was measured: confirmed, contradicted, too
-close to tell, or not measured.
+"""The paper's claims, each held against what was measured: confirmed, confirmed in part,
+contradicted, too close to tell, or not measured.
 
 Runs that are quick, cut off or on other images do not count, and only runs of one
 length on the paper's own data are held against each other. What rests on shortened
@@ -8,70 +8,26 @@ runs, on fewer seeds or on another depth than the paper's says so.
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from suite.registry import label_of
 from suite.report.entries import Entry, Metric, errors
-from suite.results import samples
+from suite.report.paper_claims import CLAIMS, Claim, Nets, Part, pair_in_words, sign
 from suite.results.derived import median_over_seeds
 from suite.tables import spec
 
 TITLE = "The paper's claims, and what was measured"
-Verdict = Literal["confirmed", "contradicted", "too close to tell", "not yet measured"]
-# Entries of one data set and depth by the rest of the model's name, such as "crelu_bn".
-Nets = Mapping[str, Entry]
+Verdict = Literal["confirmed", "confirmed in part", "contradicted", "too close to tell", "not yet measured"]
 
-# "A different order of magnitude" (the paper, of Figure 2).
-MAGNITUDE = 10
-# Table 1 prints the share of non-zero entries with two decimals.
-DECIMALS = 0.005
+
 # Standard errors from which on a difference counts, if they are known: 95 %.
 SURE = 1.96
 # Standard deviation of a test error over seeds, relative: He et al. 2016 give 6.61 +- 0.16 % over five ResNet-110.
 OVER_SEEDS = 0.025
 # Standard error of a median over that of a mean, for normal figures: sqrt(pi / 2).
 MEDIAN = 1.2533
-
-
-@dataclass(frozen=True)
-class Part:
-    """One comparison: whether it holds (None: too close to tell), its figures in words,
-    and the nets that it is of.
-
-    Attributes:
-        ours, paper: the figures alone, and the paper's where it prints them.
-        margin: what the difference is, and what chance makes of it in 95 % of cases.
-    """
-
-    holds: bool | None
-    figures: str
-    nets: tuple[Entry, ...]
-    ours: str
-    paper: str = ""
-    margin: str = ""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the paper says in `words`, and when it counts as true here.
-
-    Attributes:
-        tables: whose rows it is about.
-        pairs: nets whose error must be less, each with the one that must have more.
-        look: for claims about what is inside: the comparison that the nets' analyses
-            allow.
-        of: the nets that `look` needs.
-    """
-
-    title: str
-    words: str
-    criterion: str
-    tables: tuple[int, ...]
-    pairs: tuple[tuple[str, str], ...] = ()
-    look: Callable[[Nets], Iterable[Part]] = lambda nets: ()
-    of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +64,7 @@ def judge(entries: Sequence[Entry], metric: Metric = "last") -> list[tuple[Claim
     for it, and at least one."""
     found = []
     for claim in CLAIMS:
-        wanted = {key for pair in claim.pairs for key in pair} | set(claim.of)
+        wanted = {key for keys in claim.comparisons for key in keys}
         places: dict[tuple[str, str], dict[str, Entry]] = {}
         for entry in entries:
             depth, _, key = entry.row.model.partition("_")
@@ -127,22 +83,32 @@ def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -
         return None  # the table has but one net of each pair
     parts = [compare_errors(a, b, metric) for a, b in pairs if a.counts and b.counts and a.epochs == b.epochs]
     inside = {key: net for key, net in nets.items() if net.counts and net.runs.analyze}
-    lacking = len(pairs) - len(parts) + len(set(claim.of) - set(inside))
     parts += claim.look(inside)
     if not parts:
         return Finding(where, "not yet measured")
     notes = [note for part in parts for net in part.nets for note in caveats(net)]
-    if lacking:
-        notes.append(
-            f"{lacking} of {len(pairs) + len(claim.of)} {'nets' if claim.of else 'comparisons'} not yet measured"
-        )
-    return Finding(where, verdict(parts), tuple(parts), tuple(dict.fromkeys(notes)))
+    planned = _planned(place, nets)
+    count = sum(planned.issuperset(keys) for keys in claim.comparisons)
+    if len(parts) < count:
+        notes.append(f"{len(parts)} of {count} comparisons measured")
+    return Finding(where, verdict(parts, count), tuple(parts), tuple(dict.fromkeys(notes)))
 
 
-def verdict(parts: Sequence[Part]) -> Verdict:
+def _planned(place: tuple[str, str], nets: Nets) -> set[str]:
+    """The nets that the table has at a place, run or not: what a claim must hold of."""
+    rows = next(iter(nets.values())).table.rows
+    models = (row.model.partition("_") for row in rows if row.data == place[0])
+    return {key for depth, _, key in models if depth == place[1]}
+
+
+def verdict(parts: Sequence[Part], count: int) -> Verdict:
+    """What the comparisons measured say of a claim that makes `count` of them: one that
+    fails contradicts it, and all of them must hold to confirm it."""
     if any(part.holds is False for part in parts):
         return "contradicted"
-    return "confirmed" if all(part.holds for part in parts) else "too close to tell"
+    if not all(part.holds for part in parts):
+        return "too close to tell"
+    return "confirmed" if len(parts) == count else "confirmed in part"
 
 
 def caveats(net: Entry) -> list[str]:
@@ -170,21 +136,12 @@ def compare_errors(better: Entry, worse: Entry, metric: Metric, of: str = "top1"
     trained = math.isfinite(a) and math.isfinite(b)
     margin = _sure(freedom) * spread
     clear = math.isinf(a) != math.isinf(b) or abs(a - b) > margin
-    figures = f"{_in_words(better, a, of)} {_sign(a, b)} {_in_words(worse, b, of)}"
+    figures = f"{_in_words(better, a, of)} {sign(a, b)} {_in_words(worse, b, of)}"
     figures += "" if clear else ", too close to tell"
     stated = [net.row.paper.get(of) for net in (better, worse)]
-    paper = "" if None in stated else _pair(*(value or 0.0 for value in stated))
+    paper = "" if None in stated else pair_in_words(*(value or 0.0 for value in stated))
     words = f"{abs(a - b):.2f} points apart, chance makes up to {margin:.2f}" if trained else ""
-    return Part(a < b if clear else None, figures, (better, worse), _pair(a, b), paper, words)
-
-
-def _sign(a: float, b: float) -> str:
-    return "<" if a < b else ">" if a > b else "="
-
-
-def _pair(a: float, b: float) -> str:
-    one, other = ("did not train" if math.isinf(value) else f"{value:.2f}" for value in (a, b))
-    return f"{one} {_sign(a, b)} {other}"
+    return Part(a < b if clear else None, figures, (better, worse), pair_in_words(a, b), paper, words)
 
 
 def top1_error(net: Entry, metric: Metric) -> tuple[float, float, float]:
@@ -221,108 +178,6 @@ def _in_words(net: Entry, error: float, of: str) -> str:
     ours = "did not train" if math.isinf(error) else f"{error:.2f}"
     stated = net.row.paper.get(of)
     return f"{net.row.title} {ours}" + (f" (paper {stated:.2f})" if stated is not None else "")
-
-
-def _deltas(nets: Nets) -> Iterator[tuple[Entry, list[float]]]:
-    """The nets whose analysis has Delta, block by block."""
-    for net in nets.values():
-        if blocks := net.runs.analyze[0].result.blocks:
-            yield net, blocks.delta
-
-
-def _spread(nets: Nets) -> Iterator[Part]:
-    for net, delta in _deltas(nets):
-        figures = f"{net.row.model}: Delta from {min(delta):.3g} to {max(delta):.3g} over {len(delta)} blocks"
-        ours = f"{min(delta):.3g} to {max(delta):.3g}"
-        yield Part(max(delta) < MAGNITUDE * min(delta), figures, (net,), ours, "1 to 5")
-
-
-def _late(nets: Nets) -> Iterator[Part]:
-    for net, delta in _deltas(nets):
-        first = 2 * len(delta) // 3
-        early, late = samples.median(delta[:first]), samples.median(delta[first:])
-        figures = f"{net.row.model}: median Delta {early:.3g} in blocks 1 to {first}, {late:.3g} after them"
-        yield Part(late >= MAGNITUDE * early, figures, (net,), f"{early:.3g}, then {late:.3g}", "hardly any, then 10 x")
-
-
-def _nonzero(net: Entry) -> float:
-    return samples.median([record.result.activation.nonzero for record in net.runs.analyze])
-
-
-def _sparse(nets: Nets) -> Iterator[Part]:
-    for fewer, more in (("relu_plain", "relu_bn"), ("relu_np", "relu_bn")):
-        if fewer in nets and more in nets and nets[fewer].epochs == nets[more].epochs:
-            pair = nets[fewer], nets[more]
-            a, b = map(_nonzero, pair)
-            figures = f"{_share(pair[0], a)} {'<' if a < b else '>='} {_share(pair[1], b)}"
-            stated = _pair(*(net.row.paper["nonzero"] for net in pair))
-            yield Part(a < b, figures, pair, _pair(a, b), stated)
-    for key in ("crelu_plain", "crelu_np2", "crelu_bn"):
-        if key in nets:
-            share = _nonzero(nets[key])
-            holds, paper = abs(share - 0.5) < DECIMALS, f"{nets[key].row.paper['nonzero']:.2f}"
-            yield Part(holds, _share(nets[key], share), (nets[key],), f"{share:.2f}", paper)
-
-
-def _share(net: Entry, share: float) -> str:
-    return f"{net.row.model} {share:.2f} (paper {net.row.paper['nonzero']:.2f})"
-
-
-CLAIMS = (
-    Claim(
-        "CReLU helps with BatchNorm",
-        "CReLU is an effective add-on to BatchNorm, to improve upon state-of-the-art performance.",
-        "the test error with CReLU is less",
-        (2, 4),
-        (("crelu_bn", "relu_bn"),),
-    ),
-    Claim(
-        "CReLU helps without BatchNorm",
-        "CReLU improves the performance of ResNets without normalisation, and with NormProp's variants.",
-        "the test error with CReLU is less: plain, without bias, NormProp2, NormProp3",
-        (2, 4),
-        tuple((f"crelu_{norm}", f"relu_{norm}") for norm in ("plain", "nobias", "np2", "np3")),
-    ),
-    Claim(
-        "CReLU helps at equal size",
-        "Models of similar size, made so by fewer filters, are better with CReLU.",
-        "the test error with CReLU is less",
-        (3,),
-        (("w12_crelu_bn", "relu_bn"), ("w24_crelu_bn", "w32_relu_bn")),
-    ),
-    Claim(
-        "NormProp < NormProp2 < BatchNorm",
-        "The modified NormProp performs better than the original, but is still not comparable to BatchNorm.",
-        "the test error of NormProp2 is less than that of NormProp, and that of BatchNorm less than both",
-        (2, 4),
-        (("relu_np2", "relu_np"), ("relu_bn", "relu_np"))
-        + tuple((f"{act}_bn", f"{act}_{norm}") for act in ("relu", "crelu") for norm in ("np2", "np3")),
-    ),
-    Claim(
-        "BatchNorm spreads Delta over all blocks",
-        "With BatchNorm, Delta settles at around 1 to 5 for all residual blocks.",
-        f"the greatest Delta of a block is less than {MAGNITUDE} times the least",
-        (1,),
-        look=_spread,
-        of=("relu_bn", "crelu_bn"),
-    ),
-    Claim(
-        "Plain nets learn in the last third",
-        "Without BatchNorm there is hardly any Delta in the first 36 of 54 blocks, then another order of magnitude.",
-        f"the median Delta of the last third of the blocks is at least {MAGNITUDE} times that of the others",
-        (1,),
-        look=_late,
-        of=("relu_plain", "crelu_plain"),
-    ),
-    Claim(
-        "Non-zero ratio: low without BatchNorm, one half with CReLU",
-        "With BatchNorm about half of the last activations are not zero, with plain ReLU 14 %, with CReLU always half.",
-        "with ReLU the ratio is less without BatchNorm than with it; with CReLU it is 0.50",
-        (1,),
-        look=_sparse,
-        of=("relu_plain", "relu_np", "relu_bn", "crelu_plain", "crelu_np2", "crelu_bn"),
-    ),
-)
 
 
 def markdown(judged: Sequence[tuple[Claim, Sequence[Finding]]], title: str = TITLE) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from suite.registry import label_of
 from suite.report.entries import Entry, Metric
-from suite.report.findings import Claim, Finding, caveats, compare_errors, verdict
+from suite.report.findings import Finding, caveats, compare_errors, verdict
+from suite.report.paper_claims import Claim
 from suite.tables import own
 from suite.tables.own import OwnTable
 from suite.tables.spec import METRICS
@@ -40,7 +41,7 @@ def _finding(table: OwnTable, claim: own.Claim, entries: Sequence[Entry], metric
         return Finding(where, "not yet measured")
     part = compare_errors(found[0], found[1], metric, claim.metric)
     notes = [note for net in found for note in caveats(net)]
-    return Finding(where, verdict([part]), (part,), tuple(dict.fromkeys(notes)))
+    return Finding(where, verdict([part], 1), (part,), tuple(dict.fromkeys(notes)))
 
 
 def remarks(entries: Sequence[Entry], metric: Metric = "last") -> list[str]:
