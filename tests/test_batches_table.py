@@ -48,3 +48,20 @@ def test_machines_have_columns_of_their_own(store: Store, add_run: AddRun) -> No
 def test_one_batch_size_makes_no_table(store: Store, add_run: AddRun) -> None:
     add_run(batch_sizes=(8,))
     assert table(store) is None
+
+
+def test_lines_stand_by_data_set_and_depth(store: Store, add_run: AddRun) -> None:
+    places = [("cifar100", 110), ("cifar10", 110), ("cifar100", 20), ("cifar10", 20)]
+    for data, depth in places:
+        add_run(f"resnet{depth}_crelu_bn", data=data, batch_sizes=(1, 8))
+        add_run(f"resnet{depth}_relu_bn", data=data, batch_sizes=(1, 8))
+    records, paper = Records([store]), spec.load_table(2)
+    tables = [paper, spec.with_depth(paper, 20)]
+    shown = batches.table([Entry(each, row, records.runs(each, row)) for each in tables for row in each.rows])
+    assert shown is not None
+    assert [(line.values["heading_data"], line.values["model"]) for line in shown.lines] == [
+        (data, f"resnet{depth}_{net}")
+        for data in ("CIFAR-10", "CIFAR-100")
+        for depth in (20, 110)
+        for net in ("relu_bn", "crelu_bn")
+    ]

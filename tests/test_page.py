@@ -19,6 +19,7 @@ from suite.report import page
 from suite.report.paper_claims import CLAIMS
 from suite.results.record import key_of
 from suite.results.store import Store
+from suite.results.verify import verify
 from suite.tables import spec
 
 AddRun = Callable[..., dict[str, Any]]
@@ -170,6 +171,18 @@ def test_tables_without_an_error_that_counts_are_folded_behind_the_others(
     assert "CIFAR-10: no run over whole epochs on these images" in html
 
 
+def test_the_records_that_no_row_shows_are_counted_by_their_stages(
+    store: Store, add_run: AddRun, tmp_path: Path
+) -> None:
+    add_run()
+    html = page.write(store, tmp_path / "out").read_text("utf-8")
+    assert f"{verify(store.root).records} records are shown, from {store.root}. Measured" in html
+    add_run(rounds=9)
+    html = page.write(store, tmp_path / "out").read_text("utf-8")
+    count = verify(store.root).records
+    assert f"{count - 1} of {count} records are shown, from {store.root}. No row shows the others: 1 of latency." in html
+
+
 def test_text_from_records_is_escaped_everywhere(html: str, tmp_path: Path) -> None:
     assert EVIL not in html
     assert "<b onclick" not in html
@@ -259,7 +272,9 @@ def test_each_claim_of_the_paper_says_what_was_found(html: str, tmp_path: Path) 
     assert cells["How sure"].endswith("1 of 5 seeds; 2 of 5 seeds")
     assert "resnet110_crelu_bn 5.50 (paper 5.72) &lt; resnet110_relu_bn 6.50 (paper 6.35)" in crelu
     assert "Not yet measured: CIFAR-100, ResNet-110" in crelu
-    assert re.sub("<details>.*</details>", "", crelu, flags=re.DOTALL).count("Judged by: the test error with CReLU") == 1
+    assert (
+        re.sub("<details>.*</details>", "", crelu, flags=re.DOTALL).count("Judged by: the test error with CReLU") == 1
+    )
     assert 'data-verdict="not yet measured"' in claims
     assert "**confirmed**" in (tmp_path / "out" / "findings.md").read_text("utf-8")
 

@@ -1,13 +1,13 @@
 """What the records answer, in words: which choice errs least, what it costs, and how
 sure that is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from suite.registry import label_of
 from suite.report import choices, findings, look
 from suite.report.entries import Entry, Metric, errors, why_none_counts
-from suite.report.kinds import Kind
+from suite.report.kinds import Kind, instability_notes
 from suite.report.plots import runs_in_words
 from suite.results.derived import latency_ratio
 
@@ -72,7 +72,14 @@ def _cost(net: Entry, other: Entry) -> str:
     if not kinds:
         return ""
     ratio = _ratio(net, other, kinds[0])
-    return f", at {ratio:.1f} times its latency ({kinds[0][2]}, batch {kinds[0][3]})"
+    doubts = _in_brackets([(net, kinds[0]), (other, kinds[0])])
+    return f", at {ratio:.1f} times its latency ({kinds[0][2]}, batch {kinds[0][3]}){doubts}"
+
+
+def _in_brackets(timed: Iterable[tuple[Entry, Kind]]) -> str:
+    """How some latencies are marked, such as " (unstable timing)"; empty if none is."""
+    marks = [note.partition(":")[0] for net, kind in timed for note in instability_notes(net.runs.timed[kind])]
+    return f" ({' and '.join(dict.fromkeys(marks))} timing)" if marks else ""
 
 
 def _common(*nets: Entry) -> list[Kind]:
@@ -89,12 +96,13 @@ def _others(groups: dict[tuple[str, str], list[Entry]]) -> Iterator[Answer]:
     """One answer for all data sets and depths of which nothing but latency is known."""
     if not groups:
         return
-    ratios = []
+    ratios, timed = [], []
     for nets in groups.values():
         named = {look.net(net.row.model).title: net for net in nets}
         net, other = named.get("CReLU + BatchNorm"), named.get("ReLU + BatchNorm")
         if net and other and (kinds := _common(net, other)):
             ratios.append(_ratio(net, other, kinds[0]))
+            timed += [(net, kinds[0]), (other, kinds[0])]
     places: dict[str, list[str]] = {}
     for data, depth in groups:
         places.setdefault(label_of(data), []).append(depth.removeprefix("resnet"))
@@ -104,11 +112,11 @@ def _others(groups: dict[tuple[str, str], list[Entry]]) -> Iterator[Answer]:
     if ratios:
         low, high = f"{min(ratios):.1f}", f"{max(ratios):.1f}"
         times = low if low == high else f"{low} to {high}"
-        main = f"CReLU + BatchNorm takes {times} times the latency of ReLU + BatchNorm"
+        main = f"CReLU + BatchNorm takes {times} times the latency of ReLU + BatchNorm{_in_brackets(timed)}"
     else:
         main = "no errors are known"
     words = why_none_counts(net for nets in groups.values() for net in nets).capitalize()
-    yield Answer(f"On {where}", main, "", f"{words}: their errors mean nothing beside others'")
+    yield Answer(f"On {where}", main, "", f"{words}, whose errors mean nothing and are not shown")
 
 
 def _files(entries: Sequence[Entry]) -> Iterator[Answer]:
@@ -119,15 +127,17 @@ def _files(entries: Sequence[Entry]) -> Iterator[Answer]:
         return
     failed = [net for net in nets if not all(record.result.passed for record in net.runs.parity)]
     main = f"{len(nets) - len(failed)} of {len(nets)} networks answer in ONNX Runtime as they do in PyTorch"
-    ratios = [
-        latency_ratio(net.runs.timed[form].result, net.runs.timed[kind].result)
+    pairs = [
+        (net, kind, form)
         for net in nets
         for kind in _common(net)[:1]
         if (form := (*kind[:4], CHECKED[1])) in net.runs.timed
     ]
+    ratios = [latency_ratio(net.runs.timed[form].result, net.runs.timed[kind].result) for net, kind, form in pairs]
     lost = [r.result.difference for net in nets if net.counts for r in net.runs.checks.get(CHECKED, [])]
     rest = ""
     if ratios:
         rest = f"int8 takes {min(ratios):.2f} to {max(ratios):.2f} of the time"
+        rest += _in_brackets((net, each) for net, *both in pairs for each in both)
         rest += f" and adds at most {max(lost):.2f} points of error" if lost else ""
     yield Answer("Exported", main, rest)

@@ -3,7 +3,7 @@ was timed."""
 
 from collections.abc import Sequence
 
-from suite.registry import label_of
+from suite.registry import DATA_SETS, label_of
 from suite.report.entries import Entry
 from suite.report.kinds import Kind, words_of
 from suite.report.render import Column, Line, Report
@@ -12,7 +12,8 @@ from suite.results.derived import throughput_ratio
 
 def table(entries: Sequence[Entry]) -> Report | None:
     """A line for each net that was timed at several batch sizes, a column for each
-    kind; None if there is no such net.
+    kind; None if there is no such net. Lines stand by data set and depth, and those of
+    one place in the order of the paper's tables.
 
     Figures of two machines have columns of their own.
     """
@@ -27,7 +28,8 @@ def table(entries: Sequence[Entry]) -> Report | None:
     model, data = Column("model", "Model"), Column("heading_data", "Data")
     columns = {pair: _column(pair, setups) for pair in kinds}
     lines = []
-    for (name, of), found in ratios.items():
+    for name, of in sorted(ratios, key=lambda place: _place(nets[place])):
+        found = ratios[name, of]
         line = Line()
         line.put(model, name)
         line.put(data, label_of(of))
@@ -37,6 +39,14 @@ def table(entries: Sequence[Entry]) -> Report | None:
     remarks = [f"{f'm{n}' if len(setups) > 1 else 'latency'}: {setup}" for n, setup in enumerate(setups, start=1)]
     title = "Images a second at a larger batch, as a multiple of those at the smallest"
     return Report(title, [model, data, *columns.values()], lines, remarks)
+
+
+def _place(net: Entry) -> tuple[int, str, int]:
+    """Where a net stands: its data set among those registered, a user's own behind
+    them, and its depth."""
+    data = net.row.data
+    number = list(DATA_SETS).index(data) if data in DATA_SETS else len(DATA_SETS)
+    return number, data, int(net.depth.removeprefix("resnet") or 0)
 
 
 def _ratios(net: Entry) -> dict[tuple[Kind, int], float]:

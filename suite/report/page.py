@@ -7,6 +7,7 @@ script reads.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -225,7 +226,12 @@ def _data_without_errors(entries: Sequence[Entry]) -> str:
 def _summary(folders: Sequence[Store], provenance: Provenance) -> str:
     machines = list(provenance.machines)
     where = ", ".join(str(store.root) for store in folders)
-    words = f"{len(provenance.records)} records are shown, from {where}."
+    found = {(stage, key) for store in folders for stage in store.stages() for key in store.keys(stage)}
+    others = Counter(stage for stage, key in sorted(found) if key not in provenance.records)
+    count = f"{len(provenance.records)} of {len(found)}" if others else str(len(found))
+    words = f"{count} records are shown, from {where}."
+    if others:
+        words += f" No row shows the others: {', '.join(f'{number} of {stage}' for stage, number in others.items())}."
     if machines:
         words += f" Measured on {' and on '.join(machines)}."
     return f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."

@@ -101,4 +101,4 @@ def title(outcomes: Sequence[Measurement], quick: bool) -> str:
     runs = sorted(len(outcome.samples) for outcome in outcomes if outcome.samples) or [0]
     counted = f"{runs[0]} runs each" if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]} runs each"
     quickly = ", quick" if quick else ""
-    return f"Timed in turns on {env.machine()['id']}: {counted}{quickly}, of time to a synchronisation"
+    return f"Timed in turns on {env.machine()['id']}: {counted}{quickly}, each until the device was done"
