@@ -168,7 +168,7 @@ def test_tables_without_an_error_that_counts_are_folded_behind_the_others(
     assert folded == ["table1", "table2", "table3"]
     assert "quick runs only, 2 of 20 rows" in section(html, "table2")
     assert '<details class="fold">' in section(html, "choices-cifar10-resnet110")
-    assert "CIFAR-10: no run over whole epochs on these images" in html
+    assert "Not drawn: CIFAR-10, where every run was quick, cut off or on other images." in html
 
 
 def test_the_records_that_no_row_shows_are_counted_by_their_stages(
@@ -180,7 +180,38 @@ def test_the_records_that_no_row_shows_are_counted_by_their_stages(
     add_run(rounds=9)
     html = page.write(store, tmp_path / "out").read_text("utf-8")
     count = verify(store.root).records
-    assert f"{count - 1} of {count} records are shown, from {store.root}. No row shows the others: 1 of latency." in html
+    assert (
+        f"{count - 1} of {count} records are shown, from {store.root}. No row shows the others: 1 of latency." in html
+    )
+
+
+def headings(html: str) -> list[str]:
+    return re.findall("<h2>(.*?)</h2>", html)
+
+
+def test_a_page_of_quick_runs_opens_with_latency_and_has_no_empty_section(
+    store: Store, add_run: AddRun, tmp_path: Path
+) -> None:
+    add_run("resnet110_relu_bn", max_steps=4, top1=99.0)
+    add_run("resnet110_crelu_bn", max_steps=4, top1=98.0)
+    html = page.write(store, tmp_path / "out").read_text("utf-8")
+    rest = ["The paper's claims", "Tables", "Inside the networks", "Provenance"]
+    assert headings(html) == ["Latency", "What a choice of normalisation and activation costs and brings", *rest]
+    assert html.index('id="speed"') < html.index('class="key"') < html.index('id="choices"')
+    assert "<summary>None of them is measured yet</summary>" in html
+    assert "Not drawn" not in html
+    assert re.findall('<li><a href="#(.*?)">', html) == re.findall('<section id="(.*?)"', html)
+
+
+def test_without_records_no_section_of_plots_is_empty_but_what_needs_no_run(store: Store, tmp_path: Path) -> None:
+    html = page.write(store, tmp_path / "out").read_text("utf-8")
+    assert headings(html) == ["The paper's claims", "Tables", "Inside the networks", "Provenance"]
+    assert 'class="key"' not in html
+
+
+def test_the_contents_are_the_sections_in_their_order(html: str) -> None:
+    assert re.findall('<li><a href="#(.*?)">', html) == re.findall('<section id="(.*?)"', html)
+    assert headings(html)[0] == "Error against latency"
 
 
 def test_text_from_records_is_escaped_everywhere(html: str, tmp_path: Path) -> None:

@@ -135,6 +135,8 @@ def write(
         undrawn=_data_without_errors(entries),
         choices=[(name, _fold(name, entries), sheet(each, everything=True)) for name, each in chosen.items()],
         judged=judged,
+        measured=any(finding.parts for _, found in judged for finding in found),
+        contents=_contents(drawings, bool(chosen), own is not None),
         batches=sheet(larger, everything=True) if larger else None,
         library=asset("echarts.min.js"),
         script=asset("report.js"),
@@ -144,6 +146,23 @@ def write(
     for name, text in texts.items():
         write_file(out / name, text.encode())
     return out / "index.html"
+
+
+def _contents(drawings: Mapping[str, list[Figure]], has_choices: bool, is_own: bool) -> list[tuple[str, str]]:
+    """The page's sections from top to bottom, each with its title; those without a
+    figure are not there. Latency comes first where no error can be drawn."""
+    question, speed = ("question", "Error against latency"), ("speed", "Latency")
+    sections = [
+        question if drawings["question"] else speed,
+        *([("choices", "Cost and gain")] if has_choices else []),
+        ("findings", "Claims" if is_own else "The paper's claims"),
+        ("tables", "Tables"),
+        ("curves", "Learning curves"),
+        *([speed] if drawings["question"] else []),
+        ("inside", "Inside the networks"),
+        ("provenance", "Provenance"),
+    ]
+    return [(name, title) for name, title in sections if drawings.get(name, True)]
 
 
 def _own_section(records: Records, own: OwnTable, metric: Metric) -> _Section:
