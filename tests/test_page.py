@@ -623,6 +623,40 @@ def test_the_model_stays_in_sight_however_far_a_table_is_scrolled(browser: Any, 
 
 
 @pytest.mark.full
+def test_a_narrow_screen_shows_data_and_errors_and_not_what_the_model_s_name_says(
+    browser: Any, html: str, tmp_path: Path
+) -> None:
+    view = browser.new_page(viewport={"width": 390, "height": 900})
+    view.goto((tmp_path / "out" / "index.html").as_uri())
+    assert not view.locator('#table2 th[data-key="heading_0"]').is_visible()
+    assert not view.locator('#table2 th[data-key="heading_1"]').is_visible()
+    for key in ("heading_2", "paper_top1", "top1"):
+        box = view.locator(f'#table2 th[data-key="{key}"]').bounding_box()
+        assert box["x"] + box["width"] <= 390, key
+    cells = view.locator("#table2 thead tr:visible").last.locator("th:visible").count()
+    spans = view.locator("#table2 .groups:visible > *:visible").evaluate_all("all => all.map(each => each.colSpan)")
+    assert sum(spans) == cells
+    view.close()
+
+
+@pytest.mark.full
+def test_a_short_table_is_shown_whole(opened: Any) -> None:
+    cut = "each => each.scrollHeight > each.clientHeight + 1"
+    assert not opened.locator("#batches .scroll").evaluate(cut)
+    opened.locator("#table2").get_by_label("rows not run").check()
+    assert opened.locator("#table2 .scroll").evaluate(cut)
+
+
+@pytest.mark.full
+def test_paper_unfolds_claims_and_not_the_hashes_of_all_records(opened: Any) -> None:
+    opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert opened.locator(".claims details").count() == opened.locator(".claims details[open]").count() > 0
+    assert opened.locator("#provenance details.records[open]").count() == 0
+    opened.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert opened.locator(".claims details[open]").count() == 0
+
+
+@pytest.mark.full
 def test_a_link_opens_what_is_folded_away(opened: Any) -> None:
     assert not opened.locator("#table4-body").is_visible()
     opened.evaluate("location.hash = '#table4'")

@@ -25,7 +25,7 @@ from suite.report.missing import missing_results
 from suite.report.provenance import Provenance
 from suite.report.render import Report, render
 from suite.report.runs import Records
-from suite.report.sheet import sheet
+from suite.report.sheet import REPEATING, sheet
 from suite.report.template import asset, fill_template
 from suite.results.store import Store
 from suite.tables import spec
@@ -199,7 +199,7 @@ def _tables(folders: Sequence[Store], sections: Sequence[_Section]) -> dict[str,
         "sections": [
             (
                 section,
-                sheet(section.report, unrun=section.unrun),
+                sheet(section.report, unrun=section.unrun, repeating=() if section.table.own else REPEATING),
                 missing_results(folders, section.table, section.entries),
             )
             for section in ordered

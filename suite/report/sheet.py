@@ -24,6 +24,8 @@ TAGS = {
     "parity failed": "failed",
     "latency failed": "failed",
 }
+# Leading columns of the paper's tables that say what the model's name says.
+REPEATING = ("Norm", "Activation", "Depth", "Filters")
 # Why a cell is empty, where the line below the table says it for all of them.
 PLAIN = ("not run", "not exported", "not timed", "too few runs", "not in the paper")
 
@@ -40,17 +42,20 @@ class Head:
     main: bool
 
 
-def sheet(report: Report, everything: bool = False, unrun: Collection[int] = ()) -> dict[str, Any]:
+def sheet(
+    report: Report, everything: bool = False, unrun: Collection[int] = (), repeating: Collection[str] = ()
+) -> dict[str, Any]:
     """A table as the template takes it.
 
     Args:
         report: the table.
         everything: open with all columns.
         unrun: numbers of rows without any run, which are shown on request.
+        repeating: headings of columns that a narrow screen leaves out.
     """
     # The model comes first, where it stays in sight however far a narrow screen is scrolled.
     report = replace(report, columns=sorted(report.columns, key=lambda column: column.key != "model"))
-    heads = [_head(column, everything or bool(column.brief)) for column in report.columns]
+    heads = [_head(column, everything or bool(column.brief), repeating) for column in report.columns]
     said = replace(report, lines=[_without_needless_notes(line) for line in report.lines])
     cells, notes = format_cells(said, "\0{}")
     lines = [
@@ -72,10 +77,12 @@ def sheet(report: Report, everything: bool = False, unrun: Collection[int] = ())
     }
 
 
-def _head(column: Column, main: bool) -> Head:
+def _head(column: Column, main: bool, repeating: Collection[str]) -> Head:
     key, group, text = column.key, "", column.heading
     leading = key == "model" or key.startswith("heading_")
-    kind = "model" if key == "model" else "" if leading else "number"
+    kind = "model" if key == "model" else "number"
+    if key.startswith("heading_"):
+        kind = "repeats" if text in repeating else ""
     if parts := re.fullmatch(r"(.+? b\d+(?: m\d+)?) (.+)", text):
         group, text = parts[1], parts[2]
     elif key.startswith("parity_"):
@@ -97,9 +104,11 @@ def _parity(key: str, heading: str) -> tuple[str, str]:
     return f"parity{f', {form}' if form else ''}", ends.get(end, heading)
 
 
-def _groups(heads: Sequence[Head]) -> list[tuple[str, int]]:
-    """Each group with the number of its columns, from left to right."""
-    return [(group, len(list(some))) for group, some in groupby(heads, key=lambda head: head.group)]
+def _groups(heads: Sequence[Head]) -> list[tuple[str, int, str]]:
+    """Each group with the number of its columns, from left to right; columns without a
+    group are divided by their kind, so that those of one kind can be hidden."""
+    found = groupby(heads, key=lambda head: (head.group, "" if head.group else head.kind))
+    return [(group, len(list(some)), kind) for (group, kind), some in found]
 
 
 def _without_needless_notes(line: Line) -> Line:

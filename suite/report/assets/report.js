@@ -309,10 +309,16 @@ function parts(table) {
   return found;
 }
 
+let unfolded = [];
 addEventListener("beforeprint", () => {
   document.querySelectorAll("section.table table").forEach((table) => table.after(...parts(table)));
-  document.querySelectorAll("details:not(.values, .fold, .claims details)").forEach((each) => (each.open = true));
+  // Paper opens what is short: not the values of plots, nor tables without errors, nor the hashes of all records.
+  unfolded = [...document.querySelectorAll("details:not([open], .values, .fold, .records)")];
+  unfolded.forEach((each) => (each.open = true));
   frames.forEach(show);
 });
-addEventListener("afterprint", () => document.querySelectorAll("table.part").forEach((part) => part.remove()));
+addEventListener("afterprint", () => {
+  document.querySelectorAll("table.part").forEach((part) => part.remove());
+  unfolded.forEach((each) => (each.open = false));
+});
 matchMedia("print").addEventListener("change", () => frames.forEach(show));
