@@ -680,6 +680,29 @@ def test_a_point_is_named_in_the_plot(opened: Any) -> None:
 
 
 @pytest.mark.full
+def test_the_front_crosses_no_point_s_name(browser: Any, tmp_path: Path) -> None:
+    view = browser.new_page(viewport={"width": 1400, "height": 900})
+    view.goto(page.write(Store(PUBLISHED), tmp_path / "out").as_uri())
+    wait_for_plots(view)
+    crossed = """() => [...document.querySelectorAll("#question .plot")].flatMap((plot) => {
+      const names = [...plot.querySelectorAll("text")].filter((each) => each.textContent.startsWith("resnet"));
+      const lines = [...plot.querySelectorAll('path[fill="none"][stroke-width="1.75"]')];
+      const front = lines.sort((a, b) => b.getTotalLength() - a.getTotalLength())[0];
+      const places = [...Array(400).keys()].map((number) =>
+        front.getPointAtLength(front.getTotalLength() * number / 399).matrixTransform(front.getScreenCTM()));
+      return names.filter((name) => {
+        const box = name.getBoundingClientRect();
+        return places.some(({ x, y }) => box.left < x && x < box.right && box.top + 2 < y && y < box.bottom - 2);
+      }).map((name) => name.textContent);
+    })"""
+    choice = view.locator("#question select").first
+    for number in range(choice.locator("option").count()):
+        choice.select_option(index=number)
+        assert view.evaluate(crossed) == [], number
+    view.close()
+
+
+@pytest.mark.full
 def test_on_paper_a_wide_table_is_several_of_which_each_names_its_rows(opened: Any) -> None:
     opened.locator("#table2").get_by_label("more columns").check()
     whole = opened.locator("#table2 th[data-key]").count()

@@ -1,6 +1,7 @@
 """Plots as SVG files."""
 
 import itertools
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -78,3 +79,25 @@ def test_labels_of_points_lie_in_the_picture_and_over_no_other() -> None:
 def test_points_that_an_axis_names_have_no_second_label() -> None:
     root = draw(LINEAR, NAMES, Series("s", "points", [[1, 0], [2, 1]], labels=("first", "<second>")))
     assert sorted(text for text in texts(root) if text in ("first", "<second>")) == ["<second>", "first"]
+
+
+def test_the_front_crosses_no_label_that_has_another_place() -> None:
+    """The level line runs where the label of the first point would stand, the upright one right of the second."""
+    points, front = [[2.0, 7.7], [3.0, 4.0]], [[1.0, 8.0], [4.0, 2.0]]
+    root = draw(
+        LINEAR,
+        LINEAR,
+        Series("s", "points", points, labels=("resnet20_relu_bn", "resnet20_w32_relu_bn")),
+        Series("front", "steps", front),
+    )
+    path, _ = [
+        found for each in root.iter(f"{SVG}path") if {"H", "V"} <= set(found := each.get("d", ""))
+    ]  # and its key
+    left, top, right, below = (float(number) for number in re.findall(r"[\d.]+", path))
+    labels = [each for each in root.iter(f"{SVG}text") if (each.text or "").startswith("resnet")]
+    assert len(labels) == 2
+    for label in labels:
+        width, x, y = svg.LETTER * len(label.text or ""), float(label.get("x", "")), float(label.get("y", ""))
+        start = x - width if label.get("text-anchor") == "end" else x
+        assert not (y - 8 < top < y + 2 and start < right and left < start + width), label.text
+        assert not (start < right < start + width and y > top and y - 8 < below), label.text

@@ -15,6 +15,9 @@ SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 Points = list[list[float]]
 
+# Room beside the values of an axis, as a share of what they span.
+ROOM = 0.05
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -89,15 +92,18 @@ def category_axis(names: tuple[str, ...]) -> Axis:
     return Axis("", -0.5, len(names) - 0.5, tuple(range(len(names))), categories=names)
 
 
-def number_axis(label: str, values: Sequence[float], log: bool = False, most: float = math.inf) -> Axis:
+def number_axis(
+    label: str, values: Sequence[float], log: bool = False, most: float = math.inf, beyond: float = ROOM
+) -> Axis:
     """An axis with a little room beside the values, up to the greatest that is
-    possible; logarithmic only where all are positive."""
+    possible; logarithmic only where all are positive. `beyond` is the room behind the
+    greatest, as a share of what the values span."""
     low, high = min(values), max(values)
     log = log and low > 0
     forward: Callable[[float], float] = math.log10 if log else float
     back: Callable[[float], float] = (lambda value: 10**value) if log else float
-    room = 0.05 * (forward(high) - forward(low)) or (0.1 if log else 0.5)
-    start, end = back(forward(low) - room), back(forward(high) + room)
+    room = ROOM * (forward(high) - forward(low)) or (0.1 if log else 0.5)
+    start, end = back(forward(low) - room), back(forward(high) + room * beyond / ROOM)
     if low >= 0 > start:
         start = 0.0
     end = max(high, min(end, most))

@@ -25,6 +25,8 @@ from suite.schema.outcomes import Epoch, none_if_unset
 
 # Latencies whose ratio is less are the same: so near the same file comes to itself when it is timed twice.
 SAME = 1.01
+# Room for the names of points behind the slowest net, as a share of what the latencies span.
+NAMED = 0.3
 # Blocks in the zoomed panel of the paper's Figure 2.
 ZOOM = 36
 
@@ -67,7 +69,7 @@ def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) 
     ranked = [each for each in found if _length(each[2]) == longest]
     front = pareto_front([(x, y) for x, y, _ in ranked])
     series.append(Series("Pareto front", "steps", [list(point) for point in front], look.REFERENCE))
-    x = number_axis("latency, median (ms)", [x for x, _, _ in found], log=True)
+    x = number_axis("latency, median (ms)", [x for x, _, _ in found], log=True, beyond=NAMED)
     y = number_axis("test error (%)", [y for _, y, _ in found], most=100)
     sure = runs_in_words([entry for _, _, entry in found])
     return Plot(name, _title(kind), x, y, tuple(series), f"Errors: {sure}" if sure else "")

@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import pairwise
 
 from suite.report.drawing import Axis, Plot, Series
 from suite.report.look import PALETTE
@@ -14,6 +15,8 @@ LEGEND_COLUMNS, LINE = 3, 18
 LETTERS = 118
 # Of a letter, in pixels, at the size of labels.
 LETTER = 6.2
+# How far a label's letters reach above the line that they stand on, and below it.
+HIGH, DEEP = 9.0, 3.0
 # Keeps text legible over a line.
 HALO = 'stroke="#fff" stroke-width="3" paint-order="stroke"'
 Place = tuple[float, float]
@@ -40,7 +43,9 @@ def render(plot: Plot, heading: str = "") -> str:
         parts += _boxes(series, at) if series.mark == "boxes" else _marks(series, [at(*p) for p in series.points])
     if not plot.y.categories:  # which name the points already
         labelled = [(at(*p), label) for s in plot.series for p, label in zip(s.points, s.labels, strict=False)]
-        parts += _labels(labelled, [at(*p) for s in plot.series if s.mark == "points" for p in s.points])
+        marks = [at(*p) for s in plot.series if s.mark == "points" for p in s.points]
+        steps = [[at(*p) for p in s.points] for s in plot.series if s.mark == "steps"]
+        parts += _labels(labelled, marks, [line for places in steps for line in _lines_of(places)])
     for index, series in enumerate(named):
         x = LEFT + (WIDTH - LEFT) * (index % LEGEND_COLUMNS) / LEGEND_COLUMNS
         y = top + inner + BOTTOM + LINE * (index // LEGEND_COLUMNS)
@@ -129,9 +134,19 @@ def _key(series: Series, x: float, y: float) -> list[str]:
     return _marks(series, [(x, y)] if series.mark == "points" else [(x - 9, y), (x + 9, y)], titles=False)
 
 
-def _labels(points: Sequence[tuple[Place, str]], marks: Sequence[Place]) -> list[str]:
+def _lines_of(places: Sequence[Place]) -> list[tuple[Place, Place]]:
+    """The lines of steps, each from its upper left end to its lower right one."""
+    corners = [places[0]] if places else []
+    for x, y in places[1:]:
+        corners += [(x, corners[-1][1]), (x, y)]
+    return [((min(x, u), min(y, v)), (max(x, u), max(y, v))) for (x, y), (u, v) in pairwise(corners)]
+
+
+def _labels(
+    points: Sequence[tuple[Place, str]], marks: Sequence[Place], lines: Sequence[tuple[Place, Place]] = ()
+) -> list[str]:
     """Each point's label above and beside it, on the side where there is room, and
-    moved where another one or a point is."""
+    moved where another one, a point or a line is."""
     taken = [(x - 7, y + 4, 14.0) for x, y in marks]
     parts = []
     for (x, y), label in sorted(points):
@@ -141,7 +156,8 @@ def _labels(points: Sequence[tuple[Place, str]], marks: Sequence[Place]) -> list
         # The nearest free line on either side; the last resort is the point's own.
         shifts = [shift for step in range(8) for shift in (-step * LINE / 1.5, step * LINE / 1.5)]
         places = [(start, y - 4 + shift) for shift in shifts for start in starts]
-        start, line = next((place for place in places if not _covers(taken, *place, width)), places[0])
+        free = [place for place in places if not _covers(taken, *place, width)]
+        start, line = next((place for place in free if not _crossed(lines, *place, width)), (free or places)[0])
         taken.append((start, line, width))
         place = f'x="{right:.1f}"' if start == right else f'x="{x - 10:.1f}" text-anchor="end"'
         parts.append(f'<text {place} y="{line:.1f}" font-size="11.5" fill="#333" {HALO}>{escape(label)}</text>')
@@ -153,6 +169,14 @@ def _covers(taken: Sequence[tuple[float, float, float]], left: float, line: floa
     return any(
         abs(line - other) < LINE / 1.5 and left < start + length and start < left + width
         for start, other, length in taken
+    )
+
+
+def _crossed(lines: Sequence[tuple[Place, Place]], left: float, line: float, width: float) -> bool:
+    """Whether one of some upright or level lines runs through a text."""
+    return any(
+        x < left + width and left < right and y < line + DEEP and line - HIGH < below
+        for (x, y), (right, below) in lines
     )
 
 

@@ -123,12 +123,23 @@ function boxes(plot, shades) {
 
 const boxed = (plot) => plot.series.some((each) => each.mark === "boxes");
 
-// Each point's name above and beside it, on a side where there is room, and moved where another one or a point is.
+// The front's lines, each from its upper left end to its lower right one; `at` gives a point's place.
+function steps(plot, at) {
+  return plot.series.filter((each) => each.mark === "steps").flatMap(({ points }) => points.slice(1).flatMap((point, index) => {
+    const [[x, y], [to, below]] = [at(points[index]), at(point)];
+    return [[x, y, to, y], [to, Math.min(y, below), to, Math.max(y, below)]];
+  }));
+}
+
+// Each point's name above and beside it, on a side where there is room, and moved where another one, a point or the front
+// is.
 function name(plot, scatters, shades, width, height) {
   const share = (axis, value) => axis.log ? Math.log(value / axis.low) / Math.log(axis.high / axis.low)
     : (value - axis.low) / (axis.high - axis.low);
   const items = scatters.flatMap((each) => each.data);
-  const places = items.map(({ value: [x, y] }) => [width * share(plot.x, x), height * (1 - share(plot.y, y))]);
+  const at = ([x, y]) => [width * share(plot.x, x), height * (1 - share(plot.y, y))];
+  const places = items.map(({ value }) => at(value));
+  const lines = steps(plot, at);
   const taken = places.map(([x, y]) => [x - 7, x + 7, y]);
   for (const index of [...items.keys()].sort((a, b) => places[a][0] - places[b][0])) {
     const [[x, y], item] = [places[index], items[index]];
@@ -138,9 +149,12 @@ function name(plot, scatters, shades, width, height) {
     const spot = (side, shift) => side === "right" ? [x + 10, x + 10 + long, y + shift] : [x - 10 - long, x - 10, y + shift];
     const free = ([from, to, line]) => line > 0 && line < height
       && !taken.some(([start, end, other]) => Math.abs(line - other) < 11 && from < end && start < to);
+    const crossed = ([from, to, line]) =>
+      lines.some(([left, top, right, below]) => left < to && from < right && top < line + 6 && line - 6 < below);
     const shifts = [...Array(8).keys()].flatMap((step) => [-9 - 11 * step, -9 + 11 * step]);
     const tries = shifts.flatMap((shift) => sides.map((side) => [side, shift]));
-    const [side, shift] = tries.find((each) => free(spot(...each))) ?? [sides[0], -9];
+    const open = tries.filter((each) => free(spot(...each)));
+    const [side, shift] = open.find((each) => !crossed(spot(...each))) ?? open[0] ?? [sides[0], -9];
     taken.push(spot(side, shift));
     item.label = { show: true, formatter: () => item.name, color: shades.ink, fontSize: 11, offset: [0, shift],
       textBorderColor: shades.ground, textBorderWidth: 3, position: side };
