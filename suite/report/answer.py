@@ -77,9 +77,12 @@ def _cost(net: Entry, other: Entry) -> str:
 
 
 def _in_brackets(timed: Iterable[tuple[Entry, Kind]]) -> str:
-    """How some latencies are marked, such as " (unstable timing)"; empty if none is."""
-    marks = [note.partition(":")[0] for net, kind in timed for note in instability_notes(net.runs.timed[kind])]
-    return f" ({' and '.join(dict.fromkeys(marks))} timing)" if marks else ""
+    """How some latencies are marked, such as " (unstable timing)", with "in part" where
+    others of several ratios are not; empty if none is."""
+    notes = [instability_notes(net.runs.timed[kind]) for net, kind in timed]
+    marks = dict.fromkeys(note.partition(":")[0] for each in notes for note in each)
+    of_some = len(notes) > 2 and not all(notes)
+    return f" ({' and '.join(marks)} timing{' in part' if of_some else ''})" if marks else ""
 
 
 def _common(*nets: Entry) -> list[Kind]:

@@ -1,5 +1,5 @@
-"""The paper's claims, each held against what was measured: confirmed, confirmed in part,
-contradicted, too close to tell, or not measured.
+"""The paper's claims, each held against what was measured: confirmed, confirmed in
+part, contradicted, too close to tell, or not measured.
 
 Runs that are quick, cut off or on other images do not count, and only runs of one
 length on the paper's own data are held against each other. What rests on shortened
