@@ -3,16 +3,18 @@ can be taken up again."""
 
 import contextlib
 import math
-import os
 import signal
+import socket
+from collections.abc import Callable
 from datetime import UTC, datetime
+from threading import Thread
 from time import monotonic
 from types import FrameType, TracebackType
 from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What a first Ctrl-C is answered with at once.
-NOTED = b"\ninterrupted: finishing the step, for a checkpoint; again to stop now\n"
+NOTED = "interrupted: finishing the step, for a checkpoint; again to stop now"
 
 
 class TimeIsUp(BaseException):
@@ -49,16 +51,19 @@ class Interruption:
     """Within `with Interruption() as interruption:` a first signal is only noted, for
     the work to see and `deliver`.
 
-    A second one is delivered at once. Must be entered in the main thread; never
-    entered, no signal is ever pending.
+    A second one is delivered at once. A signal that the process ignores stays ignored.
+    Must be entered in the main thread; never entered, no signal is ever pending.
 
     Args:
         deadline: one that has passed is pending too.
+        say: called in another thread at the first Ctrl-C with the words that answer it,
+            even while the main thread is in a library's call.
     """
 
-    def __init__(self, deadline: Deadline = NEVER) -> None:
+    def __init__(self, deadline: Deadline = NEVER, say: Callable[[str], None] = lambda text: None) -> None:
         self._received: int | None = None
         self._deadline = deadline
+        self._say = say
 
     @property
     def pending(self) -> bool:
@@ -77,7 +82,15 @@ class Interruption:
         raise KeyboardInterrupt
 
     def __enter__(self) -> "Interruption":
-        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        # Python calls a handler when the main thread is back from a library's call, which may take seconds. The number
+        # of the signal is written to this socket at once.
+        self._told, self._wake = socket.socketpair()
+        self._wake.setblocking(False)
+        self._wake_before = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        self._answers = Thread(target=self._answer, daemon=True)
+        self._answers.start()
+        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(
@@ -85,6 +98,11 @@ class Interruption:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wake_before)
+        self._wake.shutdown(socket.SHUT_WR)  # by which the thread ends; processes that were forked have the socket too
+        self._answers.join()
+        self._wake.close()
+        self._told.close()
         if self._received is not None and error is None:
             self.deliver()  # it came after the last good moment, and the work is done
 
@@ -93,10 +111,15 @@ class Interruption:
         self._received = number
         if again:
             self.deliver()
-        if number == signal.SIGINT:
-            # Not by Python's streams, which the signal may have found in the midst of writing.
-            with contextlib.suppress(OSError):
-                os.write(2, NOTED)
+
+    def _answer(self) -> None:
+        """Answer the first Ctrl-C, until there is no more to be heard."""
+        said = False
+        while number := self._told.recv(1):
+            if number[0] == signal.SIGINT and not said:
+                said = True
+                with contextlib.suppress(OSError):  # whoever read it is gone
+                    self._say(NOTED)
 
 
 # Of work that is not to be ended: never entered, so that no signal is ever pending.

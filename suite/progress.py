@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Steps = Callable[[int, int, str], None]
 # Outcomes of stages that the same command takes up again.
 GOES_ON = ("interrupted", "stopped")
+# Columns that bars leave free, for two Ctrl-C between two refreshes.
+ROOM = 5
 
 
 class Lines:
@@ -94,10 +96,20 @@ class Bars(Lines):
 
     def __init__(self, total: int, goes_on: bool = False) -> None:
         super().__init__(total, goes_on)
-        from rich.console import Console
+        from rich.console import Console, RenderableType
+        from rich.constrain import Constrain
         from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
         from rich.table import Column
         from rich.text import Text
+
+        console = Console(stderr=True)
+
+        class Narrow(Progress):
+            """Bars after which a terminal has room for its `^C`: on a line of its own
+            that would leave the bars of that moment behind."""
+
+            def get_renderable(self) -> RenderableType:
+                return Constrain(super().get_renderable(), max(1, console.width - ROOM))
 
         class Counted(ProgressColumn):
             """Steps done and steps in all; nothing of a stage that does not count
@@ -114,12 +126,12 @@ class Bars(Lines):
 
         self._left: Callable[[], str] = lambda: ""
         one_line = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-        self._progress = Progress(
+        self._progress = Narrow(
             TextColumn("{task.description}", markup=False, table_column=one_line),
             BarColumn(bar_width=16),
             Counted(table_column=Column(no_wrap=True)),
             Left(table_column=Column(no_wrap=True)),
-            console=Console(stderr=True),
+            console=console,
             expand=True,
             transient=True,
         )

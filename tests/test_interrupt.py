@@ -1,10 +1,11 @@
 import os
 import signal
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from suite.interrupt import Deadline, Interruption, TimeIsUp
+from suite.interrupt import NOTED, Deadline, Interruption, TimeIsUp
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
@@ -50,9 +51,41 @@ def test_a_signal_that_the_work_never_saw_is_delivered_at_its_end() -> None:
 
 def test_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    threads = threading.active_count()
     with Interruption() as interruption:
         assert not interruption.pending
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(
+    ("numbers", "answers"),
+    [((signal.SIGINT, signal.SIGINT), [NOTED]), ((signal.SIGINT,), [NOTED]), ((signal.SIGTERM,), [])],
+)
+def test_the_first_ctrl_c_alone_is_answered_and_sigterm_never(numbers: tuple[int, ...], answers: list[str]) -> None:
+    said: list[str] = []
+
+    def work() -> None:
+        with Interruption(say=said.append):
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        work()
+    assert said == answers
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored() -> None:
+    """Of a worker, which Ctrl-C reaches too: the SIGTERM of its parent is then the first signal, and waits."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not interruption.pending
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def deadline(seconds: float) -> Deadline:

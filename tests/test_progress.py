@@ -1,6 +1,11 @@
+import codecs
 import io
+import os
+import re
+import select
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from rich.console import Console
@@ -12,6 +17,113 @@ from suite.interrupt import TimeIsUp
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+class Screen:
+    """What a terminal of 80 columns shows, as far as bars and lines use one; all that ever was above stays on it."""
+
+    def __init__(self) -> None:
+        self.lines = [""]
+        self.row = self.column = 0
+        self.unfinished = ""
+
+    def feed(self, text: str) -> None:
+        text, self.unfinished = self.unfinished + text, ""
+        for part in re.findall(r"\x1b\[[?0-9;]*[A-Za-z]|\x1b\[?[?0-9;]*$|[^\x1b]", text):
+            if part.startswith("\x1b"):
+                self._obey(part)
+            elif part == "\r":
+                self.column = 0
+            elif part == "\n":
+                self._down()
+            else:
+                if self.column == 80:  # only now: a line of 80 characters leaves the cursor on it
+                    self.column = 0
+                    self._down()
+                line = self.lines[self.row].ljust(self.column)
+                self.lines[self.row] = line[: self.column] + part + line[self.column + 1 :]
+                self.column += 1
+
+    def _obey(self, sequence: str) -> None:
+        number = int(sequence[2:-1] or 1) if sequence[2:-1].isdigit() or not sequence[2:-1] else 0
+        if not sequence[-1].isalpha():
+            self.unfinished = sequence
+        elif sequence[-1] == "A":
+            self.row = max(0, self.row - number)
+        elif sequence == "\x1b[2K":
+            self.lines[self.row] = ""
+        else:
+            assert sequence[-1] in "mhl", f"{sequence!r} is not emulated"
+
+    def _down(self) -> None:
+        self.row += 1
+        self.lines += [""] * (self.row + 1 - len(self.lines))
+
+
+# The main thread is in a library's call of some seconds, at whose end a step is done.
+LONG_STEPS = """
+import hashlib, time
+from suite import progress
+from suite.interrupt import Interruption
+
+begin = time.perf_counter()
+hashlib.pbkdf2_hmac("sha256", b"", b"", 300_000)
+rounds = int(300_000 * 4 / (time.perf_counter() - begin))
+display = progress.display(9, goes_on=True)
+display.expect(lambda: "about 15 s left")
+try:
+    with display.stage("a network: train", 40) as step:
+        step(1, 40, "an image a second")
+        with Interruption(say=display.note) as interruption:
+            hashlib.pbkdf2_hmac("sha256", b"", b"", rounds)
+            interruption.deliver()
+except KeyboardInterrupt:
+    pass
+finally:
+    display.close()
+print("the end")
+"""
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Callable[..., list[str]]]]:
+    """Run Python code in a terminal of 80 columns; returns what types keys there, reads until a text is to be seen, and
+    returns the screen's lines."""
+    pty = pytest.importorskip("pty", reason="this system has no terminals of this kind")
+    import fcntl
+    import struct
+    import termios
+
+    begun = []
+
+    def run(code: str, **environment: str) -> Callable[[str], list[str]]:
+        child, master = pty.fork()
+        if child == 0:
+            names = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+            os.execve(sys.executable, [sys.executable, "-c", code], names | {"TERM": "xterm"} | environment)
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        begun.append((child, master))
+        screen = Screen()
+        decoder = codecs.getincrementaldecoder(environment.get("PYTHONIOENCODING", "utf-8"))()
+
+        def see(text: str, keys: bytes = b"") -> list[str]:
+            os.write(master, keys)
+            end = time.monotonic() + 60
+            while not any(text in line for line in screen.lines):
+                assert time.monotonic() < end, screen.lines
+                if select.select([master], [], [], 0.1)[0]:
+                    try:
+                        screen.feed(decoder.decode(os.read(master, 65536)))
+                    except OSError:  # the process has ended
+                        pytest.fail(f"{text!r} was never shown: {screen.lines}")
+            return [line.rstrip() for line in screen.lines]
+
+        return see
+
+    yield run
+    for child, master in begun:
+        os.close(master)
+        os.waitpid(child, 0)
 
 
 def work(shown: progress.Lines) -> None:
@@ -98,3 +210,22 @@ def test_bars_know_their_steps_from_the_first_and_fit_a_terminal(monkeypatch: py
     assert one.startswith("resnet110_w32_relu")
     assert "1/123456" in one
     assert max(map(len, (every, one))) <= 80
+
+
+def test_ctrl_c_is_answered_above_the_bars_while_a_step_takes_long_and_leaves_a_clean_screen(
+    terminal: Callable[..., Callable[..., list[str]]],
+) -> None:
+    see = terminal(LONG_STEPS)
+    see("1/40")
+    begin = time.monotonic()
+    answer = "interrupted: finishing the step, for a checkpoint; again to stop now"
+    seen = see(answer, keys=b"\x03")
+    took = time.monotonic() - begin
+    assert took < 2, f"answered after {took:.1f} s, in the midst of a call of four"
+    assert not any("train: interrupted" in line for line in seen)
+    seen = see("the end")
+    assert re.sub(r"\d\.\d s", "4.0 s", "\n".join(seen)).splitlines() == [
+        answer,
+        "[0/9] a network: train: interrupted, 4.0 s",
+        "the end",
+    ]

@@ -65,7 +65,7 @@ def train(
         )
 
     jobs = [job(each) for each in begun]
-    with Interruption(deadline) as interruption:
+    with Interruption(deadline, stages.display.note) as interruption:
         engine = Engine(options.precision, options.compile, options.kernels)
         train_packed(jobs, engine, interruption, stages.display.note)
 
