@@ -144,11 +144,13 @@ def test_the_help_names_legal_values_as_they_are_to_be_typed(suite: Run) -> None
     assert "fp32,plain,fp16,int8" in out
 
 
-def test_a_results_folder_that_is_a_file_is_named_by_every_reader(suite: Run, tmp_path: Path) -> None:
+def test_a_results_folder_that_is_a_file_is_named_by_every_command(suite: Run, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    for command in (["show", "--table", "2"], ["figure", "2"], ["status"], ["verify"], ["report"]):
+    for command in (["show", "--table", "2"], ["figure", "2"], ["status"], ["verify"], ["report"], ["run", *ROW]):
         assert suite(*command, "--results", str(file)) == (2, "", f"error: --results {file}: is no folder\n")
+    inside = str(file / "results")
+    assert suite("run", *ROW, "--results", inside) == (2, "", f"error: --results {inside}: {file} is no folder\n")
 
 
 def test_a_truncated_data_file_is_named(suite: Run, tmp_path: Path) -> None:

@@ -59,6 +59,9 @@ def test_a_run_trains_exports_checks_times_and_prints_the_table(
 def test_piped_progress_is_a_line_for_each_stage(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     said = finished[1].stderr.splitlines()
     lines = [line for line in said if line.startswith("[")]
+    (trained,) = [line for line in said if line.endswith(" images per second")]
+    assert trained.startswith("resnet20_crelu_bn on digits10: train: quick, 2 of 157 steps of an epoch, ")
+    assert not any("train error" in line for line in said)
     told = [line for line in said if line.startswith("resnet20_crelu_bn on digits10: error quick (paper 5.72), ONNX w")]
     assert len(told) == 2, "when it is checked, and when it is timed"
     assert told[1].startswith(f"{told[0]}, cpu ")

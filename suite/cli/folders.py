@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from suite.results.store import Store
 
 
+def require_no_file(results: Path) -> None:
+    """Refuse a folder to write results in that is a file, or would be in one.
+
+    Raises:
+        InputError: it is one of these.
+    """
+    there = next((path for path in (results, *results.parents) if path.exists()), None)
+    if there and not there.is_dir():
+        raise InputError(f"--results {results}: {'is no folder' if there == results else f'{there} is no folder'}")
+
+
 def require_results(results: Path) -> None:
     """Refuse what is no results folder, and a folder of such folders, in which nothing
     would be found.

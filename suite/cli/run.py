@@ -199,6 +199,7 @@ def run(
 
     A first try, of two rows: --table 4 --rows 'resnet50_*_bn'
     """
+    folders.require_no_file(options["results"])
     from suite.grid import datasets
     from suite.grid import plan as grid
 

@@ -74,7 +74,8 @@ def _epoch_log(stage: Stage, say: Callable[[str], None], options: RunOptions | N
     """What is said of each epoch: a line where there is no bar, and the curves of
     TensorBoard if the options of the first process ask for them."""
     cell, writer = cell_of(stage), None
-    epochs = -(-cell.recipe.steps(len(cell.dataset.train)) // cell.recipe.steps_per_epoch(len(cell.dataset.train)))
+    steps, of_epoch = (count(len(cell.dataset.train)) for count in (cell.recipe.steps, cell.recipe.steps_per_epoch))
+    epochs = -(-steps // of_epoch)
     if options and options.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -90,7 +91,11 @@ def _epoch_log(stage: Stage, say: Callable[[str], None], options: RunOptions | N
             "images per second": images_per_second,
         }
         figures = ", ".join(f"{what} {value:.4g}" for what, value in shown.items() if value is not None)
-        say(f"{stage.name}: epoch {epoch.epoch}/{epochs}, {figures}")
+        if steps < of_epoch:  # as in a record's `is_quick`: its errors are about those of chance
+            figures = f"{images_per_second:.4g} images per second"
+            say(f"{stage.name}: quick, {steps} of {of_epoch} steps of an epoch, {figures}")
+        else:
+            say(f"{stage.name}: epoch {epoch.epoch}/{epochs}, {figures}")
         if writer:
             for what, value in shown.items():
                 if value is not None:
