@@ -93,7 +93,7 @@ class Prober:
         begun = monotonic()
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_answer, args=(theirs, request, begun, self._start), daemon=True)
-        process.start()
+        processes.start(process, self._context)
         theirs.close()
         try:
             answer: Probe | str = ours.recv()

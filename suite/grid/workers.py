@@ -15,6 +15,7 @@ import psutil
 from suite import env
 from suite.errors import InputError
 from suite.files import printable
+from suite.inference.processes import deaf_to_ctrl_c
 
 
 @contextmanager
@@ -30,8 +31,9 @@ def start_workers(count: int, work: Callable[[Any], None], options: Any) -> Iter
         context.Process(target=_run, args=(work, options, index, count), name=f"worker {index + 1}")
         for index in range(count)
     ]
-    for process in processes:
-        process.start()
+    with deaf_to_ctrl_c():
+        for process in processes:
+            process.start()
     try:
         yield lambda: any(process.is_alive() for process in processes)
     except KeyboardInterrupt:

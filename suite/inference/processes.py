@@ -3,12 +3,13 @@ load libraries that are gone when they end."""
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
+    from multiprocessing.process import BaseProcess
 
 
 def fork_context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
@@ -19,6 +20,36 @@ def fork_context(preload: Sequence[str]) -> "ForkServerContext | SpawnContext":
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(preload))
     return server
+
+
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """What is started within does not hear Ctrl-C, which reaches all processes of a
+    terminal: not even while it imports, before it can have itself ignore the signal.
+    This process hears one that came meanwhile when that is over."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # which would have the signal heard again as it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start(process: "BaseProcess", context: "ForkServerContext | SpawnContext") -> None:
+    """Start a process of `fork_context` that does not hear Ctrl-C."""
+    with deaf_to_ctrl_c():
+        if context.get_start_method() == "spawn":
+            process.start()
+            return
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+    process.start()  # which waits for what the server loads
 
 
 class PipedProcess:
@@ -36,7 +67,7 @@ class PipedProcess:
     def __init__(self, context: "ForkServerContext | SpawnContext", work: Callable[..., None], *arguments: Any) -> None:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(work, theirs, *arguments), daemon=True)
-        self._process.start()
+        start(self._process, context)
         theirs.close()
 
     def wait(self) -> dict[str, Any]:
