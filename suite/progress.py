@@ -98,7 +98,7 @@ class Bars(Lines):
         super().__init__(total, goes_on)
         from rich.console import Console, RenderableType
         from rich.constrain import Constrain
-        from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn
         from rich.table import Column
         from rich.text import Text
 
@@ -110,6 +110,16 @@ class Bars(Lines):
 
             def get_renderable(self) -> RenderableType:
                 return Constrain(super().get_renderable(), max(1, console.width - ROOM))
+
+        def spelt(text: str) -> str:
+            """As the terminal gets it, whose encoding may lack a character."""
+            return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
+
+        class Named(ProgressColumn):
+            """What a bar is of."""
+
+            def render(self, task: "Task") -> "Text":
+                return Text(spelt(task.description))
 
         class Counted(ProgressColumn):
             """Steps done and steps in all; nothing of a stage that does not count
@@ -125,9 +135,9 @@ class Bars(Lines):
                 return Text(self._left() if task.id == self._all else "")
 
         self._left: Callable[[], str] = lambda: ""
-        one_line = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        one_line = Column(ratio=1, no_wrap=True, overflow="ellipsis" if spelt("…") == "…" else "crop")
         self._progress = Narrow(
-            TextColumn("{task.description}", markup=False, table_column=one_line),
+            Named(table_column=one_line),
             BarColumn(bar_width=16),
             Counted(table_column=Column(no_wrap=True)),
             Left(table_column=Column(no_wrap=True)),

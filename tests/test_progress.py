@@ -85,6 +85,21 @@ print("the end")
 """
 
 
+# What a bar is of does not fit on a line, and has a character that not every encoding has.
+LONG_NAMES = """
+import time
+from suite import progress
+
+display = progress.display(9)
+with display.stage("r\u03b5snet " * 20, 40) as step:
+    for done in range(10):
+        step(done, 40, "images")
+        time.sleep(0.15)
+display.close()
+print("the end")
+"""
+
+
 @pytest.fixture
 def terminal() -> Iterator[Callable[..., Callable[..., list[str]]]]:
     """Run Python code in a terminal of 80 columns; returns what types keys there, reads until a text is to be seen, and
@@ -229,3 +244,17 @@ def test_ctrl_c_is_answered_above_the_bars_while_a_step_takes_long_and_leaves_a_
         "[0/9] a network: train: interrupted, 4.0 s",
         "the end",
     ]
+
+
+@pytest.mark.parametrize(("encoding", "shortened"), [("utf-8", True), ("latin1", False), ("ascii", False)])
+def test_a_bar_is_one_line_also_where_the_terminal_lacks_its_characters(
+    encoding: str, shortened: bool, terminal: Callable[..., Callable[..., list[str]]]
+) -> None:
+    see = terminal(LONG_NAMES, PYTHONIOENCODING=encoding)
+    see("5/40")
+    lines = see("9/40")
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 75
+    assert ("…" in lines[1]) == shortened
+    assert "\\u2026" not in lines[1]
+    assert not any("stages" in line or "/40" in line for line in see("the end"))
