@@ -93,7 +93,7 @@ def test_a_usual_folder_that_is_not_there_is_an_empty_one(
     suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert suite("status") == (0, "nothing was begun here\n", "")
+    assert suite("status") == (0, "nothing was begun in results/local\n", "")
     assert suite("verify")[1] == "0 records and 0 files of 0 bytes: no problems\n"
     assert suite("show", "--table", "2")[0] == suite("clean")[0] == 0
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """Runs as a user meets them: from end to end, interrupted, killed, in packs; and commands on one network."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -84,6 +85,22 @@ def test_the_same_command_again_does_no_work_twice(
     assert out == done.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == before
     assert not left.exists()
+
+
+def test_a_complete_run_whose_report_cannot_be_written_prints_its_table(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], suite: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> Path:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("suite.report.page.write", refuse)
+    folder, done = finished
+    code, out, err = suite("run", *ROW, "--steps", "2", "--keep", "--results", str(folder))
+    assert (code, out) == (0, done.stdout)
+    assert err == (
+        f"no report: {folder / 'report'}: cannot write the report there: Read-only file system; "
+        "to have it elsewhere: report --out FOLDER\n"
+    )
 
 
 @pytest.mark.parametrize("hiding", ["models.py", "models/__init__.py"])

@@ -356,7 +356,12 @@ def test_a_folder_that_is_read_only_is_read_and_named_when_it_must_be_written(
     assert suite("verify", "--results", results)[0] == 0
     code, out, err = suite("report", "--results", results)
     assert (code, out) == (2, "")
-    assert err == f"error: {store.root / 'report'}: cannot write the report there: Read-only file system\n"
+    assert err == (
+        f"error: {store.root / 'report'}: cannot write the report there: Read-only file system; "
+        "to have it elsewhere: report --out FOLDER\n"
+    )
+    assert suite("report", "--results", results, "--out", str(tmp_path / "page"))[0] == 0
+    assert suite("clean", "--dry-run", "--results", results)[0] == 0
     with pytest.raises(InputError, match=f"--results {results}: cannot write there: Read-only file system"):
         store.put("other", INPUTS | {"seed": 1}, {"value": 1}, {}, {})
     with pytest.raises(InputError, match=f"--results {results}: cannot write there: Read-only file system"):

@@ -83,6 +83,10 @@ def check_modules(table: int | OwnTable | None, modules: Sequence[str]) -> tuple
     return imports
 
 
+class CannotWriteError(InputError):
+    """The page cannot be written where it was to be."""
+
+
 def write_page(
     results: Sequence[Path],
     out: Path | None,
@@ -90,14 +94,18 @@ def write_page(
     table: int | OwnTable | None = None,
     imports: Sequence[str] = (),
 ) -> Path:
-    """Write the page of the paper's tables, or of a user's own, and tell where it
-    is."""
+    """Write the page of the paper's tables, or of a user's own, and tell where it is.
+
+    Raises:
+        CannotWriteError: it cannot be written there; one line, with the remedy.
+    """
     from suite.report import page
     from suite.results.store import Store
 
     of = table if isinstance(table, OwnTable) else None
+    elsewhere = "" if out else "; to have it elsewhere: report --out FOLDER"
     out = out or results[0] / (f"report-{of.name}" if of else "report")
     try:
         return page.write([Store(folder) for folder in results], out, metric, of, imports)
     except OSError as error:
-        raise InputError(f"{out}: cannot write the report there: {error.strerror}") from None
+        raise CannotWriteError(f"{out}: cannot write the report there: {error.strerror}{elsewhere}") from None

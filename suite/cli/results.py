@@ -85,7 +85,7 @@ def status_(results: Path) -> int:
     folders.require_results_if_given(results)
     store = Store(results)
     records = sum(len(store.names(stage)) for stage in store.stages())
-    click.echo(printable(status.render(status.read(store), records), keep="\n"), nl=False)
+    click.echo(printable(status.render(status.read(store), records, f"in {results}"), keep="\n"), nl=False)
     return 0
 
 
@@ -232,7 +232,8 @@ def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:
 
     folders.require_results_if_given(results)
     store = Store(results)
-    store.check()
+    if not dry_run:
+        store.check()
     found = cleaning.find_removable(store)
     these = [each for each in found if each.kind in (what or cleaning.USUAL)]
     if not dry_run and results.is_dir():

@@ -12,6 +12,7 @@ import click
 from suite.cli import folders, options
 from suite.cli import options as opts  # which a function's argument of that name hides
 from suite.errors import InputError
+from suite.files import printable
 from suite.registry import FORMS, PROVIDERS, RUNTIMES, STAND_INS
 from suite.report.render import check_names, render, select_columns
 from suite.tables import spec
@@ -241,8 +242,11 @@ def run(
         outcome.table, store, metric, outcome.trained, failed=failed, forms=chosen.forms, imports=imports
     )
     click.echo(render(select_columns(built, columns), text_format), nl=False)
-    page = folders.write_page([chosen.results], None, metric, table, imports)
-    click.echo(f"report: {page}", err=True)
+    try:
+        said = f"report: {folders.write_page([chosen.results], None, metric, table, imports)}"
+    except folders.CannotWriteError as error:  # all that was asked for is there without it
+        said = printable(f"no report: {error}")
+    click.echo(said, err=True)
     if outcome.failed:
         click.echo(f"{outcome.failed} stages failed; the footnotes say why", err=True)
     return 1 if outcome.failed else 0

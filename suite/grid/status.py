@@ -75,7 +75,7 @@ def _typed(command: str) -> str:
     return env.typed() + command.removeprefix(as_module) if command.startswith(as_module) else command
 
 
-def render(found: Sequence[Status], records: int = 0) -> str:
+def render(found: Sequence[Status], records: int = 0, where: str = "here") -> str:
     """As text: of each command its stages by kind, who is at what, what failed and why,
     and the time left; of a folder in which no command was given, as of published
     results, how many `records` it holds."""
@@ -85,7 +85,7 @@ def render(found: Sequence[Status], records: int = 0) -> str:
         if records:
             left = f"what commands elsewhere left here are {records} records"
             return f"no command was begun here; {left}: show and report print them\n"
-        return "nothing was begun here\n"
+        return f"nothing was begun {where}\n"
     parts = []
     for status in found:
         kinds = list(dict.fromkeys(stage.kind for stage in status.stages))
