@@ -100,6 +100,25 @@ def test_clean_says_what_it_would_remove_and_removes_what_was_named(tmp_path: Pa
     assert {path.name for path in (tmp_path / "artifacts").glob("*/*")} == {"model.safetensors"}
 
 
+def test_clean_says_how_much_an_unfinished_command_still_needs(tmp_path: Path, suite: Run) -> None:
+    grid = plan.plan(options(tmp_path))
+    store = done(tmp_path, grid, steps=4, but="latency")
+    for folder in (tmp_path / "artifacts").iterdir():
+        (folder / "more").write_bytes(b"x" * 999_000)
+    code, out, _ = suite("clean", "--results", str(tmp_path))
+    quick, *others = out.splitlines()
+    assert code == 0
+    assert quick.split()[:5] == ["quick", "0", "folders", "0.0", "MB"]
+    assert quick.endswith("; 6.0 MB more are needed by a command that is not finished: status names it")
+    assert not any("needed by" in line for line in others)
+    for stage in grid.stages:
+        if stage.kind == "latency":
+            store.put(stage.kind, stage.inputs, {}, {}, {"seconds": 1.0})
+    _, out, _ = suite("clean", "--results", str(tmp_path))
+    assert out.splitlines()[0].split()[:6] == ["quick", "6", "folders", "6.0", "MB", "removed"]
+    assert "needed by" not in out
+
+
 def planned(*models: str) -> list[remaining.Planned]:
     return [remaining.Planned("train", model, model, f"{model} on digits10: train") for model in models]
 

@@ -234,7 +234,8 @@ def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:
     store = Store(results)
     if not dry_run:
         store.check()
-    found = cleaning.find_removable(store)
+    everything = cleaning.find(store)
+    found = [each for each in everything if not each.needed]
     these = [each for each in found if each.kind in (what or cleaning.USUAL)]
     if not dry_run and results.is_dir():
         store.sweep()
@@ -243,6 +244,9 @@ def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:
         of_kind = [each for each in found if each.kind == kind]
         done = "kept" if kind not in (what or cleaning.USUAL) else "to be removed" if dry_run else "removed"
         size = sum(each.bytes for each in of_kind)
+        needed = sum(each.bytes for each in everything if each.kind == kind and each.needed)
+        if needed:
+            words += f"; {needed / 1e6:,.1f} MB more are needed by a command that is not finished: status names it"
         click.echo(f"{kind:11}  {len(of_kind):5} folders  {size / 1e6:9,.1f} MB  {done:13}  {words}")
     return 0
 

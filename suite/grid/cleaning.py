@@ -24,24 +24,29 @@ USUAL = ("quick",)
 @dataclass(frozen=True)
 class Removable:
     """Something that a folder need not keep: of which kind, where, and its bytes.
-    `record` is that of its files, None for checkpoints."""
+    `record` is that of its files, None for checkpoints. What is `needed` stays as long
+    as somebody works with it."""
 
     kind: str
     path: Path
     bytes: int
     record: AnyRecord | None
+    needed: bool
 
 
-def find_removable(store: Store, kinds: Sequence[str] = tuple(KINDS)) -> list[Removable]:
-    """What may be removed of these kinds, but for what somebody works with: of a stage
-    under way, and of a command's stages as long as one of the same network is not done.
+def find(store: Store) -> list[Removable]:
+    """What there is of each kind. Needed is what is of a stage under way, or of a
+    command's stages while one of the same network is not done.
 
     Raises:
         InputError: a record or a plan is damaged.
     """
-    busy = _busy(store)
-    everything = [*_files(store, busy), *_checkpoints(store)]
-    return [each for each in everything if each.kind in kinds]
+    return [*_files(store, _busy(store)), *_checkpoints(store)]
+
+
+def find_removable(store: Store, kinds: Sequence[str] = tuple(KINDS)) -> list[Removable]:
+    """What may be removed of these kinds; errors as of `find`."""
+    return [each for each in find(store) if each.kind in kinds and not each.needed]
 
 
 def remove(store: Store, these: Sequence[Removable]) -> None:
@@ -72,19 +77,19 @@ def _files(store: Store, busy: set[str]) -> Iterator[Removable]:
         origin = record.key
         while origin in source:
             origin = source[origin]
-        if record.key in busy or origin not in trains or not folder.is_dir():
+        if origin not in trains or not folder.is_dir():
             continue
         kind = "quick" if trains[origin].is_quick else "onnx"
         if kind == "quick" or record.stage != "train":
-            yield Removable(kind, folder, _size(folder), record)
+            yield Removable(kind, folder, _size(folder), record, needed=record.key in busy)
 
 
 def _checkpoints(store: Store) -> Iterator[Removable]:
     held = {claim.key for claim in Claims(store.root).under_way()}
     folder = store.root / "checkpoints"
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_dir() and not path.is_symlink() and path.name not in held:
-            yield Removable("checkpoints", path, _size(path), None)
+        if path.is_dir() and not path.is_symlink():
+            yield Removable("checkpoints", path, _size(path), None, needed=path.name in held)
 
 
 def _busy(store: Store) -> set[str]:
