@@ -1,5 +1,6 @@
 """The command line itself: what bad input is answered with, its help, its completion and its lists."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,10 +111,31 @@ def test_a_column_that_is_none_is_refused_before_anything_runs(suite: Run, tmp_p
     folder = tmp_path / "results"
     code, out, err = suite("run", "--table", "2", "--columns", "foo", "--results", str(folder))
     assert (code, out, folder.exists()) == (2, "", False)
-    assert "--columns: 'foo' is no column of this table; legal: all, model, paper," in err
+    parts = "model, paper, ours, parity, size, latency, speed or peak"
+    assert err == (
+        f"error: --columns: 'foo' is no column of this table; legal: all, {parts}; "
+        "or single ones, by their names in CSV, which docs/tables.md lists\n"
+    )
     for latency in ("onnxruntime_cpu_b1_p50_ms", "latency"):
         arguments = ("--depth", "20", "--rows", "resnet20_relu_bn@cifar10", "--stages", "latency", "--dry-run")
         assert suite("run", "--table", "2", *arguments, "--columns", latency, "--results", str(folder))[0] == 0
+
+
+@pytest.mark.parametrize("table", ["1", "2", "3", "4"])
+def test_the_documents_list_each_column_of_the_published_tables(suite: Run, table: str) -> None:
+    listed = set(re.findall(r"`(\w+)`", Path("docs/tables.md").read_text().partition("## More columns")[2]))
+    _, text, _ = suite(
+        *("show", "--table", table, "--columns", "all", "--format", "csv"),
+        *("--results", "results/published/amd-epyc-2-cores"),
+    )
+    for key in text.partition("\n")[0].split(","):
+        if key == "notes" or key.startswith("heading_"):
+            continue
+        name = re.sub(r"^(difference|spread)_", "", key)
+        name = re.sub(r"_(over_nonzero|over_all|pooled)$", "", name)
+        name = re.sub(r"^parity_.+_(top1|agreement)$", r"parity_NAME_\1", name)
+        name = re.sub(r"^[a-z]+_cpu(_int8|_plain)?_b\d_", "", name)
+        assert name in listed, key
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,9 @@ def check_names(report: Report, names: Sequence[str], later: Sequence[str] = ())
     known = {"all", *PARTS, *(column.key for column in report.columns)}
     for name in names:
         if name not in known and not name.endswith(tuple(later)):
-            legal = ", ".join(column.key for column in report.columns)
             raise InputError(
                 f"--columns: {name!r} is no column of this table; legal: all, {', '.join(PARTS[:-1])} or {PARTS[-1]}; "
-                f"or single ones, by the names that CSV and JSON give them: {legal}"
+                "or single ones, by their names in CSV, which docs/tables.md lists"
             )
 
 
