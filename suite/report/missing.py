@@ -31,7 +31,7 @@ def _gap(table: Table, entry: Entry) -> str:
     if not runs.train:
         return "not run"
     if not entry.comparable:
-        return "run, but quick, shortened or on other images"
+        return "with runs that were quick, shortened or on other images"
     if len(runs.train) < table.seeds:
         return f"with fewer than {table.seeds} seeds"
     if inside:
