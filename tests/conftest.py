@@ -4,6 +4,7 @@ command line, and how thorough the tests of faults are."""
 import functools
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ import suite.__main__ as command_line
 from suite.results.record import AnyRecord
 from suite.results.store import Store
 from suite.tables.spec import version_of
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has started the tests behind its back. What they start is to hear Ctrl-C as anyone's command does.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A core for each of these processes. Torch, which is imported later, and what tests start read this.
