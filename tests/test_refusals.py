@@ -14,8 +14,8 @@ Suite = Callable[..., tuple[int, str, str]]
     [
         ("runn", "runn: no such command; did you mean run?"),
         ("nosuch", "nosuch: no such command; suite --help lists them"),
-        ("run", "--table is missing: 1, 2, 3 or 4, as in the paper, or the TOML file of a table of your own (suite "
-         "init writes one)"),
+        ("run", "--table is missing: 1, 2, 3 or 4, as in the paper, or the TOML file of a table of your own (`init` "
+         "writes one)"),
         ("run --table 2 --profil paper", "--profil: no such option; did you mean --profile or --providers?"),
         ("status --nosuch", "--nosuch: no such option; suite status --help lists them"),
         ("run --table 2 --profile fast", "--profile: 'fast' is not one of quick or paper"),
