@@ -74,7 +74,12 @@ def test_a_file_named_twice_is_as_fast_as_itself(mobilenet: Path, bar: Callable[
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet20_crelu_bn", pytest.param("resnet50_relu_bn", marks=pytest.mark.more), "mobilenet_v2"]
+    "name",
+    [
+        "mobilenet_v2",
+        pytest.param("resnet20_crelu_bn", marks=pytest.mark.more),
+        pytest.param("resnet50_relu_bn", marks=pytest.mark.more),
+    ],
 )
 def test_time_agrees_with_a_loop_written_by_hand(
     name: str, mobilenet: Path, files: Any, ratio: Callable[..., None], request: pytest.FixtureRequest

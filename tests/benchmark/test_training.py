@@ -113,7 +113,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("precision", ["auto", "float32"] if full else ["auto"])
 
 
-@pytest.mark.parametrize("model", ["resnet20_relu_bn", "resnet110_crelu_bn"])
+@pytest.mark.parametrize("model", ["resnet20_relu_bn", pytest.param("resnet110_crelu_bn", marks=pytest.mark.more)])
 def test_a_training_step_is_faster_than_that_of_a_plain_loop(
     model: str, precision: Precision, tmp_path: Path, ratio: Callable[..., None]
 ) -> None:
