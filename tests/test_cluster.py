@@ -323,7 +323,7 @@ def test_trainings_that_share_a_device_and_timings_in_turns_are_one_task(tmp_pat
     groups = on_ray._groups(stages, pack=3)
     assert sorted(stage.key for group in groups for stage in group) == sorted(stage.key for stage in stages)
     sizes = [(group[0].kind, len(group)) for group in groups if len(group) > 1]
-    assert sizes == [("train", 3), ("latency", 2), ("latency", 2), ("latency", 2)]
+    assert sizes == [("train", 3), ("latency", 4), ("latency", 2)]
     assert all(
         len({grid.timing_group(stage) for stage in group}) == 1 for group in groups if group[0].kind == "latency"
     )

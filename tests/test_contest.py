@@ -226,6 +226,7 @@ def test_an_unsteady_machine_gets_more_sittings(
 
 
 def test_the_first_takes_part_in_every_group_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "ALIVE", 6)
     asked: list[list[str]] = []
 
     def measure(requests: Sequence[Request], progress: Any) -> list[LatencyResult]:

@@ -2,8 +2,10 @@ import dataclasses
 import os
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import timm
 from msgspec import UNSET
@@ -123,6 +125,16 @@ def test_figures_that_are_compared_are_taken_in_turns(onnx_file: Path, monkeypat
     first, second = dict.fromkeys(pid for pid, _ in asked)
     order = [("load", first, second), ("burst", first, second), ("burst", second, first), ("end", first, second)]
     assert asked == [(pid, action) for action, *pids in order for pid in pids]
+
+
+def test_fewer_take_turns_where_memory_is_short(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def most(gigabytes: float) -> int:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(gigabytes * 1e9)))
+        return latency.most_alive()
+
+    assert {left: most(left) for left in (64, 12, 7.9, 2, 0.5)} == {64: 12, 12: 12, 7.9: 7, 2: 2, 0.5: 2}
+    answers = latency.measure([request(onnx_file)] * 3)
+    assert [answer.in_turns_with for answer in answers if isinstance(answer, LatencyResult)] == [1, 1, 0]
 
 
 def test_a_request_that_fails_does_not_end_the_others(onnx_file: Path, tmp_path: Path) -> None:

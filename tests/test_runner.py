@@ -185,6 +185,27 @@ def test_a_quick_run_may_have_thorough_timings(tmp_path: Path, asked: dict[str, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_all_forms_of_a_network_are_timed_in_turns_with_its_neighbours_as_many_as_fit(tmp_path: Path) -> None:
+    rows = tuple(f"resnet20_{name}_bn@cifar10" for name in ("relu", "w32_relu", "crelu"))
+    options = RunOptions(2, tmp_path, depth=20, rows=rows, forms=("fp32", "plain", "int8"), batch_sizes=(1, 8))
+    timed = of_kind(grid.plan(options), "latency")
+    singly = [stage for stage in timed if stage.inputs["batch_size"] == 1]
+    assert [stage.inputs["model"] for stage in singly] == [row.split("@")[0] for row in rows for _ in range(4)]
+    assert {(s.inputs["runtime"], s.inputs["precision"]) for s in singly[:4]} == {
+        ("onnxruntime", "fp32"),
+        ("onnxruntime", "plain"),
+        ("onnxruntime", "int8"),
+        ("torch", "fp32"),
+    }
+    for most, taken in ((12, 12), (11, 8), (8, 8), (4, 4), (3, 4)):
+        assert grid.to_time_with(timed[0], timed, most) == singly[:taken]
+    assert grid.to_time_with(singly[2], singly[2:], 6) == singly[2:8]  # the first form of the first is done
+    assert grid.to_time_with(singly[2], singly[2:], 5) == singly[2:4]
+    eights = [stage for stage in timed if stage.inputs["batch_size"] == 8]
+    assert grid.to_time_with(eights[0], timed, 12) == eights
+    assert len(eights) == 9, "torch is timed at one batch size"
+
+
 ROWS = ("resnet20_*_bn@cifar10",)
 
 

@@ -18,6 +18,7 @@ from suite.grid.stages import Cell as Cell
 from suite.grid.stages import Stage as Stage
 from suite.grid.stages import stage_option_of as stage_option_of
 from suite.grid.stages import timing_group as timing_group
+from suite.grid.stages import to_time_with as to_time_with
 from suite.registry import REDUCED, why_unsupported
 from suite.tables import spec
 from suite.tables.spec import Table
@@ -87,7 +88,7 @@ def plan(options: RunOptions, processes: int = 1) -> Grid:
         stages += [train, *written.values(), *checks]
         if cell.seed == 0:
             timed += stages_of.timings(cell, train, files, options)
-    # Figures that are measured in turns stand together.
+    # Figures that are measured in turns stand together, and those of one network beside each other.
     timed.sort(key=lambda stage: (timing_group(stage), stages_of.comparison_group(stage)))
     if timed:
         whole = [form for form in ("fp32", *REDUCED) if form == "fp32" or form in options.forms]

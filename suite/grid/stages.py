@@ -2,9 +2,10 @@
 and so with its key."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from suite import env
@@ -82,8 +83,9 @@ def stage_option_of(kind: str) -> str:
 
 
 def timing_group(stage: Stage) -> tuple[Any, ...]:
-    """What the timings that are measured in turns have in common."""
-    return tuple(stage.inputs[name] for name in ("runtime", "provider", "batch_size", "precision"))
+    """What the timings that are measured in turns have in common: all forms of a
+    network and all runtimes are compared, but on one provider."""
+    return stage.inputs["provider"], stage.inputs["batch_size"]
 
 
 def comparison_group(stage: Stage) -> str:
@@ -91,6 +93,20 @@ def comparison_group(stage: Stage) -> str:
     in activation or width alone."""
     depth, *parts = str(stage.inputs["model"]).split("_")
     return f"{depth}_{parts[-1]}" if parts else depth
+
+
+def to_time_with(stage: Stage, pending: Iterable[Stage], most: int) -> list[Stage]:
+    """A timing, and those of `pending` to be measured in turns with it: at most so many
+    in all, and all of a network that are to be compared, or none."""
+    group = timing_group(stage)
+    others = [other for other in pending if other.kind == "latency" and timing_group(other) == group]
+    taken: list[Stage] = []
+    for _, of_network in groupby(dict.fromkeys([stage, *others]), key=lambda each: each.cell):
+        following = list(of_network)
+        if taken and len(taken) + len(following) > most:
+            break
+        taken += following
+    return taken
 
 
 def _inputs(kind: str, cell: Cell, **inputs: Any) -> dict[str, Any]:

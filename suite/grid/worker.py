@@ -12,9 +12,9 @@ from suite.grid.claims import BEAT, PATIENCE, Claims
 from suite.grid.effort import longest_first
 from suite.grid.machine import MachineLock
 from suite.grid.perform import Performer
-from suite.grid.plan import TIMED, Cell, Grid, RunOptions, Stage, timing_group
+from suite.grid.plan import TIMED, Cell, Grid, RunOptions, Stage, to_time_with
 from suite.grid.reach import without_unused_peaks
-from suite.inference.latency import ALIVE
+from suite.inference.latency import most_alive
 from suite.interrupt import Deadline, TimeIsUp
 from suite.results.store import Store
 
@@ -246,10 +246,8 @@ class Worker:
         if stage.kind == "train":
             return self._claim(self._trainings(pending), self.options.pack)
         if stage.kind == "latency":
-            together = (
-                other for other in pending if other.kind == "latency" and timing_group(other) == timing_group(stage)
-            )
-            return self._claim([stage, *together], ALIVE)
+            most = most_alive()
+            return self._claim(to_time_with(stage, filter(self.is_ready, pending), most), most)
         return self._claim([stage], 1)
 
     def _trainings(self, pending: Iterable[Stage]) -> list[Stage]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 from typing import Protocol as Interface
 
+import psutil
 from msgspec import convert
 
 import suite
@@ -36,8 +37,10 @@ from suite.registry import PROVIDERS, RUNTIMES
 from suite.results import samples
 from suite.schema.outcomes import LatencyResult, PeakResult
 
-# Sessions that are alive at the same time; a ResNet-101 in float32 with a batch of 8 takes about 1 GB.
-ALIVE = 6
+# Most sessions that are alive at the same time, and bytes of free memory for each: ResNet-101 with CReLU takes 0.85 GB
+# to load, in ONNX Runtime and in torch.
+ALIVE = 12
+FREE = 10**9
 
 # A quick run only has a median to show. Of a large batch a burst is one run, so that each row has time for many bursts.
 QUICK = Protocol(rounds=5, min_seconds=0.25, min_runs=1, max_runs=70, warmup=1)
@@ -64,6 +67,12 @@ class NotFiniteError(RuntimeError):
         self.answer = answer
 
 
+def most_alive() -> int:
+    """How many sessions may be alive at the same time: `ALIVE`, or fewer where memory
+    is short, but a pair."""
+    return max(2, min(ALIVE, int(psutil.virtual_memory().available) // FREE))
+
+
 def measure(
     requests: Sequence[Request], progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> list[LatencyResult | RuntimeError]:
@@ -71,7 +80,7 @@ def measure(
     have the same protocol.
 
     Args:
-        requests: what to measure; at most `ALIVE` of them at a time take turns.
+        requests: what to measure; as many at a time take turns as `most_alive` says.
         progress: called with bursts done, bursts in all, and a note.
 
     Returns:
@@ -83,8 +92,8 @@ def measure(
     """
     answers: list[LatencyResult | RuntimeError] = []
     rounds = max((request.protocol.rounds for request in requests), default=0)
-    for start in range(0, len(requests), ALIVE):
-        together = requests[start : start + ALIVE]
+    for start in range(0, len(requests), most := most_alive()):
+        together = requests[start : start + most]
         done = start * rounds
 
         def say(count: int, done: int = done) -> None:
