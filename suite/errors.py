@@ -1,11 +1,18 @@
-"""The one error that the command line turns into a message instead of a traceback, and
-other errors in one line."""
+"""The one error that the command line turns into a message instead of a traceback,
+other errors in one line, and how such lines name what to use."""
 
 import re
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
     """Bad input from the user: one line, exit code 2."""
+
+
+def join_with_or(names: Iterable[str]) -> str:
+    """As in "a, b or c"."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 # What to do about too little of /dev/shm.

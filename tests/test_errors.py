@@ -5,7 +5,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from suite.errors import LONGEST, describe_error, first_line
+from suite.errors import LONGEST, describe_error, first_line, join_with_or
 
 
 def test_an_error_is_one_line_whatever_it_says() -> None:
@@ -16,6 +16,12 @@ def test_an_error_is_one_line_whatever_it_says() -> None:
     assert first_line(MemoryError()) == "MemoryError"
     assert describe_error(RuntimeError("no room\nfor this")) == "RuntimeError: no room for this"
     assert describe_error(MemoryError()) == "MemoryError"
+
+
+def test_names_are_joined_as_in_a_sentence() -> None:
+    assert join_with_or(["a"]) == "a"
+    assert join_with_or(["a", "b"]) == "a or b"
+    assert join_with_or(name for name in "abc") == "a, b or c"
 
 
 def test_an_error_that_goes_on_and_on_is_cut() -> None:

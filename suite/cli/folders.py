@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from suite.cli.options import imports_of, join_with_or
-from suite.errors import InputError
+from suite.cli.options import imports_of
+from suite.errors import InputError, join_with_or
 from suite.tables import spec
 from suite.tables.own import OwnTable
 from suite.tables.spec import Table

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 from suite.grid import duration
 from suite.registry import PROVIDERS, STAND_INS
 from suite.report.formats import FORMATS
@@ -123,12 +123,6 @@ def one_of(text: str, legal: tuple[str, ...]) -> str:
     if text not in legal:
         raise ValueError(f"{text!r} is not one of {join_with_or(legal)}")
     return text
-
-
-def join_with_or(names: Iterable[str]) -> str:
-    """As in "a, b or c"."""
-    *most, last = names
-    return f"{', '.join(most)} or {last}" if most else last
 
 
 def batch_size(text: str) -> int:

@@ -5,7 +5,7 @@ import click
 from click import exceptions
 
 from suite import env
-from suite.cli.options import join_with_or
+from suite.errors import join_with_or
 
 
 def in_one_line(error: click.ClickException) -> str:

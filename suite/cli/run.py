@@ -11,7 +11,7 @@ import click
 
 from suite.cli import folders, options
 from suite.cli import options as opts  # which a function's argument of that name hides
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 from suite.files import printable
 from suite.registry import FORMS, PROVIDERS, RUNTIMES, STAND_INS
 from suite.report.render import check_names, render, select_columns
@@ -48,7 +48,7 @@ QUICK = {"runtimes": ("onnxruntime",), "batch_sizes": (1,)}
     multiple=True,
     metavar="NAME=PATH",
     callback=options.data_sets,
-    help=f"{options.join_with_or(STAND_INS)}, or one of your own table; repeat.",
+    help=f"{join_with_or(STAND_INS)}, or one of your own table; repeat.",
 )
 @click.option(
     "--data-download",
