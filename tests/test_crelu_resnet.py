@@ -432,53 +432,57 @@ def test_plain_blocks_change_less_than_those_with_batchnorm_at_the_start(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "legal"),
+    ("arguments", "use"),
     [
-        ({"depth": 18}, "20, 32, 44, 56, 110, 34, 50, 101"),
-        ({"act": "gelu"}, "'relu', 'crelu'"),
-        ({"norm": "gn"}, "'bn', 'plain', 'nobias', 'np', 'np2', 'np3'"),
-        ({"act": "crelu", "crelu_placement": "outer"}, "'both', 'inner'"),
+        ({"depth": 18}, "one of 20, 32, 44, 56, 110, 34, 50, 101"),
+        ({"act": "gelu"}, "one of 'relu', 'crelu'"),
+        ({"norm": "gn"}, "one of 'bn', 'plain', 'nobias', 'np', 'np2', 'np3'"),
+        ({"act": "crelu", "crelu_placement": "outer"}, "one of 'both', 'inner'"),
         ({"depth": 50, "act": "crelu", "crelu_placement": "both"}, "'inner'"),
         ({"act": "relu", "crelu_placement": "both"}, "'inner'"),
-        ({"np_constants": "some"}, "'branch', 'direct', 'all'"),
-        ({"np_batchnorm": "stem"}, "'trunk', 'trunk_input', 'shortcut'"),
-        ({"in_chans": 0}, "positive integers"),
-        ({"in_chans": 1.0}, "positive integers"),
-        ({"num_classes": -1}, "0, for no classifier, and positive integers"),
-        ({"num_classes": True}, "0, for no classifier, and positive integers"),
-        ({"init": "zero"}, "None, 'msr', 'torch', 'xavier'"),
-        ({"width": 0}, "positive integers"),
-        ({"width": "16"}, "positive integers"),
+        ({"np_constants": "some"}, "one of 'branch', 'direct', 'all'"),
+        ({"np_batchnorm": "stem"}, "one of 'trunk', 'trunk_input', 'shortcut'"),
+        ({"in_chans": 0}, "a positive integer"),
+        ({"in_chans": 1.0}, "a positive integer"),
+        ({"num_classes": -1}, "a positive integer, or 0 for no classifier"),
+        ({"num_classes": True}, "a positive integer, or 0 for no classifier"),
+        ({"init": "zero"}, "one of None, 'msr', 'torch', 'xavier'"),
+        ({"width": 0}, "None or a positive integer"),
+        ({"width": "16"}, "None or a positive integer"),
     ],
 )
-def test_an_illegal_argument_is_an_error_that_states_the_legal_values(arguments: dict[str, object], legal: str) -> None:
+def test_an_argument_that_is_not_valid_is_an_error_that_says_what_to_use(
+    arguments: dict[str, object], use: str
+) -> None:
     name, value = list(arguments.items())[-1]
-    with pytest.raises(ValueError, match=rf"^{name}={value!r}: legal values are .*{legal}"):
+    with pytest.raises(ValueError, match=rf"^{name}={value!r} is not valid; use {use}$"):
         ResNet(**({"depth": 20} | arguments))
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "legal"),
+    ("name", "arguments", "norms"),
     [
-        ("resnet20_relu_bn", {"np_batchnorm": "shortcut"}, "'np', 'np2', 'np3'"),
-        ("resnet20_crelu_plain", {"np_batchnorm": "trunk_input"}, "'np', 'np2', 'np3'"),
+        ("resnet20_relu_bn", {"np_batchnorm": "shortcut"}, "one of 'np', 'np2', 'np3'"),
+        ("resnet20_crelu_plain", {"np_batchnorm": "trunk_input"}, "one of 'np', 'np2', 'np3'"),
         ("resnet20_crelu_np2", {"np_constants": "all"}, "'np'"),
         ("resnet50_relu_bn", {"np_constants": "direct"}, "'np'"),
     ],
 )
-def test_an_argument_without_effect_on_a_network_is_an_error(name: str, arguments: dict[str, str], legal: str) -> None:
+def test_an_argument_without_effect_on_a_network_is_an_error(name: str, arguments: dict[str, str], norms: str) -> None:
     ((argument, value),) = arguments.items()
     norm = name.rpartition("_")[2]
-    said = f"^{argument}={value!r}: has no effect with norm={norm!r}; legal with norm {legal}$"
+    said = f"^{argument}={value!r} has no effect with norm={norm!r}; for norm use {norms}$"
     with pytest.raises(ValueError, match=said):
         timm.create_model(name, **arguments)
 
 
-def test_timm_is_told_of_illegal_counts_of_channels_and_classes() -> None:
+def test_timm_is_told_of_wrong_counts_of_channels_and_classes() -> None:
     for arguments in ({"in_chans": 0}, {"num_classes": -1}):
-        with pytest.raises(ValueError, match="legal values are"):
+        with pytest.raises(ValueError, match="is not valid; use a positive integer"):
             timm.create_model("resnet20_relu_bn", **arguments)
     model = timm.create_model("resnet20_relu_bn", num_classes=0)
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 64)
-    with pytest.raises(ValueError, match=r"^num_classes=-1: legal values are 0"):
+    with pytest.raises(
+        ValueError, match=r"^num_classes=-1 is not valid; use a positive integer, or 0 for no classifier$"
+    ):
         model.reset_classifier(-1)

@@ -277,7 +277,7 @@ def test_intermediates_come_with_the_features(name: str) -> None:
     normed = model.forward_intermediates(x, norm=True, intermediates_only=True)
     assert torch.equal(normed[-1], features)
     assert torch.equal(normed[-2], every[-2])
-    with pytest.raises(ValueError, match="output_fmt='NHWC': legal values are 'NCHW'"):
+    with pytest.raises(ValueError, match=r"output_fmt='NHWC' is not valid; use 'NCHW'$"):
         model.forward_intermediates(x, output_fmt="NHWC")
 
 
