@@ -103,7 +103,7 @@ def export_onnx(
         with networks.errors_in_one_line(str(model)):
             return model_files.export(str(model), network, Path(out), precision, provider, plain, weights=file)
     if precision != "fp32":
-        raise InputError(f"precision={precision!r}: legal for a module: fp32")
+        raise InputError(f"precision={precision!r} is not valid for a module; use fp32")
     return _export(model, shape, Path(out), provider, plain) | {"precision": precision}
 
 

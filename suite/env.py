@@ -279,5 +279,5 @@ def device_of(wanted: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     if wanted == "cuda":
-        raise InputError("--device cuda: torch finds no CUDA GPU here; legal: auto, cpu")
+        raise InputError("--device cuda: torch finds no CUDA GPU here; use auto or cpu")
     return "cpu"

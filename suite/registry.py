@@ -1,7 +1,7 @@
 """What has a name on the command line and in records: data sets, execution providers,
 runtimes, forms of ONNX files.
 
-One entry each. Legal values, help texts and tests are derived from these, so that a new
+One entry each. Valid values, help texts and tests are derived from these, so that a new
 thing is a new entry and the function that reads or runs it.
 """
 

@@ -157,14 +157,13 @@ def test_a_file_of_arrays_has_one_for_each_input_and_no_other(
         return err
 
     for option in ("--data", "--input"):
-        assert f"{values}: nothing here has an input 'foo'; legal: image, x\n" in refusal(option, foo=array)
+        assert f"{values}: nothing here has an input 'foo'; use image or x\n" in refusal(option, foo=array)
         assert f"{values}: nothing here has an input 'foo'" in refusal(option, image=array, foo=array)
-        assert f"{values}: holds no array; legal: an array for each input, by its name" in refusal(option)
-        assert f"{values}: has arrays by the names of both, and x would not be used" in refusal(
-            option, image=array, x=array
-        )
+        assert f"{values}: holds no array; give one for each input, by its name" in refusal(option)
+        said = refusal(option, image=array, x=array)
+        assert f"{values}: has arrays by the names of both, and x would not be used; give only those of one" in said
     assert suite(*ask, "--input", "foo=1x3x8x8")[2].endswith(
-        "--input: nothing here has an input 'foo'; legal: image, x\n"
+        "--input: nothing here has an input 'foo'; use image or x\n"
     )
     for name in ("image", "x"):  # by either's name, and of zeros the difference is none
         np.savez(values, **{name: array})
@@ -181,7 +180,7 @@ def test_an_input_without_an_array_is_named(tmp_path: Path, suite: Suite) -> Non
     np.savez(tmp_path / "values.npz", x=np.ones((2, 5), np.float32))
     code, _, err = suite("parity", path, "--against", path, "--data", str(tmp_path / "values.npz"))
     assert code == 2
-    assert f"values.npz: has no array for input 'mask' of {path}; legal: one for each input (x, mask)" in err
+    assert f"values.npz: has no array for input 'mask' of {path}, only x; give one for each input (x, mask)\n" in err
 
 
 def test_as_many_inputs_are_compared_as_were_asked_for(

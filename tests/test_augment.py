@@ -334,8 +334,8 @@ def test_fast_resize_keeps_a_constant_and_smooths_what_exact_resize_does_not() -
     assert augment.resize(noise, 16, 16, "fast").std() < 0.5 * augment.resize(noise, 16, 16).std()
 
 
-def test_an_unknown_resize_method_is_refused_with_the_legal_ones() -> None:
-    with pytest.raises(ValueError, match="'nearest': expected 'exact' or 'fast'"):
+def test_an_unknown_resize_method_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="'nearest'; use 'exact' or 'fast'"):
         augment.resize(torch.zeros(3, 4, 4), 2, 2, "nearest")  # type: ignore[arg-type]
 
 

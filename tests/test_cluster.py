@@ -273,7 +273,7 @@ for changed in ({"latency_resource": "absent"}, {"device": "cuda", "processes": 
 def test_an_address_that_does_not_answer_is_one_line(address: str, tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(
-        InputError, match=rf"^--address {address}: .*; legal: --address auto, or HOST:PORT of a Ray cluster$"
+        InputError, match=rf"^--address {address}: .*; use --address auto or the HOST:PORT of a Ray cluster$"
     ):
         on_ray.run(RunOptions(2, tmp_path, address=address))
     assert time.monotonic() - start < 10

@@ -16,60 +16,69 @@ ROW = ("--table", "2", "--depth", "20", "--rows", "resnet20_crelu_bn@cifar10")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--table", "7"], "--table 7: is not one of 1, 2, 3 or 4"),
-        (["show", "--table", "5"], "--table 5: is not one of 1, 2, 3 or 4"),
+        (
+            ["run", "--table", "7"],
+            "--table 7: no such table; use 1, 2, 3, 4 or a TOML file, which `init FILE.toml` writes",
+        ),
+        (["show", "--table", "5"], "--table 5: no such table; use 1, 2, 3, 4 or a TOML file"),
         (["run"], "--table is missing: 1, 2, 3 or 4, as in the paper, or the TOML file of a table of your own"),
         (["run", "--table", "2", "--rows", "resnet9*"], "'resnet9*' matches no row of table 2"),
         (["run", "--table", "2", "--rows", ""], "an empty pattern matches no row"),
-        (["run", "--table", "4", "--depth", "20"], "legal for tables 1, 2 and 3"),
-        (["run", "--table", "2", "--depth", "21"], "'21' is not one of 20, 32, 44, 56 or 110"),
+        (["run", "--table", "4", "--depth", "20"], "--depth is only for tables 1, 2 and 3; the rows of table 4 differ"),
+        (["run", "--table", "2", "--depth", "21"], "'21' is not valid; use 20, 32, 44, 56 or 110"),
         (
             ["run", "--table", "2", "--data", "mnist=."],
-            "must be NAME=PATH with NAME one of cifar10, cifar100, imagenet or svhn",
+            "must be NAME=PATH, where NAME is cifar10, cifar100, imagenet or svhn",
         ),
         (["run", "--table", "2", "--data", "cifar10"], "must be NAME=PATH"),
         (["run", "--table", "2", "--data", "cifar10=a", "--data", "cifar10=b"], "given twice"),
         (["run", "--table", "2", "--data", "cifar10=no/such/folder"], "no/such/folder"),
-        (["run", "--table", "2", "--data", "imagenet=."], "no row to run uses imagenet, but cifar10, cifar100"),
+        (
+            ["run", "--table", "2", "--data", "imagenet=."],
+            "no row to run uses imagenet; the rows use cifar10 and cifar100",
+        ),
         (["run", "--table", "2", "--profile", "paper"], "--data cifar10=PATH --data cifar100=PATH"),
-        (["run", "--table", "2", "--seeds", "0"], "--seeds: '0' is no whole number from 1 to 10000"),
-        (["run", "--table", "2", "--epochs", "9" * 400], "is no whole number from 1 to 10000"),
-        (["run", "--table", "2", "--steps", "9" * 400], "is no whole number from 1 to 1000000000"),
-        (["run", "--table", "2", "--batch-sizes", "1,x"], "'x' is not a batch size: a whole number from 1 to"),
+        (["run", "--table", "2", "--seeds", "0"], "--seeds: '0' is not a whole number from 1 to 10000"),
+        (["run", "--table", "2", "--epochs", "9" * 400], "is not a whole number from 1 to 10000"),
+        (["run", "--table", "2", "--steps", "9" * 400], "is not a whole number from 1 to 1000000000"),
+        (["run", "--table", "2", "--batch-sizes", "1,x"], "'x' is not a batch size; use whole numbers from 1 to"),
         (["run", "--table", "2", "--batch-sizes", "9" * 400], "is not a batch size"),
-        (["run", "--table", "2", "--budget", "9" * 400 + "d"], "is no time"),
+        (["run", "--table", "2", "--budget", "9" * 400 + "d"], "is not a time; write it as 90s"),
         (["run", "--table", "2", "--data", "cifar10=~nobody-of-this-name/x"], "~nobody-of-this-name/x: Could not"),
         (["run", "--table", "2", "--dry-run", "--address", "x"], "--address: belongs to --executor ray"),
-        (["run", "--table", "2", "--results", ""], "an empty text is no path"),
+        (["run", "--table", "2", "--results", ""], "the path is empty; give one"),
         (["show", "--table", "2", "--results", "none"], "--results none: no such folder"),
         (["figure", "2", "--results", "none"], "--results none: no such folder"),
-        (["figure", "3", "--data", "cifar10=none"], "--data: legal only for figure 2; figure 3 is of weights"),
+        (["figure", "3", "--data", "cifar10=none"], "--data is only for figure 2; figure 3 is of weights"),
         (
             ["export", "resnet20_relu_bn", "net.onnx", "--size", "5000"],
-            "--size: '5000' is no whole number from 1 to 4096",
+            "--size: '5000' is not a whole number from 1 to 4096",
         ),
-        (["export", "resnet20_relu_bn", "net.onnx", "--data", "cifar10=none"], "legal only with --precision int8"),
+        (["export", "resnet20_relu_bn", "net.onnx", "--data", "cifar10=none"], "--data is only for --precision int8"),
         (["export", "resnet20_relu_bn", "."], ".: is a folder; give the name of a file, as in net.onnx"),
-        (["parity", "resnet20_relu_bn", "--weights", "resnet32_relu_bn"], "legal only with a FILE.onnx"),
+        (
+            ["parity", "resnet20_relu_bn", "--weights", "resnet32_relu_bn"],
+            "--weights resnet32_relu_bn is only for ONNX files",
+        ),
         (["list"], "{models|tables|data|weights} is missing; usage: suite list [OPTIONS] {models|tables|data|weights}"),
-        (["run", "--table", "2", "--providers", "cpu,gpu"], "'gpu' is not one of cpu, cuda or tensorrt"),
-        (["run", "--table", "2", "--profile", "slow"], "'slow' is not one of quick or paper"),
-        (["show", "--table", "2", "--format", "xml"], "'xml' is not one of"),
+        (["run", "--table", "2", "--providers", "cpu,gpu"], "'gpu' is not valid; use cpu, cuda or tensorrt"),
+        (["run", "--table", "2", "--profile", "slow"], "'slow' is not valid; use quick or paper"),
+        (["show", "--table", "2", "--format", "xml"], "'xml' is not valid; use"),
         (
             ["run", "--table", "2", "--stages", "train,fly"],
-            "'fly' is not one of train, export, parity, latency or analyze",
+            "'fly' is not valid; use train, export, parity, latency or analyze",
         ),
         (
             ["run", "--table", "2", "--stages", "analyze"],
-            "table 2 has none, but train, export, parity, latency",
+            "table 2 has no such stage; use train, export, parity or latency",
         ),
         (
             ["run", "--table", "2", "--time-limit", "soon"],
-            "'soon' is no time, which is written as 90s, 30m, 1h30m or 2d",
+            "'soon' is not a time; write it as 90s, 30m, 1h30m or 2d",
         ),
         (["run", "--tabel", "2"], "--tabel: no such option; did you mean --table"),
         (["train"], "train: no such command; suite --help lists them"),
-        (["list", "colours"], "'colours' is not one of models, tables, data or weights"),
+        (["list", "colours"], "'colours' is not valid; use models, tables, data or weights"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_exit_code_2(
@@ -111,10 +120,10 @@ def test_a_column_that_is_none_is_refused_before_anything_runs(suite: Run, tmp_p
     folder = tmp_path / "results"
     code, out, err = suite("run", "--table", "2", "--columns", "foo", "--results", str(folder))
     assert (code, out, folder.exists()) == (2, "", False)
-    parts = "model, paper, ours, parity, size, latency, speed or peak"
+    parts = "all, model, paper, ours, parity, size, latency, speed or peak"
     assert err == (
-        f"error: --columns: 'foo' is no column of this table; legal: all, {parts}; "
-        "or single ones, by their names in CSV, which docs/tables.md lists\n"
+        f"error: --columns: 'foo' is not a column of this table; use {parts}, or single columns "
+        "by their names in CSV, which docs/tables.md lists\n"
     )
     for latency in ("onnxruntime_cpu_b1_p50_ms", "latency"):
         arguments = ("--depth", "20", "--rows", "resnet20_relu_bn@cifar10", "--stages", "latency", "--dry-run")
@@ -159,7 +168,7 @@ def test_without_a_command_the_help_is_printed_as_it_is(suite: Run) -> None:
     assert "\n  compare " in err
 
 
-def test_the_help_names_legal_values_as_they_are_to_be_typed(suite: Run) -> None:
+def test_the_help_names_valid_values_as_they_are_to_be_typed(suite: Run) -> None:
     _, out, _ = suite("run", "--help")
     assert "cpu,cuda,tensorrt" in out
     assert "onnxruntime,torch,torch.compile" in out

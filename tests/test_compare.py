@@ -199,12 +199,12 @@ def test_the_text_says_every_figure_and_every_failure(a: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("nothing", "no such file or folder; legal: a results folder, or a JSON file of pytest-benchmark"),
-        ("empty folder", "no latency records in it; legal: the --results folder of a finished run"),
-        ("other file", "not a JSON file of pytest-benchmark; legal: what --benchmark-json writes"),
+        ("nothing", "no such file or folder; give a results folder or a JSON file of pytest-benchmark"),
+        ("empty folder", "no latency records in it; give the --results folder of a finished run"),
+        ("other file", "not a JSON file of pytest-benchmark; give one that --benchmark-json wrote"),
         ("other JSON", "not a JSON file of pytest-benchmark"),
         ("no benchmarks", "no benchmarks in it"),
-        ("no samples", "one has no raw samples; legal: what --benchmark-json writes"),
+        ("no samples", "one has no raw samples; give a file that --benchmark-json wrote"),
         ("broken record", "samples: not a list with entries.; delete it to measure again"),
         ("negative record", "-0.01 is not a positive number.; delete it to measure again"),
         ("deep", "not a JSON file of pytest-benchmark"),
@@ -212,7 +212,7 @@ def test_the_text_says_every_figure_and_every_failure(a: Path, tmp_path: Path) -
         ("odd rounds", "rounds: not a list.; delete it to measure again"),
     ],
 )
-def test_bad_input_is_one_line_that_says_what_is_legal(kind: str, message: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_that_says_what_to_do(kind: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "bad"
     if kind == "empty folder":
         path.mkdir()
@@ -262,10 +262,10 @@ def test_names_in_files_do_not_steer_the_terminal(tmp_path: Path, suite: Callabl
 
 
 def test_a_folder_is_not_compared_with_a_file(a: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="one is a folder and one a file; legal: two results folders, or two files"):
+    with pytest.raises(InputError, match="one is a folder and one a file; give two results folders or two files"):
         compare(a, benchmark(tmp_path / "b.json", one=0.01))
 
 
 def test_a_negative_slow_down_cannot_be_allowed(a: Path) -> None:
-    with pytest.raises(InputError, match=r"slow-down of -0.1 cannot be allowed; legal: 0 or more"):
+    with pytest.raises(InputError, match=r"slow-down of -0.1 cannot be allowed; use 0 or more"):
         compare(a, a, fail_above=-0.1)

@@ -151,7 +151,7 @@ def test_a_transformer_is_timed_with_its_token_ids_and_mask(tmp_path: Path, suit
     assert "dimension 1 'sequence' of input 'input_ids' is free; say its shape, as in --input input_ids=1x128" in err
     code, _, err = suite("time", path, "--input", "words=1x9")  # which is why the shape is not known
     assert code == 2
-    assert err == "error: --input: nothing here has an input 'words'; legal: attention_mask, input_ids\n"
+    assert err == "error: --input: nothing here has an input 'words'; use attention_mask or input_ids\n"
 
 
 def test_a_file_without_inputs_is_timed_and_explained(tmp_path: Path, suite: Suite) -> None:
@@ -282,11 +282,11 @@ def test_a_share_of_more_than_the_peak_is_called_impossible(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--runtimes", "torch"], "is a file; legal for it: onnxruntime"),
-        (["--precisions", "int8"], "a file is timed as it is"),
-        (["--input", "ids=1x3"], "nothing here has an input 'ids'; legal: pixels"),
+        (["--runtimes", "torch"], "is a file; use onnxruntime"),
+        (["--precisions", "int8"], "--precisions is only for models, which are exported; a file is timed as it is"),
+        (["--input", "ids=1x3"], "nothing here has an input 'ids'; use pixels"),
         (["--batch-sizes", "0"], "is not a batch size"),
-        (["--providers", "tpu"], "'tpu' is not one of cpu, cuda or tensorrt"),
+        (["--providers", "tpu"], "'tpu' is not valid; use cpu, cuda or tensorrt"),
     ],
 )
 def test_what_cannot_be_timed_is_said_in_one_line(

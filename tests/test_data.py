@@ -182,5 +182,5 @@ def test_a_failed_download_is_one_clear_line(tmp_path, torchvision, failure):
 
 
 def test_only_cifar_can_be_downloaded(tmp_path):
-    with pytest.raises(InputError, match="must be one of cifar10, cifar100"):
+    with pytest.raises(InputError, match="'imagenet' cannot be downloaded; use cifar10, cifar100 or svhn"):
         data.download("imagenet", tmp_path)

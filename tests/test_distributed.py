@@ -81,7 +81,7 @@ def test_workers_of_a_process_that_torchrun_started_are_refused(
 ) -> None:
     monkeypatch.setattr(distributed, "join", lambda: Group(rank=0, size=2))
     monkeypatch.setattr(Group, "leave", lambda group: None)
-    with pytest.raises(InputError, match="--workers: torchrun has started the processes of this run"):
+    with pytest.raises(InputError, match=r"--workers: torchrun has started the processes of this run; use 1$"):
         runner.run(RunOptions(2, tmp_path, workers=2))
     assert list(tmp_path.iterdir()) == []
 

@@ -93,7 +93,7 @@ def test_the_batch_size_goes_to_free_first_dimensions(transformer: Path, save: S
         name="fixed.onnx",
     )
     assert subjects.resolve_inputs(graphs.read(fixed))[0].shape == (2, 3)
-    with pytest.raises(InputError, match="is for batches of 2; legal: that batch size"):
+    with pytest.raises(InputError, match="is for batches of 2; use that batch size, or give none"):
         subjects.resolve_inputs(graphs.read(fixed), batch_size=8)
 
 
@@ -113,7 +113,7 @@ def test_what_is_no_tensor_of_numbers_is_refused_in_one_line(save: Save) -> None
         [("text", TensorProto.STRING, [1])],
         [("y", TensorProto.STRING, [1])],
     )
-    with pytest.raises(InputError, match="input 'text' takes strings; legal: tensors of numbers"):
+    with pytest.raises(InputError, match="input 'text' takes strings; give a file that takes tensors of numbers"):
         graphs.read(path)
     path.write_bytes(b"not a graph")
     with pytest.raises(InputError, match="not an ONNX file"):
@@ -205,7 +205,7 @@ def test_what_input_says_is_a_shape_or_a_file(text: str) -> None:
     if text == "ids=":
         assert feeds.parse_inputs([text]).shapes == {"ids": ()}
         return
-    with pytest.raises(InputError, match=r"legal: NAME=SHAPE, as in ids=1x128"):
+    with pytest.raises(InputError, match=r"is not valid; use NAME=SHAPE, as in ids=1x128, or an .npz file"):
         feeds.parse_inputs([text])
 
 

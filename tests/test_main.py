@@ -364,9 +364,12 @@ def test_a_file_of_a_run_says_what_it_was_made_from(
         (("export", "tests", "a.onnx"), "tests: no folder of weights"),
         (("parity", "none.onnx"), "none.onnx: no such file"),
         (("parity", "README.md"), "README.md: not an ONNX file"),
-        (("figure", "3", "--depth", "20"), "--depth: Figure 3 is of 34-layer networks"),
-        (("figure", "normprop", "--depth", "20"), "--depth, --data: legal only for figure 2"),
-        (("figure", "4"), "'4' is not one of 2, 3 or normprop"),
+        (("figure", "3", "--depth", "20"), "--depth is only for figure 2; figure 3 is of 34-layer networks"),
+        (
+            ("figure", "normprop", "--depth", "20"),
+            "--depth and --data are only for figure 2; normprop is of initial weights",
+        ),
+        (("figure", "4"), "'4' is not valid; use 2, 3 or normprop"),
     ],
 )
 def test_bad_input_to_the_commands_on_one_network_is_one_line(

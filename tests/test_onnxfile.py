@@ -100,14 +100,17 @@ def test_weights_outside_the_file_are_refused_before_anything_is_read(
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (graph(opset=17), "of opset 17; legal: 18"),
-        (graph(opset=99), "of opset 99; legal: 18"),
-        (graph(names=("x", "y")), "its inputs and outputs are"),
-        (graph(size=10**9), f"its input is [3, {10**9}, {10**9}]; legal: [channels, size, size] with sizes to 4096"),
-        (graph(size="any"), "its input is [3, 0, 0]; legal"),
-        (graph(channels="any"), "its input is [0, 8, 8]; legal"),
-        (graph(classes="any"), "its logits are [0]; legal: [classes]"),
-        (onnx.ModelProto(), "of opset None; legal: 18"),
+        (graph(opset=17), "its opset is 17; it must be 18"),
+        (graph(opset=99), "its opset is 99; it must be 18"),
+        (graph(names=("x", "y")), "they must be one input, 'input', and one output, 'logits'"),
+        (
+            graph(size=10**9),
+            f"its input is [3, {10**9}, {10**9}]; it must be [channels, size, size] with a size of 1 to 4096",
+        ),
+        (graph(size="any"), "its input is [3, 0, 0]; it must be"),
+        (graph(channels="any"), "its input is [0, 8, 8]; it must be"),
+        (graph(classes="any"), "its logits are [0]; they must be [classes]"),
+        (onnx.ModelProto(), "its opset is None; it must be 18"),
     ],
 )
 def test_a_file_of_another_form_is_named(path: Path, model: onnx.ModelProto, said: str) -> None:

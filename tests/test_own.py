@@ -91,21 +91,25 @@ def test_a_table_of_ones_own_is_read_with_what_it_need_not_say(written: Callable
         (
             "lcnet_050",
             "lcnet_05O",
-            r"mine\.toml: rows\[0\]: model: 'lcnet_05O' is not a model .*the nearest names: .*lcnet_050",
+            r"mine\.toml: rows\[0\]: model: 'lcnet_05O' is not a model .*; did you mean .*lcnet_050",
         ),
-        ("title =", "titel =", "mine.toml: unknown key 'titel'; legal: title"),
+        ("title =", "titel =", "mine.toml: unknown key 'titel'; use title"),
         ('title = "Mine"\n', "", "mine.toml: key 'title' is missing"),
         ("epochs = 2", "epoch = 2", "mine.toml: recipe: unknown key 'epoch'"),
-        ('data = "digits10"', 'data = "mnist"', r"rows\[0\]: data: 'mnist' is no data set; legal: cifar10"),
+        ('data = "digits10"', 'data = "mnist"', r"rows\[0\]: data: 'mnist' is not a data set; use cifar10"),
         ('name = "wide"', 'name = "tiny"', "rows: 2 are called 'tiny' on digits10"),
-        ("wide < tiny", "wide > tiny", r"claims\[0\]: 'wide > tiny' is no claim; legal: 'LEFT < RIGHT'"),
-        ("wide < tiny", "wide < tine", r"'tine'; legal: tiny, wide, resnet18; .*correct the row's model"),
+        ("wide < tiny", "wide > tiny", r"claims\[0\]: 'wide > tiny' is not a claim; write 'LEFT < RIGHT'"),
+        ("wide < tiny", "wide < tine", r"'tine'; use tiny, wide or resnet18; .*correct the row's model"),
         ("wide < tiny", "wide < wide", r"claims\[0\]: both sides are the row 'wide'"),
-        ("text =", "txt =", r"claims\[1\]: unknown key 'txt'; legal: left, right, metric, text"),
-        ("text =", 'metric = "top5", text =', r"claims\[1\]: metric: 'top5' is not legal; legal: top1"),
-        ("act_layer =", "pretrained =", r"rows\[1\]: arguments: 'pretrained' is not legal"),
+        ("text =", "txt =", r"claims\[1\]: unknown key 'txt'; use left, right, metric or text"),
+        ("text =", 'metric = "top5", text =', r"claims\[1\]: metric: 'top5' is not a metric of this table; use top1$"),
+        (
+            "act_layer =",
+            "pretrained =",
+            r"rows\[1\]: arguments: 'pretrained' is not allowed; use the model's own arguments",
+        ),
         ('"relu" }', "nan }", r"rows\[1\]: arguments: 'act_layer' must be a number, a text"),
-        ("[recipe]", 'metrics = ["mean"]\n[recipe]', "metrics: unknown metric 'mean'; legal: top1, top5"),
+        ("[recipe]", 'metrics = ["mean"]\n[recipe]', "metrics: unknown metric 'mean'; use top1, top5"),
         ("[recipe]", 'metrics = ["top1_10crop"]\n[recipe]', "the metric top1_10crop needs ten_crop = true"),
         ("[recipe]", "[data.cifar10]\n[recipe]", "data.cifar10: is a data set of the suite"),
         ("[recipe]", "[data.mine]\nstd = [0.2, 0.0, 0.2]\n[recipe]", "data: 'mine': std: must be three numbers"),
@@ -128,19 +132,31 @@ def test_what_is_wrong_with_a_table_is_one_line(
     ("arguments", "message"),
     [
         (["run", "--table", "gone.toml"], "gone.toml: No such file"),
-        (["run", "--table", "7"], "--table 7: is not one of 1, 2, 3 or 4, nor a TOML file"),
+        (["run", "--table", "7"], "--table 7: no such table; use 1, 2, 3, 4 or a TOML file"),
         (["show", "--table", "2", "--import", "x"], "--import x: is for a table of your own"),
         (["run", "--table", "TABLE", "--import", "no_such_module"], "--import no_such_module: cannot be imported"),
         (["run", "--table", "TABLE", "--import", "gone.py"], "--import gone.py: no such file"),
-        (["show", "--table", "TABLE", "--import", "no_such_module"], "no module of this name"),
-        (["run", "--table", "TABLE", "--data", "flowers=x"], "with NAME one of cifar10, cifar100, imagenet"),
-        (["run", "--table", "TABLE", "--data", "svhn=x"], "no row to run uses svhn, but digits10"),
+        (
+            ["show", "--table", "TABLE", "--import", "no_such_module"],
+            "no module of this name; give an importable name or the path of a .py file",
+        ),
+        (
+            ["run", "--table", "TABLE", "--data", "flowers=x"],
+            "must be NAME=PATH, where NAME is cifar10, cifar100, imagenet",
+        ),
+        (["run", "--table", "TABLE", "--data", "svhn=x"], "no row to run uses svhn; the rows use digits10"),
         (
             ["run", "--table", "TABLE", "--rows", "big"],
             "'big' matches no row of mine; its rows are tiny, wide, resnet18",
         ),
-        (["run", "--table", "TABLE", "--depth", "20"], "--depth: a table of your own has the models that it names"),
-        (["report", "--table", "2", "--results", "."], "the page has all of the paper's"),
+        (
+            ["run", "--table", "TABLE", "--depth", "20"],
+            "--depth is only for tables 1, 2 and 3; a table of your own has the models that it names",
+        ),
+        (
+            ["report", "--table", "2", "--results", "."],
+            "the page has all of the paper's tables; give the TOML file of a table of your own",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_command_is_one_line(
@@ -274,14 +290,14 @@ def test_claims_are_judged_as_the_papers_are(written: Callable[..., Path], tmp_p
     assert [claim.title for claim, _ in own_claims.judge(entries)] == ["wide < tiny"], "resnet18 was left out"
 
 
-def test_init_writes_an_example_that_is_legal_and_replaces_nothing(suite: Run, tmp_path: Path) -> None:
+def test_init_writes_an_example_that_is_valid_and_replaces_nothing(suite: Run, tmp_path: Path) -> None:
     path = tmp_path / "table.toml"
     code, out, _ = suite("init", str(path))
     assert (code, out) == (0, f"{path}: written; next: suite run --table {path}\n")
     api.load_table(path)
     path.write_text("mine")
     code, _, err = suite("init", str(path))
-    assert (code, err, path.read_text()) == (2, f"error: {path}: is there already; legal: a new name\n", "mine")
+    assert (code, err, path.read_text()) == (2, f"error: {path}: is there already; give another name\n", "mine")
     assert suite("init", str(tmp_path / "table.txt"))[0] == suite("init", str(tmp_path / "no" / "t.toml"))[0] == 2
 
 

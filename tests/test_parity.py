@@ -215,7 +215,7 @@ def test_a_provider_that_is_not_there_is_an_error(onnx_file: Path) -> None:
 
 
 def test_an_unknown_precision_is_an_error(onnx_file: Path) -> None:
-    with pytest.raises(ValueError, match="precision='fp8'; legal: fp32, fp16, int8"):
+    with pytest.raises(ValueError, match="precision='fp8' is not valid; use fp32, fp16 or int8"):
         compared(Mean(), onnx_file, precision="fp8")
 
 

@@ -86,7 +86,7 @@ def test_commands_take_published_weights_by_their_name(suite: Suite, tmp_path: P
     code, _, err = suite("export", "resnet20_relu_bn.cifar100_11ep", str(tmp_path / "other.onnx"))
     assert code == 2
     assert "neither a file or folder that is there nor a model" in err
-    assert "legal: resnet20_relu_bn, resnet20_relu_bn.cifar100_10ep, resnet20_relu_bn.cifar10_10ep" in err
+    assert "use resnet20_relu_bn, resnet20_relu_bn.cifar100_10ep or resnet20_relu_bn.cifar10_10ep, as" in err
 
 
 INDEX = {"weights": [{"name": "resnet20_relu_bn.x", "file": "m/artifacts/k/model.safetensors", "sha256": "0"}]}
@@ -173,5 +173,5 @@ def test_a_list_of_weights_has_only_whole_trainings(store: Store, add_run: Calla
     assert suite("list", "models", "--results", str(store.root)) == (
         2,
         "",
-        "error: --results: legal only with list weights\n",
+        "error: --results is only for list weights\n",
     )

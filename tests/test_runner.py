@@ -232,7 +232,9 @@ def test_stages_that_are_asked_for_have_the_keys_that_they_have_among_all(tmp_pa
     found = [stage.key for part in parts.values() for stage in part.stages]
     assert sorted(found) == sorted(stage.key for stage in whole.stages)
     assert [len(part.trainings) for part in parts.values()] == [3] * 4
-    with pytest.raises(InputError, match=r"^--stages analyze: table 2 has none, but train, export, parity, lat"):
+    with pytest.raises(
+        InputError, match=r"^--stages analyze: table 2 has no such stage; use train, export, parity or lat"
+    ):
         grid.plan(dataclasses.replace(options, stages=("analyze",)))
 
 

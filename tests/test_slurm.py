@@ -102,7 +102,7 @@ def test_a_job_whose_time_is_up_is_begun_again() -> None:
 
 def test_a_machine_without_slurm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match=r"^--executor slurm: there is no sbatch here"):
+    with pytest.raises(InputError, match=r"^--executor slurm: there is no sbatch here; use a machine that submits"):
         slurm.run(RunOptions(2, tmp_path))
 
 

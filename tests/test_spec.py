@@ -109,7 +109,7 @@ def test_another_depth_renames_all_models_and_the_title_says_so() -> None:
 
 
 def test_depth_is_refused_where_rows_differ_in_it() -> None:
-    with pytest.raises(InputError, match="legal for tables 1, 2 and 3"):
+    with pytest.raises(InputError, match=r"^--depth is only for tables 1, 2 and 3; the rows of table 4 differ"):
         spec.with_depth(spec.load_table(4), 20)
 
 
@@ -132,7 +132,7 @@ def test_a_glob_without_a_match_is_named_with_the_models_there_are() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("number = 2", "number = 2\nnumbr = 3", "t.toml: unknown key 'numbr'; legal: number, title"),
+        ("number = 2", "number = 2\nnumbr = 3", "t.toml: unknown key 'numbr'; use number, title"),
         ("epochs = 164", "epoch = 164", "t.toml: recipe: unknown key 'epoch'"),
         ("epochs = 164\n", "", "t.toml: recipe: key 'epochs' is missing"),
         ("epochs = 164", 'epochs = "164"', "t.toml: recipe: epochs: must be of type int, not '164'"),
@@ -144,17 +144,17 @@ def test_a_glob_without_a_match_is_named_with_the_models_there_are() -> None:
         (
             'augment = "cifar"',
             'augment = "cutout"',
-            "recipe: augment: 'cutout' is not legal; legal: 'cifar', 'imagenet'",
+            "recipe: augment: 'cutout' is not valid; use 'cifar' or 'imagenet'",
         ),
         ("max_steps = 4", "max_stps = 4", "t.toml: quick: unknown key 'max_stps'"),
-        ('metrics = ["top1"]', 'metrics = ["top2"]', "unknown metric 'top2'; legal: top1"),
+        ('metrics = ["top1"]', 'metrics = ["top2"]', "unknown metric 'top2'; use top1"),
         (
             "paper = { top1 = 7.78 }",
             "paper = { top5 = 7.78 }",
-            r"t.toml: rows\[0\]: paper: unknown key 'top5'; legal: top1",
+            r"t.toml: rows\[0\]: paper: unknown key 'top5'; use top1",
         ),
         ("paper = { top1 = 7.78 }", "paper = 7.78", r"t.toml: rows\[0\]: paper: must be a table of keys"),
-        ('data = "cifar10"', 'data = "mnist"', r"rows\[0\]: data: 'mnist' is not legal; legal: 'cifar10', 'cifar100'"),
+        ('data = "cifar10"', 'data = "mnist"', r"rows\[0\]: data: 'mnist' is not a data set; use cifar10, cifar100"),
         (
             "resnet110_relu_plain",
             "resnet56_relu_plain",
@@ -164,15 +164,15 @@ def test_a_glob_without_a_match_is_named_with_the_models_there_are() -> None:
         ("number = 2", "number = [", "t.toml: not valid TOML"),
     ],
 )
-def test_an_error_in_a_table_names_file_place_and_what_is_legal(old: str, new: str, message: str) -> None:
+def test_an_error_in_a_table_names_file_place_and_what_to_do(old: str, new: str, message: str) -> None:
     assert old in TEXT
     with pytest.raises(InputError, match=message):
         spec.parse_table(TEXT.replace(old, new, 1), "t.toml")
 
 
 @pytest.mark.parametrize("number", [0, 5])
-def test_an_unknown_table_is_refused_with_the_legal_ones(number: int) -> None:
-    with pytest.raises(InputError, match="legal tables are 1, 2, 3, 4"):
+def test_an_unknown_table_is_refused_with_those_there_are(number: int) -> None:
+    with pytest.raises(InputError, match=r"no such table; use 1, 2, 3 or 4$"):
         spec.load_table(number)
 
 

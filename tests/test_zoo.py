@@ -159,8 +159,8 @@ def test_weights_that_are_to_be_compared_with_a_file_need_a_model_that_is_known(
     assert f"{out}: made from weights that were given, which --weights FILE.safetensors|FOLDER names" in refusal(
         "parity", str(out), "--import", "small_nets"
     )
-    assert "legal without --against" in refusal(*ask, "--against", "resnet18")
-    assert "--model: legal with --weights FILE.safetensors" in refusal("parity", str(out), "--model", "resnet18")
+    assert "--weights and --against cannot be combined; give one of them" in refusal(*ask, "--against", "resnet18")
+    assert "--model is only for --weights FILE.safetensors" in refusal("parity", str(out), "--model", "resnet18")
     assert f"{weights}: holds weights alone; export MODEL OUT.onnx" in refusal(
         "parity", str(out), "--against", str(weights)
     )
@@ -169,7 +169,10 @@ def test_weights_that_are_to_be_compared_with_a_file_need_a_model_that_is_known(
     content = onnx.load(out)
     for stated, what in (
         ({"model": "/etc"}, "its model '/etc': neither this project nor timm has it"),
-        ({"model": "small_net", "arguments": '{"checkpoint_path": "/etc/passwd"}'}, "'checkpoint_path' is not legal"),
+        (
+            {"model": "small_net", "arguments": '{"checkpoint_path": "/etc/passwd"}'},
+            "'checkpoint_path' is not allowed; use the model's own",
+        ),
         ({"model": "small_net", "arguments": "[]"}, "its arguments are not those of a model"),
         ({}, "does not say which model it was exported from; --model MODEL names it"),
     ):
@@ -208,8 +211,11 @@ def test_a_folder_in_timms_layout_is_a_network_of_which_nothing_is_run(tmp_path:
     content = json.loads((tmp_path / "config.json").read_bytes())
     for change, said in (
         ({"architecture": "hf-hub:someone/model"}, "timm has no model 'hf-hub:someone/model'"),
-        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "model_args: 'checkpoint_path' is not legal"),
-        ({"model_args": {"act_layer": {"a": 1}}}, "model_args: 'act_layer' is not legal"),
+        (
+            {"model_args": {"checkpoint_path": "/etc/passwd"}},
+            "model_args: 'checkpoint_path' is not allowed; use the model's own",
+        ),
+        ({"model_args": {"act_layer": {"a": 1}}}, "model_args: 'act_layer' is not allowed; use the model's own"),
         ({"model_args": {"num_classes": "x"}}, "timm cannot make it: TypeError"),
         ({"pretrained_cfg": {"input_size": [3, 10**9, 16]}}, "its input_size is"),
     ):

@@ -113,7 +113,7 @@ def proposition_1(weight: FloatArray, sigma: float = 1.0, mean: FloatArray | Non
     """
     mean = np.zeros(weight.shape[1]) if mean is None else mean
     if np.linalg.norm(mean) > sigma:
-        raise ValueError(f"mean has length {np.linalg.norm(mean):.4g}: legal lengths are up to sigma, {sigma:.4g}")
+        raise ValueError(f"mean has length {np.linalg.norm(mean):.4g}; it must be at most sigma, {sigma:.4g}")
     covariance = weight @ (sigma**2 * np.eye(len(mean)) - np.outer(mean, mean)) @ weight.T
     alpha = np.diag(covariance)
     error = float(np.linalg.norm(covariance - np.diag(alpha)))
@@ -149,7 +149,7 @@ def proposition_3(weight: FloatArray) -> SumCovariance:
     """
     identity = np.eye(weight.shape[-1])
     if weight.shape != identity.shape or not np.allclose(weight @ weight.T, identity, rtol=0, atol=1e-8):
-        raise ValueError(f"weight {weight.shape}: legal matrices are square and orthogonal")
+        raise ValueError(f"weight has shape {weight.shape}; it must be square and orthogonal")
     total = weight + identity
     return SumCovariance(total @ total.T, 2 * identity + weight + weight.T, 2 * total)
 

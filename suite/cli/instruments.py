@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from suite.cli import options
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 from suite.files import printable
 from suite.registry import ORT, PROVIDERS, REDUCED, RUNTIMES
 
@@ -180,11 +180,13 @@ def parity(
 
     loaded.require([runtime])
     if provider not in RUNTIMES[runtime].providers:
-        raise InputError(f"--provider {provider}: {runtime} runs on {', '.join(RUNTIMES[runtime].providers)} alone")
+        raise InputError(
+            f"--provider {provider}: {runtime} does not run on it; use {join_with_or(RUNTIMES[runtime].providers)}"
+        )
     pair = versus.find_pair(source, against, weights, model, modules)
     if pair is None:
         if given or tolerance is not None:
-            raise InputError("--input, --tolerance: legal with --against, or of a model that is not this project's")
+            raise InputError("--input and --tolerance are only for --against and models that are not this project's")
         return _parity_of_own(source, weights, provider, runtime, images, options.data_sets_of(texts))
     data = options.folder_of(texts)
     said = feeds.parse_inputs(given)

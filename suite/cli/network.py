@@ -46,7 +46,9 @@ def export(
     if out.suffix != ".onnx" and not out.is_dir():
         raise InputError(f"{out}: is to be an ONNX file, whose name ends in .onnx, as in {out.stem}.onnx")
     if texts and precision == "fp32":
-        raise InputError("--data: legal only with --precision int8, which is calibrated on it, and fp16, checked on it")
+        raise InputError(
+            "--data is only for --precision int8, which is calibrated on it, and fp16, which is checked on it"
+        )
     if weights is not None:
         zoo.require_weights(weights)
     network = subjects.find(source, modules).network
@@ -124,14 +126,14 @@ def figure(number: str, results: Path, depth: str | None, images: int, data: dic
     if number == figures.PROMISE:
         if depth or data:
             raise InputError(
-                "--depth, --data: legal only for figure 2; normprop is of initial weights and random images"
+                "--depth and --data are only for figure 2; normprop is of initial weights and random images"
             )
         promised, remarks = figures.promise()
         click.echo(figures.render(number, promised, text_format, remarks), nl=False)
         return 0
 
     if number == "3" and data:
-        raise InputError("--data: legal only for figure 2; figure 3 is of weights alone")
+        raise InputError("--data is only for figure 2; figure 3 is of weights alone")
     folders.require_results_if_given(results)
 
     asked = int(depth) if depth else None

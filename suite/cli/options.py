@@ -30,7 +30,7 @@ class Count(click.IntRange):
         try:
             number: int = super().convert(value, param, ctx)
         except click.BadParameter:
-            self.fail(f"{value!r:.40} is no whole number from 1 to {self._most}", param, ctx)
+            self.fail(f"{value!r:.40} is not a whole number from 1 to {self._most}", param, ctx)
         return number
 
 
@@ -44,7 +44,7 @@ class Word(click.Choice[str]):
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter:
-            self.fail(f"{value!r} is not one of {join_with_or(self.choices)}", param, ctx)
+            self.fail(f"{value!r} is not valid; use {join_with_or(self.choices)}", param, ctx)
 
 
 class Share(click.ParamType[float]):
@@ -58,7 +58,7 @@ class Share(click.ParamType[float]):
         except ValueError:
             number = -1.0
         if not 0 <= number < float("inf"):
-            self.fail(f"{value!r} is no number from 0, as in 1e-4", param, ctx)
+            self.fail(f"{value!r} is not valid; use 0 or more, as in 1e-4", param, ctx)
         return number
 
 
@@ -96,7 +96,7 @@ class Location(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
-            self.fail("an empty text is no path", param, ctx)
+            self.fail("the path is empty; give one", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -121,14 +121,14 @@ def list_of(legal: Iterable[str]) -> Choices:
 def one_of(text: str, legal: tuple[str, ...]) -> str:
     """The text if it is legal; else a `ValueError` that says what is."""
     if text not in legal:
-        raise ValueError(f"{text!r} is not one of {join_with_or(legal)}")
+        raise ValueError(f"{text!r} is not valid; use {join_with_or(legal)}")
     return text
 
 
 def batch_size(text: str) -> int:
     """Images a run, from 1."""
     if not text.isdecimal() or not 1 <= float(text) <= LARGEST_BATCH:
-        raise ValueError(f"{text!r} is not a batch size: a whole number from 1 to {LARGEST_BATCH}, as in 1,8")
+        raise ValueError(f"{text!r} is not a batch size; use whole numbers from 1 to {LARGEST_BATCH}, as in 1,8")
     return int(text)
 
 
@@ -153,7 +153,7 @@ def data_sets_of(values: Iterable[str], more: Iterable[str] = ()) -> dict[str, P
     for value in values:
         name, separator, path = value.partition("=")
         if name not in legal or not separator or not path:
-            raise InputError(f"--data {value}: must be NAME=PATH with NAME one of {join_with_or(legal)}")
+            raise InputError(f"--data {value}: must be NAME=PATH, where NAME is {join_with_or(legal)}")
         if name in found:
             raise InputError(f"--data {name} is given twice")
         found[name] = Path(path)
@@ -164,7 +164,7 @@ def folder_of(values: Sequence[str]) -> Path | None:
     """The one folder of images, or file of arrays, of a network that is not this
     project's; None if none is given."""
     if len(values) > 1 or any("=" in value for value in values):
-        raise InputError("--data: legal for other networks than this project's: one folder of images, or one file .npz")
+        raise InputError("--data: for a network that is not this project's, give one folder of images or one .npz file")
     return Path(values[0]) if values else None
 
 
@@ -180,8 +180,8 @@ class AnyTable(click.ParamType[int | OwnTable]):
         if number in spec.NUMBERS:
             return int(value)
         if number is not None or (not value.endswith(".toml") and not Path(value).is_file()):
-            legal = join_with_or(map(str, spec.NUMBERS))
-            raise InputError(f"--table {value}: is not one of {legal}, nor a TOML file; `init FILE.toml` writes one")
+            legal = join_with_or([*map(str, spec.NUMBERS), "a TOML file"])
+            raise InputError(f"--table {value}: no such table; use {legal}, which `init FILE.toml` writes")
         return own.load(Path(value))
 
 
@@ -201,7 +201,7 @@ class Percent(click.ParamType[float]):
         except ValueError:
             share = -1.0
         if not 0 <= share < 100:
-            self.fail(f"{value!r} is no percentage: a number from 0, as in 5%", param, ctx)
+            self.fail(f"{value!r} is not a percentage; use 0% or more, as in 5%", param, ctx)
         return share
 
 

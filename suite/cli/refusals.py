@@ -1,5 +1,5 @@
 """What click refuses, in one line as this project writes them: what is wrong, and what
-is legal or to be done."""
+to do."""
 
 import click
 from click import exceptions

@@ -63,7 +63,7 @@ def init(file: Path) -> int:
             f"{file}: is to be a TOML file, whose name ends in .toml, as in {file.stem or 'my_table'}.toml"
         )
     if file.exists():
-        raise InputError(f"{file}: is there already; legal: a new name")
+        raise InputError(f"{file}: is there already; give another name")
     if not file.parent.is_dir():
         raise InputError(f"{file.parent}: no such folder")
     try:
@@ -123,7 +123,7 @@ def report_(
         folders.require_results(folder)
     if isinstance(table, int):
         raise InputError(
-            f"--table {table}: the page has all of the paper's; legal: the TOML file of a table of your own"
+            f"--table {table}: the page has all of the paper's tables; give the TOML file of a table of your own"
         )
     imports = folders.check_modules(table, modules)
     path = folders.write_page(results, out, metric, table, imports)
@@ -149,7 +149,7 @@ def list_(what: str, results: Path, text_format: str) -> int:
     if what != "weights":
         for name, option in (("results", "--results"), ("text_format", "--format")):
             if click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-                raise InputError(f"{option}: legal only with list weights")
+                raise InputError(f"{option} is only for list weights")
     if what == "weights":
         from suite.report import formats
         from suite.results import weights

@@ -209,7 +209,7 @@ def resize(image: Tensor, height: int, width: int, method: Method = "exact") -> 
         return _resize_exact(image, height, width)
     if method == "fast":
         return _resize_fast(image, height, width)
-    raise ValueError(f"unknown resize method {method!r}: expected 'exact' or 'fast'")
+    raise ValueError(f"unknown resize method {method!r}; use 'exact' or 'fast'")
 
 
 def resize_shorter(image: Tensor, size: int, method: Method = "exact") -> Tensor:

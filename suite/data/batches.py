@@ -139,7 +139,7 @@ class Batches:
         if len(batches[-1]) < self.group.size:
             raise InputError(
                 f"{self.group.size} processes cannot share a batch of {len(batches[-1])}, which is the last of "
-                f"{len(order)} images in batches of {self.recipe.batch_size}; legal: {len(batches[-1])} or fewer"
+                f"{len(order)} images in batches of {self.recipe.batch_size}; use {len(batches[-1])} or fewer"
             )
         return [batch[self.group.rank :: self.group.size] for batch in batches]
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suite.data import cifar
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 from suite.files import write
 from suite.registry import DATA_SETS
 
@@ -224,7 +224,7 @@ def _list_anew(folder: Path, classes: Sequence[str]) -> tuple[Listing, dict[str,
                 else:
                     odd[os.path.splitext(entry.name)[1].lower() or "no suffix"] += 1
         if not images:
-            raise InputError(f"{home}: holds no images ({', '.join(_PHOTOS)})")
+            raise InputError(f"{home}: holds no images; give a folder with {join_with_or(_PHOTOS)} files")
         images.sort()
         files += [home / file for file, _ in images]
         sizes += [size for _, size in images]

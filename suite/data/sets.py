@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suite.data import cifar, digits, folders
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 from suite.registry import DATA_SETS, STAND_INS, DataSet, Triple
 
 
@@ -102,7 +102,7 @@ class Dataset:
             return self
         for name, values in others.items():
             if len(values) != 3:
-                raise InputError(f"{where}: {name} holds {len(values)} numbers; legal: 3, one for each channel")
+                raise InputError(f"{where}: {name} holds {len(values)} numbers; give 3, one for each channel")
         said = ", ".join(
             f"{name} {_rounded(values)} (of {self.name} {_rounded(own[name])})" for name, values in others.items()
         )
@@ -125,7 +125,7 @@ def load(name: str, path: Path | None = None) -> Dataset:
     InputError for anything else.
     """
     if name not in DATA_SETS:
-        raise InputError(f"unknown data set {name!r}, must be one of {', '.join(DATA_SETS)}")
+        raise InputError(f"unknown data set {name!r}; use {join_with_or(DATA_SETS)}")
     if name not in STAND_INS:
         if path is not None:
             raise InputError(f"{name} is embedded and takes no path, got {path}")
@@ -283,7 +283,7 @@ def download(name: str, root: Path) -> Path:
     if name == "svhn":
         return _download_svhn(root / name)
     if name not in sources:
-        raise InputError(f"{name!r} cannot be downloaded, must be one of {', '.join([*sources, 'svhn'])}")
+        raise InputError(f"{name!r} cannot be downloaded; use {join_with_or([*sources, 'svhn'])}")
     source = sources[name]
     folder: Path = root / source.base_folder
     if all(utils.check_integrity(folder / file, md5) for file, md5 in source.train_list + source.test_list):

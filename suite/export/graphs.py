@@ -144,10 +144,10 @@ def tensors(message: Any) -> Iterator[Any]:
 def _type_of(path: Path, value: Any) -> tuple[str, tuple[Dimension, ...]]:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        raise InputError(f"{path}: input {value.name!r} is a {kind}; legal: tensors of numbers")
+        raise InputError(f"{path}: input {value.name!r} is a {kind}; give a file that takes tensors of numbers")
     tensor = value.type.tensor_type
     if tensor.elem_type == TensorProto.STRING:
-        raise InputError(f"{path}: input {value.name!r} takes strings; legal: tensors of numbers")
+        raise InputError(f"{path}: input {value.name!r} takes strings; give a file that takes tensors of numbers")
     name = TensorProto.DataType.Name(tensor.elem_type) if tensor.elem_type else "UNDEFINED"
     if not tensor.HasField("shape"):
         raise InputError(f"{path}: input {value.name!r} does not say how many dimensions it has")

@@ -34,17 +34,19 @@ def read(path: Path) -> Any:
     found = {entry.domain: entry.version for entry in model.opset_import}
     opset = found.pop("", found.pop("ai.onnx", None))
     if opset != OPSET:
-        raise InputError(f"{path}: of opset {opset}; legal: {OPSET}, which `export` writes")
+        raise InputError(f"{path}: its opset is {opset}; it must be {OPSET}, as `export` writes")
     ends = [[value.name for value in ends] for ends in (model.graph.input, model.graph.output)]
     if ends != [["input"], ["logits"]]:
-        raise InputError(f"{path}: its inputs and outputs are {ends}; legal: one input, and logits as output")
+        raise InputError(
+            f"{path}: its inputs and outputs are {ends}; they must be one input, 'input', and one output, 'logits'"
+        )
     image, logits = _sides(model.graph.input[0])[1:], _sides(model.graph.output[0])[1:]
     if not (len(image) == 3 and image[0] > 0 and image[1] == image[2] and 0 < image[1] <= spec.LARGEST_SIDE):
         raise InputError(
-            f"{path}: its input is {image}; legal: [channels, size, size] with sizes to {spec.LARGEST_SIDE}"
+            f"{path}: its input is {image}; it must be [channels, size, size] with a size of 1 to {spec.LARGEST_SIDE}"
         )
     if not (len(logits) == 1 and logits[0] > 0):
-        raise InputError(f"{path}: its logits are {logits}; legal: [classes]")
+        raise InputError(f"{path}: its logits are {logits}; they must be [classes]")
     return model
 
 

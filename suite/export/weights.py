@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from suite.errors import InputError, first_line
+from suite.errors import InputError, first_line, join_with_or
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,7 +79,7 @@ def read_config(folder: Path) -> Config:
         raise InputError(f"{path}: its model {model!r} is not one of this project's")
     for name, value in arguments.items():
         if name not in ARGUMENTS:
-            raise InputError(f"{path}: model_args: unknown key {name!r}; legal: {', '.join(ARGUMENTS)}")
+            raise InputError(f"{path}: model_args: unknown key {name!r}; use {join_with_or(ARGUMENTS)}")
         if type(value) not in ARGUMENTS[name]:
             raise InputError(f"{path}: model_args: {name} must be of type {ARGUMENTS[name][-1].__name__}")
     if type(classes) is not int or classes < 1 or arguments.get("num_classes", classes) != classes:

@@ -137,7 +137,7 @@ def check_arguments(arguments: Mapping[str, Any], where: str) -> None:
     """
     for name, value in arguments.items():
         if name in _REFUSED or not _is_plain(value):
-            raise InputError(f"{where}: {name!r} is not legal; legal: the model's own numbers and texts")
+            raise InputError(f"{where}: {name!r} is not allowed; use the model's own arguments, as numbers or texts")
 
 
 def _is_plain(value: Any) -> bool:

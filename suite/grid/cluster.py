@@ -304,7 +304,7 @@ def _connection(address: str | None) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         given = f"--address {address}" if address else "--executor ray"
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{given}: {reason}; legal: --address auto, or HOST:PORT of a Ray cluster") from None
+        raise InputError(f"{given}: {reason}; use --address auto or the HOST:PORT of a Ray cluster") from None
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
     # Ray prints the last words of what died, some of them as it shuts down, where the table is to stand.
     with redirect_stdout(sys.stderr):

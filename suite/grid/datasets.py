@@ -33,7 +33,9 @@ def load_for_rows(table: Table, options: RunOptions) -> Iterator[tuple[Row, "Dat
     wanted = {row.data for row in table.rows}
     for name in options.data:
         if name not in wanted:
-            raise InputError(f"--data {name}=...: no row to run uses {name}, but {', '.join(sorted(wanted))}")
+            raise InputError(
+                f"--data {name}=...: no row to run uses {name}; the rows use {' and '.join(sorted(wanted))}"
+            )
     if isinstance(table, OwnTable):
         yield from _of_own(table, options)
         return
@@ -94,7 +96,7 @@ def _check_size(table: Table, row: Row, dataset: "Dataset", options: RunOptions)
     if sides != {held.shape[1]}:
         raise InputError(
             f"{table.place}: row {row.title!r}: {dataset.name} has {held.shape[1]}x{held.shape[1]} pixels, which "
-            f'augment = "cifar" takes as they are; legal: train_size and test_size of {held.shape[1]}'
+            f'augment = "cifar" takes as they are; set train_size and test_size to {held.shape[1]}'
         )
 
 

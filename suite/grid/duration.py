@@ -24,5 +24,5 @@ def parse_duration(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
     seconds = sum(float(number) * units[unit] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != text or not 0 < seconds < LONGEST:
-        raise ValueError(f"{text!r} is no time, which is written as 90s, 30m, 1h30m or 2d")
+        raise ValueError(f"{text!r} is not a time; write it as 90s, 30m, 1h30m or 2d")
     return seconds

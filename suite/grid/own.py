@@ -92,7 +92,7 @@ def _check_network(cell: Cell, sizes: Sequence[int]) -> None:
             shape = "x".join(map(str, given)) if given else "no tensor"
             raise InputError(
                 f"{where}: {row.model} gives {shape} for two images of {cell.dataset.name}, which has {classes} "
-                f"classes; legal: 2x{classes}, as its argument num_classes is to make it"
+                f"classes; it must give 2x{classes}, by its argument num_classes"
             )
 
 

@@ -9,7 +9,7 @@ result: whoever does a stage first does it for all.
 
 from dataclasses import dataclass
 
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 from suite.grid import datasets, own
 from suite.grid import stages as stages_of
 from suite.grid.run_options import RunOptions as RunOptions
@@ -97,6 +97,6 @@ def plan(options: RunOptions, processes: int = 1) -> Grid:
     stages += timed
     asked = tuple(stage for stage in stages if stage_option_of(stage.kind) in options.stages)
     if stages and not asked:
-        legal = ", ".join(name for name in spec.STAGES if name in {stage_option_of(stage.kind) for stage in stages})
-        raise InputError(f"--stages {','.join(options.stages)}: {table.label} has none, but {legal}")
+        legal = join_with_or(name for name in spec.STAGES if name in {stage_option_of(stage.kind) for stage in stages})
+        raise InputError(f"--stages {','.join(options.stages)}: {table.label} has no such stage; use {legal}")
     return Grid(table, cells, asked, tuple(stage for stage in stages if stage.kind == "train"))

@@ -54,7 +54,7 @@ def run(options: RunOptions) -> RunSummary:
     group = distributed.join()
     try:
         if group.size > 1 and options.workers > 1:
-            raise InputError("--workers: torchrun has started the processes of this run; legal with it: 1")
+            raise InputError("--workers: torchrun has started the processes of this run; use 1")
         grid = plan(options, group.size)
         if group.rank:
             _follow(options, grid, group)

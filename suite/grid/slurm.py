@@ -34,7 +34,7 @@ def run(options: RunOptions) -> RunSummary:
         InputError: there is no Slurm here, or a job cannot use the options.
     """
     if CLUSTER == "slurm" and not shutil.which("sbatch"):
-        raise InputError("--executor slurm: there is no sbatch here; legal on a machine that submits jobs to Slurm")
+        raise InputError("--executor slurm: there is no sbatch here; use a machine that submits jobs to Slurm")
     check_timing(options)
     return lead(options, plan(options), ALONE, _do_stages)
 

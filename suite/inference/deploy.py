@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import to_builtins
 
 from suite import env
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 from suite.export import onnxfile, zoo
 from suite.files import name_full_disk
 from suite.inference import model_files, networks, reduced, subjects
@@ -112,8 +112,8 @@ def check(out: Path, precision: str, provider: str) -> None:
     except OSError as error:
         raise InputError(f"{out}: cannot write there: {error.strerror}") from None
     if reason := why_unsupported(provider, precision):
-        legal = ", ".join(each for each in ("fp32", *REDUCED) if not why_unsupported(provider, each))
-        raise InputError(f"--precision {precision} --provider {provider}: {reason}; this provider has {legal}")
+        legal = join_with_or(each for each in ("fp32", *REDUCED) if not why_unsupported(provider, each))
+        raise InputError(f"--precision {precision} --provider {provider}: {reason}; use {legal}")
     require_provider(provider)
 
 
@@ -182,7 +182,7 @@ def onnx_file(name: str, provider: str, size: int | None, modules: Sequence[str]
     if subject.graph is not None:
         sides = {slot.dimensions[-1] for slot in subject.graph.inputs if len(slot.dimensions) == 4}
         if size is not None and sides != {size}:
-            raise InputError(f"--size {size}: {name} is a file; legal with it: --input NAME=SHAPE where a size is free")
+            raise InputError(f"--size {size}: {name} is a file; use --input NAME=SHAPE where its size is free")
         yield subject.graph.path
         return
     assert subject.network is not None  # for the type checker
@@ -230,7 +230,7 @@ def parity(
     if is_file and not path.is_file():
         raise InputError(f"{name}: no such file")
     if weights and not is_file:
-        raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {name} is none")
+        raise InputError(f"--weights {weights} is only for ONNX files; {name} is not one")
     require_provider(provider)
     file = onnxfile.read(path) if is_file else None
     made_from = weights or (onnxfile.model_in_metadata(path, file) if file else name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from suite import env
-from suite.errors import InputError, first_line
+from suite.errors import InputError, first_line, join_with_or
 from suite.export import graphs, zoo
 from suite.inference import feeds, latency, loaded, subjects
 from suite.inference.contest import QUICK, Entrant
@@ -57,12 +57,12 @@ def find_subjects(names: Sequence[str], wanted: ContestOptions) -> list[Subject]
         if subject.graph is None:
             continue
         if not any(RUNTIMES[name].reads_files for name in wanted.runtimes or (ORT,)):
-            legal = ", ".join(name for name, runtime in RUNTIMES.items() if runtime.reads_files)
-            raise InputError(f"--runtimes {','.join(wanted.runtimes)}: {subject.name} is a file; legal for it: {legal}")
+            legal = join_with_or(name for name, runtime in RUNTIMES.items() if runtime.reads_files)
+            raise InputError(f"--runtimes {','.join(wanted.runtimes)}: {subject.name} is a file; use {legal}")
         for batch_size in wanted.batch_sizes or (None,):
             subjects.resolve_inputs(subject.graph, wanted.given, batch_size)
     if wanted.precisions and all(subject.graph for subject in found):
-        raise InputError("--precisions: legal for models, which are exported; a file is timed as it is")
+        raise InputError("--precisions is only for models, which are exported; a file is timed as it is")
     for provider in wanted.providers:
         if reason := latency.why_unavailable(provider):
             raise InputError(f"--providers {provider}: not available here: {reason}")

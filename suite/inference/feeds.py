@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from suite.errors import InputError, first_line
+from suite.errors import InputError, first_line, join_with_or
 
 Values = dict[str, NDArray[Any]]
 Arrays = list[NDArray[Any]]
@@ -90,13 +90,16 @@ def parse_inputs(texts: Sequence[str]) -> GivenInputs:
     for text in texts:
         if text.endswith(".npz") and "=" not in text:
             if path is not None:
-                raise InputError(f"--input {text}: a second .npz file; legal: one, which has all inputs")
+                raise InputError(f"--input {text}: a second .npz file; give one that has all inputs")
             path = text
             continue
         name, separator, shape = text.rpartition("=")
         sides = shape.split("x") if shape else []
         if not (name and separator) or not all(side.isdecimal() and int(side) > 0 for side in sides):
-            raise InputError(f"--input {text}: legal: NAME=SHAPE, as in ids=1x128, or a file .npz with an array a name")
+            raise InputError(
+                f"--input {text}: is not valid; use NAME=SHAPE, as in ids=1x128, or an .npz file with an array for "
+                "each input"
+            )
         if name in shapes:
             raise InputError(f"--input {name} is given twice")
         shapes[name] = tuple(map(int, sides))
@@ -118,10 +121,10 @@ def read_npz(path: Path) -> Values:
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, MemoryError) as why:
         raise InputError(f"{path}: cannot be read as an .npz file of arrays: {first_line(why)}") from None
     if not values:
-        raise InputError(f"{path}: holds no array; legal: an array for each input, by its name")
+        raise InputError(f"{path}: holds no array; give one for each input, by its name")
     for name, array in values.items():
         if array.dtype.name not in TYPES:
-            raise InputError(f"{path}: {name!r} is of type {array.dtype.name}; legal: {', '.join(TYPES)}")
+            raise InputError(f"{path}: {name!r} is of type {array.dtype.name}; use {join_with_or(TYPES)}")
         if array.size == 0:
             raise InputError(f"{path}: {name!r} is empty")
     return values
@@ -141,7 +144,8 @@ def require_known(given: GivenInputs, names: Iterable[str]) -> None:
     for name in (*given.shapes, *given.values):
         if name not in legal:
             where = given.path if name in given.values else "--input"
-            raise InputError(f"{where}: nothing here has an input {name!r}; legal: {', '.join(legal) or 'none'}")
+            remedy = f"use {join_with_or(legal)}" if legal else "there are no inputs"
+            raise InputError(f"{where}: nothing here has an input {name!r}; {remedy}")
 
 
 def format_shape(shape: Iterable[int]) -> str:

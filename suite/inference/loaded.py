@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 from suite.inference.feeds import Arrays, Input, Values
 from suite.registry import PROVIDERS, RUNTIMES
 
@@ -142,8 +142,8 @@ def load(request: Request, checked: bool = False) -> Loaded:
     """
     runtime = RUNTIMES[request.runtime]
     if request.provider not in runtime.providers:
-        legal = ", ".join(runtime.providers)
-        raise RuntimeError(f"{runtime.label} does not run on {PROVIDERS[request.provider].name}; legal: {legal}")
+        legal = join_with_or(runtime.providers)
+        raise RuntimeError(f"{runtime.label} does not run on {PROVIDERS[request.provider].name}; use {legal}")
     loader = importlib.import_module(f"suite.inference.in_{runtime.library}")
     loaded: Loaded = loader.load(request, checked)
     return loaded

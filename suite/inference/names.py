@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from suite.errors import InputError, describe_error
+from suite.errors import InputError, describe_error, join_with_or
 
 _ENTRYPOINT = re.compile(r"^@register_model[^\n]*\n(?:@[^\n]*\n)*def (\w+)\(", re.MULTILINE)
 _MODELS = Path(__file__).parent.parent.parent / "models"
@@ -118,7 +118,7 @@ def require_model(name: str, what: str = "a model of this project or of timm") -
         bare, dot, _ = name.partition(".")
         tagged = sorted(each for each in published() if each.startswith(f"{bare}.")) if dot else []
         if dot and bare in our_models():
-            hint = f"; legal: {bare}" + "".join(f", {each}" for each in tagged) + ", as `list weights` says"
+            hint = f"; use {join_with_or([bare, *tagged])}, as `list weights` says"
         else:
             hint = suggest_names(name, our_models() | timm_models())
         raise InputError(f"{name}: neither a file or folder that is there nor {what}{hint}")
@@ -138,4 +138,4 @@ def suggest_names(name: str, legal: Iterable[str]) -> str:
     near = difflib.get_close_matches(bare, legal, OFFERED, 0.6)
     if not near and bare:
         near = [each for each in legal if bare.lower() in each][:OFFERED]
-    return f"; the nearest names: {', '.join(near)}" if near else ""
+    return f"; did you mean {join_with_or(near)}?" if near else ""

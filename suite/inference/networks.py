@@ -94,8 +94,8 @@ def find_network(name: str, size: int | None = None) -> Iterator[NamedNetwork]:
             legal = timm.list_models(module="crelu_resnet")
             if name not in legal:
                 raise InputError(
-                    f"{name}: neither a folder with a run's weights nor a model; legal models are those of "
-                    f"{env.typed()} list models"
+                    f"{name}: neither a folder with a run's weights nor a model; use a model that "
+                    f"{env.typed()} list models prints"
                 )
             import torch
 

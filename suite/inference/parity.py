@@ -11,6 +11,7 @@ from msgspec import structs
 from torch import nn
 
 from suite.data.batches import Batches
+from suite.errors import join_with_or
 from suite.inference.loaded import Loaded, Request, load
 from suite.registry import ORT, REDUCED, RUNTIMES
 from suite.results.derived import allowed_loss
@@ -78,7 +79,7 @@ def compare(
         ValueError: an unknown precision.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}; legal: {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision={precision!r} is not valid; use {join_with_or(PRECISIONS)}")
     deployed = load(Request(runtime, str(path), provider, 1, 0, threads), True)
     logits = deployed.outputs.index("logits")
     expected, actual, targets = [], [], []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from suite.errors import InputError, first_line
+from suite.errors import InputError, first_line, join_with_or
 from suite.export.zoo import Network
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def list_images(folder: Path) -> list[Path]:
     """
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in NAMES and path.is_file())
     if not found:
-        raise InputError(f"{folder}: holds no images; legal: a folder with files {', '.join(NAMES)}")
+        raise InputError(f"{folder}: holds no images; give a folder with {join_with_or(NAMES)} files")
     return [found[index] for index in np.random.default_rng(0).permutation(len(found))]
 
 
@@ -75,7 +75,7 @@ def _batches(network: Network, images: "Iterator[Image.Image]", shape: Sequence[
     from timm.data.transforms_factory import create_transform
 
     if shape[1] != 3:
-        raise InputError(f"{network.model} takes {shape[1]} channels; legal for it: --data FILE.npz")
+        raise InputError(f"{network.model} takes {shape[1]} channels, and images have 3; use --data FILE.npz")
     described: Mapping[str, Any] = dict(network.described) | {"input_size": tuple(shape[1:])}
     config: Any = resolve_data_config(pretrained_cfg=dict(described))  # type: ignore[no-untyped-call] # timm has no type here
     transform: Any = create_transform(**config, is_training=False)

@@ -75,7 +75,7 @@ def convert(
             greatest = value
             overflow = f"{node} gives values to {value:.3g} on {images.words}, and float16 holds {most:.0f} at most"
             if trained:
-                raise RuntimeError(f"{overflow}; legal: fp32, and int8 on the CPU provider")
+                raise RuntimeError(f"{overflow}; use fp32, or int8 on the CPU provider")
             warnings = [f"{overflow}: with these initial weights the file gives no numbers on a GPU"]
             break
     return ConvertResult(

@@ -89,13 +89,13 @@ def given_to_each(both: Sequence[Subject], given: GivenInputs) -> list[GivenInpu
         lacking = ", ".join(repr(name) for name in names[nearest] if name not in held)
         has = ", ".join(sorted(held))
         raise InputError(
-            f"{given.path}: has no array for input {lacking} of {both[nearest].name}; legal: one for each input "
-            f"({', '.join(names[nearest])}); it has {has}"
+            f"{given.path}: has no array for input {lacking} of {both[nearest].name}, only {has}; give one for each "
+            f"input ({', '.join(names[nearest])})"
         )
     if more := held - set(names[named_as]):
         raise InputError(
             f"{given.path}: has arrays by the names of both, and {', '.join(sorted(more))} would not be used; "
-            f"legal: those of one of the two, as {', '.join(names[named_as])}"
+            f"give only those of one of the two, as {', '.join(names[named_as])}"
         )
     if set(names[0]) == set(names[1]):
         return [given, given]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 from suite.export import graphs, zoo
 from suite.inference import names
 from suite.inference.feeds import NOTHING_GIVEN, TYPES, GivenInputs, Input
@@ -112,9 +112,9 @@ def resolve_inputs(
     elif graph.inputs and not firsts:
         fixed = graph.inputs[0].dimensions[0] if graph.inputs[0].dimensions else 1
         if fixed != batch_size:
-            raise InputError(f"{path}: is for batches of {fixed}; legal: that batch size, or none")
+            raise InputError(f"{path}: is for batches of {fixed}; use that batch size, or give none")
     elif any(name in given.values and given.values[name].shape[0] != batch_size for name in slots):
-        raise InputError(f"{given.path}: holds other batches than of {batch_size}; legal: no batch size with it")
+        raise InputError(f"{given.path}: its batches are not of size {batch_size}; give no batch size with it")
     return tuple(_resolve_input(path, slot, shapes, sizes, batch_size) for slot in graph.inputs)
 
 
@@ -122,7 +122,9 @@ def _resolve_input(
     path: Path, slot: graphs.Slot, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], batch: int
 ) -> Input:
     if slot.type not in TYPES:
-        raise InputError(f"{path}: input {slot.name!r} is of type {slot.type}; legal: {', '.join(TYPES)}")
+        raise InputError(
+            f"{path}: input {slot.name!r} is of type {slot.type}; give a file that takes {join_with_or(TYPES)}"
+        )
     shape: list[int] = []
     for place, side in enumerate(slot.dimensions):
         if isinstance(side, int):

@@ -40,11 +40,11 @@ def find_pair(
     """
     alone = weights is not None and weights.endswith(".safetensors") and not Path(weights).is_dir()
     if weights is not None and against is not None:
-        raise InputError("--weights: legal without --against")
+        raise InputError("--weights and --against cannot be combined; give one of them")
     if model is not None and not alone:
-        raise InputError("--model: legal with --weights FILE.safetensors")
+        raise InputError("--model is only for --weights FILE.safetensors")
     if weights is not None and not source.endswith(".onnx"):
-        raise InputError(f"--weights {weights}: legal only with a FILE.onnx, and {source} is none")
+        raise InputError(f"--weights {weights} is only for ONNX files; {source} is not one")
     path, other = Path(source), None
     if against is not None:
         return subjects.find(against, modules), subjects.find(source, modules)
@@ -140,7 +140,7 @@ def check(first: Subject, second: Subject, given: GivenInputs, data: Path | None
         InputError: they cannot.
     """
     if data is not None and not data.exists():
-        raise InputError(f"--data {data}: no such file or folder; legal: a folder of images, or a file .npz")
+        raise InputError(f"--data {data}: no such file or folder; give a folder of images or an .npz file")
     if data is not None and data.suffix == ".npz":
         given = replace(feeds.parse_inputs([str(data)]), shapes=given.shapes)
     shared_inputs.common_inputs((first, second), given)
@@ -159,9 +159,9 @@ def _images(
     both: tuple[Subject, Subject], taken: tuple[Input, ...], folder: Path, found: Comparison
 ) -> Iterator[Values]:
     if not folder.is_dir():
-        raise InputError(f"--data {folder}: no such folder; legal: a folder of images, or a file .npz")
+        raise InputError(f"--data {folder}: is not a folder; give a folder of images or an .npz file")
     if len(taken) != 1 or len(taken[0].shape) != 4:
-        raise InputError(f"--data {folder}: {both[0].name} takes no images; legal for it: a file .npz, or none")
+        raise InputError(f"--data {folder}: {both[0].name} takes no images; give an .npz file or no --data")
     network = next((each.network for each in both if each.network), None)
     stated = next((known for each in both if each.graph and (known := _stated_statistics(each.graph))), None)
     if network is None:

@@ -61,7 +61,7 @@ def models_of_figure(figure: int, depth: int | None) -> list[str]:
     """
     if figure == 3:
         if depth is not None:
-            raise InputError("--depth: Figure 3 is of 34-layer networks; legal only for figure 2")
+            raise InputError("--depth is only for figure 2; figure 3 is of 34-layer networks")
         return ["resnet34_relu_np2", "resnet34_crelu_np2"]
     return [f"resnet{depth or 110}_{act}_{norm}" for act in ("relu", "crelu") for norm in ("plain", "bn")]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 from suite.files import printable
 from suite.report.formats import paragraphs, to_csv, to_grid, to_json
 
@@ -76,7 +76,7 @@ def select_columns(report: Report, names: Sequence[str] = ()) -> Report:
     the terminal, or `WIDTH` characters where there is none.
 
     Raises:
-        InputError: a name is neither; it says what is legal.
+        InputError: a name is neither; it says what to use.
     """
     check_names(report, names)
     if "all" in names:
@@ -110,14 +110,14 @@ def check_names(report: Report, names: Sequence[str], later: Sequence[str] = ())
     its columns that are still to be measured end in one of `later`.
 
     Raises:
-        InputError: a name is no column; it says what is legal.
+        InputError: a name is no column; it says what to use.
     """
     known = {"all", *PARTS, *(column.key for column in report.columns)}
     for name in names:
         if name not in known and not name.endswith(tuple(later)):
             raise InputError(
-                f"--columns: {name!r} is no column of this table; legal: all, {', '.join(PARTS[:-1])} or {PARTS[-1]}; "
-                "or single ones, by their names in CSV, which docs/tables.md lists"
+                f"--columns: {name!r} is not a column of this table; use {join_with_or(['all', *PARTS])}, or single "
+                "columns by their names in CSV, which docs/tables.md lists"
             )
 
 

@@ -112,9 +112,9 @@ def compare(a: Path, b: Path, fail_above: float | None = None) -> Comparison:
             wrong kind, or a negative `fail_above`.
     """
     if fail_above is not None and not fail_above >= 0:
-        raise InputError(f"a slow-down of {fail_above} cannot be allowed; legal: 0 or more, as 0.05 for 5 %")
+        raise InputError(f"a slow-down of {fail_above} cannot be allowed; use 0 or more, as 0.05 for 5 %")
     if a.is_dir() != b.is_dir() and a.exists() and b.exists():
-        raise InputError(f"{a} and {b}: one is a folder and one a file; legal: two results folders, or two files")
+        raise InputError(f"{a} and {b}: one is a folder and one a file; give two results folders or two files")
     before, after = _read(a), _read(b)
     ratios, missing, elsewhere = [], [], []
     for cell, machines in before.items():
@@ -184,7 +184,7 @@ def _medians(measured: _Measurement, random: np.random.Generator) -> NDArray[np.
 def _read(path: Path) -> dict[Case, dict[str, _Measurement]]:
     """What was measured of each cell on each machine."""
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; legal: a results folder, or a JSON file of pytest-benchmark")
+        raise InputError(f"{path}: no such file or folder; give a results folder or a JSON file of pytest-benchmark")
     return _from_records(path) if path.is_dir() else _from_benchmark(path)
 
 
@@ -192,7 +192,7 @@ def _from_records(folder: Path) -> dict[Case, dict[str, _Measurement]]:
     store = Store(folder)
     records = list(store.typed(LatencyRecord))
     if not records:
-        raise InputError(f"{folder}: no latency records in it; legal: the --results folder of a finished run")
+        raise InputError(f"{folder}: no latency records in it; give the --results folder of a finished run")
     data = {record.key: record.inputs.data.name for record in store.typed(TrainRecord)}
     trained = {record.key: data.get(record.inputs.train) for record in store.typed(ExportRecord)}
     found: dict[Case, dict[str, _Measurement]] = {}
@@ -243,13 +243,13 @@ def _from_benchmark(path: Path) -> dict[Case, dict[str, _Measurement]]:
         machine = _benchmark_machine(content["machine_info"])
         entries = [(str(each["fullname"]), each["stats"], each.get("extra_info", {})) for each in content["benchmarks"]]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise InputError(f"{path}: not a JSON file of pytest-benchmark; legal: what --benchmark-json writes") from None
+        raise InputError(f"{path}: not a JSON file of pytest-benchmark; give one that --benchmark-json wrote") from None
     if not entries:
-        raise InputError(f"{path}: no benchmarks in it; legal: a file of a run in which some were not skipped")
+        raise InputError(f"{path}: no benchmarks in it; give the file of a run in which some were not skipped")
     found: dict[Case, dict[str, _Measurement]] = {}
     for fullname, stats, more in entries:
         if not isinstance(stats, Mapping) or "data" not in stats:
-            raise InputError(f"{path}: {fullname} has no raw samples; legal: what --benchmark-json writes")
+            raise InputError(f"{path}: {fullname} has no raw samples; give a file that --benchmark-json wrote")
         cell, samples = (("benchmark", fullname),), _check_samples(stats["data"], f"{path}: {fullname}")
         # As this suite's own benchmarks note; those of others may mean anything by it.
         noted = more.get("rounds") if isinstance(more, Mapping) else None

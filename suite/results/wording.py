@@ -1,4 +1,5 @@
-"""Put validation errors of msgspec into plain words: where, what, and what is legal."""
+"""Put validation errors of msgspec into plain words: where, what, and what it should
+be."""
 
 import re
 

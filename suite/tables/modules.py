@@ -81,7 +81,7 @@ def files(name: str) -> tuple[Path, ...]:
             raise InputError(f"--import {name}: cannot be found: {describe_error(error)}") from None
         if spec is None:
             raise InputError(
-                f"--import {name}: no module of this name; legal: an importable name, or the path of a .py file"
+                f"--import {name}: no module of this name; give an importable name or the path of a .py file"
             )
         package = importlib.util.find_spec(name.partition(".")[0])
         if package and package.submodule_search_locations:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 from suite.registry import DATA_SETS
 from suite.tables.reading import build, read, require
 from suite.tables.recipes import Recipe, change_recipe
@@ -106,13 +106,13 @@ class OwnTable(Table):
         """
         found = [row for row in self.rows if name in (row.title, f"{row.title}@{row.data}")]
         if not found:
-            legal = ", ".join(dict.fromkeys(row.title for row in self.rows))
+            legal = join_with_or(dict.fromkeys(row.title for row in self.rows))
             raise InputError(
-                f"no row is called {name!r}; legal: {legal}; if the claim is right, correct the row's model or name"
+                f"no row is called {name!r}; use {legal}; if the claim is right, correct the row's model or name"
             )
         if len(found) > 1:
-            several = ", ".join(f"{row.title}@{row.data}" for row in found)
-            raise InputError(f"several rows are called {name!r}; legal: {several}")
+            several = join_with_or(f"{row.title}@{row.data}" for row in found)
+            raise InputError(f"several rows are called {name!r}; use {several}")
         return found[0]
 
 
@@ -147,9 +147,9 @@ class _File:
     def __post_init__(self) -> None:
         require(self.seeds >= 1, f"seeds must be at least 1, not {self.seeds}")
         require(bool(self.rows), "rows: there are none; write one [[rows]] for each network")
-        require(bool(self.metrics), f"metrics: there are none; legal: {', '.join(ERRORS)}")
+        require(bool(self.metrics), f"metrics: there are none; use {join_with_or(ERRORS)}")
         for metric in self.metrics:
-            require(metric in ERRORS, f"metrics: unknown metric {metric!r}; legal: {', '.join(ERRORS)}")
+            require(metric in ERRORS, f"metrics: unknown metric {metric!r}; use {join_with_or(ERRORS)}")
 
 
 def load(path: Path) -> OwnTable:
@@ -173,7 +173,7 @@ def parse(text: str, path: Path) -> OwnTable:
     Raises:
         InputError: not TOML, an unknown or missing key, a wrong type, an illegal value,
             or a claim about no row. The message names the file, the place in it and
-            what is legal.
+            what to do.
     """
     source = str(path)
     file = read(_File, text, source)
@@ -217,7 +217,9 @@ def _beside(table: Path, name: str) -> str:
 def _row(file: _File, line: _Line, where: str) -> Row:
     legal = (*DATA_SETS, *file.data)
     if line.data not in legal:
-        raise InputError(f"{where}: data: {line.data!r} is no data set; legal: {', '.join(legal)}, or a [data.NAME]")
+        raise InputError(
+            f"{where}: data: {line.data!r} is not a data set; use {join_with_or(legal)}, or add your own as [data.NAME]"
+        )
     row = Row(
         line.heading or (line.name or line.model,),
         line.model,
@@ -232,12 +234,12 @@ def _row(file: _File, line: _Line, where: str) -> Row:
     change_recipe(recipe, file.quick, f"{where}: recipe")
     crops = [metric for metric in file.metrics if "10crop" in metric]
     if recipe.ten_crop and recipe.augment == "cifar":
-        raise InputError(f'{where}: recipe: ten_crop is legal only with augment = "imagenet"')
+        raise InputError(f'{where}: recipe: ten_crop is only for augment = "imagenet"')
     if crops and not recipe.ten_crop:
         raise InputError(f"{where}: recipe: the metric {crops[0]} needs ten_crop = true")
     for name, value in line.arguments.items():
         if name in REFUSED:
-            raise InputError(f"{where}: arguments: {name!r} is not legal; legal: the model's own arguments")
+            raise InputError(f"{where}: arguments: {name!r} is not allowed; use the model's own arguments")
         if not _is_plain(value):
             raise InputError(f"{where}: arguments: {name!r} must be a number, a text, true, false or a list of these")
     return row
@@ -255,11 +257,11 @@ def _claim(file: _File, raw: Any, where: str) -> Claim:
     else:
         names = [name.strip() for name in raw.split("<")] if isinstance(raw, str) else []
         if len(names) != 2 or not all(names):
-            raise InputError(f"{where}: {raw!r} is no claim; legal: 'LEFT < RIGHT' with the names of two rows")
+            raise InputError(f"{where}: {raw!r} is not a claim; write 'LEFT < RIGHT' with the names of two rows")
         claim = Claim(*names)
     metric = claim.metric or file.metrics[0]
     if metric not in file.metrics:
-        raise InputError(f"{where}: metric: {metric!r} is not legal; legal: {', '.join(file.metrics)}")
+        raise InputError(f"{where}: metric: {metric!r} is not a metric of this table; use {join_with_or(file.metrics)}")
     return Claim(claim.left, claim.right, metric, claim.text)
 
 
@@ -273,5 +275,5 @@ def _check(table: OwnTable, claim: Claim, where: str) -> None:
         raise InputError(f"{where}: both sides are the row {left.title!r}")
     if left.data != right.data:
         raise InputError(
-            f"{where}: {claim.left!r} is on {left.data} and {claim.right!r} on {right.data}; legal: one data set"
+            f"{where}: {claim.left!r} is on {left.data} and {claim.right!r} on {right.data}; use rows on one data set"
         )

@@ -1,5 +1,5 @@
 """TOML to frozen dataclasses, without tolerance for typing errors: each is named with
-its place and what is legal."""
+its place and what to do."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import types
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def build(cls: type[T], raw: object, where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type] # T cannot be said to be a dataclass
     for key in raw:
         if key not in fields:
-            raise InputError(f"{where}: unknown key {key!r}; legal: {', '.join(fields)}")
+            raise InputError(f"{where}: unknown key {key!r}; use {join_with_or(fields)}")
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in raw:
@@ -66,7 +66,7 @@ def _convert(hint: Any, value: object, where: str) -> Any:
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Literal:
         if value not in arguments:
-            raise InputError(f"{where}: {value!r} is not legal; legal: {', '.join(map(repr, arguments))}")
+            raise InputError(f"{where}: {value!r} is not valid; use {join_with_or(map(repr, arguments))}")
         return value
     if origin in (Union, types.UnionType):
         return None if value is None else _convert(arguments[0], value, where)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from importlib import resources
 from typing import Any, Literal
 
-from suite.errors import InputError
+from suite.errors import InputError, join_with_or
 from suite.registry import STAND_INS
 from suite.tables.reading import read
 from suite.tables.recipes import Recipe as Recipe
@@ -140,7 +140,7 @@ def load_table(number: int) -> Table:
         InputError: no such table, or its file is not legal.
     """
     if number not in NUMBERS:
-        raise InputError(f"--table {number}: legal tables are {', '.join(map(str, NUMBERS))}")
+        raise InputError(f"--table {number}: no such table; use {join_with_or(map(str, NUMBERS))}")
     file = resources.files("suite") / "tables" / f"table{number}.toml"
     return parse_table(file.read_text("utf-8"), f"suite/tables/table{number}.toml")
 
@@ -155,14 +155,13 @@ def parse_table(text: str, source: str) -> Table:
     table = read(Table, text, source)
     for metric in table.metrics:
         if metric not in METRICS:
-            raise InputError(f"{source}: metrics: unknown metric {metric!r}; legal: {', '.join(METRICS)}")
+            raise InputError(f"{source}: metrics: unknown metric {metric!r}; use {join_with_or(METRICS)}")
     for quick in (table.quick, *table.earlier_quick):
         change_recipe(table.recipe, quick, f"{source}: quick")
     for index, row in enumerate(table.rows):
         where = f"{source}: rows[{index}]"
         if row.data not in STAND_INS:
-            legal = ", ".join(map(repr, STAND_INS))
-            raise InputError(f"{where}: data: {row.data!r} is not legal; legal: {legal}")
+            raise InputError(f"{where}: data: {row.data!r} is not a data set; use {join_with_or(STAND_INS)}")
         check_row(row, table.headings, table.metrics, where)
         if table.depth and not row.model.startswith(f"resnet{table.depth}_"):
             raise InputError(f"{where}: model {row.model!r} is not of the table's depth {table.depth}")
@@ -180,7 +179,7 @@ def check_row(row: Row, headings: Sequence[str], metrics: Sequence[str], where: 
     if len(row.heading) != len(headings):
         raise InputError(f"{where}: heading has {len(row.heading)} entries, headings {len(headings)}")
     if unknown := set(row.paper) - set(metrics):
-        raise InputError(f"{where}: paper: unknown key {min(unknown)!r}; legal: {', '.join(metrics)}")
+        raise InputError(f"{where}: paper: unknown key {min(unknown)!r}; use {join_with_or(metrics)}")
 
 
 def select_table(which: int | Table, globs: Sequence[str] = (), depth: int | None = None) -> Table:
@@ -200,8 +199,10 @@ def with_depth(table: Table, depth: int) -> Table:
         InputError: the rows of this table have no common depth.
     """
     if table.depth is None:
-        which = "a table of your own has the models that it names" if table.own else f"the rows of {table.label} differ"
-        raise InputError(f"--depth: {which}{'' if table.own else ' in depth'}; legal for tables 1, 2 and 3")
+        why = "a table of your own has the models that it names"
+        if not table.own:
+            why = f"the rows of {table.label} differ in depth"
+        raise InputError(f"--depth is only for tables 1, 2 and 3; {why}")
     rows = tuple(
         dataclasses.replace(row, model=row.model.replace(f"resnet{table.depth}_", f"resnet{depth}_"))
         for row in table.rows
