@@ -106,8 +106,10 @@ def test_every_command_of_the_pages_is_in_the_list_that_is_run() -> None:
 def test_every_command_is_typed_in_one_way() -> None:
     assert all(command.startswith(TYPED) for command in commands())
     for page in (*PAGES, (ROOT / "CONTRIBUTING.md").read_text("utf-8")):
-        others = page.replace("write `python -m suite` wherever", "").replace(
-            "torchrun --nproc-per-node=4 -m suite", ""
+        others = (
+            " ".join(page.split())
+            .replace("write `python -m suite` in that shell", "")
+            .replace("torchrun --nproc-per-node=4 -m suite", "")
         )
         assert "python -m suite" not in others
         assert others.count("-m suite ") == others.count(TYPED)
@@ -151,6 +153,18 @@ def test_a_command_works_in_a_plain_shell_as_it_is_typed() -> None:
     done = subprocess.run(command, shell=True, cwd=ROOT, env=plain, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "| BatchNorm          | CReLU " in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("uv") is None, reason="needs uv")
+def test_python_is_that_of_the_environment_after_the_line_that_installs_without_cuda(tmp_path: Path) -> None:
+    (line,) = re.findall(r"`(uv venv [^`]+)`", README)
+    before, install, rest = line.partition("uv pip install ")
+    assert (install, rest) == ("uv pip install ", "--torch-backend cpu -e ."), "which takes minutes and is not tried"
+    plain = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    done = subprocess.run(
+        f"{before}command -v python", shell=True, cwd=tmp_path, env=plain, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(tmp_path / ".venv" / "bin" / "python")
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def _executor(options: "RunOptions") -> Callable[["RunOptions"], "RunSummary"]:
     if package and importlib.util.find_spec(package) is None:
         raise InputError(
             f"--executor {options.executor}: needs the package {package}, which is not installed here: "
-            f"pip install 'crelu-norm-suite[{options.executor}]'"
+            f"pip install {package}"
         )
     if options.executor == "ray":
         from suite.grid import cluster

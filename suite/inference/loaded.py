@@ -165,5 +165,5 @@ def require(runtimes: Iterable[str]) -> None:
         if runtime.extra and importlib.util.find_spec(runtime.library) is None:
             raise InputError(
                 f"{name}: needs the package {runtime.library}, which is not installed here: "
-                f"pip install 'crelu-norm-suite[{runtime.extra}]'"
+                f"pip install {runtime.library}"
             )
