@@ -244,6 +244,4 @@ def test_without_the_package_the_answer_says_how_to_install_it(
     ):
         code, out, err = suite(*command)
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert (
-            "needs the package openvino, which is not installed here: pip install openvino" in err
-        )
+        assert "needs the package openvino, which is not installed here: pip install openvino" in err

@@ -39,7 +39,7 @@ from suite.schema.outcomes import LatencyResult, PeakResult
 
 # Most sessions that are alive at the same time, and bytes of free memory for each: ResNet-101 with CReLU takes 0.85 GB
 # to load, in ONNX Runtime and in torch.
-ALIVE = 12
+ALIVE = 24
 FREE = 10**9
 
 # A quick run only has a median to show. Of a large batch a burst is one run, so that each row has time for many bursts.
