@@ -40,6 +40,14 @@ def test_a_clear_difference_is_called_more_than_chance(store: Store, add_run: Ad
     assert said(store)[0].sure == "More than chance: 1.00 points apart, chance makes up to 0.03"
 
 
+def test_a_difference_of_nets_trained_at_different_learning_rates_says_so(store: Store, add_run: AddRun) -> None:
+    for seed in range(5):
+        add_run(seed=seed, top1=6.5)
+        add_run("resnet110_crelu_plain", seed=seed, top1=5.5, tries=[{"learning_rate": 0.025, "outcome": "trained"}])
+    rates = "CReLU + Plain at a quarter of ReLU + BatchNorm's learning rate"
+    assert said(store)[0].sure == f"More than chance: 1.00 points apart, chance makes up to 0.00; but {rates}"
+
+
 def test_only_runs_of_one_length_are_compared(store: Store, add_run: AddRun) -> None:
     add_run(top1=6.5)
     add_run("resnet110_crelu_bn", top1=1.0, epochs=10)

@@ -151,6 +151,34 @@ def test_shortened_runs_are_said_and_runs_of_two_lengths_are_not_compared(store:
     assert of(judge(store, WITH, depth=20), "CIFAR-10, ResNet-20").verdict == "not yet measured"
 
 
+def halved(rate: float) -> list[dict[str, Any]]:
+    """What a training tried that ended at this rate."""
+    return [{"learning_rate": 0.1, "outcome": "the loss was not finite"}, {"learning_rate": rate, "outcome": "trained"}]
+
+
+def test_nets_that_were_trained_at_different_learning_rates_are_compared_with_that_said(
+    store: Store, add_run: AddRun
+) -> None:
+    add_run("resnet110_relu_plain", top1=28.0)
+    add_run("resnet110_crelu_plain", top1=23.0, tries=halved(0.0125))
+    finding = of(judge(store, WITHOUT), "CIFAR-10, ResNet-110")
+    words = "resnet110_crelu_plain at an eighth of resnet110_relu_plain's learning rate"
+    assert finding.caveats[0] == words
+    assert words in finding.how_sure
+    add_run("resnet110_crelu_plain", seed=1, top1=23.0)
+    finding = of(judge(store, WITHOUT), "CIFAR-10, ResNet-110")
+    rates = "resnet110_crelu_plain at a learning rate of 0.0125 and 0.1, resnet110_relu_plain at 0.1"
+    assert finding.caveats[0] == rates
+
+
+def test_the_rate_of_a_net_that_did_not_train_is_not_held_against_another(store: Store, add_run: AddRun) -> None:
+    add_run("resnet110_relu_plain", top1=None, tries=halved(0.0125))
+    add_run("resnet110_crelu_plain", top1=23.0)
+    finding = of(judge(store, WITHOUT), "CIFAR-10, ResNet-110")
+    assert finding.verdict == "confirmed in part"
+    assert "learning rate" not in finding.how_sure
+
+
 def test_table_3_compares_nets_of_equal_size(store: Store, add_run: AddRun) -> None:
     add_run("resnet110_relu_bn", top1=6.5)
     add_run("resnet110_w12_crelu_bn", top1=5.0)
@@ -227,6 +255,13 @@ def test_markdown_has_each_claim_its_criterion_and_what_is_not_measured(store: S
     records, table = Records([store]), spec.load_table(2)
     entries = [Entry(table, row, records.runs(table, row)) for row in table.rows]
     text = findings.markdown(findings.judge(entries))
+    assert "learning rate" not in text
     assert all(f"## {claim.title}" in text and claim.criterion in text for claim in CLAIMS)
     assert "- CIFAR-10, ResNet-110: **confirmed** (1 of 5 seeds)\n  - resnet110_crelu_bn 5.50" in text
     assert "- **not yet measured**" in text
+    shutil.rmtree(store.root)
+    add_run("resnet110_relu_bn", top1=6.5)
+    add_run("resnet110_crelu_bn", top1=5.5, tries=halved(0.05))
+    records = Records([store])
+    text = findings.markdown(findings.judge([Entry(table, row, records.runs(table, row)) for row in table.rows]))
+    assert "**confirmed** (resnet110_crelu_bn at half of resnet110_relu_bn's learning rate; 1 of 5 seeds)" in text

@@ -269,9 +269,10 @@ def test_a_changed_module_makes_new_records_and_the_old_ones_do_not_count(
 
 def test_claims_are_judged_as_the_papers_are(written: Callable[..., Path], tmp_path: Path) -> None:
     table, store = own.load(written()), Store(tmp_path / "results")
-    for train, error in zip(plan(RunOptions(table, tmp_path)).trainings, (20.0, 10.0, 10.1), strict=True):
+    trainings = plan(RunOptions(table, tmp_path)).trainings
+    for train, error, rate in zip(trainings, (20.0, 10.0, 10.1), (0.05, 0.05, 0.0125), strict=True):
         found = {"top1": error, "trained": True, "epochs": [{"top1": error}], "steps": 200, "test_images": 1000}
-        found["tries"] = [{"learning_rate": 0.05, "outcome": "trained"}]
+        found["tries"] = [{"learning_rate": rate, "outcome": "trained"}]
         store.put("train", train.inputs, found, {}, {})
     records = Records([store])
     entries = [Entry(table, row, records.runs(table, row)) for row in table.rows]
@@ -281,6 +282,8 @@ def test_claims_are_judged_as_the_papers_are(written: Callable[..., Path], tmp_p
     assert own_claims.remarks(entries)[0].startswith("claim wide < tiny: confirmed: wide 10.00 < tiny 20.00")
     assert ' "Wide is best.": too close to tell: wide 10.00 < ' in own_claims.remarks(entries)[1]
     assert own_claims.remarks(entries)[1].count("too close to tell") == 1
+    assert "learning rate" not in own_claims.remarks(entries)[0]
+    assert "resnet18 at a quarter of wide's learning rate" in own_claims.remarks(entries)[1]
     assert (
         own_claims.judge([Entry(table, row, Records([]).runs(table, row)) for row in table.rows])[0][1][0].verdict
         == "not yet measured"

@@ -8,7 +8,7 @@ runs, on fewer seeds or on another depth than the paper's says so.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,8 @@ SURE = 1.96
 OVER_SEEDS = 0.025
 # Standard error of a median over that of a mean, for normal figures: sqrt(pi / 2).
 MEDIAN = 1.2533
+# What is left of a learning rate after some halvings.
+SHARES = {1 / 2: "half", 1 / 4: "a quarter", 1 / 8: "an eighth", 1 / 16: "a sixteenth"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Finding:
         where: data set and network, such as "CIFAR-10, ResNet-110"; empty where there
             is no record at all.
         parts: each comparison.
-        caveats: how the runs fall short of the paper's.
+        caveats: how the runs fall short of the paper's, and of each other.
     """
 
     where: str
@@ -86,7 +88,8 @@ def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -
     parts += claim.look(inside)
     if not parts:
         return Finding(where, "not yet measured")
-    notes = [note for part in parts for net in part.nets for note in caveats(net)]
+    notes = [rates for part in parts if (rates := rates_apart(part.nets))]
+    notes += [note for part in parts for net in part.nets for note in caveats(net)]
     planned = _planned(place, nets)
     count = sum(planned.issuperset(keys) for keys in claim.comparisons)
     if len(parts) < count:
@@ -124,6 +127,29 @@ def caveats(net: Entry) -> list[str]:
     if (papers := spec.load_table(net.table.number).depth) != net.table.depth:
         notes.append(f"ResNet-{net.table.depth}, the paper has ResNet-{papers}")
     return notes
+
+
+def rates_apart(nets: Sequence[Entry], name: Callable[[Entry], str] = lambda net: net.row.title) -> str:
+    """By how much the learning rates of two nets that trained differ, in words, with
+    the lower first; empty where they do not, and of other than two nets.
+
+    A rate at which training is not feasible is halved, of each net for itself; what is
+    then compared is also the rates.
+    """
+    found = [(sorted(_rates(net)), name(net)) for net in nets]
+    if len(found) != 2 or not all(rates for rates, _ in found) or found[0][0] == found[1][0]:
+        return ""
+    (low, net), (high, other) = sorted(found)
+    if len(low) == len(high) == 1 and (share := SHARES.get(low[0] / high[0])):
+        return f"{net} at {share} of {other}'s learning rate"
+    one, another = (" and ".join(f"{rate:g}" for rate in rates) for rates in (low, high))
+    return f"{net} at a learning rate of {one}, {other} at {another}"
+
+
+def _rates(net: Entry) -> set[float]:
+    """Those that the net's runs were trained at in the end; none of a run that did not
+    train at any."""
+    return {run.result.tries[-1].learning_rate for run in net.runs.train if run.result.trained}
 
 
 def compare_errors(better: Entry, worse: Entry, metric: Metric, of: str = "top1") -> Part:
