@@ -89,6 +89,35 @@ def test_each_machine_has_a_plot_of_its_own(store: Store, add_run: AddRun) -> No
         ]
 
 
+def test_plots_of_trained_nets_come_first_and_of_these_those_of_most_nets(store: Store, add_run: AddRun) -> None:
+    add_run("resnet110_relu_bn", max_steps=4, machine="A")
+    add_run("resnet110_relu_plain", machine="B")
+    for model in ("resnet110_crelu_bn", "resnet110_crelu_plain"):
+        add_run(model, machine="C")
+    add_run("resnet110_relu_np", max_steps=4, machine="C")
+    figure = only(plots.latency_distributions(entries(store)))
+    assert [(plot.group, len(plot.y.categories)) for plot in figure.plots] == [("C", 3), ("B", 1), ("A", 1)]
+    assert [plot.name for plot in figure.plots] == [f"cifar10-latency-{number}" for number in (1, 2, 3)]
+
+
+def test_a_list_of_plots_has_each_setup_once_above_its_plots(store: Store, add_run: AddRun) -> None:
+    add_run(machine="A", batch_sizes=(1, 8))
+    add_run(seed=1, machine="B")
+    figure = only(plots.latency_distributions(entries(store)))
+    assert figure.choices == [
+        ("A", [(0, "ONNX Runtime, cpu, batch 1"), (1, "ONNX Runtime, cpu, batch 8")]),
+        ("B", [(2, "ONNX Runtime, cpu, batch 8")]),
+    ]
+
+
+def test_there_is_a_mark_before_the_first_box(store: Store, add_run: AddRun) -> None:
+    add_run(samples=(0.00137,) * 3)
+    add_run("resnet110_crelu_bn", samples=(0.009,) * 3)
+    (plot,) = only(plots.latency_distributions(entries(store))).plots
+    assert plot.x.ticks[:2] == (1.2, 2.0)
+    assert plot.x.low <= 1.2
+
+
 def test_a_box_is_made_of_quantiles_in_milliseconds(store: Store, add_run: AddRun) -> None:
     add_run(samples=tuple(n / 1000 for n in range(1, 102)))
     (plot,) = only(plots.latency_distributions(entries(store))).plots

@@ -4,6 +4,7 @@ script, make pictures of it."""
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from suite.report.look import Shape
@@ -15,6 +16,8 @@ SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 Points = list[list[float]]
 
+# Round values, times a power of ten, of which an axis may begin at one.
+ROUND = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 # Room beside the values of an axis, as a share of what they span.
 ROOM = 0.05
 
@@ -59,7 +62,11 @@ class Series:
 class Plot:
     """One picture: `name` is its file's, `title` tells it from the other plots of
     its figure, and `note` is what its readers must know, such as how short the runs
-    were."""
+    were.
+
+    Where the title is long, `brief` is its part for a list of the figure's plots, and
+    `group` what stands there above all of a kind.
+    """
 
     name: str
     title: str
@@ -67,6 +74,8 @@ class Plot:
     y: Axis
     series: tuple[Series, ...]
     note: str = ""
+    brief: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,13 @@ class Figure:
     caption: str
     plots: tuple[Plot, ...]
     paper: str = ""
+
+    @property
+    def choices(self) -> list[tuple[str, list[tuple[int, str]]]]:
+        """Its plots as a list to choose from: each group with the number and the title
+        of each plot."""
+        found = groupby(enumerate(self.plots), key=lambda each: each[1].group)
+        return [(group, [(number, plot.brief or plot.title) for number, plot in some]) for group, some in found]
 
 
 def thin_out(points: Points) -> Points:
@@ -93,11 +109,17 @@ def category_axis(names: tuple[str, ...]) -> Axis:
 
 
 def number_axis(
-    label: str, values: Sequence[float], log: bool = False, most: float = math.inf, beyond: float = ROOM
+    label: str,
+    values: Sequence[float],
+    log: bool = False,
+    most: float = math.inf,
+    beyond: float = ROOM,
+    marked: bool = False,
 ) -> Axis:
     """An axis with a little room beside the values, up to the greatest that is
     possible; logarithmic only where all are positive. `beyond` is the room behind the
-    greatest, as a share of what the values span."""
+    greatest, as a share of what the values span; `marked` puts a mark before the least,
+    which must be positive."""
     low, high = min(values), max(values)
     log = log and low > 0
     forward: Callable[[float], float] = math.log10 if log else float
@@ -107,7 +129,12 @@ def number_axis(
     if low >= 0 > start:
         start = 0.0
     end = max(high, min(end, most))
-    return Axis(label, start, end, _ticks(start, end, log), log)
+    ticks = _ticks(start, end, log)
+    if marked and (not ticks or ticks[0] > low):
+        size = 10.0 ** math.floor(math.log10(low))
+        first = size * max(step for step in ROUND if step * size <= low)
+        start, ticks = min(start, first), (first, *ticks)
+    return Axis(label, start, end, ticks, log)
 
 
 def _ticks(low: float, high: float, log: bool) -> tuple[float, ...]:

@@ -72,7 +72,7 @@ def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) 
     x = number_axis("latency, median (ms)", [x for x, _, _ in found], log=True, beyond=NAMED)
     y = number_axis("test error (%)", [y for _, y, _ in found], most=100)
     sure = runs_in_words([entry for _, _, entry in found])
-    return Plot(name, _title(kind), x, y, tuple(series), f"Errors: {sure}" if sure else "")
+    return Plot(name, _title(kind), x, y, tuple(series), f"Errors: {sure}" if sure else "", _brief(kind), kind[0])
 
 
 def runs_in_words(nets: Sequence[Entry]) -> str:
@@ -151,9 +151,10 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
                 [i, *(1e3 * value for value in quantiles(r.result.samples, SHARES))] for i, (_, r) in enumerate(found)
             ]
             models = tuple(model for model, _ in found)
-            x = number_axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True)
+            x = number_axis("latency (ms)", [value for box in boxes for value in box[1:]], log=True, marked=True)
             series = tuple(_by_look(models, boxes, "boxes"))
-            plots.append(Plot(f"{data}-latency-{number}", _title(kind), x, category_axis(models), series))
+            name, y = f"{data}-latency-{number}", category_axis(models)
+            plots.append(Plot(name, _title(kind), x, y, series, "", _brief(kind), kind[0]))
         if plots:
             caption = "Boxes are quartiles and median of all samples, whiskers 5 % and 95 %."
             figures.append(Figure(f"Latency, {label_of(data)}", caption, tuple(plots)))
@@ -178,7 +179,8 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
                 points = [[ratio, float(index)] for index, ratio in enumerate(ratios.values())]
                 x = number_axis("latency, rewritten over default export (p50)", [*ratios.values(), 1.0])
                 series = tuple(_by_look(models, points, "points"))
-                plots.append(Plot(f"{data}-rewrite-{number}", _title(rewritten), x, category_axis(models), series))
+                name, y = f"{data}-rewrite-{number}", category_axis(models)
+                plots.append(Plot(name, _title(rewritten), x, y, series, "", _brief(rewritten), kind[0]))
         if plots:
             caption = "Left of 1 the rewritten graph is faster than the graph that PyTorch's exporter writes."
             figures.append(Figure(f"Gains of the rewrites, {label_of(data)}", caption, tuple(plots)))
@@ -292,14 +294,25 @@ def _place(data: str, depth: str) -> str:
 
 
 def _kinds(group: Sequence[Entry]) -> list[Kind]:
-    return sorted({kind for entry in group for kind in entry.runs.timed})
+    """Kinds of latencies: those of nets whose errors mean something come first, and
+    among them those of most nets."""
+    counts: dict[Kind, list[bool]] = {}
+    for entry in group:
+        for kind in entry.runs.timed:
+            counts.setdefault(kind, []).append(entry.counts)
+    return sorted(counts, key=lambda kind: (not any(counts[kind]), -len(counts[kind]), kind))
 
 
 def _title(kind: Kind) -> str:
     """Such as "ONNX Runtime, cpu, int8, batch 8; AMD EPYC (2 cores), torch 2.15.0"."""
-    setup, runtime, provider, batch, precision = kind
+    return f"{_brief(kind)}; {kind[0]}"
+
+
+def _brief(kind: Kind) -> str:
+    """The same without the setup."""
+    _, runtime, provider, batch, precision = kind
     name = RUNTIMES[ORT].label if runtime == ORT else runtime_words(runtime)
-    return f"{', '.join([name, provider, *precision_in_words(precision), f'batch {batch}'])}; {setup}"
+    return ", ".join([name, provider, *precision_in_words(precision), f"batch {batch}"])
 
 
 def _lines(

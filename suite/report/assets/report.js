@@ -270,8 +270,10 @@ function show(frame) {
   chart.resize();
   chart.setOption(option(plot, colors(), place.clientWidth, place.clientHeight), true);
   frame.querySelector(".legend").replaceChildren(...legend(plot, chart));
-  frame.querySelector(".note").textContent = plot.note;
-  frame.querySelector(".note").dataset.title = plot.title;
+  // The list of plots names a machine above its choices alone, which does not tell those of several apart.
+  const several = figure.plots.some((each) => each.group !== plot.group);
+  frame.querySelector(".note").textContent = [several && plot.group, plot.note].filter(Boolean).join(". ");
+  frame.querySelector(".note").dataset.title = several && plot.brief || plot.title;
   place.setAttribute("aria-label", `${figure.title}, ${plot.title}`);
   frame.querySelector(".files a").href = `plots/${plot.name}.svg`;
   const details = frame.querySelector("details.values");
