@@ -15,7 +15,7 @@ from suite.cli import instruments, network, results
 from suite.cli.refusals import in_one_line
 from suite.cli.run import run
 from suite.errors import InputError
-from suite.files import printable
+from suite.files import printable, terminal_width, wrap
 
 
 def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
@@ -70,10 +70,10 @@ def main() -> NoReturn:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
     except click.ClickException as error:
-        click.echo(printable(f"error: {in_one_line(error)}"), err=True)
+        _say_error(in_one_line(error))
         sys.exit(2)
     except InputError as error:
-        click.echo(printable(f"error: {error}"), err=True)
+        _say_error(str(error))
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
@@ -86,8 +86,13 @@ def main() -> NoReturn:
         sys.exit(0)
     except OSError as error:
         # A disk that is full or a folder that is gone, where nobody had more to say.
-        click.echo(printable(f"error: {error.filename or 'input or output'}: {error.strerror or error}"), err=True)
+        _say_error(f"{error.filename or 'input or output'}: {error.strerror or error}")
         sys.exit(2)
+
+
+def _say_error(text: str) -> None:
+    """In one line, which a terminal gets broken between words."""
+    click.echo(wrap(printable(f"error: {text}"), terminal_width(errors=True)), err=True)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,19 +1,27 @@
-"""Files that are there whole or not at all, and text that does to a terminal nothing
-but appear on it."""
+"""Files that are there whole or not at all; text that does to a terminal nothing but
+appear on it, and as wide as it."""
 
 import contextlib
 import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from suite.errors import InputError
 
 # A full disk or quota in the words of Python, and of safetensors, which is written in Rust.
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|not enough space on the disk|os error (28|122|112)\b")
+# Most characters of a line, however wide a terminal is: longer ones are hard to read.
+WIDTH = 100
+# Of a terminal that does not say.
+USUAL = 80
+# Fewest characters of a column that gives way to the others.
+LEAST = 16
 
 
 def write(path: Path, content: bytes) -> None:
@@ -124,3 +132,52 @@ def read_if_file(path: Path) -> bytes | None:
         return path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else b""
     except FileNotFoundError:
         return None
+
+
+def terminal_width(errors: bool = False) -> int | None:
+    """Characters of a line of the terminal that standard output is, at most `WIDTH`, or
+    that standard error is; None where it is none, and text stays as it is."""
+    stream = sys.stderr if errors else sys.stdout
+    if not stream.isatty():
+        return None
+    named = os.environ.get("COLUMNS", "")
+    try:
+        columns = int(named) if named.isdecimal() else os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        columns = USUAL
+    return min(WIDTH, columns or USUAL)
+
+
+def wrap(text: str, width: int | None, indent: str = "  ") -> str:
+    """Text whose lines are no longer than a width, broken between words; what a line
+    has too much stands below it, behind the indent. None leaves it as it is."""
+    if width is None:
+        return text
+    return "\n".join(
+        textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        if len(line) > width
+        else line
+        for line in text.split("\n")
+    )
+
+
+def fit(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[list[str]]:
+    """Rows of a table whose columns stand two apart, as wide as a terminal: the first
+    column gives way, and its text is broken between words. None leaves them as they
+    are."""
+    if width is None:
+        return [list(row) for row in rows]
+    columns = list(zip(headings, *rows, strict=True))[1:]
+    others = [max(len(line) for cell in column for line in cell.split("\n")) + 2 for column in columns]
+    room = max(LEAST, width - sum(others))
+    return [[wrap(first, room), *rest] for first, *rest in rows]
+
+
+def choose_that_fits(tables: Iterable[str]) -> str:
+    """The first of some tables whose rows the terminal has room for, else the last;
+    the first where there is none."""
+    width, found = terminal_width(), ""
+    for found in tables:
+        if width is None or len(found.partition("\n")[0]) <= width:
+            break
+    return found

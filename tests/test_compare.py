@@ -196,6 +196,48 @@ def test_the_text_says_every_figure_and_every_failure(a: Path, tmp_path: Path) -
     assert nothing.count("missing: ") == 2
 
 
+def test_many_cells_that_are_not_compared_are_one_line_with_the_reason_first(
+    a: Path, tmp_path: Path, suite: Callable[..., tuple[int, str, str]]
+) -> None:
+    b = put(tmp_path / "b", noisy(0.010), machine="Other CPU")
+    for threads in range(3, 9):
+        put(a, noisy(0.010), threads=threads)
+        put(b, noisy(0.010), threads=threads, machine="Other CPU")
+        put(b, noisy(0.010), threads=threads, machine="Other CPU", batch_size=8)
+    code, out, _ = suite("compare", str(a), str(b))
+    assert code == 1
+    assert out.splitlines() == [
+        f"another machine: 7 cells: Other CPU instead of {MACHINE}",
+        "new: 6 cells are only in B",
+        "nothing could be compared: no cell was measured on one machine in both",
+    ]
+    code, out, _ = suite("compare", str(a), str(b), "--all")
+    assert [line.partition(":")[0] for line in out.splitlines()] == [
+        *["another machine"] * 7,
+        *["new"] * 6,
+        "nothing could be compared",
+    ]
+    other = put(tmp_path / "c", noisy(0.010), model="resnet20_crelu_bn")
+    assert render(compare(other, a)).splitlines()[-1] == "nothing could be compared: no cell is in both"
+
+
+def test_the_last_line_says_what_was_compared(a: Path, tmp_path: Path) -> None:
+    assert render(compare(a, a)).splitlines()[-1] == "1 cell compared"
+    put(a, noisy(0.02), batch_size=8)
+    b = put(tmp_path / "b", noisy(0.020))
+    last = render(compare(a, b, fail_above=0.05)).splitlines()[-1]
+    assert last == "1 cell compared, 1 slower by more than 5 %, 1 of A could not be"
+
+
+def test_on_a_terminal_what_all_cells_have_is_said_once(a: Path) -> None:
+    put(a, noisy(0.02), batch_size=8, precision="int8")
+    lines = render(compare(a, a), width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].startswith("fp32 batch 1  ")
+    assert "each cell: resnet20_relu_bn size 32 onnxruntime cpu threads 2" in lines
+    assert "resnet20_relu_bn size 32 onnxruntime cpu fp32 batch 1 threads 2" in render(compare(a, a))
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [

@@ -133,6 +133,23 @@ def test_the_start_of_a_run_counts_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(estimate.estimate_run(options, 36.0, lambda text: None).chosen) == 2
 
 
+def test_a_dry_run_of_several_seeds_fits_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = RunOptions(3, tmp_path, seeds=12)
+
+    def measured(grid: Grid, *others: object) -> dict[Cell, Cost]:
+        return {cell: Cost(500_000.0, 64e9, 18, 0, measured=False) for cell in grid.cells}
+
+    monkeypatch.setattr(estimate, "costs", measured)
+    found = estimate.estimate_run(options, None, lambda text: None)
+    piped = found.render()
+    assert piped.startswith("network")
+    assert "resnet110_w32_relu_bn on digits100 seed 11" in piped
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = found.render().splitlines()
+    assert max(map(len, lines)) <= 80
+
+
 def test_a_dry_run_writes_nothing(
     suite: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

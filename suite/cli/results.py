@@ -10,7 +10,7 @@ import click
 from suite import env
 from suite.cli import folders, options
 from suite.errors import InputError
-from suite.files import printable, write
+from suite.files import choose_that_fits, printable, terminal_width, wrap, write
 from suite.registry import DATA_SETS, STAND_INS
 from suite.report.render import render, select_columns
 from suite.tables import spec
@@ -85,7 +85,8 @@ def status_(results: Path) -> int:
     folders.require_results_if_given(results)
     store = Store(results)
     records = sum(len(store.names(stage)) for stage in store.stages())
-    click.echo(printable(status.render(status.read(store), records, f"in {results}"), keep="\n"), nl=False)
+    said = status.render(status.read(store), records, f"in {results}", terminal_width())
+    click.echo(printable(said, keep="\n"), nl=False)
     return 0
 
 
@@ -158,7 +159,8 @@ def list_(what: str, results: Path, text_format: str) -> int:
         if text_format == "json":
             click.echo(formats.to_json({"weights": found}), nl=False)
         else:
-            click.echo(formats.to_grid(*weights.to_rows(found), text_format))
+            both = (weights.to_rows(found, brief) for brief in (False, True))
+            click.echo(choose_that_fits(formats.to_grid(*each, text_format, floatfmt=".2f") for each in both))
         return 0
     if what == "models":
         import timm
@@ -247,7 +249,8 @@ def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:
         needed = sum(each.bytes for each in everything if each.kind == kind and each.needed)
         if needed:
             words += f"; {needed / 1e6:,.1f} MB more are needed by a command that is not finished: status names it"
-        click.echo(f"{kind:11}  {len(of_kind):5} folders  {size / 1e6:9,.1f} MB  {done:13}  {words}")
+        line = f"{kind:11}  {len(of_kind):5} folders  {size / 1e6:9,.1f} MB  {done:13}  {words}"
+        click.echo(wrap(line, terminal_width(), indent=13 * " "))
     return 0
 
 
@@ -257,7 +260,8 @@ def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:
 @click.option(
     "--fail-above", type=options.Percent(), help="Exit with 1 if a cell of B is slower than in A by more than this."
 )
-def compare(a: Path, b: Path, fail_above: float | None) -> int:
+@click.option("--all", "everything", is_flag=True, help="Name each cell that could not be compared.")
+def compare(a: Path, b: Path, fail_above: float | None, everything: bool) -> int:
     """Compare the latencies of two results folders, or of two files by
     pytest-benchmark: B over A, cell by cell.
 
@@ -267,5 +271,5 @@ def compare(a: Path, b: Path, fail_above: float | None) -> int:
     from suite.results import compare as comparing
 
     comparison = comparing.compare(a, b, fail_above)
-    click.echo(printable(comparing.render(comparison), keep="\n"), nl=False)
+    click.echo(printable(comparing.render(comparison, terminal_width(), everything), keep="\n"), nl=False)
     return 1 if comparison.failures else 0

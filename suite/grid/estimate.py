@@ -13,6 +13,7 @@ import msgspec
 
 from suite import env
 from suite.errors import InputError
+from suite.files import fit, terminal_width, wrap
 from suite.grid import duration, own, remaining
 from suite.grid.plan import Cell, Grid, RunOptions, Stage, plan
 from suite.grid.probe import Probe, Prober, ProbeRequest
@@ -248,7 +249,7 @@ class RunEstimate:
 
     def render(self) -> str:
         """As text: each cell with what it will take, those that are left out, and the
-        total."""
+        total; as wide as the terminal."""
         from tabulate import tabulate
 
         rows = []
@@ -262,7 +263,8 @@ class RunEstimate:
             memory = f"{about}{cost.memory / 1e9:.1f}" if cost.seconds else ""
             time = "not measured" if cost.seconds is None else time
             rows.append((cell.name, state, f"{cost.stored}/{cost.stages}", time, memory))
-        text = tabulate(rows, ("cell", "", "stages stored", "time", "memory GB"), disable_numparse=True)
+        headings, width = ("network", "", "stages stored", "time", "memory GB"), terminal_width()
+        text = tabulate(fit(headings, rows, width), headings, disable_numparse=True)
         known = [self.costs[cell].seconds for cell in self.chosen]
         total = self.start + sum(seconds for seconds in known if seconds is not None)
         count = self.asked.workers or 1
@@ -272,7 +274,7 @@ class RunEstimate:
             lines[0] += f", without {missing} cells that were not measured"
         if not all(self.costs[cell].measured for cell in self.chosen):
             lines.append("~ by the size of the network, from others that were measured; --budget measures each")
-        return "\n".join([text, *lines]) + "\n"
+        return "\n".join([text, *(wrap(line, width) for line in lines)]) + "\n"
 
 
 def estimate_run(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from suite import env
+from suite.files import wrap
 from suite.grid import duration, remaining
 from suite.grid.claims import Claim, Claims
 from suite.grid.plan import Grid
@@ -75,16 +76,20 @@ def _typed(command: str) -> str:
     return env.typed() + command.removeprefix(as_module) if command.startswith(as_module) else command
 
 
-def render(found: Sequence[Status], records: int = 0, where: str = "here") -> str:
+def render(found: Sequence[Status], records: int = 0, where: str = "here", width: int | None = None) -> str:
     """As text: of each command its stages by kind, who is at what, what failed and why,
     and the time left; of a folder in which no command was given, as of published
-    results, how many `records` it holds."""
+    results, how many `records` it holds.
+
+    Lines are as wide as a terminal, if that is given; but for commands, which can then
+    be pasted.
+    """
     from tabulate import tabulate
 
     if not found:
         if records:
             left = f"what commands elsewhere left here are {records} records"
-            return f"no command was begun here; {left}: show and report print them\n"
+            return wrap(f"no command was begun here; {left}: show and report print them\n", width)
         return f"nothing was begun {where}\n"
     parts = []
     for status in found:
@@ -108,5 +113,5 @@ def render(found: Sequence[Status], records: int = 0, where: str = "here") -> st
             lines += ["  under way:", *("    " + line for line in tabulate(rows, tablefmt="plain").splitlines())]
         if status.failed:
             lines += ["  failed:", *(f"    {names[key]}: {reason}" for key, reason in status.failed.items())]
-        parts.append("\n".join(lines))
+        parts.append("\n".join([lines[0], *(wrap(line, width, "      ") for line in lines[1:])]))
     return "\n".join(parts) + "\n"

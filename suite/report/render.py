@@ -1,19 +1,15 @@
 """A table as text: Markdown, CSV, LaTeX or JSON, with what is to be said of single
 cells as footnotes."""
 
-import shutil
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from suite.errors import InputError, join_with_or
-from suite.files import printable
+from suite.files import WIDTH, printable, terminal_width
 from suite.report.formats import paragraphs, to_csv, to_grid, to_json
 
-# Most characters of a line of a footnote in Markdown, and of a row of brief columns.
-WIDTH = 100
 # How the note begins of a parity that did not pass, whose column is never left out.
 FAILED = "PARITY FAILED"
 # Parts of a table, by which its columns are chosen; there may be none of a part, where nothing was measured.
@@ -98,7 +94,7 @@ def select_columns(report: Report, names: Sequence[str] = ()) -> Report:
 def line_width() -> int:
     """Characters of a line: those of the terminal that standard output is, at most
     `WIDTH`."""
-    return min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
+    return terminal_width() or WIDTH
 
 
 def _failed(report: Report, column: Column) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suite.errors import InputError
+from suite.files import fit, wrap
 from suite.results import bootstrap, samples
 from suite.results.record import ExportRecord, LatencyRecord, TrainRecord
 from suite.results.store import Store
@@ -24,6 +25,12 @@ from suite.schema.outcomes import none_if_unset
 # Fewest rounds whose spread says how certain a median is: six are the fewest whose least and greatest have the true one
 # between them in 19 of 20 cases.
 ROUNDS = 6
+# How the line of a cell begins that got slower than is allowed.
+SLOWER = "slower: "
+# Cells that were not compared for one reason, up to which each is named.
+FEW = 3
+# Characters of the column that says why not to trust a ratio, on a terminal.
+DOUBTS = 20
 # What names a case: of a latency's inputs, and the data set that the network was trained on.
 Case = tuple[tuple[str, str | int], ...]
 
@@ -69,7 +76,7 @@ class Comparison:
         """Every reason for an exit code other than 0, a line each."""
         return [
             *(
-                f"slower: {format_cell(found.cell)}: {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f}), "
+                f"{SLOWER}{format_cell(found.cell)}: {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f}), "
                 f"allowed {1 + (self.fail_above or 0):.3f}"
                 for found in self.regressions
             ),
@@ -135,28 +142,83 @@ def format_cell(cell: Case) -> str:
     return " ".join(f"{key.removesuffix('_size')} {value}" if isinstance(value, int) else value for key, value in cell)
 
 
-def render(comparison: Comparison) -> str:
-    """The comparison as text for a terminal, ending in a newline."""
+def render(comparison: Comparison, width: int | None = None, everything: bool = False) -> str:
+    """The comparison as text, ending in a newline: why cells were not compared, the
+    table of those that were, what got slower, and in the last line what it came to.
+
+    Args:
+        comparison: of two measurements.
+        width: of a terminal, which lines are to fit; what all cells have in common is
+            then said once. None for lines as they are.
+        everything: name each cell that was not compared, also where they are many.
+    """
+    lines = _not_compared(comparison, None if everything else FEW)
+    if comparison.ratios:
+        lines += [*([""] if lines else []), *_table(comparison, width), ""]
+    lines += [line for line in comparison.failures if line.startswith(SLOWER)]
+    return "\n".join(wrap(line, width) for line in [*lines, _in_all(comparison)]) + "\n"
+
+
+def _not_compared(comparison: Comparison, few: int | None) -> list[str]:
+    """The cells that only one has from a machine, with the reason, in a line each; more
+    than `few` of one reason in one line."""
+    machines: dict[str, list[Case]] = {}
+    for cell, ours, theirs in comparison.elsewhere:
+        machines.setdefault(f": {theirs} instead of {ours}", []).append(cell)
+    # Of each reason what stands before a cell or their number, and what behind one or many.
+    reasons = [
+        *(("another machine: ", words, words, cells) for words, cells in machines.items()),
+        ("missing: ", "", " of A are not in B", comparison.missing),
+        ("new: ", "", " are only in B", comparison.new),
+    ]
+    lines = []
+    for before, behind_one, behind_many, cells in reasons:
+        if few is not None and len(cells) > few:
+            lines.append(f"{before}{len(cells)} cells{behind_many}")
+        else:
+            lines += [f"{before}{format_cell(cell)}{behind_one}" for cell in cells]
+    return lines
+
+
+def _table(comparison: Comparison, width: int | None) -> list[str]:
+    """The cells that both have, and the machines that they are from."""
     from tabulate import tabulate
 
+    cells = {found.cell for found in comparison.ratios}
+    alike: set[tuple[str, str | int]] = set.intersection(*map(set, cells)) if width and len(cells) > 1 else set()
     rows = [
         [
-            format_cell(found.cell),
+            format_cell(tuple(each for each in found.cell if each not in alike)),
             f"{1e3 * found.a:.3f}",
             f"{1e3 * found.b:.3f}",
             f"{found.ratio:.3f}",
             f"{found.low:.3f} to {found.high:.3f}",
-            ", ".join((*_verdict(found), *found.doubts)),
+            wrap(", ".join((*_verdict(found), *found.doubts)), DOUBTS if width else None, ""),
         ]
         for found in comparison.ratios
     ]
     headings = ["cell", "a ms", "b ms", "b / a", "95 %", ""]
     aligned = ("left", "right", "right", "right", "right", "left")
-    table = [tabulate(rows, headings, disable_numparse=True, colalign=aligned)] if rows else []
+    text = tabulate(fit(headings, rows, width), headings, disable_numparse=True, colalign=aligned)
     machines = dict.fromkeys(found.machine for found in comparison.ratios)
-    lines = [*table, *(f"measured on {machine}" for machine in machines)]
-    lines += [f"new: {format_cell(cell)}" for cell in comparison.new]
-    return "\n".join([*lines, *comparison.failures]) + "\n"
+    shared = tuple(each for each in comparison.ratios[0].cell if each in alike)
+    each_row = [f"each cell: {format_cell(shared)}"] if shared else []
+    return [*text.splitlines(), *each_row, *(f"measured on {machine}" for machine in machines)]
+
+
+def _in_all(comparison: Comparison) -> str:
+    """What the comparison came to."""
+    count = len(comparison.ratios)
+    if not count:
+        why = "no cell was measured on one machine in both" if comparison.elsewhere else "no cell is in both"
+        return f"nothing could be compared: {why}"
+    said = [f"{count} cell{'s' if count > 1 else ''} compared"]
+    if comparison.fail_above is not None:
+        slower = len(comparison.regressions) or "none"
+        said.append(f"{slower} slower by more than {100 * comparison.fail_above:.3g} %")
+    if without := len(comparison.missing) + len(comparison.elsewhere):
+        said.append(f"{without} of A could not be")
+    return ", ".join(said)
 
 
 def _verdict(found: Ratio) -> tuple[str, ...]:

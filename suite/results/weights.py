@@ -88,8 +88,9 @@ def _entry(record: TrainRecord, folder: Path) -> dict[str, Any]:
     }
 
 
-def to_rows(weights: Iterable[Mapping[str, Any]]) -> tuple[Sequence[str], list[list[object]]]:
-    """Headings and rows of a table of what `find_weights` found."""
-    names = ("name", "error", "data", "epochs", "seed", "machine")
+def to_rows(weights: Iterable[Mapping[str, Any]], brief: bool = False) -> tuple[Sequence[str], list[list[object]]]:
+    """Headings and rows of a table of what `find_weights` found; in brief without what
+    names say."""
+    names = ("name", "error", "machine") if brief else ("name", "error", "data", "epochs", "seed", "machine")
     rows = [[each[name] for name in names] for each in weights]
     return ("name for timm.create_model", "test error %", *names[2:]), rows
