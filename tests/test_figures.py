@@ -30,7 +30,13 @@ def test_untrained_curves_say_so_and_have_a_value_for_each_block(tmp_path: Path)
     ]
     assert all(len(curve.values) == 9 and min(curve.values) > 0 for curve in found)
     assert all("NOT TRAINED" in curve.origin for curve in found)
-    assert figures.render(2, found, "github").count("NOT TRAINED") == 4
+    text = figures.render(2, found, "github")
+    assert text.count("NOT TRAINED") == 1
+    assert "- each network: initial weights, NOT TRAINED: no run in the results folder; measured on 20" in text
+    found[1] = dataclasses.replace(found[1], origin="a run")
+    foot = figures.render(2, found, "github").splitlines()[-2:]
+    assert foot[0].startswith("- resnet20_relu_plain, resnet20_crelu_plain, resnet20_crelu_bn: initial weights, NOT")
+    assert foot[1] == "- resnet20_relu_bn: a run"
 
 
 def test_each_network_and_its_images_are_told_while_they_are_measured(
@@ -39,8 +45,10 @@ def test_each_network_and_its_images_are_told_while_they_are_measured(
     monkeypatch.chdir(tmp_path)
     code, _, err = suite("figure", "2", "--depth", "20", "--images", "2")
     assert code == 0
-    begun, done, *others = err.splitlines()
-    assert begun.startswith("resnet20_relu_plain: initial weights, NOT TRAINED: no run in the results folder; `suite ")
+    said, begun, done, *others = err.splitlines()
+    assert said.startswith("no trained weights of these networks in results/local; initial weights are taken. `suite ")
+    assert said.endswith("run --table 1 --profile paper --depth 20 --data cifar100=PATH` trains them")
+    assert begun == "resnet20_relu_plain: initial weights ..."
     assert done.startswith("[1/4] resnet20_relu_plain: done, ")
     assert len(others) == 6
     steps: list[tuple[int, int, str]] = []
@@ -52,6 +60,20 @@ def test_each_network_and_its_images_are_told_while_they_are_measured(
 
     figures.curves(2, tmp_path, depth=20, images=2, shown=Watched(4))
     assert steps == [(2, 2, "images")] * 4
+
+
+def test_a_figure_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks, values = tuple(f"layer1.{number}" for number in range(54)), (0.12345,) * 54
+    found = [figures.Curve(name, blocks, values, "a run " * 30) for name in figures.models_of_figure(2, 110)]
+    wide = figures.render(2, found, "github")
+    assert "| resnet110_relu_plain |" in wide
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = figures.render(2, found, "github").splitlines()
+    assert max(map(len, lines)) <= 80
+    (headings,) = [line for line in lines if "block " in line and line.startswith("|")]
+    assert [name.strip() for name in headings.split("|")[3:-1]] == ["relu_plain", "relu_bn", "crelu_plain", "crelu_bn"]
+    assert figures.render(2, found, "csv").startswith("number,block,resnet110_relu_plain,")
 
 
 def test_the_longest_run_of_a_network_is_taken(tmp_path: Path) -> None:

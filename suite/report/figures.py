@@ -2,7 +2,7 @@
 curve, a line for each layer."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from suite import env
 from suite.errors import InputError
-from suite.files import printable
+from suite.files import choose_that_fits, printable, terminal_width, wrap
 from suite.inference import networks
 from suite.progress import Lines, Silent
 from suite.report.formats import paragraphs, to_csv, to_grid, to_json
@@ -93,11 +93,14 @@ def curves(
     from suite.export.exporter import load_weights
 
     store, shown = Store(results), shown or Silent(0)
+    longest = {name: _longest(store, name) for name in models_of_figure(figure, depth)}
+    if untrained := [name for name, record in longest.items() if record is None]:
+        which = "these networks" if len(untrained) == len(longest) else ", ".join(untrained)
+        shown.note(f"no trained weights of {which} in {results}; initial weights are taken. {_made_by(figure, depth)}")
     found = []
-    for name in models_of_figure(figure, depth):
-        record = _longest(store, name)
+    for name, record in longest.items():
         weights = str(store.artifact(record, "model.safetensors").parent) if record else name
-        shown.log(f"{name}: {_origin(figure, record)} ...")
+        shown.log(f"{name}: {_origin(figure, record) if record else 'initial weights'} ...")
         with shown.stage(name) as step, networks.find_network(weights) as of:
             model = load_weights(of.weights)
             if figure == 3:
@@ -131,12 +134,21 @@ def _longest(store: Store, model: str) -> TrainRecord | None:
 def _origin(figure: int, record: TrainRecord | None) -> str:
     table = 4 if figure == 3 else 1
     if record is None:
-        made_by = f"`{env.typed()} run --table {table} --profile paper` makes one"
-        return f"initial weights, NOT TRAINED: no run in the results folder; {made_by}"
+        return "initial weights, NOT TRAINED: no run in the results folder"
     data, steps = record.inputs.data.name, record.result.steps
     asked = record.inputs.schedule
     whole = asked.max_steps is None and asked.epochs == spec.load_table(table).recipe.epochs
     return f"{'run' if whole else 'shortened run'} of {steps} steps on {printable(data)}, seed {record.inputs.seed}"
+
+
+def _made_by(figure: int, depth: int | None) -> str:
+    """How to have trained weights of a figure's networks, as a sentence."""
+    table = spec.load_table(4 if figure == 3 else 1)
+    words = ["run", "--table", str(table.number), "--profile", "paper"]
+    words += ["--depth", str(depth)] if depth and depth != table.depth else []
+    for data in dict.fromkeys(row.data for row in table.rows):
+        words += ["--data", f"{data}=PATH"]
+    return f"`{env.typed(words)}` trains them"
 
 
 def promise() -> tuple[list[Curve], list[str]]:
@@ -172,12 +184,37 @@ def render(figure: int | str, found: list[Curve], text_format: str, remarks: Seq
         return to_json(content | {"remarks": list(remarks)})
     if text_format == "csv":
         return to_csv([headings, *rows])
-    body = to_grid(headings, rows, text_format, floatfmt=".4g")
-    foot = [*(f"{curve.model}: {curve.origin}" for curve in found), *remarks]
+    if text_format == "github":
+        body = choose_that_fits(
+            to_grid(each, rows, text_format, floatfmt=".4g") for each in (headings, [*headings[:2], *_in_brief(found)])
+        )
+    else:
+        body = to_grid(headings, rows, text_format, floatfmt=".4g")
+    foot = [*_origins(found), *remarks]
     if figure == 2 and len(names) > ZOOM:
         foot.append(f"the paper zooms on the first {ZOOM} blocks")
     if text_format == "latex":
         title, *foot = paragraphs([TITLES[figure], *foot])
     else:
         title, foot = TITLES[figure], [f"- {text}" for text in foot]
-    return "\n".join([title, "", body, "", *foot]) + "\n"
+    width = terminal_width() if text_format == "github" else None
+    return "\n".join([wrap(title, width, ""), "", body, "", *(wrap(text, width) for text in foot)]) + "\n"
+
+
+def _in_brief(found: Sequence[Curve]) -> list[str]:
+    """The curves' names without the beginning that all have, where a terminal has no
+    room for more: what is below the table has them in full."""
+    names = [curve.model.split("_") for curve in found]
+    differing = (number for number, parts in enumerate(zip(*names, strict=False)) if len(set(parts)) > 1)
+    shared = next(differing, 0)
+    return ["_".join(parts[shared:]) for parts in names]
+
+
+def _origins(found: Sequence[Curve]) -> Iterator[str]:
+    """What the curves are of, once for those of which it is the same."""
+    models: dict[str, list[str]] = {}
+    for curve in found:
+        models.setdefault(curve.origin, []).append(curve.model)
+    for origin, names in models.items():
+        every = len(names) == len(found) > 1
+        yield f"{'each network' if every else ', '.join(names)}: {origin}"
