@@ -107,6 +107,20 @@ def test_one_line_a_table_says_what_is_missing_with_one_command_for_it(html: str
     assert "resnet110_relu_np@" not in command
 
 
+def test_what_published_records_lack_is_measured_in_a_folder_of_ones_own(
+    store: Store, add_run: AddRun, tmp_path: Path
+) -> None:
+    add_run()
+    published = tmp_path / "published" / "machine"
+    shutil.copytree(store.root, published)
+    own, theirs = (
+        re.findall("--results (.*?)</code>", page.write(Store(root), tmp_path / "out").read_text("utf-8"))
+        for root in (store.root, published)
+    )
+    assert set(own) == {str(store.root)}
+    assert set(theirs) == {"results/local"}
+
+
 def test_a_row_that_is_complete_is_not_in_the_command(store: Store, add_run: AddRun, tmp_path: Path) -> None:
     for seed in range(5):
         add_run(seed=seed)

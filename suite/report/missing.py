@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from suite import env
 from suite.registry import stand_in
@@ -11,12 +12,16 @@ from suite.results.store import Store
 from suite.tables import spec
 from suite.tables.spec import Row, Table
 
+# The folder of a user's own runs, and what the one is called that holds published results.
+OWN = Path("results", "local")
+PUBLISHED = "published"
+
 
 def missing_results(folders: Sequence[Store], table: Table, entries: Sequence[Entry]) -> tuple[str, str]:
     """What the rows lack, in words, and the command; both empty if nothing is missing.
 
-    The command measures what the results folder lacks of these rows, and nothing
-    twice.
+    The command measures what the results folder lacks of these rows, and nothing twice;
+    where that is a published one, it measures them in the user's own.
     """
     gaps = [(entry.row, gap) for entry in entries if (gap := _gap(table, entry))]
     counts = Counter(gap for _, gap in gaps)
@@ -48,4 +53,10 @@ def _command(folders: Sequence[Store], table: Table, rows: Sequence[Row]) -> str
     words += ["--profile", "paper", "--seeds", str(table.seeds)]
     for data in dict.fromkeys(row.data for row in rows if stand_in(row.data) != row.data):
         words += ["--data", f"{data}=PATH"]
-    return env.typed([*words, "--results", str(folders[0].root)] if folders else words)
+    return env.typed([*words, "--results", str(_writable(folders[0].root))] if folders else words)
+
+
+def _writable(root: Path) -> Path:
+    """The folder that a command is to write to: published records are another's, and
+    are committed."""
+    return OWN if root.resolve().parent.name == PUBLISHED else root
