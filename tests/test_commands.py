@@ -104,7 +104,7 @@ def test_a_usual_folder_that_is_not_there_is_an_empty_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert suite("status") == (0, "nothing was begun in results/local\n", "")
-    assert suite("verify")[1] == "0 records and 0 files of 0 bytes: no problems\n"
+    assert suite("verify")[1] == "read no records and no files: no problems\n"
     assert suite("show", "--table", "2")[0] == suite("clean")[0] == 0
     assert list(tmp_path.iterdir()) == []
 
@@ -114,6 +114,32 @@ def test_a_folder_of_results_folders_is_refused_with_their_names(suite: Run) -> 
         code, out, err = suite(*command, "--results", "results/published")
         assert (code, out) == (2, ""), command
         assert "holds no records, but folders that do; give results/published/amd-epyc-2-cores" in err
+
+
+READERS = (("status",), ("show", "--table", "2"), ("verify",), ("clean",), ("report",), ("figure", "2"))
+
+
+@pytest.mark.parametrize("command", READERS, ids=" ".join)
+def test_a_folder_of_other_things_is_no_empty_results_folder(
+    suite: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "notes.md").write_text("")
+    expected = f"error: --results {tmp_path}: holds no records; is it a results folder?\n"
+    assert suite(*command, "--results", str(tmp_path)) == (2, "", expected)
+    (tmp_path / "records").write_text("")
+    code, out, err = suite(*command, "--results", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert "records is to be a folder, and is a file; is it a results folder?" in err
+
+
+@pytest.mark.parametrize("inside", [(), ("plans", "other"), ("report",), (".hidden",)], ids=" ".join)
+def test_a_folder_in_which_nothing_is_done_yet_is_a_results_folder(
+    suite: Run, tmp_path: Path, inside: tuple[str, ...]
+) -> None:
+    for name in inside:
+        (tmp_path / name).mkdir()
+    assert suite("verify", "--results", str(tmp_path))[:2] == (0, "read no records and no files: no problems\n")
+    assert suite("show", "--table", "2", "--results", str(tmp_path))[0] == 0
 
 
 def test_a_column_that_is_none_is_refused_before_anything_runs(suite: Run, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_the_command_says_sizes_and_how_far_runs_moved_and_verifies(store: Store
     assert first.startswith("1 records written anew, ")
     assert first.endswith(": 5 runs within half a nanosecond of what they were (at most 0.0027 ns), all else equal")
     assert code == 1, "its export is not there"
-    assert others[-1] == "1 records and 0 files of 0 bytes: 1 problem"
+    assert others[-1] == "read 1 record and no files: 1 problem"
     _, out, _ = suite("verify", "--rewrite", "--results", str(store.root))
     assert out.startswith("no record of an earlier layout to write anew\n")
 

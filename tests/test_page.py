@@ -189,13 +189,14 @@ def test_the_records_that_no_row_shows_are_counted_by_their_stages(
 ) -> None:
     add_run()
     html = page.write(store, tmp_path / "out").read_text("utf-8")
-    assert f"{verify(store.root).records} records are shown, from {store.root}. Measured" in html
+    assert f"All {verify(store.root).records} records are shown, from {store.root}. Measured" in html
     add_run(rounds=9)
     html = page.write(store, tmp_path / "out").read_text("utf-8")
     count = verify(store.root).records
-    assert (
-        f"{count - 1} of {count} records are shown, from {store.root}. No row shows the others: 1 of latency." in html
-    )
+    assert f"{count - 1} of {count} records are shown, from {store.root}; no row needs the rest: 1 latency. M" in html
+    add_run(rounds=10)
+    html = page.write(store, tmp_path / "out").read_text("utf-8")
+    assert "no row needs the rest: 2 latencies." in html
 
 
 def headings(html: str) -> list[str]:

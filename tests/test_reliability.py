@@ -374,7 +374,7 @@ def test_verify_ends_with_1_and_a_line_for_each_problem(store: Store, suite: Sui
     store.put("other", INPUTS, {"value": 1}, {}, {})
     results = str(store.root)
     code, out, _ = suite("verify", "--results", results)
-    assert (code, out) == (0, "1 records and 0 files of 0 bytes: no problems\n")
+    assert (code, out) == (0, "read 1 record and no files: no problems\n")
     (path,) = (store.root / "records" / "other").iterdir()
     path.write_text(path.read_text().replace('"value": 1', '"value": 2'))
     (path.parent / "\x1b[2J.tmp").write_text("")
@@ -383,7 +383,7 @@ def test_verify_ends_with_1_and_a_line_for_each_problem(store: Store, suite: Sui
     assert out.splitlines() == [
         f"{path.parent}/\\x1b[2J.tmp: unexpected; delete it",
         f"{path}: not a record (changed since it was written); delete it to measure again",
-        "0 records and 0 files of 0 bytes: 2 problems",
+        "read no records and no files: 2 problems",
     ]
     assert suite("verify", "--results", f"{results}/none")[2] == f"error: --results {results}/none: no such folder\n"
 

@@ -54,6 +54,7 @@ def test_files_may_be_left_out_but_those_there_are_whole(store: Store, record: A
     assert len(verify(store.root).problems) == 1
     found = verify(store.root, without_files=True)
     assert (found.problems, found.files, found.bytes, found.left_out) == ([], 1, 1000, 1)
+    assert found.summary == "read 1 record and 1 file (1,000 bytes); 1 file was left out: no problems"
     store.artifact(record, "weights").write_bytes(bytes(999))
     assert len(verify(store.root, without_files=True).problems) == 1
 
@@ -67,6 +68,7 @@ def test_published_results_may_lack_files_but_not_the_weights_that_their_index_l
     store.artifact(record, "config").unlink()
     found = verify(store.root)
     assert (found.problems, found.files, found.bytes, found.left_out) == ([], 1, 1000, 1)
+    assert found.summary == "read 1 record and 1 file (1,000 bytes); 1 file was left out: no problems"
     store.artifact(record, "weights").unlink()
     assert "weights: missing" in problem(store)
     index.write_text('{"weights": [3]}')

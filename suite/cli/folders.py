@@ -1,5 +1,6 @@
 """Results folders that a user names, and the page that is written of them."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,17 +30,26 @@ def require_no_file(results: Path) -> None:
 
 def require_results(results: Path) -> None:
     """Refuse what is no results folder, and a folder of such folders, in which nothing
-    would be found.
+    would be found. An empty one is one in which nothing was measured yet.
 
     Raises:
         InputError: it is one of these.
     """
+    from suite.results.folder import INSIDE
+
     if not results.is_dir():
         raise InputError(f"--results {results}: {'is no folder' if results.exists() else 'no such folder'}")
-    if not (results / "records").is_dir():
-        inside = sorted(str(path.parent) for path in results.glob("*/records"))
-        if inside:
-            raise InputError(f"--results {results}: holds no records, but folders that do; give {join_with_or(inside)}")
+    records = results / "records"
+    if records.is_dir():
+        return
+    if records.exists():
+        raise InputError(f"--results {results}: {records} is to be a folder, and is a file; is it a results folder?")
+    inside = sorted(str(path.parent) for path in results.glob("*/records"))
+    if inside:
+        raise InputError(f"--results {results}: holds no records, but folders that do; give {join_with_or(inside)}")
+    names = {path.name for path in results.iterdir() if not path.name.startswith(".")}
+    if names and names.isdisjoint(INSIDE) and not any(re.fullmatch("report(-.+)?", name) for name in names):
+        raise InputError(f"--results {results}: holds no records; is it a results folder?")
 
 
 def require_results_if_given(results: Path) -> None:

@@ -120,12 +120,12 @@ def report_(
 ) -> int:
     """Write a page with the tables, plots and provenance of all records, and the same
     as plain files beside it."""
-    for folder in results:
-        folders.require_results(folder)
     if isinstance(table, int):
         raise InputError(
             f"--table {table}: the page has all of the paper's tables; give the TOML file of a table of your own"
         )
+    for folder in results:
+        folders.require_results(folder)
     imports = folders.check_modules(table, modules)
     path = folders.write_page(results, out, metric, table, imports)
     click.echo(path)
@@ -208,10 +208,7 @@ def verify(results: Path, without_files: bool, rewrite: bool) -> int:
         display.close()
     for problem in found.problems:
         click.echo(problem)
-    looked_at = f"{found.records} records and {found.files} files of {found.bytes:,} bytes"
-    if found.left_out:
-        looked_at += f", {found.left_out} files left out"
-    click.echo(f"{looked_at}: {len(found.problems) or 'no'} problem{'s' if len(found.problems) != 1 else ''}")
+    click.echo(found.summary)
     return 1 if found.problems else 0
 
 
@@ -266,7 +263,7 @@ def compare(a: Path, b: Path, fail_above: float | None, everything: bool) -> int
     pytest-benchmark: B over A, cell by cell.
 
     Exit code 1 also where a cell of A is missing in B, or was measured on another
-    machine.
+    machine, with or without --fail-above; cells that only B has are no failure.
     """
     from suite.results import compare as comparing
 

@@ -32,6 +32,17 @@ from suite.tables import spec
 from suite.tables.own import OwnTable
 from suite.tables.spec import CIFAR_DEPTHS, Table
 
+# What one record of a stage is, and several are.
+STAGES = {
+    "train": ("training", "trainings"),
+    "export": ("export", "exports"),
+    "convert": ("file in lower precision", "files in lower precision"),
+    "parity": ("check of parity", "checks of parity"),
+    "latency": ("latency", "latencies"),
+    "analyze": ("analysis", "analyses"),
+    "peak": ("peak of a machine's speed", "peaks of a machine's speed"),
+    "probe": ("probe of a network's speed", "probes of a network's speed"),
+}
 ENDINGS = {"github": "md", "csv": "csv", "latex": "tex"}
 
 
@@ -247,10 +258,12 @@ def _summary(folders: Sequence[Store], provenance: Provenance) -> str:
     where = ", ".join(str(store.root) for store in folders)
     found = {(stage, key) for store in folders for stage in store.stages() for key in store.keys(stage)}
     others = Counter(stage for stage, key in sorted(found) if key not in provenance.records)
-    count = f"{len(provenance.records)} of {len(found)}" if others else str(len(found))
-    words = f"{count} records are shown, from {where}."
+    count = f"{len(provenance.records)} of {len(found)}" if others else f"All {len(found)}"
+    words = f"{count} records are shown, from {where}"
     if others:
-        words += f" No row shows the others: {', '.join(f'{number} of {stage}' for stage, number in others.items())}."
+        rest = (f"{number} {STAGES.get(stage, (stage, stage))[number > 1]}" for stage, number in others.items())
+        words += f"; no row needs the rest: {', '.join(rest)}"
+    words += "."
     if machines:
         words += f" Measured on {' and on '.join(machines)}."
     return f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."

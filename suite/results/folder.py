@@ -17,6 +17,8 @@ from suite.results import locks
 # Seconds after which what nobody has changed counts as left behind where locks cannot tell: on file systems without
 # them, and of other machines, whose locks may not reach this one.
 LONG = 7 * 24 * 3600.0
+# The folders in a results folder; of the first two each has a folder for each stage.
+INSIDE = ("records", "failures", "artifacts", "checkpoints", "plans", "claims", "removed", "work")
 
 
 class Folder:
@@ -56,9 +58,9 @@ class Folder:
         """
         if not self.root.is_dir():
             return  # it is made, or cannot be, by the first who writes
-        kinds = [self.inside(name) for name in ("records", "failures")]
+        kinds = [self.inside(name) for name in INSIDE[:2]]
         inside = [folder for kind in kinds if kind.is_dir() for folder in kind.iterdir()]
-        others = [self.inside(name) for name in ("artifacts", "checkpoints", "plans", "claims", "removed", "work")]
+        others = [self.inside(name) for name in INSIDE[2:]]
         for folder in (self.root, *kinds, *inside, *others):
             if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
                 found = folder.stat()

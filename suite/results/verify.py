@@ -33,6 +33,19 @@ class Verification:
     problems: list[str]
     left_out: int = 0
 
+    @property
+    def summary(self) -> str:
+        """What was read, what may be missing, and how much is wrong."""
+        read = f"read {_count(self.records, 'record')}"
+        read += f" and {_count(self.files, 'file')}" + (f" ({self.bytes:,} bytes)" if self.files else "")
+        if self.left_out:
+            read += f"; {_count(self.left_out, 'file')} {'was' if self.left_out == 1 else 'were'} left out"
+        return f"{read}: {_count(len(self.problems), 'problem')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'s' if number != 1 else ''}"
+
 
 def verify(
     root: Path,
