@@ -52,7 +52,7 @@ def test_equal_files_pass_whatever_their_names_are(net: Callable[..., Path], sui
     assert code == 0, err
     words = "random inputs, of seed 0 on, not 10, since a file has batches of one size alone"
     assert out.startswith(f"{b} against {a}: 12 {words}\n")
-    assert "scores         greatest difference 0, 0.0e+00 of scale" in out
+    assert "scores         greatest difference 0, which is 0.0e+00 of the greatest value, " in out
     assert "agreement      100 % of 12 rows" in out
     assert "passed         yes" in out
 
@@ -62,7 +62,7 @@ def test_a_wrong_weight_fails_and_its_node_is_named(net: Callable[..., Path], su
     code, out, _ = suite("parity", b, "--against", a, "--images", "64")
     assert code == 1
     assert "departs first  at node two (Conv): expected " in out
-    assert "passed         NO, at most 0.0001 of scale" in out
+    assert "passed         NO, at most 0.0001 of the greatest value is allowed" in out
     assert f"margins of {a}: number " in out
     assert suite("parity", b, "--against", a, "--images", "8", "--tolerance", "100")[0] == 0
 
@@ -189,7 +189,7 @@ def test_as_many_inputs_are_compared_as_were_asked_for(
     ask = ("parity", str(net("a.onnx")), "--against", str(net("b.onnx")))
     out = suite(*ask, "--images", "20")[1]
     assert ": 20 random inputs, of seed 0 on\n" in out
-    assert "of 200 values\nagreement      100 % of 20 rows" in out
+    assert "over 200 values\nagreement      100 % of 20 rows" in out
     np.savez(tmp_path / "values.npz", image=np.ones((5, 3, 8, 8), np.float32))
     assert ": 2 inputs of " in suite(*ask, "--images", "2", "--data", str(tmp_path / "values.npz"))[1]
     for number in range(11):

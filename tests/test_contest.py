@@ -113,7 +113,7 @@ def test_a_transformer_of_torch_goes_through_every_instrument(tmp_path: Path, su
     assert "MatMul" in out
     code, out, err = suite("parity", str(path), "--against", str(path), "--images", "6", *shapes)
     assert code == 0, err
-    assert "greatest difference 0, 0.0e+00 of scale" in out
+    assert "greatest difference 0, which is 0.0e+00 of the greatest value" in out
     assert "6 random inputs" in out
 
 

@@ -51,6 +51,11 @@ def test_what_is_left_unfused_and_reordered_is_counted(explained: dict[str, dict
     assert plain["unfused"]["Neg"] == 19
     assert plain["unfused"]["Slice"] == 4
     assert plain["unfused"]["Pad"] == 2
+    assert sum(plain["behind"]["Neg"].values()) == 19
+    said = render(plain)
+    assert "; 19 Neg (behind " in said or "not fused     19 Neg (behind " in said
+    assert "right behind a convolution whose result nothing else takes" in said
+    assert "right behind" not in render(explained["rewritten"])
     assert plain["reorders"]["ReorderInput"] >= 18
     rewritten = explained["rewritten"]
     assert rewritten["unfused"] == {}

@@ -151,7 +151,7 @@ def _require_figures(outcomes: "list[Measurement]") -> None:
 @click.option(
     "--tolerance",
     type=options.Share(),
-    help="Greatest difference as a share of scale, by default 1e-4; with --against.",
+    help="Difference allowed, as a share of an output's greatest value, by default 1e-4; with --against.",
 )
 def parity(
     source: str,

@@ -11,6 +11,12 @@ from suite.errors import InputError
 from suite.files import printable
 from suite.registry import REDUCED
 
+# What a difference is a share of.
+SHARES = {
+    "difference_from_torch": " of the greatest output",
+    "difference_from_fp32": " of the outputs, root mean square over root mean square",
+}
+
 
 @click.command(short_help="Write a network as an ONNX file.")
 @click.argument("source", metavar="MODEL|RUN", shell_complete=options.complete_models)
@@ -155,7 +161,7 @@ def _format_entries(content: dict[str, Any]) -> str:
         elif isinstance(value, list):
             value = len(value)
         elif isinstance(value, float):
-            value = f"{value:.6g}"
+            value = f"{value:.6g}{SHARES.get(name, '')}"
         lines.append((name.replace("_", " "), value))
     text: str = tabulate(lines, tablefmt="plain", disable_numparse=True)
     return printable(text, keep="\n")

@@ -77,7 +77,7 @@ def export(
     onnx.checker.check_model(str(out), full_check=True)
     apart = _difference(out, shape, batch, expected)
     if not apart <= PARITY:  # nor if it is not a number
-        said.append(f"differs from torch by {apart:.1e} of scale, which is more than rounding")
+        said.append(f"differs from torch by {apart:.1e} of the greatest output, which is more than rounding")
     operators = Counter(node.op_type for node in onnx.load(out, load_external_data=False).graph.node)
     if operators[NORM]:
         said.append(f"{operators[NORM]} BatchNorm cannot be folded, since no convolution is directly before them")

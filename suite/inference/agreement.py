@@ -271,10 +271,11 @@ def render(found: Comparison, a: str, b: str, tolerance: float) -> str:
                 f"{name:14} greatest difference {greatest:.3g}, all values are zero, so that this shows nothing"
             )
         else:
-            lines.append(f"{name:14} greatest difference {greatest:.3g}, {greatest / scale:.1e} of scale ({scale:.3g})")
+            share = f"{greatest / scale:.1e} of the greatest value, {scale:.3g}"
+            lines.append(f"{name:14} greatest difference {greatest:.3g}, which is {share}")
         if alike := found.not_finite[place]:
             lines.append(f"{name:14} {alike} of {alike + found.compared[place]} values are not finite in both")
-    lines.append(f"mean           {found.mean:.1e} of scale, of {found.values} values")
+    lines.append(f"mean           {found.mean:.1e} of the greatest value, over {found.values} values")
     if found.rows:
         lines.append(
             f"agreement      {100 * found.same / found.rows:.6g} % of {found.rows} rows have the same first class"
@@ -290,7 +291,8 @@ def render(found: Comparison, a: str, b: str, tolerance: float) -> str:
         quantised = ", where it is quantised behind DequantizeLinear" if departs["quantised"] else ""
         lines.append(f"departs first  at node {node} ({operator}{quantised}): {_values(departs)}")
     if found.values or found.broken:
-        verdict = f"{'yes' if found.passed(tolerance) else 'NO'}, at most {tolerance:.3g} of scale"
+        allowed = f"at most {tolerance:.3g} of the greatest value is allowed"
+        verdict = f"{'yes' if found.passed(tolerance) else 'NO'}, {allowed}"
     else:
         verdict = "NO, since no value was compared"
     lines.append(f"passed         {verdict}")

@@ -19,6 +19,8 @@ from suite.session import open_session
 
 # Operators that are parts of convolutions, or of their weights, in a graph that suits the runtime.
 FUSABLE = ("BatchNormalization", "Neg", "Slice", "Pad", "Add", "Relu", "Sub", "Div", "Mul")
+# Why there are some left.
+WHY_UNFUSED = "fused is what stands right behind a convolution whose result nothing else takes"
 WARM_UP, RUNS = 3, 20
 MOST_EXPENSIVE = 5
 
@@ -60,15 +62,16 @@ def explain(
     Returns:
         `file`, `provider` as ONNX Runtime names it, `threads`, `inputs` (shapes by
         name), `runs`; `nodes` of the optimised graph by provider; its `operators`; of
-        these `unfused` (`FUSABLE` ones that are left), `reorders` (between the blocked
-        layout and the plain one) and `copies` (between devices); `expensive`: the nodes
-        that take longest, each with `name`, `operator`, `microseconds`, `share` of all
-        kernels' time, and `gflops` (billions of multiplications and additions a second;
-        None where it is neither convolution nor Gemm); and medians over the runs in
-        microseconds: `kernel_us`, all kernels of a run; `run_us`, the run with the
-        profile on, in which the difference is dispatch and the profile's own;
-        `wall_us`, a run without it. On a GPU the profile sees how long a kernel takes
-        to launch, not to run.
+        these `unfused` (`FUSABLE` ones that are left), and of those `behind`: by
+        operator how many stand behind which operator of the file; `reorders` (between
+        the blocked layout and the plain one) and `copies` (between devices);
+        `expensive`: the nodes that take longest, each with `name`, `operator`,
+        `microseconds`, `share` of all kernels' time, and `gflops` (billions of
+        multiplications and additions a second; None where it is neither convolution nor
+        Gemm); and medians over the runs in microseconds: `kernel_us`, all kernels of a
+        run; `run_us`, the run with the profile on, in which the difference is dispatch
+        and the profile's own; `wall_us`, a run without it. On a GPU the profile sees
+        how long a kernel takes to launch, not to run.
 
     Raises:
         InputError: it is no ONNX file, a dimension of its inputs is not known, or
@@ -114,6 +117,7 @@ def explain(
         "nodes": dict(Counter(node.provider for node in nodes)),
         "operators": dict(sorted(operators.items())),
         "unfused": {name: operators[name] for name in FUSABLE if operators[name]},
+        "behind": _behind(graph.model.graph, nodes),
         "reorders": {name: count for name, count in sorted(operators.items()) if name.startswith("Reorder")},
         "copies": {name: count for name, count in sorted(operators.items()) if name.startswith("Memcpy")},
         "expensive": [
@@ -130,6 +134,20 @@ def explain(
         "run_us": median(run_us),
         "wall_us": median(wall[WARM_UP:]),
     }
+
+
+def _behind(graph: Any, nodes: Sequence[_Node]) -> dict[str, dict[str, int]]:
+    """Of each operator that was not fused, how many have their first input from which
+    operator of the file; without those that the file has not, or that take its
+    input."""
+    named = {node.name: node for node in graph.node}
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    found: dict[str, Counter[str]] = {}
+    for node in nodes:
+        of_file = named.get(node.name)
+        if node.operator in FUSABLE and of_file is not None and of_file.input and of_file.input[0] in makers:
+            found.setdefault(node.operator, Counter())[makers[of_file.input[0]]] += 1
+    return {operator: dict(counts.most_common()) for operator, counts in found.items()}
 
 
 def _of_a_run(microseconds: Sequence[Sequence[float]]) -> float:
@@ -185,6 +203,13 @@ def render(explanation: Mapping[str, Any]) -> str:
     def counts(found: Mapping[str, int]) -> str:
         return ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
 
+    def unfused() -> str:
+        said = []
+        for name, count in explanation["unfused"].items():
+            behind = counts(explanation["behind"][name]) if explanation["behind"].get(name) else ""
+            said.append(f"{count} {name}" + (f" (behind {behind})" if behind else ""))
+        return "; ".join(said) or "none"
+
     of = explanation
     kernels, run = of["kernel_us"], of["run_us"]
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'one number'}" for name, shape in of["inputs"].items())
@@ -192,7 +217,8 @@ def render(explanation: Mapping[str, Any]) -> str:
         f"{of['file']}: {shapes or 'no inputs'}, threads {of['threads']}, runs {of['runs']}",
         f"nodes         {counts(of['nodes'])}",
         f"operators     {counts(of['operators'])}",
-        f"not fused     {counts(of['unfused'])}",
+        f"not fused     {unfused()}",
+        *([f"              {WHY_UNFUSED}"] if of["unfused"] else []),
         f"reorders      {counts(of['reorders'])}",
         f"copies        {counts(of['copies'])}",
         f"time          {kernels:.0f} us in kernels of {run:.0f} us a run, {max(0.0, 1 - kernels / run):.0%} dispatch; "

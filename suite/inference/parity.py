@@ -161,7 +161,7 @@ def render(found: Mapping[str, Any]) -> str:
         f"top-1 error    torch {found['torch_top1']:.2f} %, {runtime} {found['onnx_top1']:.2f} %, "
         f"difference {found['difference']:+.2f} points{elsewhere}",
         f"logits         greatest difference {found['max_logit_difference']:.3g}, which is "
-        f"{found['max_logit_difference'] / scale if scale else 0.0:.1e} of scale; mean "
+        f"{found['max_logit_difference'] / scale if scale else 0.0:.1e} of the greatest logit; mean "
         f"{found['mean_logit_difference']:.3g}",
         f"agreement      {found['agreement']:.6g} % of images; right in torch alone {found['lost']}, "
         f"in {runtime} alone {found['won']}",

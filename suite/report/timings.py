@@ -27,7 +27,7 @@ def table(outcomes: Sequence[Measurement], title: str, remarks: Sequence[str]) -
     higher = {name: Column(f"{name}_ms", f"{name} ms", three_digits, "latency") for name in ("p90", "p99")}
     things = "images" if by_images else "runs"
     speed = Column(f"{things}_per_s", f"{things}/s", three_digits, "speed")
-    ratio = Column("ratio", "over the first", lambda value: f"{value:.3f}", "latency", "over the first")
+    ratio = Column("ratio", "ratio to first", lambda value: f"{value:.3f}", "latency", "ratio to first")
     within = Column("ratio_interval", "95 % of it", part="latency", brief="95 % of it")
     share = Column("peak_percent", "% of peak", lambda value: f"{value:.0f}", "peak", "% of peak")
     load = Column("load_ms", "load ms", three_digits, "latency")
@@ -101,4 +101,4 @@ def title(outcomes: Sequence[Measurement], quick: bool) -> str:
     runs = sorted(len(outcome.samples) for outcome in outcomes if outcome.samples) or [0]
     counted = f"{runs[0]} runs each" if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]} runs each"
     quickly = ", quick" if quick else ""
-    return f"Timed in turns on {env.machine()['id']}: {counted}{quickly}, each until the device was done"
+    return f"Timed in turns on {env.machine()['id']}: {counted}{quickly}; a run ends when its output is there"
