@@ -112,6 +112,8 @@ def test_a_network_of_any_count_of_channels_is_exported_checked_and_explained(
     code, out, err = suite("explain", str(file))
     assert (code, err) == (0, "")
     assert re.search(r"nodes +\d+ CPUExecutionProvider", out)
+    code, out, err = suite("explain", run)
+    assert (code, err) == (0, "export resnet20_crelu_bn ...\n")
     code, _, err = suite("parity", str(file), "--weights", "resnet20_crelu_bn", "--images", "2")
     assert code == 2
     assert f"takes {channels} channels, resnet20_crelu_bn 3: another network's file" in err

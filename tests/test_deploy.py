@@ -53,9 +53,19 @@ def test_int8_has_the_form_and_type_that_ran_fastest_here(
 
     monkeypatch.setattr(latency, "measure", measure)
     monkeypatch.setattr(reduced, "CALIBRATION_IMAGES", 20)
+    said: list[str] = []
     with networks.find_network("resnet20_crelu_bn") as of:
-        result = deploy.export(of, path, "int8", "cpu", False, {})
+        result = deploy.export(of, path, "int8", "cpu", False, {}, said.append)
     assert (result["form"], result["activations"]) == fastest
+    assert said == [
+        "export resnet20_crelu_bn, the rewritten graph",
+        "int8 of resnet20_crelu_bn, the rewritten graph with unsigned activations: calibrate on 20 images",
+        "int8 of resnet20_crelu_bn, the rewritten graph with signed activations: calibrate on 20 images",
+        "export resnet20_crelu_bn, the plain graph",
+        "int8 of resnet20_crelu_bn, the plain graph with unsigned activations: calibrate on 20 images",
+        "time the 3 files",
+        "compare with float32",
+    ]
     model = onnx.load(path)
     types = {tensor.data_type for tensor in model.graph.initializer if "zero_point" in tensor.name}
     assert (TensorProto.UINT8 in types) == (fastest[1] == "unsigned")

@@ -317,7 +317,8 @@ def test_table_1_shows_the_paper_and_each_reading_of_ours(tmp_path: Path, suite:
 
 def test_a_model_is_exported_and_checked_end_to_end(tmp_path: Path, suite: Run) -> None:
     out = tmp_path / "net.onnx"
-    assert suite("export", "resnet20_crelu_bn", str(out))[0] == 0
+    code, _, err = suite("export", "resnet20_crelu_bn", str(out))
+    assert (code, err) == (0, "export resnet20_crelu_bn ...\n")
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     code, text, _ = suite("parity", str(out), "--images", "20")
     assert code == 0

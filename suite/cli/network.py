@@ -65,7 +65,7 @@ def export(
     with networks.errors_in_one_line(source):
         if ours:
             with networks.find_network(source.removeprefix("local-dir:"), size) as of:
-                result = deploy.export(of, out, precision, provider, plain, data)
+                result = deploy.export(of, out, precision, provider, plain, data, _say)
             result = {"weights": "of a run" if of.trained else "initial weights", **result}
         else:
             folder = options.folder_of(texts)
@@ -101,7 +101,7 @@ def explain(
     from suite.inference import deploy, explain, feeds, networks
 
     said = feeds.parse_inputs(given)
-    with networks.errors_in_one_line(source), deploy.onnx_file(source, provider, size, modules) as path:
+    with networks.errors_in_one_line(source), deploy.onnx_file(source, provider, size, modules, _say) as path:
         found = explain.render(explain.explain(path, provider, env.available_cores(), batch_size, said))
     click.echo(printable(found, keep="\n"), nl=False)  # a file's nodes have the names that its maker gave them
     return 0

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 
 def export(
-    of: networks.NamedNetwork, out: Path, precision: str, provider: str, plain: bool, data: Mapping[str, Path]
+    of: networks.NamedNetwork,
+    out: Path,
+    precision: str,
+    provider: str,
+    plain: bool,
+    data: Mapping[str, Path],
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Write a network as the ONNX file that is fastest on a provider, whole or not at
     all.
@@ -32,7 +38,7 @@ def export(
     export. In int8, and for TensorRT, candidates are timed against each other here: the
     rewritten graph and the default export, and in int8 on the CPU provider also signed
     activations instead of unsigned ones. For a GPU the file is timed in any case, which
-    shows that it runs there.
+    shows that it runs there. `say` is told what is being done.
 
     Returns:
         What `exporter.export` does, with `precision` and `form` ("rewritten" or
@@ -65,6 +71,7 @@ def export(
         for graph in graphs:
             path = Path(scratch) / f"{graph}.onnx"
             stated = networks.metadata(of, networks.training_metadata(of) | {"form": graph})
+            say(f"export {of.model}" + (f", the {graph} graph" if graphs[1:] else ""))
             exported = exporting.export(of.weights, of.size, path, stated, graph == "rewritten")
             result = to_builtins(exported) | {"form": graph, "precision": precision}
             if precision == "fp32":
@@ -73,6 +80,7 @@ def export(
             kinds = _activations(provider, graph == graphs[0]) if precision == "int8" else ("unsigned",)
             for kind in kinds:
                 fewer = path.with_suffix(f".{kind}")
+                say(_describe_conversion(of, precision, kind, graph))
                 converted = reduced.convert(path, fewer, precision, images(), kind, of.trained)
                 found[fewer] = reduced.of_fp32(result) | to_builtins(converted)
                 found[fewer]["warnings"] = [*found[fewer].get("warnings", ()), *images().notes]
@@ -82,6 +90,7 @@ def export(
             (chosen,) = found
             answer = found[chosen]
         else:
+            say("time the file" if len(found) == 1 else f"time the {len(found)} files")
             chosen, seconds, warnings = _fastest(of, list(found), provider)
             answer = found[chosen] | {"milliseconds": 1e3 * seconds}
             answer["warnings"] = [*found[chosen].get("warnings", ()), *warnings]
@@ -89,6 +98,7 @@ def export(
             whole = Path(scratch) / f"{answer['form']}.onnx"
             from suite.export.precision import difference
 
+            say("compare with float32")
             apart = difference(chosen, whole, images().batches, env.available_cores())
             answer["difference_from_fp32"] = apart
         os.replace(chosen, out)
@@ -115,6 +125,14 @@ def check(out: Path, precision: str, provider: str) -> None:
         legal = join_with_or(each for each in ("fp32", *REDUCED) if not why_unsupported(provider, each))
         raise InputError(f"--precision {precision} --provider {provider}: {reason}; use {legal}")
     require_provider(provider)
+
+
+def _describe_conversion(of: networks.NamedNetwork, precision: str, kind: str, graph: str) -> str:
+    """What is about to be made, which takes minutes for a large network."""
+    images = f"{reduced.CALIBRATION_IMAGES} images"
+    if precision == "int8":
+        return f"int8 of {of.model}, the {graph} graph with {kind} activations: calibrate on {images}"
+    return f"{precision} of {of.model}: check on {images}"
 
 
 def _activations(provider: str, first: bool) -> tuple["Activations", ...]:
@@ -171,8 +189,15 @@ def _fastest(of: networks.NamedNetwork, files: list[Path], provider: str) -> tup
 
 
 @contextlib.contextmanager
-def onnx_file(name: str, provider: str, size: int | None, modules: Sequence[str] = ()) -> Iterator[Path]:
-    """An ONNX file that a user names, or the export of the run or model that is named.
+def onnx_file(
+    name: str,
+    provider: str,
+    size: int | None,
+    modules: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Path]:
+    """An ONNX file that a user names, or the export of the run or model that is named,
+    of which `say` is told.
 
     Raises:
         InputError: there is no such thing, or the provider is not here.
@@ -190,9 +215,9 @@ def onnx_file(name: str, provider: str, size: int | None, modules: Sequence[str]
         if subject.network.ours:
             with networks.find_network(name.removeprefix(zoo.LOCAL), size) as of:
                 path = Path(scratch) / f"{of.model}.onnx"
-                export(of, path, "fp32", provider, False, {})
+                export(of, path, "fp32", provider, False, {}, say)
         else:
-            path = model_files.Maker(name, subject.network, Path(scratch), size=size).file("fp32", provider)
+            path = model_files.Maker(name, subject.network, Path(scratch), say, size=size).file("fp32", provider)
         yield path
 
 
