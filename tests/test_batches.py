@@ -158,3 +158,17 @@ def test_a_broken_image_is_one_clear_line_whoever_reads_it(tmp_path: Path, worke
         list(Batches(dataset, IMAGENET, CPU, workers).test())
     assert str(caught.value).startswith(f"{broken}: is no readable JPEG, PNG, WebP, BMP or TIFF image")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "side", "sizes"),
+    [("cifar", 32, [50, 50, 20]), ("cifar", 160, [2] * 60), ("imagenet", 64, [12] * 10), ("imagenet", 224, [1] * 120)],
+)
+def test_images_to_calibrate_on_come_in_batches_of_so_many_pixels(
+    augmentation: str, side: int, sizes: list[int]
+) -> None:
+    recipe = CIFAR if augmentation == "cifar" else dataclasses.replace(IMAGENET, test_size=side)
+    data = dataset(120, side=side if augmentation == "cifar" else 8)
+    found = list(Batches(data, recipe, CPU).calibration(200))
+    assert list(map(len, found)) == sizes
+    assert found[0].shape[1:] == (3, side, side)
