@@ -1,24 +1,39 @@
-"""What a run says while it works: bars on a terminal, plain lines when piped."""
+"""What a run says while it works: plain lines when piped, and the bars of `suite.bars`
+on a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from time import perf_counter
-from typing import TYPE_CHECKING
+from time import monotonic, perf_counter
 
 from suite.errors import InputError
 from suite.files import printable
 from suite.interrupt import TimeIsUp
 
-if TYPE_CHECKING:
-    from rich.progress import Task, TaskID
-    from rich.text import Text
-
 Steps = Callable[[int, int, str], None]
+# What another process is at: steps done, steps in all, a note, and the seconds left, 0 where they are not known.
+Work = tuple[int, int, str, float]
 # Outcomes of stages that the same command takes up again.
 GOES_ON = ("interrupted", "stopped")
-# Columns that bars leave free, for two Ctrl-C between two refreshes.
-ROOM = 5
+
+
+class Pace:
+    """How long the steps take that are left of some work, at the speed of those that
+    were done since the first that was told of."""
+
+    def __init__(self) -> None:
+        self._begun: tuple[int, float] | None = None
+        self._done = 0
+
+    def left(self, done: int, total: int) -> float:
+        """Seconds for the rest; 0 where that is not known."""
+        if not total:
+            return 0.0
+        if self._begun is None or done < self._done:  # a training that begins anew at a lower learning rate
+            self._begun = done, monotonic()
+        self._done = done
+        first, start = self._begun
+        return (monotonic() - start) * max(0, total - done) / (done - first) if done > first else 0.0
 
 
 class Lines:
@@ -78,9 +93,8 @@ class Lines:
         self.done += outcome not in GOES_ON
         self.note(f"[{self.done:{len(str(self.total))}}/{self.total}] {name}: {outcome}, {seconds:.1f} s")
 
-    def elsewhere(self, work: Mapping[str, tuple[int, int, str]]) -> None:
-        """Show what other processes are at: by name steps done, steps in all, and a
-        note."""
+    def elsewhere(self, work: Mapping[str, Work]) -> None:
+        """Show what other processes are at, by name."""
 
     def skip(self, name: str) -> None:
         """Count a stage whose result is stored already."""
@@ -88,108 +102,6 @@ class Lines:
 
     def close(self) -> None:
         """End the display."""
-
-
-class Bars(Lines):
-    """Progress as two bars: all stages with the time left, and the steps of the stage
-    under way."""
-
-    def __init__(self, total: int, goes_on: bool = False) -> None:
-        super().__init__(total, goes_on)
-        from rich.console import Console, RenderableType
-        from rich.constrain import Constrain
-        from rich.progress import BarColumn, Progress, ProgressColumn
-        from rich.table import Column
-        from rich.text import Text
-
-        console = Console(stderr=True)
-
-        class Narrow(Progress):
-            """Bars after which a terminal has room for its `^C`: on a line of its own
-            that would leave the bars of that moment behind."""
-
-            def get_renderable(self) -> RenderableType:
-                return Constrain(super().get_renderable(), max(1, console.width - ROOM))
-
-        def spelt(text: str) -> str:
-            """As the terminal gets it, whose encoding may lack a character."""
-            return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
-
-        class Named(ProgressColumn):
-            """What a bar is of."""
-
-            def render(self, task: "Task") -> "Text":
-                return Text(spelt(task.description))
-
-        class Counted(ProgressColumn):
-            """Steps done and steps in all; nothing of a stage that does not count
-            them."""
-
-            def render(self, task: "Task") -> "Text":
-                return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
-
-        class Left(ProgressColumn):
-            """How long the rest will take, beside the bar of all stages."""
-
-            def render(column, task: "Task") -> "Text":  # noqa: N805 - `self` is the display
-                return Text(self._left() if task.id == self._all else "")
-
-        self._left: Callable[[], str] = lambda: ""
-        one_line = Column(ratio=1, no_wrap=True, overflow="ellipsis" if spelt("…") == "…" else "crop")
-        self._progress = Narrow(
-            Named(table_column=one_line),
-            BarColumn(bar_width=16),
-            Counted(table_column=Column(no_wrap=True)),
-            Left(table_column=Column(no_wrap=True)),
-            console=console,
-            expand=True,
-            transient=True,
-        )
-        self._others: dict[str, TaskID] = {}
-        self._all = self._progress.add_task("stages", total=total)
-        self._progress.start()
-
-    def expect(self, left: Callable[[], str]) -> None:
-        self._left = left
-
-    def note(self, text: str) -> None:
-        self._progress.console.print(printable(text), markup=False, highlight=False)
-
-    def log(self, text: str) -> None:
-        pass
-
-    @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Steps]:
-        task = self._progress.add_task(name, total=total)
-
-        def step(done: int, total: int, note: str) -> None:
-            self._progress.update(task, completed=done, total=total, description=f"{name}, {note}")
-
-        try:
-            with super().stage(name, total):
-                yield step
-        finally:
-            self._progress.remove_task(task)
-
-    def ended(self, name: str, outcome: str, seconds: float) -> None:
-        super().ended(name, outcome, seconds)
-        self._progress.update(self._all, completed=self.done)
-
-    def elsewhere(self, work: Mapping[str, tuple[int, int, str]]) -> None:
-        for name in set(self._others) - set(work):
-            self._progress.remove_task(self._others.pop(name))
-        for name, (done, total, note) in work.items():
-            if name not in self._others:
-                self._others[name] = self._progress.add_task(name, total=None)
-            description = printable(f"{name}, {note}" if note else name)  # from a file that others may have written
-            self._progress.update(self._others[name], completed=done, total=total or None, description=description)
-
-    def skip(self, name: str) -> None:
-        super().skip(name)
-        self._progress.update(self._all, completed=self.done)
-
-    def close(self) -> None:
-        self._progress.stop()
 
 
 class Silent(Lines):
@@ -202,4 +114,8 @@ class Silent(Lines):
 def display(total: int, goes_on: bool = False) -> Lines:
     """The display that suits standard error: bars on a terminal, else lines; arguments
     as of `Lines`."""
-    return (Bars if sys.stderr.isatty() else Lines)(total, goes_on)
+    if not sys.stderr.isatty():
+        return Lines(total, goes_on)
+    from suite.bars import Bars  # which loads Rich
+
+    return Bars(total, goes_on)

@@ -1,6 +1,7 @@
 """Claims: one holder at a time, taken over from the dead and from no one else."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -147,7 +148,8 @@ def test_a_claim_of_other_types_and_a_pipe_count_as_damaged(tmp_path: Path) -> N
         (path,) = (tmp_path / "claims").glob("*.json")
         sound = json.loads(path.read_text())
         assert claims._parse(json.dumps(sound).encode()) is not None
-    for name, value in (("done", "a"), ("total", None), ("name", 1), ("number", True)):
+    assert claims._parse(json.dumps({name: sound[name] for name in sound if name != "left"}).encode()) is not None
+    for name, value in (("done", "a"), ("total", None), ("name", 1), ("number", True), ("left", math.inf)):
         assert claims._parse(json.dumps(sound | {name: value}).encode()) is None
     odd = sound["holder"] | {"host": ["h"]}
     assert claims._parse(json.dumps(sound | {"holder": odd}).encode()) is None

@@ -1,6 +1,6 @@
 import pytest
 
-from suite.grid import duration
+from suite import duration
 
 
 @pytest.mark.parametrize(

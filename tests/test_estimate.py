@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from suite import duration
 from suite.errors import InputError
-from suite.grid import duration, estimate, probe
+from suite.grid import estimate, probe
 from suite.grid.estimate import Cost
 from suite.grid.plan import Cell, Grid, RunOptions, plan
 from suite.grid.probe import Probe, Prober, ProbeRequest

@@ -4,13 +4,15 @@ import os
 import re
 import select
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable
 
-from suite import progress
+from suite import bars, progress
 from suite.interrupt import TimeIsUp
 
 
@@ -165,7 +167,7 @@ def test_a_terminal_gets_bars_and_the_same_lines(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     shown = progress.display(3)
-    assert isinstance(shown, progress.Bars)
+    assert isinstance(shown, bars.Bars)
     work(shown)
     text = terminal.getvalue()
     assert "[2/3] second: failed" in text
@@ -176,12 +178,78 @@ def test_a_terminal_gets_bars_and_the_same_lines(monkeypatch: pytest.MonkeyPatch
 def test_what_others_say_of_their_work_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     shown = progress.display(3)
-    assert isinstance(shown, progress.Bars)
-    shown.elsewhere({"a \x1b[2J": (1, 2, "\x1b]0;title\x07")})
-    description = shown._progress.tasks[-1].description
+    assert isinstance(shown, bars.Bars)
+    shown.elsewhere({"a \x1b[2J": (1, 2, "\x1b]0;title\x07", 0.0)})
+    task = shown._progress.tasks[-1]
     shown.close()
-    assert "title" in description
-    assert not {"\x1b", "\x07"} & set(description)
+    said = task.description + task.fields["note"]
+    assert "title" in said
+    assert not {"\x1b", "\x07"} & set(said)
+
+
+def test_a_line_stays_though_bars_end_while_another_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich has looked where the bars are that it is to print over, and another thread refreshes them."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = progress.display(3)
+    assert isinstance(shown, bars.Bars)
+    lines = [f"line {number}" for number in range(6)]
+    with ExitStack() as stages:
+        for name in "abc":
+            stages.enter_context(shown.stage(name))
+        for line in lines[:-1]:
+            shown.note(line)
+        looked = shown._progress.live.process_renderables
+
+        def look_and_be_overtaken(renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+            found = looked(renderables)
+            shown._progress.live.process_renderables = looked  # type: ignore[method-assign]
+            for task in shown._progress.task_ids[1:]:
+                shown._progress.remove_task(task)
+            other = threading.Thread(target=shown._progress.refresh)
+            other.start()
+            other.join(0.5)
+            return found
+
+        shown._progress.live.process_renderables = look_and_be_overtaken  # type: ignore[method-assign]
+        shown._ended.set()  # of refreshes that nobody asks for here
+        shown.note(lines[-1])
+        monkeypatch.setattr(shown._progress, "remove_task", lambda task: None)
+    shown.close()
+    screen = Screen()
+    screen.feed(stream.getvalue())
+    assert [line for line in screen.lines if line.startswith("line")] == lines
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (61, "resnet20_relu_bn on cifar10: train, epoch 1/2, 1,234 images/s"),
+        (51, "resnet20_relu_bn on cif…, epoch 1/2, 1,234 images/s"),
+        (37, "resnet20_…, epoch 1/2, 1,234 images/s"),
+        (36, "resnet20_relu_bn on cifa…, epoch 1/2"),
+        (20, "resnet20_relu_bn on…"),
+        (1, "…"),
+    ],
+)
+def test_a_name_is_shortened_before_a_rate_is_left_out(width: int, shown: str) -> None:
+    assert bars.shorten("resnet20_relu_bn on cifar10: train", "epoch 1/2, 1,234 images/s", width, "…") == shown
+
+
+def test_the_time_left_of_a_stage_is_that_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    pace = progress.Pace()
+    assert pace.left(0, 0) == 0
+    assert pace.left(40, 100) == 0  # those before it went on
+    now[0] += 30
+    assert pace.left(50, 100) == 150
+    assert pace.left(2, 100) == 0  # begun anew
+    now[0] += 3
+    assert pace.left(5, 100) == 95
+    assert pace.left(100, 100) == 0
 
 
 @pytest.mark.parametrize(("error", "outcome"), [(KeyboardInterrupt, "interrupted"), (TimeIsUp, "stopped")])
@@ -209,12 +277,16 @@ def test_bars_know_their_steps_from_the_first_and_fit_a_terminal(monkeypatch: py
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
+    now = [0.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
     shown = progress.display(3)
-    assert isinstance(shown, progress.Bars)
+    assert isinstance(shown, bars.Bars)
     shown.expect(lambda: "about 3 h 05 min left")
     with shown.stage("resnet110_w32_relu_nobias on digits100 seed 4: train", 123456) as step:
         assert shown._progress.tasks[-1].total == 123456
         step(1, 123456, "1,234 images/s, 10 % data wait")
+        now[0] += 2
+        step(2, 123456, "epoch 1/9, 1,234 images/s, 10 % data wait")
         console = Console(width=80)
         with console.capture() as captured:
             console.print(shown._progress.get_renderable())
@@ -222,8 +294,8 @@ def test_bars_know_their_steps_from_the_first_and_fit_a_terminal(monkeypatch: py
     every, one = captured.get().splitlines()
     assert every.split()[0] == "stages"
     assert every.split()[-7:] == ["0/3", "about", "3", "h", "05", "min", "left"]
-    assert one.startswith("resnet110_w32_relu")
-    assert "1/123456" in one
+    assert one.startswith("resnet110_w32_relu_n…, epoch 1/9 ")
+    assert one.rstrip().endswith("2/123456 about 68 h 35 min left")
     assert max(map(len, (every, one))) <= 80
 
 

@@ -1,11 +1,13 @@
 """What `suite status` says of a folder."""
 
+import time
 from pathlib import Path
 
 import pytest
 
-from suite import env
+from suite import env, progress
 from suite.errors import InputError
+from suite.grid import claims as claims_module
 from suite.grid import status
 from suite.grid.claims import Claims
 from suite.grid.plan import Grid, RunOptions, Stage, plan
@@ -52,6 +54,26 @@ def test_status_tells_done_under_way_failed_and_the_time_left(grid: Grid, store:
     assert "resnet110_relu_bn on digits10 seed 2: train" in text
     assert "nobody is at it" in status.render(status.read(store))  # the claim was given up
     assert done.key in found.done
+
+
+def test_of_the_first_training_under_way_the_time_left_is_that_of_its_own_steps(
+    grid: Grid, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    monkeypatch.setattr(claims_module, "BEAT", 0.05)
+    training = trainings(grid)[0]
+    with Claims(tmp_path) as claims:
+        claims.take(training)
+        claims.say(training.key, 1, 11, "epoch 1/2")
+        now[0] += 300.0
+        claims.say(training.key, 6, 11, "epoch 1/2")
+        text = ""
+        while "6/11" not in text:
+            time.sleep(0.05)
+            text = status.render(status.read(store))
+    assert "time left: not known yet" in text
+    assert "6/11  about 5 min left  epoch 1/2" in text
 
 
 def test_a_finished_plan_has_no_time_left(grid: Grid, store: Store) -> None:

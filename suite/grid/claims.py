@@ -23,9 +23,11 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from suite.duration import LONGEST
 from suite.errors import InputError
 from suite.files import inherit_permissions, make_folder, read_if_file
 from suite.grid.plan import Stage
+from suite.progress import Pace
 from suite.results.holder import Holder
 
 # Seconds between two signs of life, and after how many without one a holder on another machine counts as dead.
@@ -43,6 +45,7 @@ class Claim:
         holder: who does it.
         done, total: steps of the work; 0 and 0 if it has not said any.
         note: on its speed.
+        left: seconds for the other steps, as its holder sees it; 0 where it cannot say.
     """
 
     key: str
@@ -53,6 +56,7 @@ class Claim:
     done: int = 0
     total: int = 0
     note: str = ""
+    left: float = 0.0
 
 
 class Claims:
@@ -63,6 +67,7 @@ class Claims:
         self.folder = root / "claims"
         self._me = Holder.this()
         self._held: dict[str, Claim] = {}
+        self._paces: dict[str, Pace] = {}
         # What a claim's file last said, and when this process first saw it say so.
         self._seen: dict[Path, tuple[bytes, float]] = {}
         self._ended = threading.Event()
@@ -94,6 +99,7 @@ class Claims:
             return False
         with self._lock:
             self._held[stage.key] = claim
+            self._paces[stage.key] = Pace()
         return True
 
     def release(self, key: str) -> None:
@@ -112,7 +118,8 @@ class Claims:
         with self._lock:
             claim = self._held.get(key)
             if claim:
-                self._held[key] = replace(claim, done=done, total=total, note=note)
+                left = self._paces[key].left(done, total)
+                self._held[key] = replace(claim, done=done, total=total, note=note, left=left)
 
     def clear(self, keys: Collection[str]) -> None:
         """Remove what dead processes left of claims on these stages, which are done."""
@@ -221,8 +228,10 @@ def _parse(content: bytes) -> Claim | None:
     power as it was written."""
     try:
         raw: Mapping[str, Any] = json.loads(content)
-        claim = Claim(**{name: raw[name] for name in Claim.__dataclass_fields__} | {"holder": Holder(**raw["holder"])})
+        known = {name: raw[name] for name in Claim.__dataclass_fields__ if name in raw}
+        claim = Claim(**known | {"holder": Holder(**raw["holder"])})
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     values = [(getattr(part, each.name), each.type) for part in (claim, claim.holder) for each in fields(part)]
-    return claim if all(type(value) is kind for value, kind in values) else None
+    sound = all(type(value) is kind for value, kind in values) and 0 <= claim.left < LONGEST
+    return claim if sound else None

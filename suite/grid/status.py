@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from suite import env
+from suite import duration, env
 from suite.files import wrap
-from suite.grid import duration, remaining
+from suite.grid import remaining
 from suite.grid.claims import Claim, Claims
 from suite.grid.plan import Grid
 from suite.grid.remaining import Planned
@@ -76,6 +76,14 @@ def _typed(command: str) -> str:
     return env.typed() + command.removeprefix(as_module) if command.startswith(as_module) else command
 
 
+def _row(claim: Claim) -> tuple[str, ...]:
+    """A stage under way: how far it is, how long the rest of it takes, and who is at
+    it."""
+    steps = f"{claim.done}/{claim.total}" if claim.total else ""
+    left = f"about {duration.format_duration(claim.left)} left" if claim.left else ""
+    return claim.name, steps, left, claim.note, f"{claim.holder.host}, process {claim.holder.pid}"
+
+
 def render(found: Sequence[Status], records: int = 0, where: str = "here", width: int | None = None) -> str:
     """As text: of each command its stages by kind, who is at what, what failed and why,
     and the time left; of a folder in which no command was given, as of published
@@ -106,11 +114,8 @@ def render(found: Sequence[Status], records: int = 0, where: str = "here", width
             idle = "" if status.under_way else "; nobody is at it: give the command again to go on"
             lines.append(f"  time left: {left}{idle}")
         if status.under_way:
-            rows = [
-                (c.name, f"{c.done}/{c.total}" if c.total else "", c.note, f"{c.holder.host}, process {c.holder.pid}")
-                for c in status.under_way
-            ]
-            lines += ["  under way:", *("    " + line for line in tabulate(rows, tablefmt="plain").splitlines())]
+            text = tabulate(map(_row, status.under_way), tablefmt="plain")
+            lines += ["  under way:", *("    " + line for line in text.splitlines())]
         if status.failed:
             lines += ["  failed:", *(f"    {names[key]}: {reason}" for key, reason in status.failed.items())]
         parts.append("\n".join([lines[0], *(wrap(line, width, "      ") for line in lines[1:])]))

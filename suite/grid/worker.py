@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from time import monotonic, sleep
 
-from suite import distributed, progress
-from suite.grid import duration, remaining, rows
+from suite import distributed, duration, progress
+from suite.grid import remaining, rows
 from suite.grid.claims import BEAT, PATIENCE, Claims
 from suite.grid.effort import longest_first
 from suite.grid.machine import MachineLock
@@ -160,7 +160,7 @@ class Worker:
                 del pending[stage]
         names = {stage.key: stage.name for stage in pending}
         under_way = [claim for claim in self.claims.under_way() if claim.key in names]
-        self.display.elsewhere({claim.name: (claim.done, claim.total, claim.note) for claim in under_way})
+        self.display.elsewhere({each.name: (each.done, each.total, each.note, each.left) for each in under_way})
         return {claim.key for claim in under_way}
 
     def _is_settled(self, stage: Stage) -> bool:
