@@ -15,7 +15,7 @@ from suite.cli import instruments, network, results
 from suite.cli.refusals import in_one_line
 from suite.cli.run import run
 from suite.errors import InputError
-from suite.files import printable, terminal_width, wrap
+from suite.files import printable, secure_standard_streams, terminal_width, wrap
 
 
 def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
@@ -63,6 +63,7 @@ def main() -> NoReturn:
     """Run the command line; exit code 0, 1 (a stage failed), 2 (bad input), 130
     (interrupted) or 143 (terminated)."""
     signal.signal(signal.SIGTERM, _terminate)
+    secure_standard_streams()
     try:
         env.require_own_models()
         sys.exit(suite.main(standalone_mode=False))

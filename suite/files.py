@@ -2,6 +2,7 @@
 appear on it, and as wide as it."""
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from suite.errors import InputError
 
@@ -123,6 +125,29 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is a terminal; Python has None for one that was closed
+    before it began, as by `>&-` in a shell."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def secure_standard_streams() -> None:
+    """See to it that all that is printed can be written: nowhere, where a stream was
+    closed beforehand, and with escapes for letters that its encoding lacks.
+
+    Closed descriptors are taken, so that no file of ours gets the number of a standard
+    stream, to which libraries print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - open until the end
+            os.set_inheritable(nowhere.fileno(), True)  # for processes that are started
+            setattr(sys, name, nowhere)
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def read_if_file(path: Path) -> bytes | None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from time import monotonic, perf_counter
 
 from suite.errors import InputError
-from suite.files import printable
+from suite.files import is_terminal, printable
 from suite.interrupt import TimeIsUp
 
 Steps = Callable[[int, int, str], None]
@@ -57,7 +57,8 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Say something that belongs to no stage."""
-        print(printable(text), file=sys.stderr, flush=True)
+        if sys.stderr is not None:  # for which print would take standard output
+            print(printable(text), file=sys.stderr, flush=True)
 
     def log(self, text: str) -> None:
         """Say what a bar shows anyway, such as the figures of an epoch."""
@@ -80,7 +81,7 @@ class Lines:
         except TimeIsUp:
             outcome = "stopped"
             raise
-        except BaseException:  # Ctrl-C or SIGTERM
+        except BaseException:  # Ctrl-C, SIGTERM or SIGHUP
             outcome = "interrupted" if self.goes_on else ""
             raise
         finally:
@@ -114,7 +115,7 @@ class Silent(Lines):
 def display(total: int, goes_on: bool = False) -> Lines:
     """The display that suits standard error: bars on a terminal, else lines; arguments
     as of `Lines`."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         return Lines(total, goes_on)
     from suite.bars import Bars  # which loads Rich
 

@@ -1,6 +1,9 @@
 """The command line itself: what bad input is answered with, its help, its completion and its lists."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 import suite.__main__ as command_line
+from suite.results.store import Store
 
 Run = Callable[..., tuple[int, str, str]]
 ROW = ("--table", "2", "--depth", "20", "--rows", "resnet20_crelu_bn@cifar10")
@@ -284,3 +288,34 @@ def test_an_executor_that_is_not_there_or_not_meant_is_one_line(
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(message)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [("show --table 4", ">&-"), ("report", ">&-"), ("verify", "2>&-"), ("verify", "<&- >&- 2>&-")],
+)
+def test_a_stream_that_was_closed_beforehand_is_done_without(
+    arguments: str, closed: str, tmp_path: Path, add_run: Callable[..., object], store: Store
+) -> None:
+    if not Path("/bin/sh").exists():
+        pytest.skip("this system has no shell that closes streams")
+    add_run("resnet50_relu_bn", "imagenet")
+    words = arguments.split() + ["--results", str(store.root)]
+    command = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "suite", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("Error")) == (0, 0), done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii"])
+def test_a_letter_that_the_encoding_of_a_stream_lacks_is_printed_as_python_writes_it(
+    encoding: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "suite", "init", str(tmp_path / "ein netz ü 网.toml")]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    # click writes UTF-8 where a stream says ASCII, which is what a system without a locale has.
+    assert done.stdout.decode("utf-8" if encoding == "ascii" else encoding).split("ein netz ü ")[1].startswith(
+        "网.toml" if encoding == "ascii" else r"\u7f51.toml"
+    )
