@@ -2,10 +2,8 @@
 and of signals."""
 
 import os
-import signal
 import sys
 from importlib import metadata
-from types import FrameType
 from typing import NoReturn
 
 import click
@@ -16,6 +14,7 @@ from suite.cli.refusals import in_one_line
 from suite.cli.run import run
 from suite.errors import InputError
 from suite.files import printable, secure_standard_streams, terminal_width, wrap
+from suite.interrupt import end_on_signals
 
 
 def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
@@ -60,9 +59,9 @@ for command in (
 
 
 def main() -> NoReturn:
-    """Run the command line; exit code 0, 1 (a stage failed), 2 (bad input), 130
-    (interrupted) or 143 (terminated)."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Run the command line; exit code 0, 1 (a stage failed), 2 (bad input), 129 (the
+    terminal was closed), 130 (interrupted) or 143 (terminated)."""
+    end_on_signals()
     secure_standard_streams()
     try:
         env.require_own_models()
@@ -94,10 +93,6 @@ def main() -> NoReturn:
 def _say_error(text: str) -> None:
     """In one line, which a terminal gets broken between words."""
     click.echo(wrap(printable(f"error: {text}"), terminal_width(errors=True)), err=True)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

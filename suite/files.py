@@ -163,7 +163,7 @@ def terminal_width(errors: bool = False) -> int | None:
     """Characters of a line of the terminal that standard output is, at most `WIDTH`, or
     that standard error is; None where it is none, and text stays as it is."""
     stream = sys.stderr if errors else sys.stdout
-    if not stream.isatty():
+    if not is_terminal(stream):
         return None
     named = os.environ.get("COLUMNS", "")
     try:

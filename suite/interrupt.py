@@ -1,10 +1,12 @@
-"""Ctrl-C, SIGTERM and the end of the time, which wait for a moment at which the work
-can be taken up again."""
+"""Ctrl-C, SIGTERM, SIGHUP and the end of the time, which wait for a moment at which the
+work can be taken up again."""
 
 import contextlib
 import math
+import os
 import signal
 import socket
+import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
 from threading import Thread
@@ -12,7 +14,9 @@ from time import monotonic
 from types import FrameType, TracebackType
 from typing import NoReturn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What comes as a terminal is closed; Windows has no such signal.
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+_ENDING = [number for number in (signal.SIGTERM, HANGUP) if number is not None]
 # What a first Ctrl-C is answered with at once.
 NOTED = "interrupted: finishing the step, for a checkpoint; again to stop now"
 
@@ -47,6 +51,31 @@ class Deadline:
 NEVER = Deadline()
 
 
+def end_on_signals() -> None:
+    """Have SIGTERM and SIGHUP end this process by SystemExit, with which all that was
+    begun is cleared away; SIGHUP not where it is ignored, as `nohup` has it."""
+    for number in _ENDING:
+        if number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    if number == HANGUP:
+        _leave_terminal()
+    raise SystemExit(128 + number)
+
+
+def _leave_terminal() -> None:
+    """Print nowhere from now on, in the place of a terminal: it is gone, and to write
+    to it would be an error, of which a stage would be said to have failed."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        with contextlib.suppress(OSError):  # closed
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
 class Interruption:
     """Within `with Interruption() as interruption:` a first signal is only noted, for
     the work to see and `deliver`.
@@ -72,11 +101,11 @@ class Interruption:
 
     def deliver(self) -> NoReturn:
         """End the work as was asked: KeyboardInterrupt for Ctrl-C, SystemExit(143) for
-        SIGTERM, else TimeIsUp where there is a deadline, be it another process that
-        found it passed."""
+        SIGTERM and SystemExit(129) for SIGHUP, else TimeIsUp where there is a deadline,
+        be it another process that found it passed."""
         received, self._received = self._received, None
-        if received == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
+        if received is not None and received in _ENDING:
+            raise SystemExit(128 + received)
         if received is None and self._deadline.is_set:
             raise TimeIsUp
         raise KeyboardInterrupt
@@ -89,7 +118,7 @@ class Interruption:
         self._wake_before = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         self._answers = Thread(target=self._answer, daemon=True)
         self._answers.start()
-        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        heard = [number for number in (signal.SIGINT, *_ENDING) if signal.getsignal(number) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
@@ -107,6 +136,8 @@ class Interruption:
             self.deliver()  # it came after the last good moment, and the work is done
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == HANGUP:
+            _leave_terminal()
         again = self._received is not None
         self._received = number
         if again:

@@ -23,6 +23,8 @@ from suite.tables.spec import version_of
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell has started the tests behind its back. What they start is to hear Ctrl-C as anyone's command does.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup has them started
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A core for each of these processes. Torch, which is imported later, and what tests start read this.

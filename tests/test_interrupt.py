@@ -5,10 +5,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from suite.interrupt import NOTED, Deadline, Interruption, TimeIsUp
+from suite.interrupt import NOTED, Deadline, Interruption, TimeIsUp, end_on_signals
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit), (signal.SIGHUP, SystemExit)],
+)
 def test_a_signal_waits_until_it_is_delivered(number: int, error: type[BaseException]) -> None:
     reached = []
 
@@ -22,7 +25,7 @@ def test_a_signal_waits_until_it_is_delivered(number: int, error: type[BaseExcep
         work()
     assert reached == [True]
     if error is SystemExit:
-        assert caught.value.code == 143
+        assert caught.value.code == 128 + number
 
 
 def test_a_second_signal_does_not_wait() -> None:
@@ -57,6 +60,23 @@ def test_handlers_are_put_back() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert signal.set_wakeup_fd(-1) == -1
     assert threading.active_count() == threads
+
+
+def test_the_end_of_a_terminal_ends_a_process_unless_it_was_told_to_ignore_it() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        end_on_signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        end_on_signals()
+        with pytest.raises(SystemExit) as caught:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert caught.value.code == 129
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

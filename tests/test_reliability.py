@@ -25,6 +25,7 @@ from suite.export import onnxfile
 from suite.inference import deploy, networks
 from suite.inference.latency import Protocol, Request, measure
 from suite.results import compact
+from suite.results.folder import folder_beside
 from suite.results.store import Store
 from suite.results.verify import verify
 from suite.training import checkpoint
@@ -159,6 +160,66 @@ def test_kills_while_a_file_is_exported_leave_the_one_before_it_or_all_of_the_ne
         out.write_bytes(b"before")
         killed(export_once, out, within=6)
         assert out.read_bytes() == b"before" or (len(out.read_bytes()) == whole and onnxfile.read(out))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_export_that_is_ended_or_whose_terminal_is_closed_leaves_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    pty = pytest.importorskip("pty", reason="this system has no terminals of this kind")
+    child, master = pty.fork()
+    if child == 0:
+        command = [sys.executable, "-m", "suite", "export", "resnet20_relu_bn", str(tmp_path / "net.onnx")]
+        os.execv(sys.executable, command)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".export-*/*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if number == signal.SIGTERM:
+        os.kill(child, number)
+    else:
+        os.close(master)
+    _, state = os.waitpid(child, 0)
+    if number == signal.SIGTERM:
+        os.close(master)
+    assert os.waitstatus_to_exitcode(state) == 128 + number
+    assert list(tmp_path.iterdir()) == []
+
+
+HOLD = """
+import sys, time, pathlib
+from suite.results.folder import folder_beside
+with folder_beside(pathlib.Path(sys.argv[1]) / "net.onnx") as folder:
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_killed_exports_have_left_is_removed_by_the_next_one_and_what_a_living_one_is_at_stays(
+    tmp_path: Path,
+) -> None:
+    started = [
+        subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        killed, living = (Path((each.stdout.readline() if each.stdout else "").strip()) for each in started)
+        started[0].kill()
+        started[0].wait()
+        theirs = tmp_path / ".export-of-mine"
+        theirs.mkdir()
+        with folder_beside(tmp_path / "net.onnx"):
+            assert killed.is_dir()  # of somebody who may just be about to hold it
+        for each in (killed, living, theirs):
+            os.utime(each, (0, 0))
+        with folder_beside(tmp_path / "net.onnx") as ours:
+            assert set(tmp_path.iterdir()) == {living, theirs, ours}
+        assert set(tmp_path.iterdir()) == {living, theirs}
+    finally:
+        for each in started:
+            each.kill()
+            each.communicate()
 
 
 def check_once(path: Path) -> None:

@@ -16,6 +16,7 @@ from suite import env
 from suite.errors import InputError
 from suite.files import printable
 from suite.inference.processes import deaf_to_ctrl_c
+from suite.interrupt import HANGUP
 
 
 @contextmanager
@@ -47,8 +48,10 @@ def start_workers(count: int, work: Callable[[Any], None], options: Any) -> Iter
 
 
 def _run(work: Callable[[Any], None], options: Any, index: int, count: int) -> None:
-    # Ctrl-C reaches all processes of a terminal; here the parent alone answers it, and tells its workers once.
+    # Ctrl-C and the end of a terminal reach all processes of it; the parent alone answers, and tells its workers once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if HANGUP is not None:
+        signal.signal(HANGUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     _take_share(index, count)
     threading.Thread(target=_end_with_parent, daemon=True).start()

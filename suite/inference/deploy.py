@@ -17,6 +17,7 @@ from suite.export import onnxfile, zoo
 from suite.files import name_full_disk
 from suite.inference import model_files, networks, reduced, subjects
 from suite.registry import ORT, PROVIDERS, REDUCED, why_unsupported
+from suite.results.folder import EXPORT, folder_beside
 
 if TYPE_CHECKING:
     from suite.export.precision import Activations
@@ -66,10 +67,10 @@ def export(
         elsewhere = networks.training_data_note(of, batches.dataset, bool(data))
         return reduced.calibration(batches, elsewhere)
 
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch, name_full_disk(out.parent):
+    with folder_beside(out) as scratch, name_full_disk(out.parent):
         found: dict[Path, dict[str, Any]] = {}
         for graph in graphs:
-            path = Path(scratch) / f"{graph}.onnx"
+            path = scratch / f"{graph}.onnx"
             stated = networks.metadata(of, networks.training_metadata(of) | {"form": graph})
             say(f"export {of.model}" + (f", the {graph} graph" if graphs[1:] else ""))
             exported = exporting.export(of.weights, of.size, path, stated, graph == "rewritten")
@@ -95,7 +96,7 @@ def export(
             answer = found[chosen] | {"milliseconds": 1e3 * seconds}
             answer["warnings"] = [*found[chosen].get("warnings", ()), *warnings]
         if precision != "fp32":
-            whole = Path(scratch) / f"{answer['form']}.onnx"
+            whole = scratch / f"{answer['form']}.onnx"
             from suite.export.precision import difference
 
             say("compare with float32")
@@ -117,7 +118,7 @@ def check(out: Path, precision: str, provider: str) -> None:
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give the name of a file, as in net.onnx")
     try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-"):
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=EXPORT):
             pass
     except OSError as error:
         raise InputError(f"{out}: cannot write there: {error.strerror}") from None

@@ -2,7 +2,6 @@
 names."""
 
 import os
-import tempfile
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from suite.export import zoo
 from suite.files import name_full_disk
 from suite.inference import reduced
 from suite.registry import PROVIDERS
+from suite.results.folder import folder_beside
 
 if TYPE_CHECKING:
     from torch import nn
@@ -208,8 +208,8 @@ def export(
     from suite.inference import deploy, pictures
 
     deploy.check(out, precision, provider)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch, name_full_disk(out.parent):
-        maker = Maker(name, network, Path(scratch), say, weights, plain, size)
+    with folder_beside(out) as scratch, name_full_disk(out.parent):
+        maker = Maker(name, network, scratch, say, weights, plain, size)
         if images is not None:
             files = pictures.list_images(images)[: pictures.MOST]
             read = pictures.batches_of_files(network, files, (pictures.AT_A_TIME, *maker.shape))

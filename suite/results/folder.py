@@ -18,7 +18,7 @@ from suite.results import locks
 # them, and of other machines, whose locks may not reach this one.
 LONG = 7 * 24 * 3600.0
 # The folders in a results folder; of the first two each has a folder for each stage.
-INSIDE = ("records", "failures", "artifacts", "checkpoints", "plans", "claims", "removed", "work")
+INSIDE = ("records", "failures", "artifacts", "checkpoints", "plans", "claims", "runs", "removed", "work")
 
 
 class Folder:
@@ -36,19 +36,14 @@ class Folder:
             self.root.mkdir(parents=True, exist_ok=True)
             make_folder(work)
             with self.alone():  # of those who sweep, which would find it without a lock
-                folder = Path(tempfile.mkdtemp(dir=work, prefix=f"{_kernel()}-"))
+                folder, held = _make_held(work)
                 inherit_permissions(folder)  # tempfile makes what only its owner may read
-                held = locks.open_folder(folder, _lock_file(folder))
-                with contextlib.suppress(OSError):  # some network file systems have no locks; see `_is_left`
-                    locks.lock(held)
         except OSError as error:
             raise self.cannot_write(error) from None
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
-            _lock_file(folder).unlink(missing_ok=True)
+            _remove_held(folder, held)
 
     def check(self) -> None:
         """See to it that results can be written, before there are any.
@@ -82,7 +77,7 @@ class Folder:
                 if not file.with_suffix("").is_dir():
                     with contextlib.suppress(OSError):  # one of a process that is about to remove it
                         file.unlink()
-        for kind in ("records", "failures", "checkpoints", "plans", "claims"):
+        for kind in ("records", "failures", "checkpoints", "plans", "claims", "runs"):
             for path in self.inside(kind).glob("**/*.tmp"):
                 with contextlib.suppress(OSError):
                     if _age(path) > LONG:
@@ -117,6 +112,43 @@ class Folder:
         return InputError(f"--results {self.root}: cannot write there: {error.strerror or error}")
 
 
+# How the folders begin in which a file is exported, beside where it is to be.
+EXPORT = ".export-"
+# Seconds after which one of them counts as left behind if nobody holds it: its owner takes it just after it was made.
+SHORT = 60.0
+
+
+@contextlib.contextmanager
+def folder_beside(out: Path) -> Iterator[Path]:
+    """An empty folder beside a file that is to be made, on its disk and gone
+    afterwards; those that killed processes have left there are removed."""
+    with contextlib.suppress(OSError):
+        for left in list(out.parent.glob(f"{EXPORT}{_kernel()}-*")):
+            if left.is_dir() and not left.is_symlink() and _age(left) > SHORT and _is_left(left, EXPORT):
+                shutil.rmtree(left, ignore_errors=True)
+                _lock_file(left).unlink(missing_ok=True)
+    folder, held = _make_held(out.parent, EXPORT)
+    try:
+        yield folder
+    finally:
+        _remove_held(folder, held)
+
+
+def _make_held(parent: Path, prefix: str = "") -> tuple[Path, int]:
+    """A new folder, and the descriptor by which this process holds it."""
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{prefix}{_kernel()}-"))
+    held = locks.open_folder(folder, _lock_file(folder))
+    with contextlib.suppress(OSError):  # some network file systems have no locks; see `_is_left`
+        locks.lock(held)
+    return folder, held
+
+
+def _remove_held(folder: Path, held: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(held)
+    _lock_file(folder).unlink(missing_ok=True)
+
+
 def _kernel() -> str:
     """What tells whose locks this process sees: this machine since its start, in all
     its containers."""
@@ -135,15 +167,15 @@ def _lock_file(folder: Path) -> Path:
     return folder.with_suffix(_LOCK)
 
 
-def _is_left(folder: Path) -> bool:
-    """Whether a folder in work/ belongs to no process that lives."""
+def _is_left(folder: Path, prefix: str = "") -> bool:
+    """Whether a folder that `_make_held` has made belongs to no process that lives."""
     try:
         descriptor = locks.open_folder(folder, _lock_file(folder))
     except OSError:
         return False
     try:
         locks.lock(descriptor, wait=False)
-        seen = folder.name.startswith(f"{_kernel()}-")
+        seen = folder.name.startswith(f"{prefix}{_kernel()}-")
     except BlockingIOError:
         return False
     except OSError:
