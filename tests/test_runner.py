@@ -15,7 +15,7 @@ import pytest
 
 from suite import distributed, progress
 from suite.errors import InputError
-from suite.grid import estimate, perform, runner
+from suite.grid import estimate, perform, runner, status
 from suite.grid import plan as grid
 from suite.grid.claims import Claims
 from suite.grid.plan import Grid, RunOptions, Stage
@@ -123,6 +123,19 @@ def test_two_local_workers_leave_all_that_was_planned(tmp_path: Path) -> None:
     assert len(planned) == 7, "for each row three, and the peak of the machine"
     assert "train: done by another process" in done.stderr
     assert "latency onnxruntime cpu batch 1: done, " in done.stderr
+
+
+def test_a_run_is_known_to_be_there_before_its_first_stage_until_its_end(tmp_path: Path) -> None:
+    options = RunOptions(2, tmp_path, rows=("resnet110_relu_bn@cifar10",))
+    results, said = store.Store(tmp_path), []
+    runner.lead(
+        options,
+        grid.plan(options),
+        distributed.ALONE,
+        lambda worker: said.append(status.render(status.read(results))),
+    )
+    assert "time left: not known yet\n" in said[0]
+    assert "nobody is at it" in status.render(status.read(results))
 
 
 def test_all_keys_are_known_before_anything_runs(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from suite import env, progress
 from suite.errors import InputError
 from suite.grid import claims as claims_module
 from suite.grid import status
-from suite.grid.claims import Claims
+from suite.grid.claims import Claims, Presence
 from suite.grid.plan import Grid, RunOptions, Stage, plan
 from suite.results.store import Store
 
@@ -54,6 +54,21 @@ def test_status_tells_done_under_way_failed_and_the_time_left(grid: Grid, store:
     assert "resnet110_relu_bn on digits10 seed 2: train" in text
     assert "nobody is at it" in status.render(status.read(store))  # the claim was given up
     assert done.key in found.done
+
+
+def test_a_run_is_known_to_be_there_between_its_stages(grid: Grid, store: Store, tmp_path: Path) -> None:
+    (plan_of_run,) = store.plans()
+    with Claims(tmp_path, "runs") as runs:
+        assert runs.take(Presence(plan_of_run.command))
+        assert "nobody" not in status.render(status.read(store))
+        with Claims(tmp_path, "runs") as others:  # of the same command
+            assert others.take(Presence(plan_of_run.command))
+        assert "nobody" not in status.render(status.read(store))
+    assert "nobody is at it: unless it began just now, give the command again" in status.render(status.read(store))
+    assert list((tmp_path / "runs").iterdir()) == []
+    (tmp_path / "runs" / "0.1.json").write_text("{")  # by a machine that lost power
+    runs.clear()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["0.1.json"]  # until it is known to be dead
 
 
 def test_of_the_first_training_under_way_the_time_left_is_that_of_its_own_steps(

@@ -2,6 +2,7 @@
 divide the work of a grid.
 
     DIR/claims/KEY.N.json   the N-th claim on stage KEY: who holds it, and how far the work is
+    DIR/runs/KEY.1.json     a run that is there: who it is
 
 A claim is made by creating its file, which only one process can do. Its holder writes
 it anew every few seconds. A claim whose holder died is taken over by creating the one
@@ -17,16 +18,16 @@ import json
 import os
 import tempfile
 import threading
+import uuid
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from suite.duration import LONGEST
 from suite.errors import InputError
 from suite.files import inherit_permissions, make_folder, read_if_file
-from suite.grid.plan import Stage
 from suite.progress import Pace
 from suite.results.holder import Holder
 
@@ -59,12 +60,39 @@ class Claim:
     left: float = 0.0
 
 
+class Claimable(Protocol):
+    """What is claimed: a stage, or what a run is there for."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Presence:
+    """A run that is there from its beginning to its end, whatever it is at; its `name`
+    is the command, and its `key` that of no other run."""
+
+    name: str
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    kind: str = "run"
+
+
 class Claims:
     """The claims of a results folder, and those that this process holds. Use it as a
-    context, which ends them all."""
+    context, which ends them all.
 
-    def __init__(self, root: Path) -> None:
-        self.folder = root / "claims"
+    Args:
+        root: the results folder.
+        kind: where they lie in it: "claims" are on stages, and in "runs" each run says
+            that it is there.
+    """
+
+    def __init__(self, root: Path, kind: str = "claims") -> None:
+        self.folder = root / kind
         self._me = Holder.this()
         self._held: dict[str, Claim] = {}
         self._paces: dict[str, Pace] = {}
@@ -84,7 +112,7 @@ class Claims:
         for key in list(self._held):
             self.release(key)
 
-    def take(self, stage: Stage) -> bool:
+    def take(self, stage: Claimable) -> bool:
         """Claim a stage; False if another process is at it.
 
         Raises:
@@ -121,10 +149,11 @@ class Claims:
                 left = self._paces[key].left(done, total)
                 self._held[key] = replace(claim, done=done, total=total, note=note, left=left)
 
-    def clear(self, keys: Collection[str]) -> None:
-        """Remove what dead processes left of claims on these stages, which are done."""
+    def clear(self, keys: Collection[str] | None = None) -> None:
+        """Remove what dead processes left of claims on these stages, which are done;
+        None for all."""
         for key, _, path in list(self._all()):
-            if key in keys and not self._is_alive(path):
+            if (keys is None or key in keys) and not self._is_alive(path):
                 path.unlink(missing_ok=True)
 
     def under_way(self) -> list[Claim]:

@@ -12,7 +12,7 @@ import psutil
 from suite import distributed, env, progress
 from suite.errors import InputError
 from suite.grid import cleaning, own, status, workers
-from suite.grid.claims import Claims
+from suite.grid.claims import Claims, Presence
 from suite.grid.perform import Performer
 from suite.grid.plan import Grid, RunOptions, Stage, plan
 from suite.grid.reach import describe_left_out, describe_unsupported_forms, within_reach
@@ -82,12 +82,15 @@ def lead(options: RunOptions, grid: Grid, group: distributed.Group, do_stages: C
             display.note(line)
         for line in describe_unsupported_forms(options):
             display.note(line)
-        with Claims(options.results) as claims:
+        with Claims(options.results) as claims, Claims(options.results, "runs") as runs:
             worker = Worker(options, grid, group, display, claims)
             worker.store.sweep()
             if any(stage.key not in worker.done for stage in grid.stages):
                 worker.store.check()
-                worker.store.save_plan(status.plan_of(grid, env.command()))
+                plan_of_run = status.plan_of(grid, env.command())
+                worker.store.save_plan(plan_of_run)
+                runs.clear()
+                runs.take(Presence(str(plan_of_run["command"])))
             do_stages(worker)
             claims.clear(worker.done)
             for line in worker.left() if worker.deadline.passed else ():

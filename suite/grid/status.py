@@ -13,6 +13,9 @@ from suite.grid.plan import Grid
 from suite.grid.remaining import Planned
 from suite.results.store import Store
 
+# Of a run whose processes are loading, nothing is to be seen for some seconds.
+IDLE = "; nobody is at it: unless it began just now, give the command again to go on"
+
 
 @dataclass(frozen=True)
 class Status:
@@ -23,6 +26,7 @@ class Status:
         stages: of the grid, in order.
         done: keys of the finished stages.
         under_way: claims of stages that somebody is at.
+        running: whether a run is there, be it between two stages.
         failed: reason of each stage that has failed and not succeeded since, by key.
         seconds_left: of work for the workers that are at it, from what stages of the
             same kind took; None if one of some kind but timings has yet to end.
@@ -32,6 +36,7 @@ class Status:
     stages: Sequence[Planned]
     done: frozenset[str]
     under_way: Sequence[Claim]
+    running: bool
     failed: Mapping[str, str]
     seconds_left: float | None
 
@@ -51,6 +56,7 @@ def read(store: Store) -> list[Status]:
     """
     done = {stage: store.keys(stage) for stage in store.stages()}
     claims = {claim.key: claim for claim in Claims(store.root).under_way()}
+    running = {run.name for run in Claims(store.root, "runs").under_way()}
     failed = {failure.key: failure.reason for failure in store.failures()}
     took = _seconds(store)
     found = []
@@ -61,7 +67,8 @@ def read(store: Store) -> list[Status]:
         under_way = [claims[stage.key] for stage in left if stage.key in claims]
         reasons = {stage.key: failed[stage.key] for stage in left if stage.key in failed and stage.key not in claims}
         seconds = remaining.seconds_left(stages, finished | set(reasons), list(claims.values()), took)
-        found.append(Status(plan.command, stages, finished, under_way, reasons, seconds))
+        there = bool(under_way) or plan.command in running
+        found.append(Status(plan.command, stages, finished, under_way, there, reasons, seconds))
     return found
 
 
@@ -111,8 +118,7 @@ def render(found: Sequence[Status], records: int = 0, where: str = "here", width
         lines.append("  done: " + ", ".join(f"{kind} {done[kind]}/{all_of[kind]}" for kind in kinds))
         if len(status.done) < len(status.stages):
             left = "not known yet" if status.seconds_left is None else duration.format_duration(status.seconds_left)
-            idle = "" if status.under_way else "; nobody is at it: give the command again to go on"
-            lines.append(f"  time left: {left}{idle}")
+            lines.append(f"  time left: {left}{'' if status.running else IDLE}")
         if status.under_way:
             text = tabulate(map(_row, status.under_way), tablefmt="plain")
             lines += ["  under way:", *("    " + line for line in text.splitlines())]

@@ -6,6 +6,7 @@ that the stage made.
     failures/STAGE/MODEL-KEY.json  why a stage failed last time; gone once it succeeds
     checkpoints/KEY/               state of a training that was stopped; gone once it succeeds
     claims/                        who is at which stage (see `suite.grid.claims`)
+    runs/                          which runs are there
     plans/KEY.json                 what each command is to do, for those who ask how far it is
     removed/KEY                    why a record's files were removed on purpose; gone once they are made again
     work                           stages under way, each folder locked by its process; the next run removes the others
