@@ -316,3 +316,24 @@ def test_a_published_network_on_the_embedded_digits_is_told_apart_from_a_test_of
     )
     heading = next(line for line in out.splitlines() if line.startswith("number,"))
     assert re.search(r'"resnet20_relu_bn \(on digits(10+), trained on cifar\1\)"', heading)
+
+
+@pytest.mark.parametrize(
+    ("start", "each", "of", "expected"),
+    [(1.0, 0.01, 1000, None), (1.0, 0.1, 1000, 590), (0.0, 0.5, 1000, 120), (0.0, 10.0, 1000, 16), (30.0, 0.1, 9, None)],
+)
+def test_as_many_images_as_take_a_minute_are_those_after_a_slow_start(
+    start: float, each: float, of: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def compare(model: None, path: Path, count: int, *given: Any, **named: Any) -> None:
+        now[0] += start + each * count
+
+    monkeypatch.setattr(deploy, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(parity, "compare", compare)
+    monkeypatch.setattr(networks, "test_batches", lambda of, data, count: count)
+    monkeypatch.setattr("suite.export.weights.load_weights", lambda folder: None)
+    network = networks.NamedNetwork(Path(), "resnet20_relu_np", 10, 32, trained=False)
+    found = deploy._in_a_minute(network, {}, Path("net.onnx"), "fp32", "cpu", "onnxruntime", of)
+    assert found == (None if expected is None else pytest.approx(expected, abs=1))

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from msgspec import to_builtins
@@ -289,8 +290,10 @@ def parity(
         return {**made, **said, **to_builtins(found)}
 
 
-# How long images are compared where nobody says how many, and on how many it is found out how long one takes.
-MINUTE, PROBED = 60.0, 16
+# How long images are compared where nobody says how many. How long one takes is found out on so many, and on more, if
+# that takes no longer than so many seconds: the difference has no part of what is the same for any number of images,
+# such as the start of processes that read them.
+MINUTE, PROBED, MORE, BRIEFLY = 60.0, 16, 64, 6.0
 
 
 def _in_a_minute(
@@ -303,30 +306,30 @@ def _in_a_minute(
     images: int,
 ) -> int | None:
     """How many images can be compared in a minute; None if that is all of them."""
-    from time import perf_counter
-
     from suite.export.weights import load_weights
     from suite.inference.loaded import load
     from suite.inference.parity import LogitsError, compare
 
     if images <= PROBED:
         return None
-    model, few = load_weights(of.weights), networks.test_batches(of, data, PROBED)
-    once = cache(load)
+    model, threads, once = load_weights(of.weights), env.available_cores(), cache(load)
+
+    def seconds(count: int) -> float:
+        batches = networks.test_batches(of, data, count)
+        start = perf_counter()
+        compare(model, path, batches, threads, provider=provider, precision=precision, runtime=runtime, load=once)
+        return perf_counter() - start
+
     try:
-        for _ in range(2):  # the first one loads and warms up
-            start = perf_counter()
-            compare(
-                model,
-                path,
-                few,
-                env.available_cores(),
-                provider=provider,
-                precision=precision,
-                runtime=runtime,
-                load=once,
-            )
+        seconds(PROBED)  # loads and warms up
+        first = seconds(PROBED)
+        fixed, each = 0.0, first / PROBED
+        more = min(MORE, images, int(BRIEFLY / each))
+        if first + (images - PROBED) * each > MINUTE and more > 2 * PROBED:
+            longer = seconds(more)
+            each = max(longer - first, 0.1 * longer) / (more - PROBED)
+            fixed = max(0.0, longer - more * each)
     except LogitsError:
         return PROBED  # on which the file's fault is found as well
-    possible = int(MINUTE * PROBED / (perf_counter() - start))
+    possible = int((MINUTE - fixed) / each)
     return max(PROBED, possible) if possible < images else None
