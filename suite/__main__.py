@@ -77,7 +77,8 @@ def main() -> NoReturn:
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-        more = "; what is finished is kept, and the same `run` goes on from there" if command == "run" else ""
+        kept = command == "run" and "--dry-run" not in sys.argv
+        more = "; what is finished is kept, and the same `run` goes on from there" if kept else ""
         click.echo(f"interrupted{more}", err=True)
         sys.exit(130)
     except BrokenPipeError:

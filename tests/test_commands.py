@@ -60,6 +60,13 @@ ROW = ("--table", "2", "--depth", "20", "--rows", "resnet20_crelu_bn@cifar10")
         ),
         (["export", "resnet20_relu_bn", "net.onnx", "--data", "cifar10=none"], "--data is only for --precision int8"),
         (["export", "resnet20_relu_bn", "."], ".: is a folder; give the name of a file, as in net.onnx"),
+        (["export", "", "net.onnx"], "the name of a network is empty; give a model, a folder of weights or an ONNX"),
+        (["export", "..", "net.onnx"], "no folder of weights with a config.json (No such file or directory)"),
+        (["explain", ""], "the name of a network is empty"),
+        (
+            ["run", *ROW, "--steps", "1", "--tensorboard", __file__],
+            "test_commands.py: is no folder; give one for the learning curves",
+        ),
         (
             ["parity", "resnet20_relu_bn", "--weights", "resnet32_relu_bn"],
             "--weights resnet32_relu_bn is only for ONNX files",

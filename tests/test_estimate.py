@@ -164,6 +164,19 @@ def test_a_dry_run_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_that_is_stopped_keeps_nothing_and_says_nothing_else(
+    suite: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimate, "estimate_run", stop)
+    row = ("--table", "2", "--depth", "20", "--results", str(tmp_path), "--budget", "1h")
+    assert suite("run", *row, "--dry-run") == (130, "", "interrupted\n")
+    kept = "interrupted; what is finished is kept, and the same `run` goes on from there\n"
+    assert suite("run", *row) == (130, "", kept)
+
+
 @pytest.mark.parametrize(("stopped_at", "measured"), [(None, 1), (1, 1), (0, 0)])
 def test_a_dry_run_answers_in_time_with_what_it_knows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int | None, measured: int
@@ -184,7 +197,8 @@ def test_a_dry_run_answers_in_time_with_what_it_knows(
     text = found.render()
     assert len(found.costs) == 6
     assert text.count("~ ") == (2 * 5 + 1 if measured else 0), "time and memory of each, and what the sign means"
-    assert text.count("not measured") == (0 if measured else 7)
+    assert text.count("not measured") == (0 if measured else 6)
+    assert (": not known, since no network was measured" in text) == (not measured)
     relu, crelu = (found.costs[cell].seconds for cell in found.grid.cells[1:3])
     assert (relu is None) == (not measured)
     assert not measured or (relu or 0) < (crelu or 0)

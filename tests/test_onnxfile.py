@@ -110,12 +110,23 @@ def test_weights_outside_the_file_are_refused_before_anything_is_read(
         (graph(size="any"), "its input is [3, 0, 0]; it must be"),
         (graph(channels="any"), "its input is [0, 8, 8]; it must be"),
         (graph(classes="any"), "its logits are [0]; they must be [classes]"),
-        (onnx.ModelProto(), "its opset is None; it must be 18"),
     ],
 )
 def test_a_file_of_another_form_is_named(path: Path, model: onnx.ModelProto, said: str) -> None:
     path.write_bytes(model.SerializeToString())
     assert said in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"), [(onnx.ModelProto(), "it is empty"), (onnx.ModelProto(ir_version=8), "it holds no graph")]
+)
+def test_an_empty_file_is_no_onnx_file_to_any_command(path: Path, model: onnx.ModelProto, why: str) -> None:
+    path.write_bytes(model.SerializeToString())
+    said = f"{path}: not an ONNX file ({why})"
+    assert refusal(path) == said
+    with pytest.raises(InputError) as caught:
+        explained(path)
+    assert str(caught.value) == said
 
 
 @pytest.mark.parametrize("content", [b"", b"not ONNX", b"\x80\x04.", b"\xff" * 100, b"PK\x03\x04"])

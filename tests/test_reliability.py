@@ -4,6 +4,7 @@ A handful of kills for each kind of work; with `--nightly` 100.
 """
 
 import ast
+import errno
 import multiprocessing
 import os
 import random
@@ -24,6 +25,7 @@ from suite.errors import InputError
 from suite.export import onnxfile
 from suite.inference import deploy, networks
 from suite.inference.latency import Protocol, Request, measure
+from suite.report import page
 from suite.results import compact
 from suite.results.folder import folder_beside
 from suite.results.store import Store
@@ -328,6 +330,23 @@ def complaint(work: Callable[[], object]) -> str:
     return ""
 
 
+def test_a_report_that_cannot_be_written_leaves_no_folder_that_was_made_for_it(
+    store: Store, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("other", INPUTS, {"value": 1}, {}, {})
+
+    def write_nothing(path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(page, "write_file", write_nothing)
+    out = store.root / "pages" / "today"
+    for wanted in (out, store.root):
+        code, _, err = suite("report", "--results", str(store.root), "--out", str(wanted))
+        assert (code, err) == (2, f"error: {wanted}: cannot write the report there: No space left on device\n")
+    assert {path.name for path in store.root.iterdir()} == {"records"}
+
+
 @pytest.mark.parametrize("pages", range(14))
 def test_a_full_disk_at_any_write_leaves_results_as_they_were_or_complete(disk: Path, pages: int) -> None:
     store = Store(disk / "results")
@@ -429,6 +448,8 @@ def test_a_folder_that_is_read_only_is_read_and_named_when_it_must_be_written(
         store.fail("other", INPUTS, "a reason")
     with pytest.raises(InputError, match="cannot write there: Read-only"), store.workspace():
         pass
+    with pytest.raises(InputError, match="which lies on a disk that is read only; use another folder"):
+        store.check()
 
 
 def test_verify_ends_with_1_and_a_line_for_each_problem(store: Store, suite: Suite) -> None:

@@ -42,6 +42,11 @@ def test_a_quick_run_on_embedded_data_is_not_comparable(store: Store, add_run: A
     assert "4 training steps" in text
 
 
+def test_one_step_is_no_steps(store: Store, add_run: AddRun) -> None:
+    add_run(data="digits10", max_steps=1)
+    assert "1 training step;" in notes(build(store), "top1").replace(",", ";") + ";"
+
+
 @pytest.mark.parametrize(
     ("run", "is_quick", "counts", "begins"),
     [

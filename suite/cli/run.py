@@ -248,7 +248,8 @@ def run(
         said = printable(f"no report: {error}")
     click.echo(said, err=True)
     if outcome.failed:
-        click.echo(f"{outcome.failed} stages failed; the footnotes say why", err=True)
+        count = "1 stage" if outcome.failed == 1 else f"{outcome.failed} stages"
+        click.echo(f"{count} failed; the footnotes say why", err=True)
     return 1 if outcome.failed else 0
 
 

@@ -84,15 +84,8 @@ def read(path: Path) -> Graph:
         str(path).encode()
     except UnicodeEncodeError:
         raise InputError(f"{path}: its name is not UTF-8, which ONNX and its runtimes ask for; rename it") from None
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (
-        Exception
-    ) as error:  # of the reader for the name's ending: protobuf's, of its text or of JSON, each has its own
-        raise InputError(f"{path}: not an ONNX file ({first_line(error)})") from None
+    model = load(path)
     graph = model.graph
-    if not graph.node and not graph.output:
-        raise InputError(f"{path}: not an ONNX file (it holds no graph)")
     _check_outside(path, model)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     inputs = tuple(
@@ -103,6 +96,24 @@ def read(path: Path) -> Graph:
     operators = Counter(node.op_type for node in graph.node)
     outputs = tuple(value.name for value in graph.output)
     return Graph(path, model, inputs, outputs, _precision(model, operators), dict(operators))
+
+
+def load(path: Path) -> ModelProto:
+    """The message of a file, without weights that lie outside.
+
+    Raises:
+        InputError: it is no ONNX file.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (
+        Exception
+    ) as error:  # of the reader for the name's ending: protobuf's, of its text or of JSON, each has its own
+        raise InputError(f"{path}: not an ONNX file ({first_line(error)})") from None
+    if not model.graph.node and not model.graph.output:
+        why = "it holds no graph" if path.stat().st_size else "it is empty"
+        raise InputError(f"{path}: not an ONNX file ({why})")
+    return model
 
 
 def _check_outside(path: Path, model: ModelProto) -> None:

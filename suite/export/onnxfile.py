@@ -4,7 +4,7 @@ have written them."""
 from pathlib import Path
 from typing import Any
 
-from suite.errors import InputError, first_line
+from suite.errors import InputError
 from suite.schema.outcomes import none_if_unset
 from suite.tables import spec
 
@@ -21,12 +21,9 @@ def read(path: Path) -> Any:
     import onnx
 
     from suite.export.exporter import OPSET
-    from suite.export.graphs import tensors
+    from suite.export.graphs import load, tensors
 
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf has its own kinds of errors
-        raise InputError(f"{path}: not an ONNX file ({first_line(error)})") from None
+    model = load(path)
     for tensor in tensors(model):
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
             where = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")

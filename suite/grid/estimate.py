@@ -266,15 +266,22 @@ class RunEstimate:
         headings, width = ("network", "", "stages stored", "time", "memory GB"), terminal_width()
         text = tabulate(fit(headings, rows, width), headings, disable_numparse=True)
         known = [self.costs[cell].seconds for cell in self.chosen]
-        total = self.start + sum(seconds for seconds in known if seconds is not None)
-        count = self.asked.workers or 1
-        shared = f" of work, shared by {count} workers" if count > 1 else ""
-        lines = [f"total on {env.machine()['id']}: about {duration.format_duration(total)}{shared}"]
-        if missing := known.count(None):
-            lines[0] += f", without {missing} cells that were not measured"
+        lines = [f"total on {env.machine()['id']}: {self._total(known)}"]
         if not all(self.costs[cell].measured for cell in self.chosen):
             lines.append("~ by the size of the network, from others that were measured; --budget measures each")
         return "\n".join([text, *(wrap(line, width) for line in lines)]) + "\n"
+
+    def _total(self, known: Sequence[float | None]) -> str:
+        """In words what cells take, of which those that were not measured have None."""
+        if known and all(seconds is None for seconds in known):
+            return "not known, since no network was measured"
+        total = self.start + sum(seconds for seconds in known if seconds is not None)
+        count = self.asked.workers or 1
+        shared = f" of work, shared by {count} workers" if count > 1 else ""
+        missing = known.count(None)
+        cells = "1 cell that was" if missing == 1 else f"{missing} cells that were"
+        without = f", without {cells} not measured" if missing else ""
+        return f"about {duration.format_duration(total)}{shared}{without}"
 
 
 def estimate_run(

@@ -174,6 +174,8 @@ def check_training(options: RunOptions) -> None:
     if "train" not in options.stages:
         return
     env.device_of(options.device)
+    if options.tensorboard and options.tensorboard.exists() and not options.tensorboard.is_dir():
+        raise InputError(f"--tensorboard {options.tensorboard}: is no folder; give one for the learning curves")
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError(
             "--tensorboard: needs the package tensorboard, which is not installed here: pip install tensorboard"

@@ -37,6 +37,8 @@ def find(name: str, modules: Sequence[str] = ()) -> Subject:
     Raises:
         InputError: there is no such thing, or it cannot be read.
     """
+    if not name.removeprefix(zoo.LOCAL):
+        raise InputError("the name of a network is empty; give a model, a folder of weights or an ONNX file")
     path = Path(name.removeprefix(zoo.LOCAL))
     is_model = not name.startswith(zoo.LOCAL) and not path.exists() and path.suffix != ".onnx"
     if is_model and (folder := names.published_folder(name)):

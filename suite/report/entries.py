@@ -121,7 +121,7 @@ def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
     if data.name != row.data:
         parts.append(f"on the embedded {data.name}, not on {row.data}")
     if recipe.max_steps != recipe_for(table, row).max_steps:
-        parts.append(f"{result.steps} training steps")
+        parts.append(f"{result.steps} training step{'s' if result.steps != 1 else ''}")
     elif recipe.epochs < (epochs := recipe_for(table, row).epochs):
         parts.append(f"{recipe.epochs} of {epochs} epochs")
     if result.test_images < data.test:

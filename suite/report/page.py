@@ -6,6 +6,7 @@ What comes from records is escaped where it stands in HTML and in the data that 
 script reads.
 """
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -154,9 +155,26 @@ def write(
         **_tables(folders, sections),
         **_drawings(drawings),
     )
-    for name, text in texts.items():
-        write_file(out / name, text.encode())
+    _write_all(out, texts)
     return out / "index.html"
+
+
+def _write_all(out: Path, texts: Mapping[str, str]) -> None:
+    """Write files into a folder; where the first cannot be, without a folder that was
+    made for it.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        for name, text in texts.items():
+            write_file(out / name, text.encode())
+    except OSError:
+        for folder in new:
+            with contextlib.suppress(OSError):  # one that holds something, or was never made
+                folder.rmdir()
+        raise
 
 
 def _contents(drawings: Mapping[str, list[Figure]], has_choices: bool, is_own: bool) -> list[tuple[str, str]]:

@@ -58,6 +58,11 @@ class Folder:
         others = [self.inside(name) for name in INSIDE[2:]]
         for folder in (self.root, *kinds, *inside, *others):
             if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+                if _is_on_read_only_disk(folder):
+                    raise InputError(
+                        f"--results {self.root}: cannot write to {folder}, which lies on a disk that is read only; "
+                        "use another folder"
+                    )
                 found = folder.stat()
                 raise InputError(
                     f"--results {self.root}: cannot write to {folder}, which has the owner {found.st_uid}, the group "
@@ -185,6 +190,10 @@ def _is_left(folder: Path, prefix: str = "") -> bool:
     with contextlib.suppress(FileNotFoundError):  # what it held is just being moved
         return seen or min(map(_age, (folder, *folder.rglob("*")))) > LONG
     return False
+
+
+def _is_on_read_only_disk(folder: Path) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def _age(path: Path) -> float:
