@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from threading import Thread
 from time import monotonic
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # What comes as a terminal is closed; Windows has no such signal.
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
@@ -67,7 +67,13 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 def _leave_terminal() -> None:
     """Print nowhere from now on, in the place of a terminal: it is gone, and to write
-    to it would be an error, of which a stage would be said to have failed."""
+    to it would be an error, of which a stage would be said to have failed.
+
+    It is told again as the shell ends too, which is not to disturb what ends in good
+    order.
+    """
+    if HANGUP is not None:
+        signal.signal(HANGUP, signal.SIG_IGN)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         with contextlib.suppress(OSError):  # closed
@@ -118,15 +124,19 @@ class Interruption:
         self._wake_before = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         self._answers = Thread(target=self._answer, daemon=True)
         self._answers.start()
-        heard = [number for number in (signal.SIGINT, *_ENDING) if signal.getsignal(number) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._note) for number in heard}
+        self._before: dict[int, Any] = {}
+        for number in (signal.SIGINT, *_ENDING):
+            if (handler := signal.getsignal(number)) is not signal.SIG_IGN:
+                self._before[number] = handler
+                signal.signal(number, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for number, handler in list(self._before.items()):
+            if number in self._before:
+                signal.signal(number, handler)
         signal.set_wakeup_fd(self._wake_before)
         self._wake.shutdown(socket.SHUT_WR)  # by which the thread ends; processes that were forked have the socket too
         self._answers.join()
@@ -138,6 +148,7 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == HANGUP:
             _leave_terminal()
+            self._before.pop(number, None)  # it stays ignored
         again = self._received is not None
         self._received = number
         if again:

@@ -11,7 +11,9 @@ import pytest
 from click.shell_completion import ShellComplete
 
 import suite.__main__ as command_line
+from suite.grid import runner
 from suite.results.store import Store
+from suite.tables import spec
 
 Run = Callable[..., tuple[int, str, str]]
 ROW = ("--table", "2", "--depth", "20", "--rows", "resnet20_crelu_bn@cifar10")
@@ -326,3 +328,14 @@ def test_a_letter_that_the_encoding_of_a_stream_lacks_is_printed_as_python_write
     assert done.stdout.decode("utf-8" if encoding == "ascii" else encoding).split("ein netz ü ")[1].startswith(
         "网.toml" if encoding == "ascii" else r"\u7f51.toml"
     )
+
+
+@pytest.mark.parametrize(("failed", "said"), [(1, "1 stage failed"), (2, "2 stages failed")])
+def test_stages_that_failed_are_counted_as_people_count(
+    failed: int, said: str, suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = runner.RunSummary(spec.load_table(2), frozenset(), failed)
+    monkeypatch.setattr(runner, "run", lambda options: summary)
+    code, _, err = suite("run", *ROW, "--results", str(tmp_path / "results"))
+    assert code == 1
+    assert err.endswith(f"{said}; the footnotes say why\n")

@@ -1,11 +1,21 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from suite.interrupt import NOTED, Deadline, Interruption, TimeIsUp, end_on_signals
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Put back what a process does that has lost its terminal: it does not hear of that again."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -63,20 +73,32 @@ def test_handlers_are_put_back() -> None:
 
 
 def test_the_end_of_a_terminal_ends_a_process_unless_it_was_told_to_ignore_it() -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        end_on_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    end_on_signals()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    end_on_signals()
+    with pytest.raises(SystemExit) as caught:
         os.kill(os.getpid(), signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        end_on_signals()
-        with pytest.raises(SystemExit) as caught:
+    assert caught.value.code == 129
+    os.kill(os.getpid(), signal.SIGHUP)  # as the shell ends, while this one clears away
+
+
+def test_the_end_of_a_terminal_is_told_twice_and_the_work_still_ends_in_good_order() -> None:
+    reached = []
+
+    def work() -> None:
+        with Interruption() as interruption:
             os.kill(os.getpid(), signal.SIGHUP)
-        assert caught.value.code == 129
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            os.kill(os.getpid(), signal.SIGHUP)
+            reached.append(interruption.pending)
+            interruption.deliver()
+
+    with pytest.raises(SystemExit):
+        work()
+    assert reached == [True]
+    os.kill(os.getpid(), signal.SIGHUP)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from suite.data.sets import Dataset, Split
 from suite.data.shared import Sent, receive_tensor, reraise_worker_errors, send_tensor
 from suite.distributed import ALONE, Group
 from suite.errors import InputError
+from suite.interrupt import HANGUP
 from suite.tables.spec import Recipe
 
 Batch = tuple[Tensor, Tensor]
@@ -167,7 +168,7 @@ class Batches:
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda" and not decodes_here,
             collate_fn=_send_files if decodes_here else _send_batch,
-            worker_init_fn=_leave_ctrl_c_to_the_parent,
+            worker_init_fn=_leave_signals_to_the_parent,
         )
         for loaded in reraise_worker_errors(loader):
             if stream:
@@ -183,10 +184,12 @@ class Batches:
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
-def _leave_ctrl_c_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; a reader that ended by it would have
-    the training fail before it has its checkpoint."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and the end of a terminal reach all processes of it; a reader that ended
+    by it would have the training fail before it has its checkpoint."""
+    for number in (signal.SIGINT, HANGUP):
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _batch(loaded: Sequence[tuple[Tensor, int]]) -> Batch:
