@@ -1,6 +1,6 @@
 import pytest
 
-from suite import duration
+from suite.progress import duration
 
 
 @pytest.mark.parametrize(

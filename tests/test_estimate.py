@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from suite import duration
 from suite.errors import InputError
 from suite.grid import estimate, probe
 from suite.grid.estimate import Cost
 from suite.grid.plan import Cell, Grid, RunOptions, plan
 from suite.grid.probe import Probe, Prober, ProbeRequest
 from suite.inference import processes
+from suite.progress import duration
 from suite.results.store import Store
 from suite.tables.spec import load_table
 
@@ -172,8 +172,8 @@ def test_a_dry_run_that_is_stopped_keeps_nothing_and_says_nothing_else(
 
     monkeypatch.setattr(estimate, "estimate_run", stop)
     row = ("--table", "2", "--depth", "20", "--results", str(tmp_path), "--budget", "1h")
-    assert suite("run", *row, "--dry-run") == (130, "", "interrupted\n")
-    kept = "interrupted; what is finished is kept, and the same `run` goes on from there\n"
+    assert suite("run", *row, "--dry-run") == (130, "", "\ninterrupted\n")
+    kept = "\ninterrupted; what is finished is kept, and the same `run` goes on from there\n"
     assert suite("run", *row) == (130, "", kept)
 
 

@@ -21,6 +21,7 @@ LEVELS = (
     {"training", "analysis"},
     {"data", "export"},
     {"tables", "schema"},
+    {"progress"},
     {"leaves"},
 )
 STAGES = {"training.train", "export.exporter", "inference.parity", "inference.latency", "analysis.analyze"}

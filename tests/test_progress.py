@@ -12,8 +12,9 @@ from contextlib import ExitStack
 import pytest
 from rich.console import Console, ConsoleRenderable
 
-from suite import bars, progress
+from suite import progress
 from suite.interrupt import TimeIsUp
+from suite.progress import bars, lines
 
 
 class Terminal(io.StringIO):
@@ -240,7 +241,7 @@ def test_a_name_is_shortened_before_a_rate_is_left_out(width: int, shown: str) -
 
 def test_the_time_left_of_a_stage_is_that_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lines, "monotonic", lambda: now[0])
     pace = progress.Pace()
     assert pace.left(0, 0) == 0
     assert pace.left(40, 100) == 0  # those before it went on
@@ -278,7 +279,7 @@ def test_bars_know_their_steps_from_the_first_and_fit_a_terminal(monkeypatch: py
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     now = [0.0]
-    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lines, "monotonic", lambda: now[0])
     shown = progress.display(3)
     assert isinstance(shown, bars.Bars)
     shown.expect(lambda: "about 3 h 05 min left")
@@ -294,7 +295,7 @@ def test_bars_know_their_steps_from_the_first_and_fit_a_terminal(monkeypatch: py
     every, one = captured.get().splitlines()
     assert every.split()[0] == "stages"
     assert every.split()[-7:] == ["0/3", "about", "3", "h", "05", "min", "left"]
-    assert one.startswith("resnet110_w32_relu_n…, epoch 1/9 ")
+    assert one.startswith("resnet110_w32_relu_nob…, epoch 1/9 ")
     assert one.rstrip().endswith("2/123456 about 68 h 35 min left")
     assert max(map(len, (every, one))) <= 80
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from suite import env, progress
+from suite import env
 from suite.errors import InputError
 from suite.grid import claims as claims_module
 from suite.grid import status
 from suite.grid.claims import Claims, Presence
 from suite.grid.plan import Grid, RunOptions, Stage, plan
+from suite.progress import lines
 from suite.results.store import Store
 
 
@@ -75,7 +76,7 @@ def test_of_the_first_training_under_way_the_time_left_is_that_of_its_own_steps(
     grid: Grid, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lines, "monotonic", lambda: now[0])
     monkeypatch.setattr(claims_module, "BEAT", 0.05)
     training = trainings(grid)[0]
     with Claims(tmp_path) as claims:

@@ -7,8 +7,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from suite import duration
 from suite.errors import InputError, join_with_or
+from suite.progress import duration
 from suite.registry import PROVIDERS, STAND_INS
 from suite.report.formats import FORMATS
 from suite.tables import own, spec

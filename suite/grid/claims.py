@@ -25,10 +25,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
-from suite.duration import LONGEST
 from suite.errors import InputError
 from suite.files import inherit_permissions, make_folder, read_if_file
 from suite.progress import Pace
+from suite.progress.duration import LONGEST
 from suite.results.holder import Holder
 
 # Seconds between two signs of life, and after how many without one a holder on another machine counts as dead.

@@ -11,13 +11,14 @@ from typing import Any
 
 import msgspec
 
-from suite import duration, env
+from suite import env
 from suite.errors import InputError
 from suite.files import fit, terminal_width, wrap
 from suite.grid import own, remaining
 from suite.grid.plan import Cell, Grid, RunOptions, Stage, plan
 from suite.grid.probe import Probe, Prober, ProbeRequest
 from suite.grid.reach import within_reach
+from suite.progress import duration
 from suite.results.store import Store
 from suite.tables import spec
 from suite.tables.spec import Row

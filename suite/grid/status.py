@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from suite import duration, env
+from suite import env
 from suite.files import wrap
 from suite.grid import remaining
 from suite.grid.claims import Claim, Claims
 from suite.grid.plan import Grid
 from suite.grid.remaining import Planned
+from suite.progress import duration
 from suite.results.store import Store
 
 # Of a run whose processes are loading, nothing is to be seen for some seconds.

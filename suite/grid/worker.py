@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from time import monotonic, sleep
 
-from suite import distributed, duration, progress
+from suite import distributed, progress
 from suite.grid import remaining, rows
 from suite.grid.claims import BEAT, PATIENCE, Claims
 from suite.grid.effort import longest_first
@@ -16,6 +16,7 @@ from suite.grid.plan import TIMED, Cell, Grid, RunOptions, Stage, to_time_with
 from suite.grid.reach import without_unused_peaks
 from suite.inference.latency import most_alive
 from suite.interrupt import Deadline, TimeIsUp
+from suite.progress import duration
 from suite.results.store import Store
 
 # Seconds between two looks at what others have done, and for which an estimate of the time left is taken as it is.

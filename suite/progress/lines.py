@@ -1,5 +1,5 @@
-"""What a run says while it works: plain lines when piped, and the bars of `suite.bars`
-on a terminal."""
+"""What a run says while it works: plain lines when piped, and the bars of
+`suite.progress.bars` on a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -117,6 +117,6 @@ def display(total: int, goes_on: bool = False) -> Lines:
     as of `Lines`."""
     if not is_terminal(sys.stderr):
         return Lines(total, goes_on)
-    from suite.bars import Bars  # which loads Rich
+    from suite.progress.bars import Bars  # which loads Rich
 
     return Bars(total, goes_on)

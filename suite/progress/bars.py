@@ -13,9 +13,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Column
 from rich.text import Text
 
-from suite.duration import format_duration
 from suite.files import printable
-from suite.progress import Lines, Pace, Steps, Work
+from suite.progress.duration import format_duration
+from suite.progress.lines import Lines, Pace, Steps, Work
 
 # Columns that bars leave free, for two Ctrl-C between two refreshes.
 ROOM = 5
