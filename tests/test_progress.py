@@ -220,7 +220,7 @@ def test_a_line_stays_though_bars_end_while_another_is_printed(monkeypatch: pyte
         monkeypatch.setattr(shown._progress, "remove_task", lambda task: None)
     shown.close()
     screen = Screen()
-    screen.feed(stream.getvalue())
+    screen.feed(stream.getvalue().replace("\n", "\r\n"))  # as a terminal has it
     assert [line for line in screen.lines if line.startswith("line")] == lines
 
 
