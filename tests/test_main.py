@@ -399,7 +399,8 @@ def test_tensorboard_gets_the_curves_that_the_record_holds(tmp_path: Path, suite
 
 
 @pytest.mark.full
-def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "suite", "run", *ROW, "--epochs", "50", "--compile", "never"]
     command += ["--results", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -409,9 +410,9 @@ def test_a_terminated_run_keeps_a_checkpoint_and_nothing_half_done(tmp_path: Pat
         re.search(rb'"done": ?[1-9]', read_if_file(path) or b"") for path in tmp_path.glob("claims/*.json")
     ):
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 143
+    assert process.returncode == 128 + number
     assert "Traceback" not in err
     assert list((tmp_path / "work").iterdir()) == []
     assert not (tmp_path / "records").exists()
