@@ -1,5 +1,6 @@
 """Tables of a user's own: what is read of a file, what is refused in one line, what goes into keys, and claims."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -302,6 +303,19 @@ def test_init_writes_an_example_that_is_valid_and_replaces_nothing(suite: Run, t
     code, _, err = suite("init", str(path))
     assert (code, err, path.read_text()) == (2, f"error: {path}: is there already; give another name\n", "mine")
     assert suite("init", str(tmp_path / "table.txt"))[0] == suite("init", str(tmp_path / "no" / "t.toml"))[0] == 2
+
+
+@pytest.mark.full
+def test_what_init_writes_is_learned_by_its_networks(
+    suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    suite("init", "table.toml")
+    code, out, err = suite("run", "--table", "table.toml", "--stages", "train", "--format", "json")
+    assert code == 0, err
+    errors = {row["model"]: row["top1"] for row in json.loads(out)["rows"]}
+    assert len(json.loads(out)["rows"]) == 3
+    assert all(error < 50 for error in errors.values()), "chance is 90"
 
 
 def test_the_example_is_one_table_and_forty_lines_of_python() -> None:

@@ -66,7 +66,7 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
     "uv run -m suite list weights": ({}, f"--results {ROOT / 'results' / 'published'}"),
     "uv run -m suite list weights --format json": ({}, f"--results {ROOT / 'results' / 'published'}"),
     "uv run -m suite init my_table.toml": ({}, ""),
-    "uv run -m suite run --table my_table.toml": ({}, "--rows lcnet_050 --steps 1 --stages train"),
+    "uv run -m suite run --table my_table.toml": ({}, "--rows test_resnet --steps 1 --stages train"),
     "uv run -m suite show --table my_table.toml": ({}, ""),
     "uv run -m suite report --table my_table.toml": ({}, ""),
     "uv run -m suite export resnet50_crelu_bn net.onnx": ({"resnet50": "resnet20"}, ""),

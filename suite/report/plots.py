@@ -27,6 +27,8 @@ from suite.schema.outcomes import Epoch, none_if_unset
 SAME = 1.01
 # Room for the names of points behind the slowest net, as a share of what the latencies span.
 NAMED = 0.3
+# The same above the net with the greatest error, for names of several that are near each other there.
+ABOVE = 0.2
 # Blocks in the zoomed panel of the paper's Figure 2.
 ZOOM = 36
 
@@ -70,7 +72,7 @@ def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) 
     front = pareto_front([(x, y) for x, y, _ in ranked])
     series.append(Series("Pareto front", "steps", [list(point) for point in front], look.REFERENCE))
     x = number_axis("latency, median (ms)", [x for x, _, _ in found], log=True, beyond=NAMED)
-    y = number_axis("test error (%)", [y for _, y, _ in found], most=100)
+    y = number_axis("test error (%)", [y for _, y, _ in found], most=100, beyond=ABOVE)
     sure = runs_in_words([entry for _, _, entry in found])
     return Plot(name, _title(kind), x, y, tuple(series), f"Errors: {sure}" if sure else "", _brief(kind), kind[0])
 
