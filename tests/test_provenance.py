@@ -34,4 +34,4 @@ def test_every_figure_has_its_machine_versions_command_and_recipe(
 
 def test_a_net_of_two_tables_counts_once_among_the_records(store: Store, add_run: AddRun, tmp_path: Path) -> None:
     add_run()  # in Tables 2 and 3
-    assert ">4 records are shown" in page.write(store, tmp_path / "out").read_text("utf-8")
+    assert ">All 4 records are shown" in page.write(store, tmp_path / "out").read_text("utf-8")
