@@ -313,9 +313,9 @@ def test_what_init_writes_is_learned_by_its_networks(
     suite("init", "table.toml")
     code, out, err = suite("run", "--table", "table.toml", "--stages", "train", "--format", "json")
     assert code == 0, err
-    errors = {row["model"]: row["top1"] for row in json.loads(out)["rows"]}
-    assert len(json.loads(out)["rows"]) == 3
-    assert all(error < 50 for error in errors.values()), "chance is 90"
+    errors = [row["top1"] for row in json.loads(out)["rows"]]
+    assert len(errors) == 3
+    assert max(errors) < 50, "chance is 90"
 
 
 def test_the_example_is_one_table_and_forty_lines_of_python() -> None:

@@ -496,6 +496,7 @@ def test_durations_are_of_a_clock_that_nobody_sets() -> None:
 @pytest.mark.full
 def test_a_process_without_a_network_misses_nothing(tmp_path: Path) -> None:
     log = tmp_path / "attempts"
+    (tmp_path / "results").mkdir()
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "def refuse(event, arguments):\n"
@@ -522,7 +523,7 @@ def test_a_process_without_a_network_misses_nothing(tmp_path: Path) -> None:
         "assert answer.rounds_ns\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "net.onnx"), str(tmp_path)],
+        [sys.executable, "-c", code, str(tmp_path / "net.onnx"), str(tmp_path / "results")],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         cwd=TESTS.parent,
         capture_output=True,
