@@ -100,15 +100,16 @@ def _others(groups: dict[tuple[str, str], list[Entry]]) -> Iterator[Answer]:
     """One answer for all data sets and depths of which nothing but latency is known."""
     if not groups:
         return
-    ratios, timed = [], []
-    for nets in groups.values():
+    ratios, timed, compared = [], [], []
+    for group, nets in groups.items():
         named = {look.net(net.row.model).title: net for net in nets}
         net, other = named.get("CReLU + BatchNorm"), named.get("ReLU + BatchNorm")
         if net and other and (kinds := _common(net, other)):
             ratios.append(_ratio(net, other, kinds[0]))
             timed += [(net, kinds[0]), (other, kinds[0])]
+            compared.append(group)
     places: dict[str, list[str]] = {}
-    for data, depth in groups:
+    for data, depth in compared or groups:
         places.setdefault(label_of(data), []).append(depth.removeprefix("resnet"))
     where = "; ".join(
         data + (f" with ResNet-{', '.join(depths)}" if any(depths) else "") for data, depths in places.items()
