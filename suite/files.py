@@ -192,7 +192,8 @@ def fit(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
     are."""
     if width is None:
         return [list(row) for row in rows]
-    columns = list(zip(headings, *rows, strict=True))[1:]
+    # tabulate puts two blanks between columns, and makes each two wider than its heading.
+    columns = [[f"{heading}  ", *cells] for heading, *cells in zip(headings, *rows, strict=True)][1:]
     others = [max(len(line) for cell in column for line in cell.split("\n")) + 2 for column in columns]
     room = max(LEAST, width - sum(others))
     return [[wrap(first, room), *rest] for first, *rest in rows]

@@ -7,9 +7,10 @@ import pytest
 
 from suite import distributed, progress
 from suite.grid import cleaning, plan, reach, remaining, status
-from suite.grid.claims import Claims
+from suite.grid.claims import Claim, Claims
 from suite.grid.plan import Grid, RunOptions
 from suite.grid.runner import Worker
+from suite.results.holder import Holder
 from suite.results.store import Store
 
 ROWS = ("resnet20_*relu_bn@cifar10",)
@@ -130,5 +131,7 @@ def test_the_time_left_grows_with_the_networks_that_are_left() -> None:
     took = {small.key: 10.0, large.key: 18.0}
     assert remaining.seconds_left([small, large, larger], set(took), [], took) == pytest.approx(34.0)
     assert remaining.seconds_left([small], set(), [], {}) is None
+    first = Claim(small.key, "train", small.name, 1, Holder("h", "", 1, ""), done=1, total=10, left=600.0)
+    assert remaining.seconds_left([small, large], {large.key}, [first], {large.key: 10.0}) == 600, "as its bar says"
     timing = remaining.Planned("latency", "l", "resnet20_relu_bn", "resnet20_relu_bn on digits10: latency torch cpu")
     assert remaining.seconds_left([small, timing], {small.key}, [], {small.key: 1.0}) == remaining.GUESS

@@ -63,7 +63,10 @@ ROW = ("--table", "2", "--depth", "20", "--rows", "resnet20_crelu_bn@cifar10")
         (["export", "resnet20_relu_bn", "net.onnx", "--data", "cifar10=none"], "--data is only for --precision int8"),
         (["export", "resnet20_relu_bn", "."], ".: is a folder; give the name of a file, as in net.onnx"),
         (["export", "", "net.onnx"], "the name of a network is empty; give a model, a folder of weights or an ONNX"),
-        (["export", "..", "net.onnx"], "no folder of weights with a config.json (No such file or directory)"),
+        (
+            ["export", "..", "net.onnx"],
+            "..: holds no config.json that can be read (No such file or directory); give a folder",
+        ),
         (["explain", ""], "the name of a network is empty"),
         (
             ["run", *ROW, "--steps", "1", "--tensorboard", __file__],

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_a_probe_that_dies_is_one_line_and_the_start_is_measured_once() -> None:
     assert first.start == second.start > 0
 
 
-def answer_and_tidy_up(pipe: Any, request: Any, begun: float, start: float | None) -> None:
+def answer_and_tidy_up(pipe: Any, request: Any, scratch: Path, begun: float, start: float | None) -> None:
     """A process that, once it has answered, removes what it has made."""
     pipe.send(Probe(0.5, 0.01, 1e9, 1e7, 0.002, 0.001, 7.0, 11.0, 2.0))
     time.sleep(0.3)
@@ -120,6 +121,22 @@ def test_a_process_that_has_answered_ends_by_itself(tmp_path: Path, monkeypatch:
     request: Any = str(tmp_path / "end")
     assert Prober().probe(request).start == 11.0
     assert (tmp_path / "end").read_text() == "tidy"
+
+
+def write_and_die(pipe: Any, request: Any, scratch: Path, begun: float, start: float | None) -> None:
+    """A process that is killed, as by Ctrl-C, while its network lies in its folder."""
+    (scratch / "model.onnx").write_text("x")
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(probe, "_answer", write_and_die)
+    monkeypatch.setattr(processes, "fork_context", lambda preload: multiprocessing.get_context("spawn"))
+    request: Any = "network"
+    with pytest.raises(RuntimeError, match="ended with code 9"):
+        Prober().probe(request)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_start_of_a_run_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

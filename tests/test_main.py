@@ -362,7 +362,7 @@ def test_a_file_of_a_run_says_what_it_was_made_from(
         (("export", "resnet20_relu_bn", "a.txt"), "a.txt: is to be an ONNX file, whose name ends in .onnx"),
         (("export", "resnet20", "a.onnx"), "resnet20: neither a file or folder that is there nor a model"),
         (("export", "resnet20_relu_bn", "none/a.onnx"), "none/a.onnx: its folder does not exist"),
-        (("export", "tests", "a.onnx"), "tests: no folder of weights"),
+        (("export", "tests", "a.onnx"), "tests: holds no config.json that can be read"),
         (("parity", "none.onnx"), "none.onnx: no such file"),
         (("parity", "README.md"), "README.md: not an ONNX file"),
         (("figure", "3", "--depth", "20"), "--depth is only for figure 2; figure 3 is of 34-layer networks"),

@@ -135,6 +135,7 @@ def test_what_is_wrong_with_a_table_is_one_line(
         (["run", "--table", "gone.toml"], "gone.toml: No such file"),
         (["run", "--table", "7"], "--table 7: no such table; use 1, 2, 3, 4 or a TOML file"),
         (["show", "--table", "2", "--import", "x"], "--import x: is for a table of your own"),
+        (["run", "--table", "2", "--import", "x"], "--import x: is for a table of your own"),
         (["run", "--table", "TABLE", "--import", "no_such_module"], "--import no_such_module: cannot be imported"),
         (["run", "--table", "TABLE", "--import", "gone.py"], "--import gone.py: no such file"),
         (

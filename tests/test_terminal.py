@@ -79,3 +79,18 @@ def test_what_commands_say_fits_a_terminal(
     _, out, err = suite(*arguments)
     assert out or err
     assert [line for line in (out + err).splitlines() if len(line) > 80] == []
+    assert "\n  --\n" not in out, "the rule below headings is broken"
+
+
+@pytest.mark.parametrize("table", [1, 2, 3, 4])
+@pytest.mark.parametrize("depth", [(), ("--depth", "20")])
+def test_a_table_is_no_wider_than_can_be_read(
+    table: int, depth: tuple[str, ...], suite: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor than a terminal of 80 columns, whatever the table, in its published form."""
+    if depth and table == 4:
+        pytest.skip("Table 4 has one depth")
+    shown = ("show", "--table", str(table), *depth, "--results", MACHINE)
+    assert max(map(len, suite(*shown)[1].splitlines())) <= files.WIDTH
+    on_a_terminal(monkeypatch, 80)
+    assert max(map(len, suite(*shown)[1].splitlines())) <= 80

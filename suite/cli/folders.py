@@ -81,14 +81,10 @@ def check_modules(table: int | OwnTable | None, modules: Sequence[str]) -> tuple
         InputError: modules for a table that is not the user's own, or a model that
             there is not.
     """
-    if not isinstance(table, OwnTable):
-        if modules:
-            raise InputError(f"--import {modules[0]}: is for a table of your own, as in --table my_table.toml")
-        return ()
-    from suite.grid import own
-
     imports = imports_of(table, modules)
-    if not imports:
+    if isinstance(table, OwnTable) and not imports:
+        from suite.grid import own
+
         own.check_names(table)
     return imports
 

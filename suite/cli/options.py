@@ -185,9 +185,17 @@ class AnyTable(click.ParamType[int | OwnTable]):
         return own.load(Path(value))
 
 
-def imports_of(table: int | OwnTable, modules: Sequence[str]) -> tuple[str, ...]:
-    """The modules that register a table's models: those that it names and others."""
-    return tuple(dict.fromkeys([*(table.imports if isinstance(table, OwnTable) else ()), *modules]))
+def imports_of(table: int | OwnTable | None, modules: Sequence[str]) -> tuple[str, ...]:
+    """The modules that register a table's models: those that it names and others.
+
+    Raises:
+        InputError: modules for a table that is not the user's own.
+    """
+    if isinstance(table, OwnTable):
+        return tuple(dict.fromkeys([*table.imports, *modules]))
+    if modules:
+        raise InputError(f"--import {modules[0]}: is for a table of your own, as in --table my_table.toml")
+    return ()
 
 
 class Percent(click.ParamType[float]):

@@ -118,7 +118,8 @@ def from_folder(folder: Path) -> Network:
         if len(sizes) != 3 or not all(type(side) is int and 0 < side <= 8192 for side in sizes):
             raise ValueError(f"its input_size is {sizes}")
     except OSError as error:
-        raise InputError(f"{folder}: no folder of weights with a {CONFIG} ({error.strerror})") from None
+        what = f"holds no {CONFIG} that can be read" if folder.is_dir() else "is not a folder"
+        raise InputError(f"{folder}: {what} ({error.strerror}); give a folder of weights") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is no description of a network ({describe_error(error)})") from None
     if not isinstance(model, str) or not is_known(model):

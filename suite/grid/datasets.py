@@ -2,7 +2,7 @@
 place of others."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,8 +40,7 @@ def load_for_rows(table: Table, options: RunOptions) -> Iterator[tuple[Row, "Dat
         yield from _of_own(table, options)
         return
     if options.profile == "paper" and not options.data:
-        names = " ".join(f"--data {name}=PATH" for name in sorted(wanted))
-        raise InputError(f"--profile paper trains on the paper's data: give {names} (one of them runs its rows)")
+        raise InputError(f"--profile paper trains on the paper's data: give {_options_for(wanted)}")
     given = options.data or dict.fromkeys(sorted(wanted))
     loaded = {name: sets.load(name, path) if path else sets.load(STAND_INS[name]) for name, path in given.items()}
     yield from ((row, loaded[row.data]) for row in table.rows if row.data in loaded)
@@ -66,9 +65,14 @@ def _of_own(table: OwnTable, options: RunOptions) -> Iterator[tuple[Row, "Datase
         _check_size(table, row, dataset, options)
         found.append((row, dataset))
     if not found:
-        names = " ".join(f"--data {name}=PATH" for name in sorted({row.data for row in table.rows}))
-        raise InputError(f"{table.place}: no row has its images: give {names} (one of them runs its rows)")
+        raise InputError(f"{table.place}: no row has its images: give {_options_for(row.data for row in table.rows)}")
     yield from found
+
+
+def _options_for(names: Iterable[str]) -> str:
+    """What to give for data sets, of which one is enough."""
+    options = [f"--data {name}=PATH" for name in sorted(set(names))]
+    return " ".join(options) + (", or one of them" if len(options) > 1 else "")
 
 
 def _own(table: OwnTable, row: Row, path: Path) -> "Dataset":

@@ -90,9 +90,16 @@ class Prober:
         Raises:
             RuntimeError: the process failed; one line.
         """
+        # This process removes the files of one that is killed, as a run is stopped.
+        with tempfile.TemporaryDirectory() as scratch:
+            return self._in_process(request, Path(scratch))
+
+    def _in_process(self, request: ProbeRequest, scratch: Path) -> Probe:
         begun = monotonic()
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_answer, args=(theirs, request, begun, self._start), daemon=True)
+        process = self._context.Process(
+            target=_answer, args=(theirs, request, scratch, begun, self._start), daemon=True
+        )
         processes.start(process, self._context)
         theirs.close()
         try:
@@ -112,7 +119,7 @@ class Prober:
         return answer
 
 
-def _answer(pipe: Any, request: ProbeRequest, begun: float, start: float | None) -> None:
+def _answer(pipe: Any, request: ProbeRequest, scratch: Path, begun: float, start: float | None) -> None:
     """Send the probe, or what went wrong with it, in one line."""
     # Libraries print what does not belong between the lines of the process that asks.
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -123,12 +130,12 @@ def _answer(pipe: Any, request: ProbeRequest, begun: float, start: float | None)
         import suite.training.train  # noqa: F401 - loaded already, but for the first of all
 
         # A clock that all processes of a machine share.
-        pipe.send(_measure(request, monotonic() - begun if start is None else start))
+        pipe.send(_measure(request, scratch, monotonic() - begun if start is None else start))
     except Exception as error:  # whatever it is, the other process is to hear of it
         pipe.send(describe_error(error))
 
 
-def _measure(request: ProbeRequest, start: float) -> Probe:
+def _measure(request: ProbeRequest, scratch: Path, start: float) -> Probe:
     """Probe a network in this process, whose memory is then that of a training."""
     import numpy as np
     import torch
@@ -157,34 +164,33 @@ def _measure(request: ProbeRequest, start: float) -> Probe:
     split, classes = Split(images, labels), tuple(map(str, range(request.classes)))
     source = Dataset("random", classes, split, split, (128.0, 128.0, 128.0), (64.0, 64.0, 64.0), {})
     step_seconds, memory = [], []
-    with tempfile.TemporaryDirectory() as scratch:
-        for size in sizes:
-            short = replace(recipe, batch_size=size, max_steps=steps, epochs=steps, milestones=(), learning_rate=1e-6)
-            batches = Batches(source, replace(short, max_test_images=1, ten_crop=False), device)
-            ends: list[float] = []
-            arguments = dict(request.arguments)
-            job = Job(request.model, batches, 0, Path(scratch), arguments, on_step=partial(_note, ends, on_gpu))
-            train(job, Engine(request.precision, "never"))
-            # The fastest, since whatever else the machine does can only add to it.
-            step_seconds.append(min(later - earlier for earlier, later in pairwise(ends)))
-            memory.append(_memory(device))
-        model = zoo.load(Path(scratch)).to(device)
-        seen = replace(recipe, test_size=request.size, max_test_images=LEAST)
-        test = [next(iter(Batches(source, seen, device).test()))]
-        begin = perf_counter()
-        evaluate(model, test)
-        test_per_image = (perf_counter() - begin) / len(test[0][1])
-        begin = perf_counter()
-        export(Path(scratch), request.size, Path(scratch) / "model.onnx", {})
-        exported = perf_counter() - begin
-        file = str(Path(scratch) / "model.onnx")
-        once = latency.Protocol(rounds=1, min_seconds=0, min_runs=3, max_runs=3, warmup=0)
-        timing = latency.Request("onnxruntime", file, "cpu", LEAST, request.size, env.available_cores(), once)
-        begin = perf_counter()
-        (answer,) = latency.measure([timing])
-        elapsed = perf_counter() - begin
-        if isinstance(answer, RuntimeError):
-            raise answer
+    for size in sizes:
+        short = replace(recipe, batch_size=size, max_steps=steps, epochs=steps, milestones=(), learning_rate=1e-6)
+        batches = Batches(source, replace(short, max_test_images=1, ten_crop=False), device)
+        ends: list[float] = []
+        arguments = dict(request.arguments)
+        job = Job(request.model, batches, 0, scratch, arguments, on_step=partial(_note, ends, on_gpu))
+        train(job, Engine(request.precision, "never"))
+        # The fastest, since whatever else the machine does can only add to it.
+        step_seconds.append(min(later - earlier for earlier, later in pairwise(ends)))
+        memory.append(_memory(device))
+    model = zoo.load(scratch).to(device)
+    seen = replace(recipe, test_size=request.size, max_test_images=LEAST)
+    test = [next(iter(Batches(source, seen, device).test()))]
+    begin = perf_counter()
+    evaluate(model, test)
+    test_per_image = (perf_counter() - begin) / len(test[0][1])
+    begin = perf_counter()
+    export(scratch, request.size, scratch / "model.onnx", {})
+    exported = perf_counter() - begin
+    file = str(scratch / "model.onnx")
+    once = latency.Protocol(rounds=1, min_seconds=0, min_runs=3, max_runs=3, warmup=0)
+    timing = latency.Request("onnxruntime", file, "cpu", LEAST, request.size, env.available_cores(), once)
+    begin = perf_counter()
+    (answer,) = latency.measure([timing])
+    elapsed = perf_counter() - begin
+    if isinstance(answer, RuntimeError):
+        raise answer
     run = to_seconds(answer).median
     timing_start = max(0.0, elapsed - 5 * run)  # two more than the samples: the first of the process and of the burst
     per_image = test_per_image, run / LEAST

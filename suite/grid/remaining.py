@@ -64,6 +64,9 @@ def seconds_left(
             return None
         expected = _extrapolate(done, relative_size(stage.model)) if done else GUESS
         claim = held.get(stage.key)
+        if claim and claim.left:  # by its own pace, as it is shown beside it
+            left[timed] += claim.left
+            continue
         share = claim.done / claim.total if claim and claim.total else 0.0
         left[timed] += max(0.0, 1 - share) * expected
     workers = {(claim.holder.host, claim.holder.pid) for claim in claims if claim.kind not in TIMED}

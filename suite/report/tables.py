@@ -155,13 +155,14 @@ def _errors(
 def _activation(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[Column]:
     """Table 1 in three readings: the paper does not say which entries it averages."""
     readings = {"over_nonzero": "non-zero entries", "over_all": "all entries", "pooled": "pooled"}
+    brief = {"mean": "mean", "nonzero": "non-zero"}  # a line has no room for the deviation too
     columns = []
     for name in table.metrics:
-        words = METRICS[name]
-        paper = Column(f"paper_{name}", f"paper {words}", _decimals(2), "paper", f"paper {words}")
+        words, short = METRICS[name], brief.get(name, "")
+        paper = Column(f"paper_{name}", f"paper {words}", _decimals(2), "paper", short and f"paper {short}")
         ours: dict[tuple[str, ...], Column]
         if name == "nonzero":
-            ours = {(name,): Column(name, f"ours {words}", _decimals(2), "ours", f"ours {words}")}
+            ours = {(name,): Column(name, f"ours {words}", _decimals(2), "ours", short)}
         else:
             ours = {
                 (reading, name): Column(
@@ -169,7 +170,7 @@ def _activation(table: Table, found: list[Runs], lines: list[Line], index: Recor
                     f"ours {words}, {of}",
                     _readable,
                     "ours",
-                    f"ours {words}" if reading == next(iter(readings)) else "",
+                    short if reading == next(iter(readings)) else "",
                 )
                 for reading, of in readings.items()
             }
