@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from suite.report import tables as report
+from suite.report.latency import BEYOND, BEYOND_ONE
 from suite.report.render import Report
 from suite.results.store import Store
 from suite.tables import spec
@@ -139,7 +140,7 @@ def test_latencies_that_a_quota_has_stopped_are_marked(store: Store, add_run: Ad
 
 @pytest.mark.parametrize(("gflops", "percent"), [(500, 80.92), (404.7, 99.98), (404.6, 100.005), (400, 101.16)])
 @pytest.mark.parametrize(
-    ("result", "mark"), [({"of": "product of 512 x 512"}, report.BEYOND), ({}, report.BEYOND_ONE)], ids=["now", "v1"]
+    ("result", "mark"), [({"of": "product of 512 x 512"}, BEYOND), ({}, BEYOND_ONE)], ids=["now", "v1"]
 )
 def test_more_than_the_peak_is_marked_as_impossible(
     store: Store, add_run: AddRun, gflops: float, percent: float, result: dict[str, Any], mark: str

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from suite.registry import label_of
 from suite.report.entries import Entry, Metric, errors, shortfalls
 from suite.report.kinds import Kind, instability_notes, words_of
+from suite.report.latency import three_digits
 from suite.report.render import FAILED, Column, Line, Report
-from suite.report.tables import QUICK, three_digits
+from suite.report.tables import QUICK
 from suite.results.derived import latency_ratio, median_over_seeds
 
 # The choice beside which the others stand.

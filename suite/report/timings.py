@@ -9,8 +9,8 @@ from suite.inference.contest import Measurement
 from suite.registry import PROVIDERS, RUNTIMES
 from suite.report import render as rendering
 from suite.report.formats import to_json
+from suite.report.latency import BEYOND, three_digits
 from suite.report.render import Column, Line, Report
-from suite.report.tables import BEYOND, three_digits
 from suite.results.samples import median as median_of
 from suite.results.samples import percentiles, to_nanoseconds
 
