@@ -52,6 +52,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+def require_package(package: str, what: str) -> None:
+    """See whether a package is installed that is only needed by what the user asked
+    for, which is `what`.
+
+    Raises:
+        InputError: it is not; it says how to install it, where there is no pip by uv.
+    """
+    if importlib.util.find_spec(package) is None:
+        pip = "pip" if importlib.util.find_spec("pip") else "uv pip"
+        raise InputError(f"{what}: needs the package {package}, which is not installed here: {pip} install {package}")
+
+
 def environment() -> dict[str, object]:
     """Everything that goes beside a result."""
     return {"machine": machine(), "versions": versions(), "source": _source(), "command": command()}

@@ -259,6 +259,7 @@ def test_cuda_is_refused_where_there_is_none(suite: Run, tmp_path: Path) -> None
         assert code == 2
         assert "cuda" in err
         assert err.count("\n") == 1
+        assert "fallback" not in err, "which is what ONNX Runtime says of a provider that is not there"
 
 
 @pytest.mark.parametrize("command", [("explain",), ("parity",)])
@@ -288,7 +289,10 @@ def test_list_prints_models_tables_and_data(suite: Run) -> None:
         (("--address", "host:6379"), "error: --address: belongs to --executor ray"),
         (("--latency-resource", "bench"), "error: --latency-resource: belongs to --executor ray"),
         (("--processes", "2"), "error: --processes: belongs to --executor ray; here start torchrun"),
-        (("--executor", "ray"), "error: --executor ray: needs the package ray, which is not installed here: pip"),
+        (
+            ("--executor", "ray"),
+            "error: --executor ray: needs the package ray, which is not installed here: uv pip install ray",
+        ),
         (("--executor", "slurm"), "error: --executor slurm: needs the package submitit, which is not installed here"),
     ],
 )

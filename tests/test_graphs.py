@@ -219,7 +219,10 @@ def test_values_of_a_file_are_checked_against_the_graph(transformer: Path, tmp_p
     with pytest.raises(InputError, match=r"'input_ids' is of int64, and in .*values.npz of int32"):
         subjects.resolve_inputs(graph, feeds.parse_inputs([str(path)]))
     np.savez(path, input_ids=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(InputError, match=r"cannot be read as an \.npz file"):
+    with pytest.raises(InputError, match=r"with arrays of numbers; it is arrays of Python objects$"):
+        feeds.parse_inputs([str(path)])
+    path.write_text("no archive")
+    with pytest.raises(InputError, match=r"with arrays of numbers; it is no such file$"):
         feeds.parse_inputs([str(path)])
     path.write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(InputError, match=r"cannot be read as an \.npz file"):

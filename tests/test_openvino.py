@@ -232,11 +232,15 @@ def test_a_run_checks_and_times_in_openvino(tmp_path: Path, suite: Suite) -> Non
     assert f"| OpenVINO {version} cpu b1 p50 ms |" in suite(*shown, "--columns", "latency")[1]
 
 
+@pytest.mark.parametrize("pip", [True, False], ids=["pip", "uv"])
 def test_without_the_package_the_answer_says_how_to_install_it(
-    net: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
+    pip: bool, net: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "openvino" else find(name))
+    known = {"openvino": None, "pip": pip or None}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: known[name] if name in known else find(name, *more)
+    )
     for command in (
         ("time", str(net), "--runtimes", "openvino"),
         ("run", "--table", "2", "--runtimes", "onnxruntime,openvino"),
@@ -244,4 +248,5 @@ def test_without_the_package_the_answer_says_how_to_install_it(
     ):
         code, out, err = suite(*command)
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert "needs the package openvino, which is not installed here: pip install openvino" in err
+        assert "needs the package openvino, which is not installed here: " in err
+        assert err.endswith(f"here: {'pip' if pip else 'uv pip'} install openvino\n")

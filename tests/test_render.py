@@ -39,6 +39,18 @@ def test_csv_has_plain_numbers_and_a_column_of_notes(store: Store, add_run: AddR
     assert "top1: shortened run" in rows[0]["notes"]
 
 
+def test_csv_does_not_show_the_last_bits_of_a_sum(store: Store, add_run: AddRun) -> None:
+    train = add_run()["train"]
+    export = store.put(
+        "export", {"model": "resnet110_relu_bn", "train": train.key, "version": 9}, {"parameters": 1, "macs": 1}, {}, {}
+    )
+    timed = {"model": "resnet110_relu_bn", "export": export.key, "machine": "A", "runtime": "onnxruntime"}
+    samples = {"samples": [0.000409923, 0.000409924]}
+    store.put("latency", timed | {"provider": "cpu", "batch_size": 1}, samples, {}, {})
+    rows = list(csv.DictReader(io.StringIO(render(build(store), "csv"))))
+    assert rows[0]["onnxruntime_cpu_b1_p50_ms"] == "0.4099235"
+
+
 def test_json_keeps_missing_values_as_null(store: Store) -> None:
     content = json.loads(render(build(store), "json"))
     assert content["rows"][0]["top1"] is None

@@ -102,9 +102,7 @@ def test_a_finished_plan_has_no_time_left(grid: Grid, store: Store) -> None:
 
 def test_an_empty_folder_and_a_damaged_plan_are_told(tmp_path: Path) -> None:
     assert status.render(status.read(Store(tmp_path))) == "nothing was begun here\n"
-    assert status.render([], records=3).startswith(
-        "no command was begun here; what commands elsewhere left here are 3 records"
-    )
+    assert status.render([], records=3).startswith("3 records, of commands that were given elsewhere")
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / "x.json").write_text("{")
     with pytest.raises(InputError, match=r"x\.json: not a plan"):

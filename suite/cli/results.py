@@ -246,7 +246,8 @@ def clean(what: tuple[str, ...], results: Path, dry_run: bool) -> int:
         needed = sum(each.bytes for each in everything if each.kind == kind and each.needed)
         if needed:
             words += f"; {needed / 1e6:,.1f} MB more are needed by a command that is not finished: status names it"
-        line = f"{kind:11}  {len(of_kind):5} folders  {size / 1e6:9,.1f} MB  {done:13}  {words}"
+        noun = "folder " if len(of_kind) == 1 else "folders"
+        line = f"{kind:11}  {len(of_kind):5} {noun}  {size / 1e6:9,.1f} MB  {done:13}  {words}"
         click.echo(wrap(line, terminal_width(), indent=13 * " "))
     return 0
 

@@ -1,6 +1,5 @@
 """`suite run`: do what a table lacks, and print it."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from suite import env
 from suite.cli import folders, options
 from suite.cli import options as opts  # which a function's argument of that name hides
 from suite.errors import InputError, join_with_or
@@ -288,11 +288,8 @@ def _executor(options: "RunOptions") -> Callable[["RunOptions"], "RunSummary"]:
             torchrun = "; here start torchrun --nproc-per-node=N -m suite run" if name == "--processes" else ""
             raise InputError(f"{name}: belongs to --executor ray{torchrun}")
     package = {"ray": "ray", "slurm": "submitit"}.get(options.executor)
-    if package and importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"--executor {options.executor}: needs the package {package}, which is not installed here: "
-            f"pip install {package}"
-        )
+    if package:
+        env.require_package(package, f"--executor {options.executor}")
     if options.executor == "ray":
         from suite.grid import cluster
 

@@ -1,7 +1,6 @@
 """Have the stages of a grid done that the results folder lacks, together with whoever
 else works on the same folder."""
 
-import importlib.util
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -176,10 +175,8 @@ def check_training(options: RunOptions) -> None:
     env.device_of(options.device)
     if options.tensorboard and options.tensorboard.exists() and not options.tensorboard.is_dir():
         raise InputError(f"--tensorboard {options.tensorboard}: is no folder; give one for the learning curves")
-    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise InputError(
-            "--tensorboard: needs the package tensorboard, which is not installed here: pip install tensorboard"
-        )
+    if options.tensorboard:
+        env.require_package("tensorboard", "--tensorboard")
 
 
 def check_timing(options: RunOptions) -> None:

@@ -104,8 +104,8 @@ def render(found: Sequence[Status], records: int = 0, where: str = "here", width
 
     if not found:
         if records:
-            left = f"what commands elsewhere left here are {records} records"
-            return wrap(f"no command was begun here; {left}: show and report print them\n", width)
+            held = f"{records} record{'s' if records > 1 else ''}"
+            return wrap(f"{held}, of commands that were given elsewhere: show and report print them\n", width)
         return f"nothing was begun {where}\n"
     parts = []
     for status in found:

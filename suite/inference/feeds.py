@@ -119,6 +119,9 @@ def read_npz(path: Path) -> Values:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
             values = dict(content)
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, MemoryError) as why:
+        if "pickle" in str(why):  # numpy advises to trust the file
+            objects = "arrays of Python objects" if zipfile.is_zipfile(path) else "no such file"
+            raise InputError(f"{path}: is to be an .npz file with arrays of numbers; it is {objects}") from None
         raise InputError(f"{path}: cannot be read as an .npz file of arrays: {first_line(why)}") from None
     if not values:
         raise InputError(f"{path}: holds no array; give one for each input, by its name")

@@ -201,7 +201,9 @@ def why_unavailable(provider: str) -> str | None:
     try:
         _once({"probe": provider}, threads=1)
     except RuntimeError as error:
-        return f"ONNX Runtime cannot load {PROVIDERS[provider].name}, for want of a GPU or of its libraries ({error})"
+        why = f"ONNX Runtime cannot load {PROVIDERS[provider].name}, for want of a GPU or of its libraries"
+        # That the CPU may not stand in for it follows from that, and is no reason.
+        return why if "fallback to CPU" in str(error) else f"{why} ({error})"
     return None
 
 

@@ -1,13 +1,13 @@
 """Load a network in any runtime, to time it or to compare its outputs."""
 
 import importlib
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from suite.errors import InputError, join_with_or
+from suite import env
+from suite.errors import join_with_or
 from suite.inference.feeds import Arrays, Input, Values
 from suite.registry import PROVIDERS, RUNTIMES
 
@@ -162,8 +162,5 @@ def require(runtimes: Iterable[str]) -> None:
     """
     for name in runtimes:
         runtime = RUNTIMES[name]
-        if runtime.extra and importlib.util.find_spec(runtime.library) is None:
-            raise InputError(
-                f"{name}: needs the package {runtime.library}, which is not installed here: "
-                f"pip install {runtime.library}"
-            )
+        if runtime.extra:
+            env.require_package(runtime.library, name)

@@ -163,13 +163,16 @@ def _csv(report: Report) -> str:
         notes = [f"{key}: {'; '.join(texts)}" for key, texts in line.notes.items()]
         values = [line.values.get(column.key) for column in report.columns]
         rows.append([*("" if value is None else value for value in values), " | ".join(notes)])
-    return to_csv([_no_formula(value) for value in row] for row in rows)
+    return to_csv([_written(value) for value in row] for row in rows)
 
 
-def _no_formula(value: str | float) -> str | float:
+def _written(value: str | float) -> str | float:
     """The value as a spreadsheet will show it: text that it would run as a formula has
-    an apostrophe before it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+    an apostrophe before it, and a number twelve digits at most, so that half a sum is
+    not 0.40992350000000005."""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def _json(report: Report) -> str:
