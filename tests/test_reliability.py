@@ -46,7 +46,7 @@ def test_every_fault_of_the_table_has_its_tests() -> None:
     assert len(rows) > 40
     defined = {
         path.stem: {node.name for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)}
-        for path in TESTS.glob("test_*.py")
+        for path in TESTS.rglob("test_*.py")
     }
     for row in rows:
         named = re.findall(r"`(test_\w+)\.(test_\w+)`", row)

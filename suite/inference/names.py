@@ -15,7 +15,7 @@ from suite.errors import InputError, describe_error, join_with_or
 
 _ENTRYPOINT = re.compile(r"^@register_model[^\n]*\n(?:@[^\n]*\n)*def (\w+)\(", re.MULTILINE)
 _MODELS = Path(__file__).parent.parent.parent / "models"
-# The same folder as in `models.published`, whose import would load torch; tests/test_published.py compares the two.
+# The same folder as in `models.published`, whose import would load torch; test_published.py compares the two.
 _PUBLISHED = _MODELS.parent / "results" / "published"
 _REMEDY = "git checkout results/published restores it"
 

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton"),
 ]
 GPU = torch.device("cuda")
-# Those of tests/test_kernels.py, by the batch and the last batches of CIFAR's recipe.
+# Those of tests/training/test_kernels.py, by the batch and the last batches of CIFAR's recipe.
 SHAPES = sorted(
     {
         (copies * width * 2**stage, width * 2**stage, 32 // 2**stage)

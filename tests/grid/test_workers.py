@@ -75,7 +75,7 @@ if __name__ == "__main__":
 def test_ctrl_c_while_a_process_imports_is_answered_by_the_one_that_started_it_alone(tmp_path: Path, how: str) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     (tmp_path / "parent.py").write_text(IMPORTING)
-    here = str(Path(__file__).resolve().parent.parent)
+    here = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, str(tmp_path)])}
     command = [sys.executable, "parent.py", how]
     parent = subprocess.Popen(

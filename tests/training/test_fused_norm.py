@@ -27,7 +27,7 @@ from suite.training import fused_norm, kernels
 from suite.training.step import Step
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton for this system")
 # Channels of every BatchNorm in the residual blocks of Tables 1 to 3: ReLU at widths 16 and 32, CReLU at 16, 12 and 24.
 CHANNELS = sorted({width * 2**stage for width, stage in product((12, 16, 24, 32), range(3))})

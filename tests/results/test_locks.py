@@ -16,7 +16,7 @@ from suite.inference import processes
 from suite.results import holder, locks
 from suite.results.store import Store
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # Windows's locks of bytes, among the descriptors of one process.
 MSVCRT = """

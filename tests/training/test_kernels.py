@@ -27,7 +27,7 @@ from suite.training import filters, fused_norm, grouped, kernels, operators
 from suite.training.step import Engine, Step
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton for this system")
 
 # Input and output channels and image size of every 3x3 convolution with stride 1 in the residual blocks of Tables 1 to

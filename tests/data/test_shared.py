@@ -29,7 +29,7 @@ from suite.export import onnxfile
 from suite.inference import deploy, parity
 from suite.tables import spec
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 Suite = Callable[..., tuple[int, str, str]]
 # A batch of one test image more than fits into a megabyte is still read in no time.
 RECIPE = dataclasses.replace(spec.load_table(4).recipe, train_size=224, test_size=224, batch_size=2, resize="fast")
@@ -59,7 +59,7 @@ import sys, torch
 from pathlib import Path
 from suite.data.batches import Batches
 from suite.data.sets import load
-from tests.test_shared import RECIPE
+from tests.data.test_shared import RECIPE
 if __name__ == "__main__":
     torch.set_num_threads(1)  # as in a worker: how work is divided between threads shows in the last bit
     made = [Batches(load("imagenet", Path(sys.argv[1])), RECIPE, torch.device("cpu"), workers) for workers in (0, 2)]

@@ -16,7 +16,7 @@ from suite.inference import names
 from suite.results.store import Store
 from suite.results.weights import find_weights
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WEIGHTS = json.loads(models.published.INDEX.read_text("utf-8"))["weights"]
 Suite = Callable[..., tuple[int, str, str]]
 

@@ -11,7 +11,7 @@ import pytest
 from suite.errors import InputError
 from suite.results.record import FORMAT, TYPES, decode, key_of, read_record, to_json
 
-PUBLISHED = sorted(path for path in (Path(__file__).parent.parent / "results" / "published").glob("*/records/*/*.json"))
+PUBLISHED = sorted(path for path in (Path(__file__).parents[2] / "results" / "published").glob("*/records/*/*.json"))
 
 
 def lacking(said: Any, known: Any, where: str) -> set[str]:

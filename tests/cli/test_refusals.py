@@ -66,7 +66,7 @@ def test_no_command_refuses_a_missing_value_in_the_words_of_click(suite: Suite) 
 
 @pytest.mark.parametrize("folder", ["suite", "models"])
 def test_no_message_lists_what_is_legal_in_place_of_a_sentence(folder: str) -> None:
-    for path in (Path(__file__).parent.parent / folder).rglob("*.py"):
+    for path in (Path(__file__).parents[2] / folder).rglob("*.py"):
         calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
         texts = [node.value for call in calls for node in ast.walk(call) if isinstance(node, ast.Constant)]
         assert not [text for text in texts if "legal" in str(text)], path

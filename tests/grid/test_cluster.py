@@ -152,7 +152,7 @@ def test_a_cluster_leaves_the_records_of_one_process(nodes: Any, tmp_path: Path)
 @pytest.mark.full
 def test_a_cluster_runs_a_table_and_models_of_one_s_own(nodes: Any, tmp_path: Path) -> None:
     """The nodes import the user's module and read the user's table, which the driver names."""
-    example = Path(__file__).parent.parent / "examples"
+    example = Path(__file__).parents[2] / "examples"
     for name in ("my_table.toml", "my_models.py"):
         (tmp_path / name).write_text((example / name).read_text("utf-8"), "utf-8")
     own = ("--table", str(tmp_path / "my_table.toml"), "--rows", "resnet20_sqrelu_bn", "--steps", "1", "--keep")

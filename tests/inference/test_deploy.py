@@ -294,7 +294,7 @@ def test_images_of_other_classes_than_a_network_was_trained_on_are_told(saved: C
     assert said(False, trained=False) == ""
 
 
-PUBLISHED = Path(__file__).parent.parent / "results" / "published" / "amd-epyc-2-cores"
+PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "amd-epyc-2-cores"
 
 
 def test_a_published_network_on_the_embedded_digits_is_told_apart_from_a_test_of_its_own(suite: Suite) -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("submitit", reason="needs the extra [slurm]")
 
 from suite.grid import slurm
 
-MY_TABLE = Path(__file__).parent.parent / "examples" / "my_table.toml"
+MY_TABLE = Path(__file__).parents[2] / "examples" / "my_table.toml"
 
 # Stages that take no time. What is defined here goes to the jobs by value.
 DRIVER = """

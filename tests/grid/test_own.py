@@ -19,7 +19,7 @@ from suite.results.store import Store
 from suite.tables import modules, own, spec
 
 Run = Callable[..., tuple[int, str, str]]
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 TEXT = """
 title = "Mine"
 claims = ["wide < tiny", { left = "wide", right = "resnet18", text = "Wide is best." }]
