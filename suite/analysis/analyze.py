@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from models import BasicBlock, Bottleneck, PreActBasicBlock, last_rectifier
 from suite.data.batches import Batches
-from suite.schema.outcomes import Activation, AnalyzeResult, Blocks, Coherence, Moments
+from suite.schema.insides import Activation, AnalyzeResult, Blocks, Coherence, Moments
 
 Progress = Callable[[int, int, str], None]
 

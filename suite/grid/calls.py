@@ -12,8 +12,8 @@ from suite.distributed import Group
 from suite.grid.plan import Cell, Stage
 from suite.registry import FORMS, ORT
 from suite.results.store import Store
+from suite.schema.insides import AnalyzeResult
 from suite.schema.outcomes import (
-    AnalyzeResult,
     ConvertResult,
     ExportResult,
     LatencyResult,

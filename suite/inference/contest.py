@@ -61,6 +61,8 @@ class Measurement:
         ratio: of its median to the first entrant's of this batch size, with its
             interval; None for that one.
         share: of the machine's peak; None where MACs or peak are not known.
+        others: share of the cores' time that other processes took meanwhile, 0 to 1, in
+            the sitting in which it was greatest.
         error: in one line.
     """
 
@@ -75,6 +77,7 @@ class Measurement:
     median: tuple[float, float, float] | None = None
     ratio: tuple[float, float, float] | None = None
     share: float | None = None
+    others: float = 0.0
     error: str | None = None
 
     @property
@@ -128,6 +131,8 @@ def time_in_turns(
             for index in group[1:]:
                 _compare(outcomes[index], paired[group[0]], paired[index])
     for outcome in outcomes:
+        if outcome.others >= samples.BUSY:
+            outcome.notes.append(f"busy: other processes took {outcome.others:.0%} of the cores meanwhile")
         outcome.notes = list(dict.fromkeys(outcome.notes))
         if outcome.error is None:
             outcome.median = _interval(outcome)
@@ -156,6 +161,7 @@ def _take(outcome: Measurement, answer: LatencyResult | RuntimeError) -> list[li
     outcome.first.append(found.first_run_seconds or 0.0)
     outcome.provider, outcome.nodes = str(answer.provider), convert(none_if_unset(answer.nodes) or {}, dict[str, int])
     outcome.settings = convert(none_if_unset(answer.settings) or {}, dict[str, object])
+    outcome.others = max(outcome.others, found.others)
     if found.throttled:
         outcome.notes.append("the container's CPU quota stopped the machine meanwhile")
     return rounds

@@ -29,6 +29,7 @@ from msgspec import convert
 
 import suite
 from suite import env
+from suite.inference.interference import Interference
 from suite.inference.loaded import Protocol as Protocol
 from suite.inference.loaded import Request as Request
 from suite.inference.processes import PipedProcess, fork_context
@@ -127,6 +128,7 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[L
             except RuntimeError as error:
                 answers[index] = error
         rounds = requests[0].protocol.rounds if requests else 0
+        interference = Interference()
         for number, action in enumerate(["burst"] * rounds + ["end"]):
             for index in sorted(workers, reverse=number % 2 == 1):
                 worker, answer = workers[index], answers[index]
@@ -147,6 +149,10 @@ def _in_turns(requests: Sequence[Request], say: Callable[[int], None]) -> list[L
                 else:
                     answer |= reply
                     answers[index] = answer if answer["finite"] else NotFiniteError(_to_result(answer))
+        if (others := interference.share()) is not None:
+            for answer in answers.values():
+                if not isinstance(answer, RuntimeError):
+                    answer["others"] = round(others, 3)
     finally:
         for worker in workers.values():
             worker.close()

@@ -4,7 +4,7 @@ column."""
 from suite.files import printable
 from suite.registry import RUNTIMES
 from suite.results.record import TimedRecord
-from suite.results.samples import quantiles
+from suite.results.samples import BUSY, quantiles
 
 # Spread of the samples, (p75 - p25) / p50, from which on a latency is marked as unstable.
 UNSTABLE = 0.1
@@ -21,10 +21,12 @@ Kind = tuple[str, str, str, int, str]
 
 def instability_notes(record: TimedRecord) -> list[str]:
     """What is to be said of a latency whose samples are far apart, or that was taken
-    while a quota stopped it."""
+    while a quota stopped it or others took its cores."""
     notes = []
     if stops := record.result.throttled:
         notes.append(f"throttled: a container's CPU quota stopped the runs {stops} times")
+    if record.result.others >= BUSY:
+        notes.append(f"busy: other processes took {record.result.others:.0%} of the cores meanwhile")
     p25, p50, p75 = quantiles(record.result.samples, (0.25, 0.5, 0.75))
     if (p75 - p25) / p50 > UNSTABLE:
         notes.append(f"unstable: quartiles more than {UNSTABLE:.0%} of the median apart")

@@ -17,6 +17,7 @@ TAGS = {
     "run on other images": "other images",
     "unstable": "unstable",
     "throttled": "throttled",
+    "busy": "busy",
     "impossible": "impossible",
     FAILED: "failed",
     "train failed": "failed",

@@ -17,7 +17,8 @@ from suite.report.render import FAILED, Column, Line, Report
 from suite.report.runs import Records, Runs
 from suite.results.derived import allowed_loss, median_over_seeds
 from suite.results.store import Store
-from suite.schema.outcomes import Activation, ParityResult, none_if_unset
+from suite.schema.insides import Activation
+from suite.schema.outcomes import ParityResult, none_if_unset
 from suite.tables.spec import LOSS, METRICS, TOLERANCE, VERSIONS, Table
 
 # The table whose figures are not errors but what `suite.analysis.analyze` finds in trained networks.

@@ -26,8 +26,8 @@ from suite.schema.inputs import (
     PeakInputs,
     TrainInputs,
 )
+from suite.schema.insides import AnalyzeResult
 from suite.schema.outcomes import (
-    AnalyzeResult,
     ConvertResult,
     ExportResult,
     LatencyResult,

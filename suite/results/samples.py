@@ -14,6 +14,9 @@ from suite.schema.outcomes import LatencyResult, none_if_unset
 # Fewest samples for a percentile, by MLPerf's rule of 99 % confidence.
 SAMPLES_FOR = {50: 1, 90: 64, 95: 130, 99: 662}
 
+# Share of the cores' time, taken by other processes meanwhile, from which on a timing is said to be of a busy machine.
+BUSY = 0.1
+
 
 def quantiles(values: Sequence[float], shares: Sequence[float]) -> list[float]:
     """The values below which these shares of all lie, interpolated between
@@ -59,6 +62,8 @@ class LatencySamples(Struct, frozen=True, kw_only=True, gc=False):
             known.
         host_samples: seconds of runs from host memory to host memory, if there are any.
         throttled: how often a container's CPU quota stopped the machine.
+        others: share of the cores' time that other processes took meanwhile, 0 to 1; 0
+            if not known.
         load_seconds, first_run_seconds: of loading, and of the first run; None if not
             known.
     """
@@ -67,6 +72,7 @@ class LatencySamples(Struct, frozen=True, kw_only=True, gc=False):
     rounds: tuple[int, ...]
     host_samples: "array[float]"
     throttled: int
+    others: float
     load_seconds: float | None
     first_run_seconds: float | None
 
@@ -96,6 +102,7 @@ def to_seconds(result: LatencyResult) -> LatencySamples:
         rounds=tuple(map(len, rounds)),
         host_samples=array("d", host),
         throttled=none_if_unset(result.throttled) or 0,
+        others=none_if_unset(result.others) or 0.0,
         load_seconds=none_if_unset(result.load_seconds),
         first_run_seconds=none_if_unset(result.first_run_seconds),
     )

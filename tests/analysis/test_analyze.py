@@ -16,7 +16,7 @@ from suite.analysis import analyze
 from suite.data import batches
 from suite.data.batches import Batches
 from suite.data.sets import Dataset, Split
-from suite.schema.outcomes import Moments
+from suite.schema.insides import Moments
 from suite.tables import spec
 
 CPU = torch.device("cpu")

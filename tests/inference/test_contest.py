@@ -49,6 +49,16 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "measure_peak", lambda provider, threads, precision: PeakResult(flops=1e12))
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.3, True), (0.05, False)])
+def test_a_busy_machine_is_told(
+    net: Callable[..., Path], suite: Suite, monkeypatch: pytest.MonkeyPatch, share: float, said: bool
+) -> None:
+    monkeypatch.setattr(latency.Interference, "share", lambda self: share)
+    code, out, err = suite("time", str(net("a.onnx")), "--quick")
+    assert code == 0, err
+    assert ("busy: other processes took 30% of the cores meanwhile" in " ".join(out.split())) == said
+
+
 def test_files_of_others_are_timed_and_compared_with_the_first(net: Callable[..., Path], suite: Suite) -> None:
     a, b = net("a.onnx"), net("b.onnx", 64, opset=17)
     code, out, err = suite("time", str(a), str(b), "--quick", "--format", "json", "--batch-sizes", "1,2")

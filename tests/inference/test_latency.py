@@ -209,25 +209,35 @@ def test_the_peak_is_that_of_the_fastest_product_or_convolution() -> None:
     assert square.flops == pytest.approx(2 * 512**3 / (min(square.samples_ns) / 1e9))
 
 
+class Instant:
+    """In the place of a process: it answers at once."""
+
+    def __init__(self, request: Request) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
+    def ask(self, action: str) -> dict[str, Any]:
+        return {"samples": [0.01]} if action == "burst" else {"finite": True}
+
+    def close(self) -> None:
+        pass
+
+
 def test_runs_that_a_quota_has_stopped_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Instant:
-        def __init__(self, request: Request) -> None:
-            pass
-
-        def wait(self) -> None:
-            pass
-
-        def ask(self, action: str) -> dict[str, Any]:
-            return {"samples": [0.01]} if action == "burst" else {"finite": True}
-
-        def close(self) -> None:
-            pass
-
     stops = iter([0, 0, 5, 7, *[7] * 100])  # before and after each of two bursts
     monkeypatch.setattr(latency, "_Fresh", Instant)
     monkeypatch.setattr(latency.env, "throttled", lambda: next(stops))
     assert one(request(Path("any"))).throttled == 2
     assert one(request(Path("any"))).throttled is UNSET
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.25, 0.25), (0.0, 0.0), (None, UNSET)])
+def test_what_others_took_of_the_cores_is_kept(monkeypatch: pytest.MonkeyPatch, share: float | None, kept: Any) -> None:
+    monkeypatch.setattr(latency, "_Fresh", Instant)
+    monkeypatch.setattr(latency.Interference, "share", lambda self: share)
+    assert one(request(Path("any"))).others == kept
 
 
 def test_a_timing_process_finds_this_project_first_from_any_folder(

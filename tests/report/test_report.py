@@ -138,6 +138,14 @@ def test_latencies_that_a_quota_has_stopped_are_marked(store: Store, add_run: Ad
     assert "throttled: a container's CPU quota stopped the runs 3 times" in said
 
 
+@pytest.mark.parametrize(("others", "marked"), [(0.099, False), (0.234, True)])
+def test_latencies_of_a_busy_machine_are_marked(store: Store, add_run: AddRun, others: float, marked: bool) -> None:
+    add_run(rounds=24, timed={"others": others})
+    said = notes(build(store), "onnxruntime_cpu_b8_p50_ms")
+    assert ("busy: other processes took 23% of the cores meanwhile" in said) == marked
+    assert ("busy" in said) == marked
+
+
 @pytest.mark.parametrize(("gflops", "percent"), [(500, 80.92), (404.7, 99.98), (404.6, 100.005), (400, 101.16)])
 @pytest.mark.parametrize(
     ("result", "mark"), [({"of": "product of 512 x 512"}, BEYOND), ({}, BEYOND_ONE)], ids=["now", "v1"]

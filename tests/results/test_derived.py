@@ -11,7 +11,13 @@ from suite.results.samples import LatencySamples
 def timed(*seconds: float) -> LatencySamples:
     samples = array("d", seconds)
     return LatencySamples(
-        samples=samples, rounds=(), host_samples=array("d"), throttled=0, load_seconds=None, first_run_seconds=None
+        samples=samples,
+        rounds=(),
+        host_samples=array("d"),
+        throttled=0,
+        others=0.0,
+        load_seconds=None,
+        first_run_seconds=None,
     )
 
 
