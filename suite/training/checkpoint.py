@@ -75,6 +75,9 @@ def _hash(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoints by their numbers, which may have more digits than names are
+    filled up to; files of other names are not ours."""
     with contextlib.suppress(FileNotFoundError):
-        return sorted(folder.glob("*.safetensors"), reverse=True)
+        ours = [path for path in folder.glob("*.safetensors") if path.stem.isdecimal()]
+        return sorted(ours, key=lambda path: int(path.stem), reverse=True)
     return []

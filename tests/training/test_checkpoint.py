@@ -38,6 +38,27 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert found[1] == {"number": 11}
 
 
+def test_numbers_of_more_digits_are_newer(tmp_path: Path) -> None:
+    for number in (99_980_000, 99_990_000, 100_000_128, 192_000_000):
+        checkpoint.write(tmp_path, number, TENSORS, {"number": number})
+        found = checkpoint.read(tmp_path, no_warning)
+        assert found is not None
+        assert found[1] == {"number": number}
+    assert {path.name for path in tmp_path.iterdir()} == {"100000128.safetensors", "192000000.safetensors"}
+
+
+def test_files_of_other_names_are_neither_read_nor_removed(tmp_path: Path) -> None:
+    others = {"best.safetensors", "00000009-copy.safetensors", ".safetensors"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"not ours")
+    for number in (1, 2, 3):
+        checkpoint.write(tmp_path, number, TENSORS, {"number": number})
+    found = checkpoint.read(tmp_path, no_warning)
+    assert found is not None
+    assert found[1] == {"number": 3}
+    assert {path.name for path in tmp_path.iterdir()} == others | {"00000002.safetensors", "00000003.safetensors"}
+
+
 def test_a_file_half_written_by_a_killed_process_is_no_checkpoint(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, 1, TENSORS, {"number": 1})
     (tmp_path / "00000002.tmp").write_bytes(b"half")
