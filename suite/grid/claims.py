@@ -185,7 +185,8 @@ class Claims:
         claim = _parse(content)
         if claim and claim.holder.is_here:
             return claim.holder.is_alive
-        before, since = self._seen.get(path, (b"", 0.0))
+        # None is what no file says: one that is empty is just being written, where there are no links.
+        before, since = self._seen.get(path, (None, 0.0))
         if content != before:
             since = monotonic()
             self._seen[path] = content, since

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -131,7 +131,7 @@ def test_a_holder_gives_signs_of_life_and_says_how_far_it_is(tmp_path: Path, mon
 def test_a_claim_that_power_loss_left_damaged_is_taken_over_in_time(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = 0.0
+    now = 1000.0
     monkeypatch.setattr(claims, "monotonic", lambda: now)
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims" / f"{STAGE.key}.1.json").write_text(content)
@@ -140,6 +140,30 @@ def test_a_claim_that_power_loss_left_damaged_is_taken_over_in_time(
     assert mine.under_way() == []
     now += claims.PATIENCE
     assert mine.take(STAGE)
+
+
+def test_where_links_are_not_to_be_had_a_claim_has_one_holder_from_its_empty_file_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = Claims(tmp_path)
+    meanwhile: list[tuple[bytes, bool]] = []
+
+    def no_link(written: Path, path: Path) -> None:
+        raise OSError("Operation not permitted")
+
+    def open_and_look(path: Path, mode: str) -> IO[Any]:
+        file = open(path, mode)  # noqa: SIM115 - who asked for it closes it
+        if mode == "xb" and not meanwhile:
+            meanwhile.append((b"", True))  # what the other one opens is not looked at
+            meanwhile[0] = path.read_bytes(), others.take(STAGE)
+        return file
+
+    monkeypatch.setattr(claims.os, "link", no_link)
+    monkeypatch.setattr(claims, "open", open_and_look, raising=False)
+    mine = Claims(tmp_path)
+    assert mine.take(STAGE)
+    assert meanwhile == [(b"", False)]
+    assert [(claim.number, claim.holder) for claim in mine.under_way()] == [(1, Holder.this())]
 
 
 def test_a_claim_of_other_types_and_a_pipe_count_as_damaged(tmp_path: Path) -> None:
