@@ -88,7 +88,7 @@ class Performer:
                 return
             outcomes: Sequence[Outcome]
             if stages[0].kind == "latency":
-                outcomes = self.stages.latency(stages, [each.step for each in begun])
+                outcomes = self._in_turns(stages, [each.step for each in begun])
             else:
                 outcomes = [self._one(each.stage, each.folder, each.step) for each in begun]
             for each, outcome in zip(begun, outcomes, strict=True):
@@ -139,6 +139,13 @@ class Performer:
         except Exception as error:
             # Whatever goes wrong in one cell must not take the others with it; the reason is kept and shown.
             return error
+
+    def _in_turns(self, stages: Sequence[Stage], steps: Sequence[progress.Steps]) -> Sequence[Outcome]:
+        try:
+            return self.stages.latency(stages, steps)
+        except Exception as error:
+            # What goes wrong before or between bursts, as where a file is gone: nobody has all of its rounds.
+            return [error] * len(stages)
 
     def _train(self, begun: Sequence[StageUnderWay], end: EndCallback) -> None:
         """Train networks at the same time; `end` is told of each that ends, and gives
