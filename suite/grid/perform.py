@@ -5,6 +5,7 @@ when it is done, so that a run of which everything is stored already does not lo
 torch.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -156,14 +157,31 @@ class Performer:
 
 
 def _validate(outcome: Outcome) -> Outcome:
-    """A result whose figures lie in the ranges that its type states, which constructors
-    do not ask; else the error, which must not end the stages beside this one."""
+    """A result whose figures are finite and lie in the ranges that its type states,
+    which constructors do not ask; else the error, which must not end the stages beside
+    this one."""
     if not isinstance(outcome, Struct):
         return outcome
+    content = to_builtins(outcome)
+    if wrong := next(_not_finite(content), ""):
+        return ValueError(f"{wrong}, which no record can hold")
     try:
-        return convert(to_builtins(outcome), type(outcome))
+        return convert(content, type(outcome))
     except ValidationError as error:
         return error
+
+
+def _not_finite(content: object, place: str = "") -> Iterator[str]:
+    """Each infinite figure or NaN within JSON's types, as in "tries[0].last_loss is
+    inf"."""
+    if isinstance(content, float) and not math.isfinite(content):
+        yield f"{place} is {content}"
+    elif isinstance(content, dict):
+        for name, value in content.items():
+            yield from _not_finite(value, f"{place}.{name}" if place else str(name))
+    elif isinstance(content, list | tuple):
+        for index, value in enumerate(content):
+            yield from _not_finite(value, f"{place}[{index}]")
 
 
 @contextmanager

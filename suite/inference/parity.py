@@ -113,11 +113,13 @@ def compare_logits(
     """
     if not (np.isfinite(expected).all() and np.isfinite(actual).all()):
         raise LogitsError("torch" if not np.isfinite(expected).all() else of)
-    difference = np.abs(expected - actual)
+    # In float64, for two logits of float32 may lie further apart than float32 reaches.
+    difference = np.subtract(expected, actual, dtype=np.float64)
+    np.abs(difference, out=difference)
     scale = float(np.abs(expected).max())
     first, other = expected.argmax(1), actual.argmax(1)
     ordered = np.sort(expected, axis=1)
-    margins = ordered[:, -1] - ordered[:, -2]
+    margins = np.subtract(ordered[:, -1], ordered[:, -2], dtype=np.float64)
     apart = np.flatnonzero(first != other)
     ties = [int(i) for i in apart if margins[i] <= 2 * difference[i].max()]
     right, still = first == labels, other == labels

@@ -92,6 +92,15 @@ def test_logits_that_are_not_finite_cannot_be_compared(which: str) -> None:
         compare_logits(*pair, LABELS)
 
 
+def test_logits_whose_difference_float32_cannot_hold_are_compared() -> None:
+    expected = np.array([[2e38, -2e38]], np.float32)
+    result = compare_logits(expected, -expected, np.array([0]))
+    assert not result.passed
+    assert result.max_logit_difference == result.mean_logit_difference == pytest.approx(4e38)
+    assert [each.margin for each in result.disagreements or ()] == pytest.approx([4e38])
+    assert "greatest difference 4e+38, which is 2.0e+00 of the greatest logit" in told(expected, -expected, np.zeros(1))
+
+
 def answers(classes: np.ndarray) -> np.ndarray:
     """Logits whose greatest is that of these classes."""
     return np.eye(10, dtype=np.float32)[classes]
@@ -219,9 +228,9 @@ def test_an_unknown_precision_is_an_error(onnx_file: Path) -> None:
         compared(Mean(), onnx_file, precision="fp8")
 
 
-def told(expected: np.ndarray, actual: np.ndarray, **more: Any) -> str:
+def told(expected: np.ndarray, actual: np.ndarray, labels: np.ndarray = LABELS, **more: Any) -> str:
     used = {"provider": "CPUExecutionProvider", "precision": "fp32", "tf32": False}
-    return render(to_builtins(compare_logits(expected, actual, LABELS)) | used | more)
+    return render(to_builtins(compare_logits(expected, actual, labels)) | used | more)
 
 
 def test_the_text_says_errors_differences_and_the_margin_of_each_disagreement() -> None:
