@@ -77,9 +77,17 @@ class Recipe:
         """This recipe over another number of epochs, the milestones moved in
         proportion.
 
-        A milestone keeps its share of epochs before it, to the nearest whole epoch.
+        A milestone keeps its share of epochs before it, to the nearest whole epoch. The
+        first epoch is always at the initial learning rate: what would fall into it
+        moves to the second, which a training of one epoch does not have. Milestones
+        that meet in one epoch are one, so that no epoch has less than a tenth of the
+        rate before it.
         """
-        scaled = {1 + round((milestone - 1) * epochs / self.epochs) for milestone in self.milestones}
+        scaled = {
+            # One that the table itself has at the first epoch stays there.
+            max(min(milestone, 2), 1 + round((milestone - 1) * epochs / self.epochs))
+            for milestone in self.milestones
+        }
         return dataclasses.replace(self, epochs=epochs, milestones=tuple(sorted(scaled)))
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 from importlib import resources
 from typing import Any
 
@@ -69,13 +70,48 @@ def test_table_3_raises_the_weight_decay_on_cifar100_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "milestones"), [(164, (81, 122)), (82, (41, 61)), (10, (6, 8)), (3, (2, 3)), (1, (1, 2))]
+    ("epochs", "milestones"), [(164, (81, 122)), (82, (41, 61)), (10, (6, 8)), (5, (3, 5)), (3, (2, 3)), (2, (2,))]
 )
 def test_fewer_epochs_move_the_milestones_in_proportion(epochs: int, milestones: tuple[int, ...]) -> None:
     recipe = spec.load_table(2).recipe.for_epochs(epochs)
     # Before a milestone lie 80/164 and 121/164 of the epochs.
     assert recipe.epochs == epochs
     assert recipe.milestones == milestones
+
+
+@pytest.mark.parametrize("number", spec.NUMBERS)
+def test_from_10_epochs_on_a_milestone_keeps_its_share_to_the_nearest_epoch(number: int) -> None:
+    recipe = spec.load_table(number).recipe
+    for epochs in range(10, 201):
+        # As trainings of 10 epochs were published; another formula would give them other keys.
+        scaled = {1 + round((milestone - 1) * epochs / recipe.epochs) for milestone in recipe.milestones}
+        assert recipe.for_epochs(epochs).milestones == tuple(sorted(scaled)), epochs
+
+
+@pytest.mark.parametrize("number", spec.NUMBERS)
+def test_a_few_epochs_begin_at_the_initial_rate_and_drop_by_a_tenth_at_a_time(number: int) -> None:
+    recipe = spec.load_table(number).recipe
+    for epochs in range(1, 10):
+        short = recipe.for_epochs(epochs)
+        rates = [short.learning_rate_at(epoch) for epoch in range(1, epochs + 1)]
+        assert rates[0] == recipe.learning_rate == 0.1
+        for before, after in itertools.pairwise(rates):
+            assert after == pytest.approx(before) or after == pytest.approx(before / 10)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rates"),
+    [(1, [0.1]), (2, [0.1, 0.01]), (3, [0.1, 0.01, 1e-3]), (4, [0.1, 0.01, 1e-3, 1e-4])],
+)
+def test_drops_of_imagenet_s_schedule_that_meet_in_one_epoch_are_one(epochs: int, rates: list[float]) -> None:
+    short = spec.load_table(4).recipe.for_epochs(epochs)
+    assert [short.learning_rate_at(epoch) for epoch in range(1, epochs + 1)] == pytest.approx(rates)
+
+
+def test_a_table_that_has_a_drop_before_its_first_epoch_keeps_it() -> None:
+    recipe = dataclasses.replace(spec.load_table(2).recipe, epochs=10, milestones=(1, 6))
+    assert recipe.for_epochs(10) == recipe
+    assert recipe.for_epochs(1).milestones == (1, 2)
 
 
 def test_quick_profile_changes_steps_and_trains_at_the_size_of_the_embedded_images() -> None:
