@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 import psutil
@@ -227,20 +228,60 @@ def peak_memory() -> int:
 
 def gpus() -> list[str]:
     """What CUDA calls each NVIDIA GPU that this process may use; empty without one."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    chosen = _chosen_gpus()
     if chosen is not None:
-        return [name for name in chosen.split(",") if name]
+        return chosen
     text = _output("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader")
     return text.split() if text else []
 
 
-def _gpu() -> dict[str, str] | None:
-    """The first NVIDIA GPU and its driver, or None."""
-    text = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
-    if not text:
+def _chosen_gpus() -> list[str] | None:
+    """What CUDA_VISIBLE_DEVICES names, up to the first that is none, where CUDA ends
+    too; None where it is not set."""
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
         return None
-    name, _, driver = text.splitlines()[0].partition(",")
-    return {"name": name.strip(), "driver": driver.strip()}
+    return list(takewhile(lambda name: name and not name.startswith("-"), map(str.strip, text.split(","))))
+
+
+# Print the name of CUDA's first GPU. This is for a process of its own: whoever has asked the driver can use no GPU in
+# the processes that it forks later.
+_FIRST_OF_CUDA = """
+import ctypes
+cuda, device, name = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.create_string_buffer(256)
+if not (cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, 256, device)):
+    print(name.value.decode())
+"""
+
+
+def _gpu() -> dict[str, str] | None:
+    """The NVIDIA GPU that CUDA gives this process first, and its driver; None without
+    one."""
+    chosen = _chosen_gpus()
+    text = _output("nvidia-smi", "--query-gpu=uuid,driver_version,name", "--format=csv,noheader")
+    if not text or chosen == []:
+        return None
+    # Some versions say in a line that there is none.
+    cards = [[part.strip() for part in line.split(",", 2)] for line in text.splitlines() if line.count(",") >= 2]
+    first = chosen[0] if chosen else "0"
+    if first.isdecimal():
+        found = cards[int(first) :][:1]
+        is_sure = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    else:
+        # CUDA takes the beginning of a UUID. The older name of a part of a GPU has it too, as in MIG-GPU-UUID/1/0; the
+        # newer, MIG-UUID, does not tell the GPU that it belongs to.
+        found = [card for card in cards if card[0].startswith(first.removeprefix("MIG-").partition("/")[0])]
+        is_sure = bool(found)
+        if first.startswith("MIG-"):
+            found = found or cards
+    if not found:
+        return None
+    _, driver, name = found[0]
+    if not is_sure and len({card[2] for card in cards}) > 1:
+        # CUDA's first is the fastest, and how it orders the others is not written down. torch is not asked, which is
+        # loaded now and then: this name is in keys of timings. Without an answer the number is taken for nvidia-smi's.
+        name = _output(sys.executable, "-c", _FIRST_OF_CUDA) or name
+    return {"name": name, "driver": driver}
 
 
 @cache
