@@ -125,7 +125,7 @@ def time_in_turns(
                 progress(before + count, total, note)
 
             requests = [replace(entrants[index].request, protocol=protocol) for index in order]
-            for index, answer in zip(order, latency.measure(requests, say), strict=True):
+            for index, answer in zip(order, latency.measure(requests, say, len(group)), strict=True):
                 paired[index].append(_take(outcomes[index], answer))
             done += bursts
             for index in group[1:]:

@@ -55,6 +55,9 @@ def find_subjects(names: Sequence[str], wanted: ContestOptions) -> list[Subject]
     feeds.require_known(wanted.given, slots)
     for subject in found:
         if subject.graph is None:
+            assert subject.network is not None  # for the type checker
+            for batch_size in wanted.batch_sizes or (None,):
+                _inputs_of_model(subject.network, wanted.given, batch_size)
             continue
         if not any(RUNTIMES[name].reads_files for name in wanted.runtimes or (ORT,)):
             legal = join_with_or(name for name, runtime in RUNTIMES.items() if runtime.reads_files)
@@ -135,7 +138,7 @@ def _of_model(
     assert subject.network is not None  # for the type checker
     made = model_files.Maker(subject.name, subject.network, folder, say)
     entrants = []
-    for batch_size in wanted.batch_sizes or (1,):
+    for batch_size in wanted.batch_sizes or (None,):
         inputs = _inputs_of_model(subject.network, wanted.given, batch_size)
         for runtime in wanted.runtimes or (ORT,):
             for precision in wanted.precisions or ("fp32",):
@@ -159,15 +162,18 @@ def _of_model(
     return entrants
 
 
-def _inputs_of_model(network: zoo.Network, given: GivenInputs, batch_size: int) -> tuple[Input, ...]:
+def _inputs_of_model(network: zoo.Network, given: GivenInputs, batch_size: int | None) -> tuple[Input, ...]:
     if "input" in given.shapes or "input" in given.values:
         shape = given.values["input"].shape if "input" in given.values else given.shapes["input"]
         wanted = subjects.image_input(network, shape[0] if shape else 1)
         if shape != wanted[0].shape:
             legal = "x".join(map(str, wanted[0].shape))
             raise InputError(f"--input: {network.model} takes images as in --input input={legal}, in any number")
-        if batch_size == 1:
+        if batch_size is None:
             return wanted
+        if "input" in given.values and shape[0] != batch_size:
+            raise InputError(f"{given.path}: its batches are not of size {batch_size}; give no batch size with it")
+    batch_size = batch_size or 1
     return subjects.image_input(network, batch_size)
 
 

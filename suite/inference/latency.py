@@ -75,14 +75,17 @@ def most_alive() -> int:
 
 
 def measure(
-    requests: Sequence[Request], progress: Callable[[int, int, str], None] = lambda done, total, note: None
+    requests: Sequence[Request],
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    at_once: int | None = None,
 ) -> list[LatencyResult | RuntimeError]:
     """Measure requests against each other, in turns and in fresh processes. All must
     have the same protocol.
 
     Args:
-        requests: what to measure; as many at a time take turns as `most_alive` says.
+        requests: what to measure.
         progress: called with bursts done, bursts in all, and a note.
+        at_once: how many at a time take turns; by default as many as `most_alive` says.
 
     Returns:
         For each request what was measured (`suite.results.samples.to_seconds` gives it
@@ -93,7 +96,7 @@ def measure(
     """
     answers: list[LatencyResult | RuntimeError] = []
     rounds = max((request.protocol.rounds for request in requests), default=0)
-    for start in range(0, len(requests), most := most_alive()):
+    for start in range(0, len(requests), most := at_once or most_alive()):
         together = requests[start : start + most]
         done = start * rounds
 

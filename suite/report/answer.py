@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from suite.registry import label_of
 from suite.report import choices, findings, look
-from suite.report.entries import Entry, Metric, errors, why_none_counts
+from suite.report.entries import Entry, Metric, are_alike, errors, why_none_counts
 from suite.report.kinds import Kind, instability_notes
 from suite.report.plots import runs_in_words
 from suite.results.derived import latency_ratio
@@ -31,30 +31,33 @@ def answers(entries: Sequence[Entry], metric: Metric = "last") -> list[Answer]:
     files; none where there are no records."""
     found = []
     rest = {}
-    for (data, depth), nets in choices.groups(entries).items():
+    for place, nets in choices.groups(entries).items():
         trained = [net for net in nets if net.counts and errors(net.runs, "top1", metric)]
         if trained:
-            found.append(_trained(f"On {_place(data, depth)}", trained, metric))
+            found.append(_trained(f"On {_in_words(place)}", trained, metric))
         else:
-            rest[data, depth] = nets
+            rest[place] = nets
     return [*found, *_others(rest), *_files(entries)]
 
 
-def _place(data: str, depth: str) -> str:
-    return label_of(data) + (f" with {depth.replace('resnet', 'ResNet-')}" if depth else "")
+def _in_words(place: choices.Place) -> str:
+    data, depth, recipe = place
+    return " with ".join(filter(None, [label_of(data), depth.replace("resnet", "ResNet-"), recipe]))
 
 
 def _trained(where: str, nets: Sequence[Entry], metric: Metric) -> Answer:
     """Of the longest runs, since only those of one length may be compared."""
-    longest = max(net.epochs for net in nets)
-    ranked = sorted((net for net in nets if net.epochs == longest), key=lambda net: findings.top1_error(net, metric)[0])
+    longest = max(nets, key=lambda net: net.epochs)
+    ranked = sorted(
+        (net for net in nets if are_alike(net, longest)), key=lambda net: findings.top1_error(net, metric)[0]
+    )
     best, error = ranked[0], findings.top1_error(ranked[0], metric)[0]
     name = look.net(best.row.title).title
     if len(ranked) == 1:
         return Answer(
             where, f"{name} errs on {error:.1f} %", "nothing is there to compare it with", runs_in_words(ranked)
         )
-    usual = [net for net in ranked[1:] if net.row.model.endswith(choices.USUAL) and "_w" not in net.row.model]
+    usual = [net for net in ranked[1:] if net.row.model.partition("_")[2] == choices.USUAL]
     other = (usual or ranked[1:])[0]
     part = findings.compare_errors(best, other, metric)
     points = findings.top1_error(other, metric)[0] - error
@@ -72,9 +75,11 @@ def _cost(net: Entry, other: Entry) -> str:
     kinds = _common(net, other)
     if not kinds:
         return ""
+    setup, _, provider, batch, _ = kinds[0]
     ratio = _ratio(net, other, kinds[0])
     doubts = _in_brackets([(net, kinds[0]), (other, kinds[0])])
-    return f", at {ratio:.1f} times its latency ({kinds[0][2]}, batch {kinds[0][3]}){doubts}"
+    where = f", on {setup}" if len({kind[0] for kind in kinds}) > 1 else ""
+    return f", at {ratio:.1f} times its latency ({provider}, batch {batch}{where}){doubts}"
 
 
 def _in_brackets(timed: Iterable[tuple[Entry, Kind]]) -> str:
@@ -87,29 +92,35 @@ def _in_brackets(timed: Iterable[tuple[Entry, Kind]]) -> str:
 
 
 def _common(*nets: Entry) -> list[Kind]:
-    """Latencies in ONNX Runtime in float32 that all have, the smallest batch first."""
+    """Latencies in ONNX Runtime in float32 that all have, the smallest batch first, and
+    of each those on the CPU."""
     kinds = set.intersection(*(set(net.runs.timed) for net in nets))
-    return sorted((kind for kind in kinds if kind[1] == "onnxruntime" and kind[4] == "fp32"), key=lambda kind: kind[3])
+    found = (kind for kind in kinds if kind[1] == "onnxruntime" and kind[4] == "fp32")
+    return sorted(found, key=lambda kind: (kind[3], kind[2] != "cpu", kind))
 
 
 def _ratio(net: Entry, other: Entry, kind: Kind) -> float:
     return latency_ratio(net.runs.timed[kind].result, other.runs.timed[kind].result)
 
 
-def _others(groups: dict[tuple[str, str], list[Entry]]) -> Iterator[Answer]:
-    """One answer for all data sets and depths of which nothing but latency is known."""
+def _others(groups: dict[choices.Place, list[Entry]]) -> Iterator[Answer]:
+    """One answer for all data sets and depths of which nothing but latency is known; of
+    several machines and providers that of most of them."""
     if not groups:
         return
-    ratios, timed, compared = [], [], []
+    pairs: dict[Kind, dict[choices.Place, tuple[Entry, Entry]]] = {}
     for group, nets in groups.items():
         named = {look.net(net.row.model).title: net for net in nets}
         net, other = named.get("CReLU + BatchNorm"), named.get("ReLU + BatchNorm")
-        if net and other and (kinds := _common(net, other)):
-            ratios.append(_ratio(net, other, kinds[0]))
-            timed += [(net, kinds[0]), (other, kinds[0])]
-            compared.append(group)
+        if net and other:
+            for kind in _common(net, other):
+                pairs.setdefault(kind, {})[group] = net, other
+    most = max(pairs, key=lambda kind: (len(pairs[kind]), -kind[3])) if pairs else None
+    compared = pairs[most] if most else {}
+    ratios = [_ratio(*both, most) for both in compared.values() if most]
+    timed = [(net, most) for both in compared.values() for net in both if most]
     places: dict[str, list[str]] = {}
-    for data, depth in compared or groups:
+    for data, depth, _ in compared or groups:
         places.setdefault(label_of(data), []).append(depth.removeprefix("resnet"))
     where = "; ".join(
         data + (f" with ResNet-{', '.join(depths)}" if any(depths) else "") for data, depths in places.items()

@@ -18,9 +18,11 @@ def table(entries: Sequence[Entry]) -> Report | None:
     Figures of two machines have columns of their own.
     """
     nets: dict[tuple[str, str], Entry] = {}
+    ratios: dict[tuple[str, str], dict[tuple[Kind, int], float]] = {}
     for entry in entries:
-        nets.setdefault((entry.row.title, entry.row.data), entry)
-    ratios = {place: found for place, net in nets.items() if (found := _ratios(net))}
+        place = entry.row.title, entry.row.data
+        if place not in ratios and (found := _ratios(entry)):
+            nets[place], ratios[place] = entry, found
     if not ratios:
         return None
     kinds = sorted({pair for found in ratios.values() for pair in found})

@@ -1,10 +1,11 @@
 """What a choice of normalisation and activation costs and brings: every net beside
 BatchNorm and ReLU."""
 
+import re
 from collections.abc import Sequence
 
 from suite.registry import label_of
-from suite.report.entries import Entry, Metric, errors, shortfalls
+from suite.report.entries import Entry, Metric, are_alike, errors, shortfalls
 from suite.report.kinds import Kind, instability_notes, words_of
 from suite.report.latency import three_digits
 from suite.report.render import FAILED, Column, Line, Report
@@ -14,14 +15,18 @@ from suite.results.derived import latency_ratio, median_over_seeds
 # The choice beside which the others stand.
 USUAL = "relu_bn"
 
+# What nets that are compared have in common: data set, depth ("resnet20"), and what is special in their recipe, if
+# anything is.
+Place = tuple[str, str, str]
 
-def groups(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
-    """The nets of which there are runs, by data set and depth ("resnet20"); one of
-    several tables counts once."""
-    found: dict[tuple[str, str], dict[str, Entry]] = {}
+
+def groups(entries: Sequence[Entry]) -> dict[Place, list[Entry]]:
+    """The nets of which there are runs, by place; one of several tables counts once."""
+    found: dict[Place, dict[str, Entry]] = {}
     for entry in entries:
         if entry.runs.train and "top1" in entry.table.metrics:
-            found.setdefault((entry.row.data, entry.depth), {}).setdefault(entry.row.title, entry)
+            place = entry.row.data, entry.depth, entry.recipe
+            found.setdefault(place, {}).setdefault(entry.row.title, entry)
     return {place: list(nets.values()) for place, nets in found.items()}
 
 
@@ -31,10 +36,16 @@ def tables(entries: Sequence[Entry], metric: Metric = "last") -> dict[str, Repor
     error."""
     several = [(place, nets) for place, nets in groups(entries).items() if len(nets) > 1]
     several.sort(key=lambda each: not any(net.counts for net in each[1]))
-    return {f"choices-{data}-{depth}": _table(data, depth, nets, metric) for (data, depth), nets in several}
+    return {stem(place): _table(place, nets, metric) for place, nets in several}
 
 
-def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Report:
+def stem(place: Place) -> str:
+    """Of the files of a place's table."""
+    return "-".join(["choices", *(re.sub(r"[ .]", "-", part) for part in place if part)])
+
+
+def _table(place: Place, nets: Sequence[Entry], metric: Metric) -> Report:
+    data, depth, recipe = place
     usual = next((net for net in nets if net.row.model == f"{depth}_{USUAL}"), None)
     model = Column("model", "Model")
     lines = [Line() for _ in nets]
@@ -54,7 +65,7 @@ def _table(data: str, depth: str, nets: Sequence[Entry], metric: Metric) -> Repo
             error if isinstance(error, float) else 0.0,
         )
 
-    title = f"{label_of(data)}, {depth.replace('resnet', 'ResNet-')}"
+    title = ", ".join([label_of(data), depth.replace("resnet", "ResNet-"), *([recipe] if recipe else [])])
     return Report(title, columns + latency, sorted(lines, key=merit), remarks)
 
 
@@ -62,16 +73,17 @@ def _errors(nets: Sequence[Entry], usual: Entry | None, lines: Sequence[Line], m
     error = Column("top1", "test error %", lambda value: f"{value:.2f}")
     points = Column("points", "points beside BN ReLU", lambda value: f"{value:+.2f}")
     base = _error(usual, metric) if usual else None
+    without = f"no runs of it and of {USUAL} by one recipe over as many whole epochs on the paper's data"
     for net, line in zip(nets, lines, strict=True):
         value, notes = _error(net, metric), shortfalls(net.table, net.row, net.runs.train)
         if net.runs.train[0].is_quick:
             line.put(error, QUICK, *notes)
         else:
             line.put(error, value, *notes, *(["did not train, or not measured"] if value is None else []))
-        if usual and value is not None and base is not None and _same(net, usual):
+        if usual and value is not None and base is not None and are_alike(net, usual):
             line.put(points, value - base)
         else:
-            line.put(points, None, f"no runs of it and of {USUAL} over as many whole epochs on the paper's data")
+            line.put(points, None, without)
     return [error, points]
 
 
@@ -115,16 +127,6 @@ def _times(value: float) -> str:
 
 def _error(net: Entry, metric: Metric) -> float | None:
     return median_over_seeds(errors(net.runs, "top1", metric))
-
-
-def _same(a: Entry, b: Entry) -> bool:
-    """Whether two nets were trained on the paper's data for as many whole epochs, so
-    that their errors compare."""
-
-    def how(net: Entry) -> tuple[object, ...]:
-        return net.runs.train[0].inputs.data, net.epochs
-
-    return a.counts and b.counts and how(a) == how(b)
 
 
 def _kinds(nets: Sequence[Entry]) -> list[Kind]:

@@ -1,7 +1,7 @@
 """A row of a table with its runs: their errors, what may be compared, and how they fall
 short of the paper's."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +60,15 @@ def _details(tried: Try) -> str:
     return f" ({', '.join(said)})"
 
 
+def untrained_in_words(train: Sequence[TrainRecord]) -> str:
+    """How many of some runs did not train and are left out of their median; empty if
+    all or none did."""
+    failed = sum(not run.result.trained for run in train)
+    return (
+        f"{failed} of {len(train)} seeds did not train, which the median leaves out" if 0 < failed < len(train) else ""
+    )
+
+
 def comparable(table: Table, row: Row, runs: Runs) -> bool:
     """Whether the runs were made by the paper's recipe, on its data and in full."""
     return bool(runs.train) and not any("not comparable" in note for note in shortfalls(table, row, runs.train))
@@ -80,6 +89,19 @@ class Entry:
         return "" if self.table.own else self.row.model.partition("_")[0]
 
     @property
+    def recipe(self) -> str:
+        """What its recipe has of its own among the paper's, as in "weight decay
+        0.0005": nets of two recipes are not compared. Empty of most, and of a table of
+        a user's own, where recipes may be what is compared."""
+        changes = {} if self.table.own else self.row.recipe
+        return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in changes.items())
+
+    @property
+    def name(self) -> str:
+        """What plots of several tables' rows call it."""
+        return f"{self.row.title} ({self.recipe})" if self.recipe else self.row.title
+
+    @property
     def comparable(self) -> bool:
         """Whether its errors may be compared with the paper's."""
         return comparable(self.table, self.row, self.runs)
@@ -94,6 +116,16 @@ class Entry:
     def epochs(self) -> int:
         """Of its runs; there must be some."""
         return self.runs.train[0].inputs.schedule.epochs
+
+
+def are_alike(a: Entry, b: Entry) -> bool:
+    """Whether two nets were trained on the same images of the paper's data for as many
+    whole epochs by one recipe, so that their errors compare."""
+
+    def how(net: Entry) -> tuple[object, ...]:
+        return net.runs.train[0].inputs.data, net.epochs, net.recipe
+
+    return a.counts and b.counts and how(a) == how(b)
 
 
 def why_none_counts(entries: Iterable[Entry]) -> str:
@@ -129,7 +161,8 @@ def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
     registered = DATA_SETS.get(data.name)
     if registered and registered.images and (data.train, data.test) != registered.images:
         parts.append(f"{data.name} of {data.train} training and {data.test} test images, not all of it")
-    rates = {run.result.tries[-1].learning_rate for run in train}
+    trained = [run for run in train if run.result.trained]
+    rates = {run.result.tries[-1].learning_rate for run in trained}
     notes = []
     limited = _is_cut_off_or_on_stand_in(table, row, train[0])
     if parts:
@@ -140,6 +173,8 @@ def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
     if not limited and len(train) < table.seeds:
         whole = "that the table asks for" if table.own else "whose median the paper gives"
         notes.append(f"{len(train)} of the {table.seeds} runs {whole}")
-    if rates != {recipe.learning_rate} and any(run.result.trained for run in train):
+    if failed := untrained_in_words(train):
+        notes.append(failed)
+    if trained and rates != {recipe.learning_rate}:
         notes.append(f"trained at a learning rate of {', '.join(f'{r:g}' for r in sorted(rates))} after halving")
     return notes

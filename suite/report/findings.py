@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from suite.registry import label_of
-from suite.report.entries import Entry, Metric, errors
+from suite.report.entries import Entry, Metric, are_alike, errors, untrained_in_words
 from suite.report.paper_claims import CLAIMS, Claim, Nets, Part, pair_in_words, sign
 from suite.results.derived import median_over_seeds
 from suite.tables import spec
@@ -83,7 +83,7 @@ def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -
     pairs = [(nets[a], nets[b]) for a, b in claim.pairs if a in nets and b in nets]
     if claim.pairs and not pairs:
         return None  # the table has but one net of each pair
-    parts = [compare_errors(a, b, metric) for a, b in pairs if a.counts and b.counts and a.epochs == b.epochs]
+    parts = [compare_errors(a, b, metric) for a, b in pairs if are_alike(a, b)]
     inside = {key: net for key, net in nets.items() if net.counts and net.runs.analyze}
     parts += claim.look(inside)
     if not parts:
@@ -122,6 +122,8 @@ def caveats(net: Entry) -> list[str]:
         notes.append(f"shortened runs: {epochs} of {whole} epochs")
     if (seeds := len(net.runs.train)) < net.table.seeds:
         notes.append(f"{seeds} of {net.table.seeds} seeds")
+    if failed := untrained_in_words(net.runs.train):
+        notes.append(f"{net.row.title}: {failed}")
     if net.table.own:
         return notes
     if (papers := spec.load_table(net.table.number).depth) != net.table.depth:

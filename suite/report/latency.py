@@ -68,7 +68,7 @@ def latency_columns(
             columns.append(share)
         for runs, row, records, line in zip(found, table.rows, timed, lines, strict=True):
             if kind not in records:
-                why = why_unsupported(provider, precision) or index.reason(row, "latency") or "not run"
+                why = why_unsupported(provider, precision) or index.reason(row, "latency", runs) or "not run"
                 line.put(median, None, why)
                 line.put(speed, None, why)
                 continue

@@ -65,10 +65,11 @@ class Net:
 
 
 def net(model: str) -> Net:
-    """A model such as "resnet20_w32_crelu_bn" as it looks and reads; a row of another
+    """A model such as "resnet20_w32_crelu_bn", and what may stand in brackets behind
+    it, as it looks and reads; a row of another
     name has a look that its name draws, and what is no network of a table is a
     reference."""
-    depth, *parts = model.split("_")
+    depth, *parts = model.partition(" (")[0].split("_")
     if model != PLAIN_CNN and (len(parts) < 2 or not re.fullmatch(r"resnet\d+", depth)):
         number = zlib.crc32(model.encode())
         return Net("", model, model, model, number % len(PALETTE), SHAPES[number % len(SHAPES)], 1.0)

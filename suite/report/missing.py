@@ -40,7 +40,8 @@ def _gap(table: Table, entry: Entry) -> str:
     if len(runs.train) < table.seeds:
         return f"with fewer than {table.seeds} seeds"
     if inside:
-        return "" if runs.analyze else "trained, but not looked into"
+        looked_into = runs.analyze or not any(run.result.trained for run in runs.train)
+        return "" if looked_into else "trained, but not looked into"
     return "" if runs.export and runs.parity and runs.latency else "without export, parity or latency"
 
 

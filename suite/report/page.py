@@ -259,7 +259,7 @@ def _inline(data: Any) -> str:
 def _fold(name: str, entries: Sequence[Entry]) -> str:
     """Why a table of choices is folded, in words; empty if some of its errors mean
     something."""
-    nets = [entry for entry in entries if name == f"choices-{entry.row.data}-{entry.row.model.partition('_')[0]}"]
+    nets = [net for place, group in choices.groups(entries).items() if choices.stem(place) == name for net in group]
     words = why_none_counts(nets)
     return words and f"{words}: size and latency"
 

@@ -62,13 +62,15 @@ def _pareto(name: str, kind: Kind, found: Sequence[tuple[float, float, Entry]]) 
     for words, full in dict.fromkeys((looks[entry.row.title].kind, entry.comparable) for _, _, entry in found):
         some = [each for each in found if (looks[each[2].row.title].kind, each[2].comparable) == (words, full)]
         like = looks[some[0][2].row.title]
-        labels = tuple(entry.row.title for _, _, entry in some)
+        labels = tuple(entry.name for _, _, entry in some)
         title = words if full else f"{words}, shortened"
         points = [[x, y] for x, y, _ in some]
         series.append(Series(title, "points", points, like.color, not full, labels, like.shape))
     # Runs of different lengths share no front: the full ones have it where there are any, else the longest.
     longest = max(_length(entry) for _, _, entry in found)
-    ranked = [each for each in found if _length(each[2]) == longest]
+    alike = [each for each in found if _length(each[2]) == longest]
+    recipe = min(entry.recipe for _, _, entry in alike)  # nor do runs of different recipes
+    ranked = [each for each in alike if each[2].recipe == recipe]
     front = pareto_front([(x, y) for x, y, _ in ranked])
     series.append(Series("Pareto front", "steps", [list(point) for point in front], look.REFERENCE))
     x = number_axis("latency, median (ms)", [x for x, _, _ in found], log=True, beyond=NAMED)
@@ -125,7 +127,7 @@ def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
     for data, depth, group in _by_depth(entries):
         plots = []
         for key, label, of in LEARNED:
-            curves = [(entry.row.title, _curve(entry.runs, of)) for entry in group]
+            curves = [(entry.name, _curve(entry.runs, of)) for entry in group]
             plots += _lines(f"{data}-{depth}-{key}", label, "epoch", label, curves)
         if plots:
             title = f"Learning curves, {_place(data, depth)}"
@@ -148,7 +150,7 @@ def latency_distributions(entries: Sequence[Entry]) -> list[Figure]:
     for data, group in _by_data(entries):
         plots = []
         for number, kind in enumerate(_kinds(group), start=1):
-            found = [(entry.row.title, timed[kind]) for entry in group if kind in (timed := entry.runs.timed)]
+            found = [(entry.name, timed[kind]) for entry in group if kind in (timed := entry.runs.timed)]
             boxes = [
                 [i, *(1e3 * value for value in quantiles(r.result.samples, SHARES))] for i, (_, r) in enumerate(found)
             ]
@@ -172,7 +174,7 @@ def rewrite_gains(entries: Sequence[Entry]) -> list[Figure]:
         for number, kind in enumerate([kind for kind in _kinds(group) if kind[4] == PLAIN], start=1):
             rewritten = (*kind[:4], "fp32")
             ratios = {
-                entry.row.title: latency_ratio(timed[rewritten].result, timed[kind].result)
+                entry.name: latency_ratio(timed[rewritten].result, timed[kind].result)
                 for entry in group
                 if kind in (timed := entry.runs.timed) and rewritten in timed
             }
@@ -271,7 +273,7 @@ def _by_data(entries: Iterable[Entry]) -> list[tuple[str, list[Entry]]]:
     groups: dict[str, dict[str, Entry]] = {}
     for entry in entries:
         if entry.runs.train:
-            groups.setdefault(entry.row.data, {}).setdefault(entry.row.title, entry)
+            groups.setdefault(entry.row.data, {}).setdefault(entry.name, entry)
     return [
         (data, sorted(groups[data].values(), key=_depth))
         for data in dict.fromkeys([*DATA_SETS, *groups])

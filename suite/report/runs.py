@@ -7,6 +7,7 @@ Statistics are computed as they are asked for, from the raw values in the record
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import TypeVar
 
 import msgspec
@@ -53,6 +54,7 @@ class Runs:
     """What there is of one row: training runs of one recipe on one data set, by seed,
     and what followed.
 
+    `analyze` is of those that trained: the weights of others are the initial ones.
     `parity` is that of float32 on the CPU, `checks` that on other providers and in
     reduced precision.
     """
@@ -153,7 +155,7 @@ class Records:
         ]
 
     def runs(self, table: Table, row: Row) -> Runs:
-        """The runs of a row that say most: on the paper's data, of most steps, of most
+        """The runs of a row that say most: on the paper's data, of most images, of most
         seeds, the latest.
 
         A run is the row's if its recipe is, over any number of epochs, or the row's
@@ -184,8 +186,8 @@ class Records:
 
         def merit(runs: list[TrainRecord]) -> tuple[bool, int, int, int, str]:
             inputs = runs[0].inputs
-            real, steps = inputs.data.name == row.data, max(r.result.steps for r in runs)
-            return real, steps, len(runs), inputs.version, max(r.finished for r in runs)
+            real, images = inputs.data.name == row.data, inputs.planned_images
+            return real, images, len(runs), inputs.version, max(r.finished for r in runs)
 
         best: list[TrainRecord] = max(groups.values(), key=merit)
         train = sorted(best, key=lambda r: r.inputs.seed)
@@ -195,7 +197,7 @@ class Records:
             for check, found in sorted(self.parity.get(export.key, {}).items()):
                 parity.setdefault(check, []).append(found)
         latency = [record for e in exports for record in self.latency.get(e.key, [])]
-        analyze = [self.analyze[r.key] for r in train if r.key in self.analyze]
+        analyze = [self.analyze[r.key] for r in train if r.key in self.analyze and r.result.trained]
         checks = {check: records for check, records in parity.items() if check != CHECK}
         return Runs(train, exports[0] if exports else None, parity.get(CHECK, []), latency, analyze, checks)
 
@@ -206,15 +208,31 @@ class Records:
         why = CHANGED if any(place in self._changed for place in places) else why
         return self.reason(row, "train") or why
 
-    def reason(self, row: Row, stage: str) -> str | None:
-        """Why this stage of the row failed last time, if it did."""
+    def reason(self, row: Row, stage: str, runs: Runs | None = None) -> str | None:
+        """Why this stage of the row failed last time, if it did; of its `runs`, where
+        they are given, and not of others by another recipe, say a quick one."""
         for failure in self.failures:
             same = failure.model == row.model and failure.arguments == row.arguments
             if failure.stage == stage and same:
                 of = self._data_of(failure)
-                if of is None or of in _names(row):
+                if (of is None or of in _names(row)) and (runs is None or self._is_of(failure, runs)):
                     return f"{stage} failed: {failure.reason}"
         return None
+
+    def _is_of(self, failure: Failure, runs: Runs) -> bool:
+        """Whether a failure is of these runs and not made good since by a like
+        stage."""
+        if not runs.train:
+            return True
+        if failure.stage == "train":
+            return failure.recipe in ({}, runs.train[0].inputs.recipe)
+        trained = failure.train or self._trained.get(failure.export)
+        if (trained or failure.export) and trained not in {record.key for record in runs.train}:
+            return False
+        done: list[tuple[str | int, ...]]
+        done = [("parity", r.inputs.export, *_check(r)) for r in (*runs.parity, *chain(*runs.checks.values()))]
+        done += [("latency", r.inputs.export, *_check(r), r.inputs.machine, r.inputs.batch_size) for r in runs.latency]
+        return (failure.stage, failure.export, *failure.of) not in done
 
     def _data_of(self, failure: Failure) -> str | None:
         """On which data the network was trained that a stage was about, if that is
@@ -230,6 +248,10 @@ class Records:
 
 def _same(record: K) -> K:
     return record
+
+
+def _check(record: ParityRecord | TimedRecord) -> tuple[str, str, str]:
+    return record.inputs.runtime, record.inputs.provider, record.inputs.precision
 
 
 def _names(row: Row) -> tuple[str, ...]:

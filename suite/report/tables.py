@@ -79,13 +79,16 @@ def build(
     latency, remarks = latency_columns(table, found, lines, index, detail, forms)
     entries = [Entry(table, row, runs) for row, runs in zip(table.rows, found, strict=True)]
     remarks += own_claims.remarks(entries, metric)
-    return Report(table.title, columns + latency, lines, [*remarks, *_failures_without_cell(table, lines, index)])
+    return Report(
+        table.title, columns + latency, lines, [*remarks, *_failures_without_cell(table, found, lines, index)]
+    )
 
 
-def _failures_without_cell(table: Table, lines: list[Line], index: Records) -> list[str]:
+def _failures_without_cell(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[str]:
     """What failed and has no cell to say so: an int8 file, a latency of no network."""
     told = {note for line in lines for notes in line.notes.values() for note in notes}
-    failed = [(row, index.reason(row, stage)) for row in table.rows for stage in VERSIONS]
+    rows = zip(table.rows, found, strict=True)
+    failed = [(row, index.reason(row, stage, runs)) for row, runs in rows for stage in VERSIONS]
     return [f"{row.title} on {row.data}: {why}" for row, why in failed if why and printable(why) not in told]
 
 
@@ -166,12 +169,12 @@ def _activation(table: Table, found: list[Runs], lines: list[Line], index: Recor
         for row, runs, line in zip(table.rows, found, lines, strict=True):
             line.put(paper, row.paper.get(name))
             for path, column in ours.items():
-                if not runs.analyze:
-                    why = index.reason(row, "analyze") or index.missing(row)
-                    line.put(column, None, why)
-                    continue
-                if not runs.train[0].result.trained:
+                if runs.train and not any(run.result.trained for run in runs.train):
                     line.put(column, None, why_untrained(runs.train[0]), *shortfalls(table, row, runs.train))
+                    continue
+                if not runs.analyze:
+                    why = index.reason(row, "analyze", runs) or index.missing(row)
+                    line.put(column, None, why)
                     continue
                 figures = [_at(record.result.activation, path) for record in runs.analyze]
                 values = [value for value in figures if value is not None]
@@ -190,7 +193,7 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
     agreement = Column("parity_agreement", "top-1 agreement %", lambda value: f"{value:.4g}", "parity")
     for row, runs, line in zip(table.rows, found, lines, strict=True):
         if not runs.parity:
-            why = index.reason(row, "parity") or index.reason(row, "export") or "not run"
+            why = index.reason(row, "parity", runs) or index.reason(row, "export", runs) or "not run"
             for column in (error, logits, agreement):
                 line.put(column, None, why)
             continue

@@ -265,8 +265,9 @@ def _from_records(folder: Path) -> dict[Case, dict[str, _Measurement]]:
     return found
 
 
-def _thoroughness(record: LatencyRecord) -> tuple[int, str]:
-    return len(none_if_unset(record.result.rounds_ns) or none_if_unset(record.result.rounds) or ()), record.finished
+def _thoroughness(record: LatencyRecord) -> tuple[int, int, str]:
+    rounds = none_if_unset(record.result.rounds_ns) or none_if_unset(record.result.rounds) or ()
+    return record.inputs.version, len(rounds), record.finished
 
 
 def _measurement(record: LatencyRecord, data: str | None) -> _Measurement:

@@ -29,6 +29,12 @@ class _FailedInputs(Struct, frozen=True, kw_only=True, gc=False):
     train: str = ""
     export: str = ""
     data: _Named | UnsetType = UNSET
+    recipe: dict[str, object] = msgspec.field(default_factory=dict)
+    runtime: str = "onnxruntime"
+    provider: str = "cpu"
+    precision: str = "fp32"
+    machine: str = ""
+    batch_size: int = 0
     arguments: dict[str, object] = msgspec.field(default_factory=dict)
 
 
@@ -52,6 +58,9 @@ class Failure:
         model: the network.
         data: name of the data set, if the stage's inputs have it.
         train, export: keys of the records that it was made from; empty for none.
+        recipe: of a training; empty if not known.
+        of: a parity's or a latency's runtime, provider and precision, and a latency's
+            machine and batch size.
         arguments: further ones of the model.
     """
 
@@ -62,6 +71,8 @@ class Failure:
     data: str | None = None
     train: str = ""
     export: str = ""
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    of: tuple[str | int, ...] = ()
     arguments: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -77,8 +88,20 @@ def read_failure(path: Path) -> Failure:
         inputs = note.inputs
         data = inputs.data.name if isinstance(inputs.data, _Named) else None
         key = key_of(note.stage, parse(text, _AllInputs).inputs)
-        made_from = inputs.train, inputs.export
-        return Failure(note.stage, key, note.reason, inputs.model, data, *made_from, inputs.arguments)
+        of: tuple[str | int, ...] = (inputs.runtime, inputs.provider, inputs.precision)
+        of += (inputs.machine, inputs.batch_size) if note.stage == "latency" else ()
+        return Failure(
+            stage=note.stage,
+            key=key,
+            reason=note.reason,
+            model=inputs.model,
+            data=data,
+            train=inputs.train,
+            export=inputs.export,
+            recipe=inputs.recipe,
+            of=of,
+            arguments=inputs.arguments,
+        )
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not the note of a failure ({why_unreadable(error)}); delete it") from None
 

@@ -150,11 +150,10 @@ class TrainRecord(Record[TrainInputs, TrainResult], frozen=True, gc=False):
 
     @property
     def is_quick(self) -> bool:
-        """Whether it was a quick run: it ended before it had seen each of its images
-        once, so that its error is about that of chance and is nowhere given as a
-        figure."""
-        batch = self.inputs.schedule.batch_size
-        return batch is not None and self.result.steps * batch < self.inputs.data.train
+        """Whether it was a quick run: it was to end before it had seen each of its
+        images once, so that its error is about that of chance and is nowhere given as a
+        figure. A whole run that diverged early is none."""
+        return self.inputs.planned_images < self.inputs.data.train
 
 
 class ExportRecord(Record[ExportInputs, ExportResult], frozen=True, gc=False):

@@ -83,6 +83,15 @@ class TrainInputs(OnData, frozen=True, kw_only=True, gc=False):
         """The recipe's length and learning rate."""
         return convert(self.recipe, Schedule)
 
+    @property
+    def planned_images(self) -> int:
+        """How many images it is to see, each as often as it is seen."""
+        schedule = self.schedule
+        images = schedule.epochs * self.data.train
+        if schedule.max_steps is None or schedule.batch_size is None:
+            return images
+        return min(images, schedule.max_steps * schedule.batch_size)
+
 
 class ExportInputs(Inputs, frozen=True, kw_only=True, gc=False):
     """An export of the network of a training, whose key is `train`; `plain` is the

@@ -195,7 +195,7 @@ def test_a_slower_network_is_a_failure_where_that_is_asked_for(
 ) -> None:
     seconds = {"a.onnx": 0.010, "b.onnx": 0.012}
 
-    def measure(requests: Sequence[Request], progress: Any) -> list[LatencyResult]:
+    def measure(requests: Sequence[Request], progress: Any, at_once: int) -> list[LatencyResult]:
         return [answer([[seconds[Path(request.path).name]] * 30] * 4) for request in requests]
 
     monkeypatch.setattr(latency, "measure", measure)
@@ -216,7 +216,7 @@ def test_an_unsteady_machine_gets_more_sittings(
     """Rounds of one network are alike, and of the other alike or, on an unsteady machine, of two speeds."""
     random, asked, shown = np.random.default_rng(0), 0, []
 
-    def measure(requests: Sequence[Request], progress: Any) -> list[LatencyResult]:
+    def measure(requests: Sequence[Request], progress: Any, at_once: int) -> list[LatencyResult]:
         nonlocal asked
         asked += 1
         progress(2 * len(requests), 0, "")
@@ -239,8 +239,9 @@ def test_the_first_takes_part_in_every_group_of_turns(monkeypatch: pytest.Monkey
     monkeypatch.setattr(latency, "ALIVE", 6)
     asked: list[list[str]] = []
 
-    def measure(requests: Sequence[Request], progress: Any) -> list[LatencyResult]:
+    def measure(requests: Sequence[Request], progress: Any, at_once: int) -> list[LatencyResult]:
         asked.append([request.path for request in requests])
+        assert at_once == len(requests), "however much memory there is by now"
         return [answer([[1.0 + int(request.path)] * 3] * 2) for request in requests]
 
     monkeypatch.setattr(latency, "measure", measure)
@@ -344,3 +345,14 @@ def test_the_main_columns_of_a_contest_fit_a_terminal(
     assert "median ms" not in out
     code, _, err = suite(*given, "--columns", "all,paper")
     assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("batch_sizes", ["4", "1"])
+def test_values_of_another_batch_size_than_asked_for_are_refused_of_a_model_too(
+    suite: Suite, tmp_path: Path, batch_sizes: str
+) -> None:
+    values = tmp_path / "x.npz"
+    np.savez(values, input=np.zeros((8, 3, 32, 32), np.float32))
+    code, out, err = suite("time", "resnet20_relu_bn", "--input", str(values), "--batch-sizes", batch_sizes)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{values}: its batches are not of size {batch_sizes}; give no batch size with it" in err

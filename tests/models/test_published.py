@@ -151,10 +151,15 @@ def test_a_list_of_weights_has_only_whole_trainings(store: Store, add_run: Calla
     with_weights(epochs=10, top1=15.0)
     with_weights(epochs=10, top1=14.0, seed=2)
     with_weights(epochs=10, top1=90.0, max_steps=3)
+    with_weights(epochs=10, top1=80.0, max_steps=3000)  # some epochs, but not those that the name says
+    with_weights(epochs=10, top1=13.0, weight_decay=5e-4)
     with_weights(epochs=164, top1=None)
     found = find_weights(store.root.parent)
-    assert [each["name"] for each in found] == ["resnet20_relu_bn.cifar10_10ep", "resnet20_relu_bn.cifar10_10ep_seed2"]
-    assert [each["error"] for each in found] == [15.0, 14.0]
+    assert {each["name"]: each["error"] for each in found} == {
+        "resnet20_relu_bn.cifar10_10ep": 15.0,
+        "resnet20_relu_bn.cifar10_10ep_seed2": 14.0,
+        "resnet20_relu_bn.cifar10_10ep_wd0.0005": 13.0,
+    }
     assert (store.root.parent / found[0]["file"]).read_bytes() == b"weights"
     (store.root.parent / found[0]["file"]).parent.joinpath("config.json").write_text("{}")
     code, _, err = suite("list", "weights", "--results", str(store.root.parent))

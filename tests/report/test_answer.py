@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from suite.report import choices, plots
 from suite.report.answer import Answer, answers
 from suite.report.entries import Entry
 from suite.report.runs import Records
@@ -89,3 +90,53 @@ def test_a_ratio_of_quick_runs_says_that_a_latency_is_unstable(store: Store, add
     add_run(max_steps=4, samples=(0.010, 0.010, 0.020, 0.020))
     add_run("resnet110_crelu_bn", max_steps=4, samples=(0.017,) * 4)
     assert said(store)[0].main.endswith("times the latency of ReLU + BatchNorm (unstable timing)")
+
+
+def test_nets_of_another_recipe_are_answered_for_apart(store: Store, add_run: AddRun) -> None:
+    """Table 3's networks on CIFAR-100 have a weight decay of their own."""
+    for model, top1 in (("resnet110_relu_bn", 27.46), ("resnet110_w32_relu_bn", 27.33)):
+        add_run(model, "cifar100", top1=top1)
+    for model, top1 in (("resnet110_w32_relu_bn", 22.50), ("resnet110_w24_crelu_bn", 22.06)):
+        add_run(model, "cifar100", top1=top1, weight_decay=5e-4)
+    records, tables = Records([store]), [spec.load_table(number) for number in (2, 3)]
+    entries = [Entry(table, row, records.runs(table, row)) for table in tables for row in table.rows]
+    usual, special, _ = answers(entries)
+    assert usual.where == "On CIFAR-100 with ResNet-110"
+    assert usual.main == "ReLU + BatchNorm, 32 filters has the lowest error, 27.3 %"
+    assert special.where == "On CIFAR-100 with ResNet-110 with weight decay 0.0005"
+    assert special.main == "CReLU + BatchNorm, 24 filters has the lowest error, 22.1 %"
+    assert special.rest.startswith("0.4 points less than ReLU + BatchNorm, 32 filters")
+    shown = choices.tables(entries)
+    assert [list(shown), shown["choices-cifar100-resnet110-weight-decay-0-0005"].title] == [
+        ["choices-cifar100-resnet110", "choices-cifar100-resnet110-weight-decay-0-0005"],
+        "CIFAR-100, ResNet-110, weight decay 0.0005",
+    ]
+    assert [plots._by_data(entries)[0][1][number].name for number in (2, 3)] == [
+        "resnet110_w32_relu_bn (weight decay 0.0005)",
+        "resnet110_w24_crelu_bn (weight decay 0.0005)",
+    ]
+
+
+def test_the_net_beside_which_others_stand_is_not_one_whose_name_ends_alike(store: Store, add_run: AddRun) -> None:
+    add_run("resnet110_crelu_np2", top1=5.0)
+    add_run("resnet110_crelu_bn", top1=5.5)
+    add_run("resnet110_relu_bn", top1=6.5)
+    assert said(store)[0].rest.startswith("1.5 points less than ReLU + BatchNorm,")
+
+
+def test_of_several_machines_one_is_chosen_and_named(store: Store, add_run: AddRun) -> None:
+    for machine, seconds in (("B", 0.04), ("A", 0.02)):
+        add_run("resnet110_relu_bn", top1=6.5, machine=machine, samples=(0.02,) * 3)
+        add_run("resnet110_crelu_bn", top1=5.5, machine=machine, samples=(seconds,) * 3)
+    assert said(store)[0].rest.endswith("at 1.0 times its latency (cpu, batch 8, on A)")
+
+
+def test_a_range_of_ratios_is_of_one_machine(store: Store, add_run: AddRun) -> None:
+    for machine, seconds, places in (("A", 0.09, ("cifar10",)), ("B", 0.03, ("cifar10", "cifar100"))):
+        for data in places:
+            quick = {"data": data, "machine": machine, "max_steps": 4}
+            add_run("resnet110_relu_bn", samples=(0.02,) * 3, **quick)
+            add_run("resnet110_crelu_bn", samples=(seconds,) * 3, **quick)
+    answer = said(store)[0]
+    assert answer.main == "CReLU + BatchNorm takes 1.5 times the latency of ReLU + BatchNorm"
+    assert answer.where == "On CIFAR-10 with ResNet-110; CIFAR-100 with ResNet-110"

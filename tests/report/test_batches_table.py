@@ -65,3 +65,14 @@ def test_lines_stand_by_data_set_and_depth(store: Store, add_run: AddRun) -> Non
         for depth in (20, 110)
         for net in ("relu_bn", "crelu_bn")
     ]
+
+
+def test_a_net_counts_in_the_table_in_which_it_was_timed(store: Store, add_run: AddRun) -> None:
+    """That of Table 2 by the usual recipe was not."""
+    add_run("resnet110_w32_relu_bn", "cifar100", batch_sizes=())
+    add_run("resnet110_w32_relu_bn", "cifar100", weight_decay=5e-4, batch_sizes=(1, 8))
+    records, tables = Records([store]), [spec.load_table(number) for number in (2, 3)]
+    entries = [Entry(table, row, records.runs(table, row)) for table in tables for row in table.rows]
+    shown = batches.table(entries)
+    assert shown is not None
+    assert [line.values["model"] for line in shown.lines] == ["resnet110_w32_relu_bn"]

@@ -265,3 +265,27 @@ def test_markdown_has_each_claim_its_criterion_and_what_is_not_measured(store: S
     records = Records([store])
     text = findings.markdown(findings.judge([Entry(table, row, records.runs(table, row)) for row in table.rows]))
     assert "**confirmed** (resnet110_crelu_bn at half of resnet110_relu_bn's learning rate; 1 of 5 seeds)" in text
+
+
+def test_what_did_not_train_is_not_looked_into(store: Store, add_run: AddRun) -> None:
+    """Its weights are the initial ones."""
+    look(store, add_run("resnet110_relu_plain", "cifar100", top1=None), [1.0] * 36 + [20.0] * 18)
+    assert of(judge(store, LATE), "CIFAR-100, ResNet-110").verdict == "not yet measured"
+
+
+def test_seeds_that_did_not_train_are_told(store: Store, add_run: AddRun) -> None:
+    for seed in range(5):
+        add_run("resnet110_relu_bn", seed=seed, top1=6.5 + seed / 100)
+        add_run("resnet110_crelu_bn", seed=seed, top1=None if seed < 2 else 5.5 + seed / 100)
+    assert of(judge(store, WITH), "CIFAR-10, ResNet-110").caveats == (
+        "resnet110_crelu_bn: 2 of 5 seeds did not train, which the median leaves out",
+    )
+
+
+def test_nets_of_other_images_are_not_held_against_each_other(store: Store, add_run: AddRun) -> None:
+    add_run("resnet110_relu_bn", top1=6.5)
+    train = add_run("resnet110_crelu_bn", top1=5.5)["train"]
+    (store.root / "records" / "train" / f"resnet110_crelu_bn-{train.key}.json").unlink()
+    part = {**train.inputs, "data": {**train.inputs["data"], "sha256": "1" * 64}}
+    store.put("train", part, train.result, {}, {})
+    assert of(judge(store, WITH), "CIFAR-10, ResNet-110").verdict == "not yet measured"

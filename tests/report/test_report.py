@@ -273,3 +273,42 @@ def test_what_a_provider_cannot_run_is_an_empty_cell_with_the_reason(store: Stor
     assert line.values["onnxruntime_cuda_int8_b8_p50_ms"] is None
     (note,) = line.notes["onnxruntime_cuda_int8_b8_p50_ms"]
     assert "no int8 convolution" in note
+
+
+DIVERGED = [{"learning_rate": 0.1 / 2**halved, "outcome": "the loss was not finite"} for halved in range(9)]
+
+
+def test_a_whole_run_that_diverged_at_once_is_not_quick(store: Store, add_run: AddRun) -> None:
+    train = add_run(top1=None, tries=DIVERGED)["train"]
+    (store.root / "records" / "train" / f"resnet110_relu_bn-{train.key}.json").unlink()
+    store.put("train", train.inputs, train.result | {"steps": 3}, {}, {})
+    assert build(store).lines[0].values["top1"] is None
+    assert "did not train at any learning rate from 0.1 down to 0.000390625" in notes(build(store), "top1")
+    add_run(max_steps=4)  # says less, though it did more steps
+    assert build(store).lines[0].values["top1"] is None
+    for seed in range(1, 5):
+        add_run(seed=seed, top1=6.0 + seed)
+    assert build(store).lines[0].values["top1"] == 8.5
+    assert "1 of 5 seeds did not train, which the median leaves out" in notes(build(store), "top1")
+
+
+def test_the_learning_rates_of_seeds_that_did_not_train_are_not_told(store: Store, add_run: AddRun) -> None:
+    add_run(top1=None, tries=DIVERGED)
+    add_run(seed=1, tries=[{"learning_rate": 0.00625, "outcome": "trained"}])
+    assert "trained at a learning rate of 0.00625 after halving" in notes(build(store), "top1")
+
+
+def test_a_failure_of_other_runs_is_not_told_of_a_row_that_is_complete(store: Store, add_run: AddRun) -> None:
+    made = add_run()
+    model, data = {"model": "resnet110_relu_bn"}, {"name": "cifar10"}
+    other = made["train"].inputs["recipe"] | {"max_steps": 4}
+    store.fail("train", model | {"data": data, "recipe": other, "seed": 0}, "no space left")
+    store.fail("parity", model | {"export": "gone", "provider": "cpu"}, "of an earlier export")
+    again = {name: value for name, value in made["latency"].inputs.items() if name != "versions"}
+    store.fail("latency", again | {"threads": 7}, "what was done since")
+    assert build(store).remarks == ["latency: Test CPU (2 cores)"]
+    same = made["train"].inputs["recipe"]
+    store.fail("train", model | {"data": data, "recipe": same, "seed": 1}, "the disk is full")
+    store.fail("latency", again | {"provider": "cuda"}, "no memory")
+    told = [remark.partition(": ")[2] for remark in build(store).remarks[1:]]
+    assert told == ["train failed: the disk is full", "latency failed: no memory"]

@@ -311,3 +311,10 @@ def test_a_folder_is_not_compared_with_a_file(a: Path, tmp_path: Path) -> None:
 def test_a_negative_slow_down_cannot_be_allowed(a: Path) -> None:
     with pytest.raises(InputError, match=r"slow-down of -0.1 cannot be allowed; use 0 or more"):
         compare(a, a, fail_above=-0.1)
+
+
+def test_the_newest_version_of_a_timing_counts_as_in_tables(a: Path, tmp_path: Path) -> None:
+    b = put(tmp_path / "b", rounds=[noisy(0.010)] * 6, version=3)
+    put(b, rounds=[noisy(0.020)] * 24, version=1)
+    (found,) = compare(a, b).ratios
+    assert found.ratio == pytest.approx(1.0, rel=0.02)
