@@ -142,7 +142,10 @@ def _files(entries: Sequence[Entry]) -> Iterator[Answer]:
     if not nets:
         return
     failed = [net for net in nets if not all(record.result.passed for record in net.runs.parity)]
-    main = f"{len(nets) - len(failed)} of {len(nets)} networks answer in ONNX Runtime as they do in PyTorch"
+    images = sorted(record.result.images for net in nets for record in net.runs.parity)
+    on = f"{images[0]:,}" if images[0] == images[-1] else f"{images[0]:,} to {images[-1]:,}"
+    right = f"{len(nets) - len(failed)} of {len(nets)} exported networks"
+    main = f"{right} answer in ONNX Runtime as they do in PyTorch, on {on} images each"
     pairs = [
         (net, kind, form)
         for net in nets
@@ -153,7 +156,8 @@ def _files(entries: Sequence[Entry]) -> Iterator[Answer]:
     lost = [r.result.difference for net in nets if net.counts for r in net.runs.checks.get(CHECKED, [])]
     rest = ""
     if ratios:
-        rest = f"int8 takes {min(ratios):.2f} to {max(ratios):.2f} of the time"
+        batches = " and ".join(map(str, sorted({kind[3] for _, kind, _ in pairs})))
+        rest = f"int8 takes {min(ratios):.2f} to {max(ratios):.2f} of the time at batch {batches}"
         rest += _in_brackets((net, each) for net, *both in pairs for each in both)
         rest += f" and adds at most {max(lost):.2f} points of error" if lost else ""
     yield Answer("Exported", main, rest)

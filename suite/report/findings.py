@@ -26,6 +26,11 @@ Verdict = Literal["confirmed", "confirmed in part", "contradicted", "too close t
 SURE = 1.96
 # Standard deviation of a test error over seeds, relative: He et al. 2016 give 6.61 +- 0.16 % over five ResNet-110.
 OVER_SEEDS = 0.025
+COUNTS = "A difference counts where chance makes one so great in fewer than 5 % of cases."
+ASSUMED = (
+    f"Where there are fewer than three seeds, what they would differ by is assumed: {OVER_SEEDS:.1%} of the error, as "
+    "in five runs of ResNet-110 by He et al. (2016)."
+)
 # Standard error of a median over that of a mean, for normal figures: sqrt(pi / 2).
 MEDIAN = 1.2533
 # What is left of a learning rate after some halvings.
@@ -50,8 +55,8 @@ class Finding:
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """Each comparison in words."""
-        return tuple(part.figures for part in self.parts)
+        """Each comparison in words, with what chance makes of it."""
+        return tuple(f"{part.figures} ({part.margin})" if part.margin else part.figures for part in self.parts)
 
     @property
     def how_sure(self) -> str:
@@ -210,7 +215,7 @@ def _in_words(net: Entry, error: float, of: str) -> str:
 
 def markdown(judged: Sequence[tuple[Claim, Sequence[Finding]]], title: str = TITLE) -> str:
     """The findings as Markdown, ending in a newline."""
-    lines = [f"# {title}"]
+    lines = [f"# {title}", "", f"{COUNTS} {ASSUMED}"]
     for claim, found in judged:
         lines += ["", f"## {claim.title}", "", f"{claim.words} Here: {claim.criterion}.", ""]
         for finding in found:

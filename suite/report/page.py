@@ -147,6 +147,7 @@ def write(
         undrawn=_data_without_errors(entries),
         choices=[(name, _fold(name, entries), sheet(each, everything=True)) for name, each in chosen.items()],
         judged=judged,
+        assumed=f"{findings.COUNTS} {findings.ASSUMED}",
         measured=any(finding.parts for _, found in judged for finding in found),
         contents=_contents(drawings, bool(chosen), own is not None),
         batches=sheet(larger, everything=True) if larger else None,

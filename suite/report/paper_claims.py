@@ -140,7 +140,7 @@ CLAIMS = (
         (("w12_crelu_bn", "relu_bn"), ("w24_crelu_bn", "w32_relu_bn")),
     ),
     Claim(
-        "NormProp < NormProp2 < BatchNorm",
+        "BatchNorm is better than NormProp2, and that than NormProp",
         "The modified NormProp performs better than the original, but is still not comparable to BatchNorm.",
         "the test error of NormProp2 is less than that of NormProp, and that of BatchNorm less than both",
         (2, 4),

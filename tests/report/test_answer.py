@@ -31,7 +31,9 @@ def test_the_least_error_is_named_with_its_cost_and_how_sure_it_is(store: Store,
     assert first.rest == "1.2 points less than ReLU + BatchNorm, at 2.1 times its latency (cpu, batch 8)"
     assert first.sure.startswith("Too close to tell: 1.21 points apart, chance makes up to 1.4")
     assert first.sure.endswith("(10 of 164 epochs, 1 of 5 seeds)")
-    assert files.main == "2 of 2 networks answer in ONNX Runtime as they do in PyTorch"
+    assert files.main == (
+        "2 of 2 exported networks answer in ONNX Runtime as they do in PyTorch, on 10,000 images each"
+    )
 
 
 def test_a_clear_difference_is_called_more_than_chance(store: Store, add_run: AddRun) -> None:
@@ -69,12 +71,12 @@ def test_of_quick_runs_nothing_but_latency_is_said(store: Store, add_run: AddRun
 
 def test_a_file_that_is_not_its_network_is_counted(store: Store, add_run: AddRun) -> None:
     add_run(passed=False)
-    assert said(store)[-1].main.startswith("0 of 1 networks")
+    assert said(store)[-1].main.startswith("0 of 1 exported networks")
 
 
 def test_int8_is_held_against_float32(store: Store, add_run: AddRun) -> None:
     add_run(forms=("fp32", "int8"))
-    assert said(store)[-1].rest == "int8 takes 1.00 to 1.00 of the time"
+    assert said(store)[-1].rest == "int8 takes 1.00 to 1.00 of the time at batch 8"
 
 
 def test_a_ratio_of_an_unstable_latency_says_so_in_every_sentence(store: Store, add_run: AddRun) -> None:
@@ -83,7 +85,7 @@ def test_a_ratio_of_an_unstable_latency_says_so_in_every_sentence(store: Store, 
     add_run("resnet110_crelu_bn", top1=10.0, epochs=10, samples=unstable, forms=("fp32", "int8"))
     first, files = said(store)
     assert first.rest.endswith("times its latency (cpu, batch 8) (unstable timing)")
-    assert files.rest.startswith("int8 takes 1.00 to 1.00 of the time (unstable timing in part)")
+    assert files.rest.startswith("int8 takes 1.00 to 1.00 of the time at batch 8 (unstable timing in part)")
 
 
 def test_a_ratio_of_quick_runs_says_that_a_latency_is_unstable(store: Store, add_run: AddRun) -> None:

@@ -258,6 +258,8 @@ def test_markdown_has_each_claim_its_criterion_and_what_is_not_measured(store: S
     assert "learning rate" not in text
     assert all(f"## {claim.title}" in text and claim.criterion in text for claim in CLAIMS)
     assert "- CIFAR-10, ResNet-110: **confirmed** (1 of 5 seeds)\n  - resnet110_crelu_bn 5.50" in text
+    assert "resnet110_relu_bn 6.50 (paper 6.35) (1.00 points apart, chance makes up to 0.78)" in text
+    assert "what they would differ by is assumed: 2.5% of the error" in text
     assert "- **not yet measured**" in text
     shutil.rmtree(store.root)
     add_run("resnet110_relu_bn", top1=6.5)
