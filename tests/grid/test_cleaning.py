@@ -19,6 +19,7 @@ RESULTS: dict[str, dict[str, object]] = {
         "trained": True,
         "tries": [{"learning_rate": 0.1, "outcome": "trained"}],
         "epochs": [],
+        "steps": 4,
         "test_images": 10,
     },
     "export": {"parameters": 1, "macs": 1},
@@ -30,8 +31,8 @@ def options(folder: Path, **more: object) -> RunOptions:
     return RunOptions(2, folder, depth=20, rows=ROWS, batch_sizes=(1,), **more)  # type: ignore[arg-type]
 
 
-def done(folder: Path, grid: Grid, steps: int, but: str = "") -> Store:
-    """A folder in which all stages are done that are not of the kind `but`, after trainings of so many steps."""
+def done(folder: Path, grid: Grid, but: str = "") -> Store:
+    """A folder in which all stages are done that are not of the kind `but`."""
     store = Store(folder)
     store.save_plan(status.plan_of(grid, ["python", "-m", "suite", "run"]))
     for stage in grid.stages:
@@ -41,8 +42,9 @@ def done(folder: Path, grid: Grid, steps: int, but: str = "") -> Store:
             name = {"train": "model.safetensors", "export": "model.onnx"}.get(stage.kind)
             if name:
                 (work / name).write_bytes(b"x" * 1000)
-            found = RESULTS.get(stage.kind, {}) | ({"steps": steps} if stage.kind == "train" else {})
-            store.put(stage.kind, stage.inputs, found, {}, {"seconds": 1.0}, work if name else None)
+            store.put(
+                stage.kind, stage.inputs, RESULTS.get(stage.kind, {}), {}, {"seconds": 1.0}, work if name else None
+            )
     return store
 
 
@@ -55,7 +57,7 @@ def left_to_do(asked: RunOptions, grid: Grid) -> list[str]:
 def test_after_a_quick_run_figures_stand_without_files_and_nothing_is_done_twice(tmp_path: Path) -> None:
     asked = options(tmp_path)
     grid = plan.plan(asked)
-    store = done(tmp_path, grid, steps=4)
+    store = done(tmp_path, grid)
     cleaning.clean_after_quick_run(store, grid)
     assert list((tmp_path / "artifacts").iterdir()) == []
     assert left_to_do(asked, grid) == []
@@ -74,17 +76,17 @@ def test_after_a_quick_run_figures_stand_without_files_and_nothing_is_done_twice
     assert {stage.key for stage in reached.stages if stage.kind == "latency"} < {stage.key for stage in grid.stages}
 
 
-@pytest.mark.parametrize(("steps", "but"), [(1000, ""), (4, "latency")], ids=["whole epochs", "not timed yet"])
-def test_what_is_still_needed_stays(tmp_path: Path, steps: int, but: str) -> None:
-    grid = plan.plan(options(tmp_path))
-    store = done(tmp_path, grid, steps, but)
+@pytest.mark.parametrize(("epochs", "but"), [(1, ""), (None, "latency")], ids=["whole epochs", "not timed yet"])
+def test_what_is_still_needed_stays(tmp_path: Path, epochs: int | None, but: str) -> None:
+    grid = plan.plan(options(tmp_path, epochs=epochs))
+    store = done(tmp_path, grid, but)
     cleaning.clean_after_quick_run(store, grid)
     assert len(list((tmp_path / "artifacts").iterdir())) == 6
 
 
 def test_clean_says_what_it_would_remove_and_removes_what_was_named(tmp_path: Path, suite: Run) -> None:
-    grid = plan.plan(options(tmp_path))
-    done(tmp_path, grid, steps=1000)
+    grid = plan.plan(options(tmp_path, epochs=1))
+    done(tmp_path, grid)
     stopped = tmp_path / "checkpoints" / "0123"
     stopped.mkdir(parents=True)
     (stopped / "1.safetensors").write_bytes(b"x" * 5_000_000)
@@ -103,7 +105,7 @@ def test_clean_says_what_it_would_remove_and_removes_what_was_named(tmp_path: Pa
 
 def test_clean_says_how_much_an_unfinished_command_still_needs(tmp_path: Path, suite: Run) -> None:
     grid = plan.plan(options(tmp_path))
-    store = done(tmp_path, grid, steps=4, but="latency")
+    store = done(tmp_path, grid, but="latency")
     for folder in (tmp_path / "artifacts").iterdir():
         (folder / "more").write_bytes(b"x" * 999_000)
     code, out, _ = suite("clean", "--results", str(tmp_path))
