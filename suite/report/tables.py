@@ -23,6 +23,7 @@ from suite.tables.spec import LOSS, METRICS, TOLERANCE, VERSIONS, Table
 
 # The table whose figures are not errors but what `suite.analysis.analyze` finds in trained networks.
 ANALYSED = 1
+NZR = "NZR: non-zero ratio, the share of the activations that are not zero"
 # What stands in the place of the error of a run shorter than an epoch, which is that of chance; the record holds it.
 QUICK = "quick"
 
@@ -72,7 +73,7 @@ def build(
             line.put(column, text)
     columns = [*headings, model]
     if table.number == ANALYSED:
-        return Report(table.title, columns + _activation(table, found, lines, index), lines, [])
+        return Report(table.title, columns + _activation(table, found, lines, index), lines, [NZR])
     columns += _errors(table, found, lines, index, metric, detail)
     columns += _parity(table, found, lines, index)
     columns += _cost(found, lines)
@@ -146,7 +147,7 @@ def _errors(
 def _activation(table: Table, found: list[Runs], lines: list[Line], index: Records) -> list[Column]:
     """Table 1 in three readings: the paper does not say which entries it averages."""
     readings = {"over_nonzero": "non-zero entries", "over_all": "all entries", "pooled": "pooled"}
-    brief = {"mean": "mean", "nonzero": "non-zero"}  # a line has no room for the deviation too
+    brief = {"mean": "mean", "nonzero": "NZR"}  # a line has no room for the deviation too
     columns = []
     for name in table.metrics:
         words, short = METRICS[name], brief.get(name, "")
