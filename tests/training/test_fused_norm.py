@@ -7,10 +7,7 @@ runs one function of this file.
 
 import copy
 import importlib.util
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -27,7 +24,6 @@ from suite.training import fused_norm, kernels
 from suite.training.step import Step
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton for this system")
 # Channels of every BatchNorm in the residual blocks of Tables 1 to 3: ReLU at widths 16 and 32, CReLU at 16, 12 and 24.
 CHANNELS = sorted({width * 2**stage for width, stage in product((12, 16, 24, 32), range(3))})
@@ -39,17 +35,6 @@ KINDS: tuple[tuple[fused_norm.Activation, bool], ...] = (
     ("none", True),
     ("none", False),
 )
-
-
-def in_process(function: str, **variables: str) -> None:
-    """Call a function of this file in a new process with these environment variables."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_fused_norm as t"
-    code += f"; t.{function}()"
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("TRITON")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=alone | variables, capture_output=True, text=True, timeout=480
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def draw(*shape: int) -> Tensor:
@@ -210,13 +195,13 @@ def compiled_for_a_gpu() -> None:
 
 @NEEDS_TRITON
 @pytest.mark.full
-def test_the_kernels_compute_what_the_library_does() -> None:
+def test_the_kernels_compute_what_the_library_does(in_process: Callable[..., None]) -> None:
     in_process("interpreted", TRITON_INTERPRET="1")
 
 
 @pytest.mark.full
 @NEEDS_TRITON
-def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+def test_the_kernels_compile_for_a_gpu(tmp_path: Path, in_process: Callable[..., None]) -> None:
     in_process("compiled_for_a_gpu", TRITON_CACHE_DIR=str(tmp_path))
 
 

@@ -7,9 +7,7 @@ runs one function of this file.
 
 import copy
 import importlib.util
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from suite.training import filters, fused_norm, grouped, kernels, operators
 from suite.training.step import Engine, Step
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton for this system")
 
 # Input and output channels and image size of every 3x3 convolution with stride 1 in the residual blocks of Tables 1 to
@@ -39,16 +36,6 @@ SHAPES = sorted(
         for width, stage in product(widths, range(3))
     }
 )
-
-
-def in_process(function: str, **variables: str) -> None:
-    """Call a function of this file in a new process with these environment variables."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_kernels as t; t.{function}()"
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("TRITON")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=alone | variables, capture_output=True, text=True, timeout=480
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def draw(*shape: int) -> Tensor:
@@ -336,13 +323,13 @@ def compiled_for_a_gpu() -> None:
         pytest.param("others", marks=pytest.mark.full),
     ],
 )
-def test_the_kernels_compute_what_the_library_does(what: str) -> None:
+def test_the_kernels_compute_what_the_library_does(what: str, in_process: Callable[..., None]) -> None:
     in_process(f"interpreted_{what}", TRITON_INTERPRET="1")
 
 
 @pytest.mark.full
 @NEEDS_TRITON
-def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+def test_the_kernels_compile_for_a_gpu(tmp_path: Path, in_process: Callable[..., None]) -> None:
     in_process("compiled_for_a_gpu", TRITON_CACHE_DIR=str(tmp_path))
 
 
