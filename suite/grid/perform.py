@@ -118,9 +118,9 @@ class Performer:
         done."""
         if isinstance(outcome, InputError):
             raise outcome
-        if self.group.rank:
-            return not isinstance(outcome, Exception)
         stage, outcome = each.stage, _validate(outcome)
+        if self.group.rank:  # the first of the group keeps it, and decides alike
+            return not isinstance(outcome, Exception)
         if not isinstance(outcome, Exception):
             # The share of each, so that the seconds of several add up to those of a clock.
             took = {"seconds": (perf_counter() - each.start) / each.together, **timing}
@@ -137,15 +137,13 @@ class Performer:
     def _one(self, stage: Stage, folder: Path, step: progress.Steps) -> Outcome:
         try:
             return self._single[stage.kind](stage, folder, step)
-        except Exception as error:
-            # Whatever goes wrong in one cell must not take the others with it; the reason is kept and shown.
+        except Exception as error:  # whatever goes wrong in one cell must not take the others with it; it is told
             return error
 
     def _in_turns(self, stages: Sequence[Stage], steps: Sequence[progress.Steps]) -> Sequence[Outcome]:
         try:
             return self.stages.latency(stages, steps)
-        except Exception as error:
-            # What goes wrong before or between bursts, as where a file is gone: nobody has all of its rounds.
+        except Exception as error:  # before or between bursts, as where a file is gone: nobody has all of its rounds
             return [error] * len(stages)
 
     def _train(self, begun: Sequence[StageUnderWay], end: EndCallback) -> None:

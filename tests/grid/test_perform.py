@@ -97,6 +97,16 @@ def test_a_figure_that_is_not_finite_fails_its_stage_and_is_named(
     assert reasons(performer) == {"m": reason}
 
 
+def test_a_process_that_only_helps_decides_like_the_first_of_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = Performer(RunOptions(2, tmp_path), Store(tmp_path), distributed.Group(rank=1, size=2), progress.Silent(1))
+    found = ParityResult(**FIGURES, max_logit_difference=float("inf"))
+    monkeypatch.setattr(helper, "_single", {"parity": ending_in(found)})
+    assert settle(helper, PARITY) == [("m", False)]
+    assert reasons(helper) == {}, "which the first keeps"
+
+
 def test_a_figure_deep_within_a_result_is_named_by_its_place(
     performer: Performer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
