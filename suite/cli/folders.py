@@ -61,17 +61,17 @@ def require_results_if_given(results: Path) -> None:
 
 
 def runs_at_other_depths(table: Table, store: "Store") -> Iterator[str]:
-    """What to say where a table has no run, but the folder has runs of it with nets of
-    another depth."""
+    """What to say where a table has rows without a run, but the folder has runs of it
+    with nets of another depth."""
     if table.depth is None or not store.root.is_dir():
         return
     there = {name.rpartition("-")[0] for name in store.names("train")}
-    if there & {row.model for row in table.rows}:
+    if there.issuperset(row.model for row in table.rows):
         return
     for other in spec.CIFAR_DEPTHS:
-        if there & {row.model for row in spec.with_depth(table, other).rows}:
+        if other != table.depth and there & {row.model for row in spec.with_depth(table, other).rows}:
             how = f"--depth {other}" if other != spec.load_table(table.number).depth else "no --depth"
-            yield f"{store.root} has no run of these rows, but some of ResNet-{other}: give {how} to see them"
+            yield f"{store.root} has runs of ResNet-{other} that this table leaves out: give {how} to see them"
 
 
 def check_modules(table: int | OwnTable | None, modules: Sequence[str]) -> tuple[str, ...]:

@@ -115,17 +115,25 @@ def read_npz(path: Path) -> Values:
         InputError: there is no such file, or it holds something else than arrays of
             numbers, or nothing.
     """
+    wanted = f"{path}: is to be an .npz file with arrays of numbers"
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-            values = dict(content)
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, MemoryError) as why:
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise InputError(f"{wanted}; it is of another format, or damaged")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as content:
+                values = dict(content)
+    except InputError:
+        raise
+    except Exception as why:  # of a damaged archive: zip's, zlib's, Python's own for a header, and numpy's
         if "pickle" in str(why):  # numpy advises to trust the file
-            objects = "arrays of Python objects" if zipfile.is_zipfile(path) else "no such file"
-            raise InputError(f"{path}: is to be an .npz file with arrays of numbers; it is {objects}") from None
+            raise InputError(f"{wanted}; it holds Python objects") from None
         raise InputError(f"{path}: cannot be read as an .npz file of arrays: {first_line(why)}") from None
     if not values:
         raise InputError(f"{path}: holds no array; give one for each input, by its name")
     for name, array in values.items():
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"{wanted}; {name!r} in it is no array")
         if array.dtype.name not in TYPES:
             raise InputError(f"{path}: {name!r} is of type {array.dtype.name}; use {join_with_or(TYPES)}")
         if array.size == 0:

@@ -2,7 +2,9 @@
 
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -219,11 +221,27 @@ def test_values_of_a_file_are_checked_against_the_graph(transformer: Path, tmp_p
     with pytest.raises(InputError, match=r"'input_ids' is of int64, and in .*values.npz of int32"):
         subjects.resolve_inputs(graph, feeds.parse_inputs([str(path)]))
     np.savez(path, input_ids=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(InputError, match=r"with arrays of numbers; it is arrays of Python objects$"):
+    with pytest.raises(InputError, match=r"with arrays of numbers; it holds Python objects$"):
         feeds.parse_inputs([str(path)])
     path.write_text("no archive")
-    with pytest.raises(InputError, match=r"with arrays of numbers; it is no such file$"):
+    with pytest.raises(InputError, match=r"it is of another format, or damaged$"):
         feeds.parse_inputs([str(path)])
     path.write_bytes(b"PK\x03\x04 no archive")
-    with pytest.raises(InputError, match=r"cannot be read as an \.npz file"):
+    with pytest.raises(InputError, match=r"it is of another format, or damaged$"):
+        feeds.parse_inputs([str(path)])
+    for member in ("x.txt", "x.npy"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(member, "no array")
+        with pytest.raises(InputError, match=r"with arrays of numbers; '.*' in it is no array$"):
+            feeds.parse_inputs([str(path)])
+    np.savez_compressed(path, x=np.arange(4000.0))
+    whole = path.read_bytes()
+    for place in range(len(whole)):  # whatever is damaged, and whatever raises then
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
+        with suppress(InputError):
+            feeds.read_npz(path)
+    header = b"\x93NUMPY\x01\x00\x10\x00" + b"((((((((((((((((("[:16]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", header)
+    with pytest.raises(InputError, match=r"cannot be read as an \.npz file of arrays: "):
         feeds.parse_inputs([str(path)])
