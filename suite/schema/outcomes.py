@@ -88,12 +88,12 @@ class TrainResult(Errors, frozen=True, kw_only=True, gc=False):
         epochs: of the last of them.
         steps: done at the last learning rate.
         test_images: how many were tested.
-        device: "cpu" or "cuda".
-        precision: of activations in training, such as "float32" or "bfloat16 autocast";
-            empty if not known.
+        device: "cpu" or "cuda"; "cuda, cpu" if one went on with what the other began.
+        precision: of activations in training, such as "float32" or "bfloat16 autocast",
+            or both in their order; empty if not known.
         compiled: whether by torch.compile.
         kernels: of convolutions and BatchNorm, "triton" (our own, where they fit) or
-            "library".
+            "library", or both in their order.
         processes: that shared each batch.
         batch_per_process: images of a step in each of them.
     """

@@ -69,10 +69,10 @@ class Fit(TrainingState):
             epochs=epochs,
             steps=steps,
             test_images=self.batches.test_images,
-            device=self.device.type,
-            precision="bfloat16 autocast" if self.bfloat16 else "float32",
+            device=", ".join(self.at.devices),
+            precision=", ".join(self.at.precisions),
             compiled=self.at.compile.compiled,
-            kernels="triton" if self.step.convolutions_by_kernels else "library",
+            kernels=", ".join(self.at.kernels),
             processes=self.group.size,
             batch_per_process=-(-self.recipe.batch_size // self.group.size),
         )

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from models.blocks import BasicBlock, PreActBasicBlock
 from models.layers import CReLU
 from suite.training import kernels
-from suite.training.operators import Statistics, add_parts, next_power, on_device_of, relative_difference
+from suite.training.operators import Statistics, add_parts, next_power, on_device_of, part_block, relative_difference
 
 Activation = Literal["none", "relu", "crelu"]
 
@@ -34,7 +34,9 @@ _OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
 def _division(pixels: int, channels: int) -> tuple[int, int, int, int]:
     """Parts of the pixels, tiles of a part, pixels of a tile, and the channels of a
     tile, which are a power of two."""
-    block = next_power(channels)
+    block = channels & -channels  # the greatest that divides them, so that none is read in vain
+    if block < 16:
+        block = next_power(channels)
     tile = max(1, min(VALUES // block, next_power(pixels)))
     tiles = -(-pixels // (tile * PROGRAMS))
     return -(-pixels // (tile * tiles)), tiles, tile, block
@@ -48,7 +50,9 @@ def _statistics(x: Tensor) -> Statistics:
     parts, tiles, tile, block = _division(pixels, channels)
     found = torch.empty((parts, 2, channels), dtype=torch.float32, device=x.device)
     with on_device_of(x):
-        triton_norm.part_statistics[(parts,)](x, found, pixels, channels, tiles, tile, block, **_OPTIONS)
+        triton_norm.part_statistics[parts, -(-channels // block)](
+            x, found, pixels, channels, tiles, tile, block, **_OPTIONS
+        )
     return Statistics(found, tiles * tile)
 
 
@@ -74,11 +78,12 @@ class _Normalize(torch.autograd.Function):
         shape = x.shape[0], channels * (2 if activation == "crelu" else 1), *x.shape[2:]
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         with on_device_of(x):
-            triton_norm.merge_statistics[(-(-channels // 16),)](
+            rows, columns = part_block(len(found))
+            triton_norm.merge_statistics[(-(-channels // columns),)](
                 found, mean, inverse, norm.running_mean, norm.running_var, norm.num_batches_tracked,
-                pixels, len(found), of_a_part, norm.momentum, norm.eps, channels, 64, 16, **_OPTIONS,
+                pixels, len(found), of_a_part, norm.momentum, norm.eps, channels, rows, columns, **_OPTIONS,
             )  # fmt: skip
-            triton_norm.normalize[(-(-pixels // tile),)](
+            triton_norm.normalize[-(-pixels // tile), -(-channels // block)](
                 x, mean, inverse, weight, bias, residual, y,
                 pixels, channels, activation, channels // groups, tile, block, **_OPTIONS,
             )  # fmt: skip
@@ -102,11 +107,11 @@ class _Normalize(torch.autograd.Function):
         of_residual = None if y is None else torch.empty_like(x)
         given = x, y, gradient, mean, inverse, weight, bias
         with on_device_of(x):
-            triton_norm.part_gradients[(parts,)](
+            triton_norm.part_gradients[parts, -(-channels // block)](
                 *given, sums, pixels, channels, ctx.activation, ctx.half, tiles, tile, block, **_OPTIONS
             )
             add_parts(sums, total)
-            triton_norm.input_gradient[(-(-pixels // tile),)](
+            triton_norm.input_gradient[-(-pixels // tile), -(-channels // block)](
                 *given, total, of_x, of_residual, pixels, channels, ctx.activation, ctx.half, tile, block, **_OPTIONS
             )
         if ctx.adds and of_residual is None:

@@ -51,13 +51,19 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())
 
 
+def part_block(parts: int) -> tuple[int, int]:
+    """How many partial sums a program reads at once, and of how many columns: all parts
+    where it can, since each further read waits for memory again."""
+    rows = min(1024, next_power(parts))
+    return rows, max(8, 2048 // rows)
+
+
 def add_parts(sums: Tensor, total: Tensor) -> None:
     """Sum (parts, ...) over the parts into a total, in the same order every time."""
     from suite.training import triton_kernels
 
     parts, size = len(sums), total.numel()
-    rows = min(32, next_power(parts))
-    tile = 2048 // rows
+    rows, tile = part_block(parts)
     with on_device_of(sums):
         triton_kernels.add_parts[(-(-size // tile),)](sums, total, parts, size, rows, tile, num_warps=4, **_OPTIONS)
 
@@ -68,12 +74,27 @@ def _block(channels: int) -> int:
     return min((64, 32, 16), key=lambda size: (-(-channels // size) * size, -size))
 
 
-def _tiles(pixels: int, channels: int) -> tuple[int, int]:
-    """How many pixels of the output, and how many channels of a group, one program
-    computes."""
-    block = next_power(max(channels, 16)) if channels <= MOST_OUT else 64
+class _Tile(NamedTuple):
+    """What one program of a convolution computes, and how.
+
+    Attributes:
+        pixels: of the output.
+        channels: of the output, of one group.
+        terms: how many of the 9 x in products of a sum are added at a time.
+        warps, stages: as Triton counts them.
+    """
+
+    pixels: int
+    channels: int
+    terms: int
+    warps: int = 4
+    stages: int = 3
+
+
+def _tile(pixels: int, c_in: int, c_out: int) -> _Tile:
+    block = next_power(max(c_out, 16)) if c_out <= MOST_OUT else 64
     tile = 256 if pixels >= 65536 and block <= 32 else 128 if pixels >= 65536 and block <= 64 else 64
-    return tile, block
+    return _Tile(tile, block, _block(c_in))
 
 
 def _launch(
@@ -93,12 +114,12 @@ def _launch(
     groups = (y if transposed else x).shape[1] // weight.shape[1]
     c_in, c_out = x.shape[1] // groups, channels // groups
     pixels = batch * height * width
-    tile, block = _tiles(pixels, c_out)
-    grid = (-(-pixels // tile) * groups, -(-c_out // block))
+    tile = _tile(pixels, c_in, c_out)
+    grid = (-(-pixels // tile.pixels) * groups, -(-c_out // tile.channels))
     with on_device_of(x):
         triton_kernels.convolve[grid](
             x, weight, bias, y, statistics, pixels, height, width, c_in, c_out, groups, stride, x.shape[2], x.shape[3],
-            transposed, tile, _block(c_in), block, num_warps=4, **_OPTIONS,
+            transposed, tile.pixels, tile.terms, tile.channels, num_warps=tile.warps, num_stages=tile.stages, **_OPTIONS,
         )  # fmt: skip
     return y
 
@@ -150,17 +171,20 @@ def conv3x3_and_parts(x: Tensor, weight: Tensor, cast: Tensor, stride: int = 1) 
 @conv3x3_and_parts.register_fake
 def _and_parts(x: Tensor, weight: Tensor, cast: Tensor, stride: int = 1) -> tuple[Tensor, Tensor]:
     y = _strided(x, cast.shape[0], stride)
-    pixels = y.numel() // y.shape[1]
-    tile, _ = _tiles(pixels, cast.shape[0] * cast.shape[1] // x.shape[1])
-    return y, torch.empty((-(-pixels // tile), 2, y.shape[1]), dtype=torch.float32, device=x.device)
+    parts = -(-y.numel() // y.shape[1] // _pixels_of_a_part(x, cast, y))
+    return y, torch.empty((parts, 2, y.shape[1]), dtype=torch.float32, device=x.device)
+
+
+def _pixels_of_a_part(x: Tensor, cast: Tensor, y: Tensor) -> int:
+    groups = x.shape[1] // cast.shape[1]
+    return _tile(y.numel() // y.shape[1], cast.shape[1], cast.shape[0] // groups).pixels
 
 
 def conv3x3_with_statistics(x: Tensor, weight: Tensor, cast: Tensor, stride: int = 1) -> tuple[Tensor, Statistics]:
     """`conv3x3` without a bias, and the statistics of its output, which BatchNorm then
     need not read for them."""
     y, parts = conv3x3_and_parts(x, weight, cast, stride)
-    tile, _ = _tiles(y.numel() // y.shape[1], cast.shape[0] * cast.shape[1] // x.shape[1])
-    return y, Statistics(parts, tile)
+    return y, Statistics(parts, _pixels_of_a_part(x, cast, y))
 
 
 @torch.library.custom_op("suite::conv3x3_input_gradient", mutates_args=())
@@ -173,6 +197,11 @@ def conv3x3_input_gradient(gradient: Tensor, cast: Tensor, x: Tensor, stride: in
 @conv3x3_input_gradient.register_fake
 def _(gradient: Tensor, cast: Tensor, x: Tensor, stride: int = 1) -> Tensor:
     return _channels_last(x, x.shape[1])
+
+
+def _weight_tile(block_in: int, block_out: int) -> tuple[int, int]:
+    """How many pixels a program reads at once, and Triton's stages."""
+    return (128 if block_in * block_out <= 1024 else 64), 3
 
 
 @torch.library.custom_op("suite::conv3x3_weight_gradient", mutates_args=())
@@ -190,7 +219,7 @@ def conv3x3_weight_gradient(x: Tensor, gradient: Tensor, groups: int = 1, stride
     pixels = batch * height * width
     block_in, block_out = min(_block(c_in), 32), min(max(next_power(c_out), 16), 64)
     blocks = -(-c_in // block_in) * -(-c_out // block_out)
-    tile = 128 if block_in * block_out <= 1024 else 64
+    tile, stages = _weight_tile(block_in, block_out)
     wanted = max(1, min(PROGRAMS // (3 * blocks * groups), PARTIAL_SUMS // (4 * 9 * groups * c_in * c_out)))
     tiles = -(-pixels // (tile * wanted))
     parts = -(-pixels // (tile * tiles))
@@ -199,7 +228,7 @@ def conv3x3_weight_gradient(x: Tensor, gradient: Tensor, groups: int = 1, stride
     with on_device_of(x):
         triton_kernels.weight_gradient[(parts * groups, 3, blocks)](
             x, gradient, sums, pixels, height, width, c_in, c_out, groups, stride, x.shape[2], x.shape[3], tiles, tile,
-            block_in, block_out, num_warps=4, num_stages=3, **_OPTIONS,
+            block_in, block_out, num_warps=4, num_stages=stages, **_OPTIONS,
         )  # fmt: skip
         add_parts(sums, total)
     return total
@@ -240,6 +269,7 @@ conv3x3.register_autograd(_gradients, setup_context=_keep)
 def _keep_with_statistics(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
     x, _, cast, ctx.stride = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # which would fill one of zeros for the statistics
     ctx.save_for_backward(x, cast)
 
 

@@ -26,6 +26,8 @@ class Position(Struct, kw_only=True):
         images, seconds: seen in all tries, and what that took.
         stacked: seeds that were trained as one network with this one, itself included;
             the most there were.
+        devices, precisions, kernels: that have computed its steps, each in the order of
+            their first use: another machine may have gone on with it.
     """
 
     learning_rate: float
@@ -38,3 +40,6 @@ class Position(Struct, kw_only=True):
     images: int = 0
     seconds: float = 0.0
     stacked: int = 1
+    devices: list[str] = field(default_factory=list)
+    precisions: list[str] = field(default_factory=list)
+    kernels: list[str] = field(default_factory=list)

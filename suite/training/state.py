@@ -82,6 +82,18 @@ class TrainingState:
                     compile=self._decide_on_compile(engine, trials, interruption),
                 )
                 self._begin()
+        if self.at.steps < self.total or not self.at.devices:  # else a test is all that is left
+            self._note_what_computes()
+
+    def _note_what_computes(self) -> None:
+        at = self.at
+        for known, now in (
+            (at.devices, self.device.type),
+            (at.precisions, "bfloat16 autocast" if self.bfloat16 else "float32"),
+            (at.kernels, "triton" if self.step.convolutions_by_kernels else "library"),
+        ):
+            if now not in known:
+                known.append(now)
 
     def stream(self) -> AbstractContextManager[Any]:
         """Where this network's work is queued."""

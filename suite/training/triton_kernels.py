@@ -53,33 +53,34 @@ def convolve(
     column, row, image = pixel % width, pixel // width % height, pixel // (width * height)
     out = tl.program_id(1) * tile_out + tl.arange(0, tile_out)
     total = tl.zeros((tile, tile_out), tl.float32)
-    for tap in tl.static_range(9):
-        down = tap // 3 - 1
-        right = tap % 3 - 1
-        source_row, source_column = row * step + down, column * step + right
-        inside = (pixel < pixels) & (source_row >= 0) & (source_column >= 0)
+    # One loop over all taps and channels, since Triton reads ahead only within a loop.
+    for start in range(0, 9 * c_in, tile_in):
+        term = start + tl.arange(0, tile_in)
+        channel = term % c_in
+        if c_in % tile_in == 0:  # then all terms are of one tap
+            tap = tl.full((1, 1), start // c_in, tl.int32)
+        else:
+            tap = (term // c_in)[None, :]
+        down, right = tap // 3 - 1, tap % 3 - 1
+        source_row, source_column = row[:, None] * step + down, column[:, None] * step + right
+        inside = (pixel < pixels)[:, None] & (source_row >= 0) & (source_column >= 0)
         if transposed and stride > 1:  # most outputs have no share in this pixel
             inside = inside & (source_row % stride == 0) & (source_column % stride == 0)
             source_row, source_column = source_row // stride, source_column // stride
         inside = inside & (source_row < x_height) & (source_column < x_width)
+        if 9 * c_in % tile_in != 0:
+            inside = inside & (term < 9 * c_in)[None, :]
         if stride == 1:
-            source = pixel + down * width + right
+            source = pixel[:, None] + down * width + right
         else:
-            source = (image * x_height + source_row) * x_width + source_column
-        for start in range(0, c_in, tile_in):
-            channel = start + tl.arange(0, tile_in)
-            there = channel < c_in
-            values = tl.load(
-                x + source[:, None] * (groups * c_in) + channel[None, :],
-                mask=inside[:, None] & there[None, :],
-                other=0.0,
-            )
-            if transposed:  # with the filter turned by half a turn
-                at = (channel[:, None] * 9 + (8 - tap)) * c_out + out[None, :]
-            else:
-                at = (out[None, :] * 9 + tap) * c_in + channel[:, None]
-            filters = tl.load(weight + at, mask=there[:, None] & (out < c_out)[None, :], other=0.0)
-            total = tl.dot(values, filters, total)
+            source = (image[:, None] * x_height + source_row) * x_width + source_column
+        values = tl.load(x + source * (groups * c_in) + channel[None, :], mask=inside, other=0.0)
+        if transposed:  # with the filter turned by half a turn
+            at = (channel * 9 + 8 - term // c_in)[:, None] * c_out + out[None, :]
+        else:
+            at = out[None, :] * (9 * c_in) + term[:, None]
+        there = (term < 9 * c_in)[:, None] & (out < c_out)[None, :]
+        total = tl.dot(values, tl.load(weight + at, mask=there, other=0.0), total)
     if bias is not None:
         total += tl.load(bias + out, mask=out < c_out, other=0.0).to(tl.float32)[None, :]
     known = (pixel < pixels)[:, None] & (out < c_out)[None, :]

@@ -2,8 +2,8 @@
 activation that follow it.
 
 Tensors are channels_last and pixels are counted as in `triton_kernels`. Programs sum
-over parts of the pixels, and each sum has a place of its own, so that nothing depends
-on which program is first. All sums are in float32.
+over parts of the pixels for a block of channels, and each sum has a place of its own,
+so that nothing depends on which program is first. All sums are in float32.
 """
 
 import triton
@@ -26,7 +26,7 @@ def part_statistics(
     lose a small deviation from a large mean.
     """
     part = tl.program_id(0)
-    channel = tl.arange(0, tile_channels)
+    channel = tl.program_id(1) * tile_channels + tl.arange(0, tile_channels)
     mean = tl.zeros((tile_channels,), tl.float32)
     squares = tl.zeros((tile_channels,), tl.float32)
     for number in range(tiles):
@@ -64,25 +64,26 @@ def merge_statistics(
     rows: tl.constexpr,
     tile_channels: tl.constexpr,
 ):
-    """The statistics of a batch from those of its parts, so many rows of them at a
-    time."""
+    """The statistics of a batch from those of its parts, merged as in
+    `part_statistics`, so many rows of them at a time."""
     channel = tl.program_id(0) * tile_channels + tl.arange(0, tile_channels)
     there = channel < channels
-    total = tl.zeros((tile_channels,), tl.float32)
-    for first in range(0, parts, rows):
-        part = first + tl.arange(0, rows)
-        mask = (part < parts)[:, None] & there[None, :]
-        count = tl.minimum(pixels - part * of_a_part, of_a_part).to(tl.float32)[:, None]
-        total += tl.sum(count * tl.load(found + part[:, None] * 2 * channels + channel, mask=mask, other=0.0), 0)
-    center = total / pixels
+    center = tl.zeros((tile_channels,), tl.float32)
     squares = tl.zeros((tile_channels,), tl.float32)
     for first in range(0, parts, rows):
         part = first + tl.arange(0, rows)
         mask = (part < parts)[:, None] & there[None, :]
-        count = tl.minimum(pixels - part * of_a_part, of_a_part).to(tl.float32)[:, None]
-        at = found + part[:, None] * 2 * channels + channel
-        apart = tl.where(mask, tl.load(at, mask=mask, other=0.0) - center[None, :], 0.0)
-        squares += tl.sum(tl.load(at + channels, mask=mask, other=0.0) + count * apart * apart, 0)
+        count = tl.where(part < parts, tl.minimum(pixels - part * of_a_part, of_a_part), 0).to(tl.float32)[:, None]
+        at = found + part[:, None] * 2 * channels + channel[None, :]
+        means = tl.load(at, mask=mask, other=0.0)
+        within = tl.load(at + channels, mask=mask, other=0.0)
+        before = (first * of_a_part).to(tl.float32)
+        new = tl.minimum(pixels - first * of_a_part, rows * of_a_part).to(tl.float32)
+        own = tl.sum(count * means, 0) / new
+        apart = means - own[None, :]
+        difference, share = own - center, new / (before + new)
+        squares += tl.sum(within + count * apart * apart, 0) + difference * difference * before * share
+        center += difference * share
     tl.store(mean + channel, center, mask=there)
     tl.store(inverse + channel, 1.0 / tl.sqrt(squares / pixels + eps), mask=there)
     before = tl.load(running_mean + channel, mask=there, other=0.0)
@@ -116,7 +117,7 @@ def normalize(
 ):
     """Scale, shift, addition and activation. What is not a number stays so."""
     pixel = tl.program_id(0) * tile + tl.arange(0, tile)[:, None]
-    channel = tl.arange(0, tile_channels)
+    channel = tl.program_id(1) * tile_channels + tl.arange(0, tile_channels)
     scale = _per_channel(inverse, channel, channels) * _per_channel(weight, channel, channels)
     center, shift = _per_channel(mean, channel, channels), _per_channel(bias, channel, channels)
     known = (pixel < pixels) & (channel < channels)[None, :]
@@ -185,7 +186,7 @@ def part_gradients(
 ):
     """The gradients of bias and weight, summed over each part of the pixels."""
     part = tl.program_id(0)
-    channel = tl.arange(0, tile_channels)
+    channel = tl.program_id(1) * tile_channels + tl.arange(0, tile_channels)
     center, factor = _per_channel(mean, channel, channels), _per_channel(inverse, channel, channels)
     scale, shift = factor * _per_channel(weight, channel, channels), _per_channel(bias, channel, channels)
     of_bias = tl.zeros((tile_channels,), tl.float32)
@@ -225,7 +226,7 @@ def input_gradient(
 ):
     """The gradients of x and of the residual."""
     pixel = tl.program_id(0) * tile + tl.arange(0, tile)[:, None]
-    channel = tl.arange(0, tile_channels)
+    channel = tl.program_id(1) * tile_channels + tl.arange(0, tile_channels)
     center, factor = _per_channel(mean, channel, channels), _per_channel(inverse, channel, channels)
     scale, shift = factor * _per_channel(weight, channel, channels), _per_channel(bias, channel, channels)
     of_bias, of_weight = _per_channel(sums, channel, channels), _per_channel(sums + channels, channel, channels)

@@ -40,10 +40,11 @@ def results(folder: Path, model: str, engine: Engine, **more: Any) -> list[Finis
 
 
 @pytest.mark.parametrize("name", ["resnet20_relu_bn", "resnet20_crelu_np2", "resnet20_crelu_plain"])
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.05)])
+@pytest.mark.parametrize(("precision", "first", "last"), [("float32", 1e-3, 0.02), ("bfloat16", 0.05, 0.05)])
 def test_seeds_of_a_pack_are_stacked_and_each_ends_as_alone(
-    name: str, precision: Any, tolerance: float, tmp_path: Path
+    name: str, precision: Any, first: float, last: float, tmp_path: Path
 ) -> None:
+    """Within so much of the loss in the first epoch and in the last: training multiplies differences of rounding."""
     engine = Engine(precision=precision, compile="never", stack="always" if precision == "float32" else "auto")
     stacked = results(tmp_path / "stacked", name, engine)
     alone = results(tmp_path / "alone", name, dataclasses.replace(engine, stack="never"))
@@ -51,7 +52,8 @@ def test_seeds_of_a_pack_are_stacked_and_each_ends_as_alone(
         assert (one.timing.stacked, other.timing.stacked) == (SEEDS, 1)
         assert one.result.kernels == ("library" if precision == "float32" else "triton")
         losses, expected = ([epoch.train_loss for epoch in each.result.epochs] for each in (one, other))
-        assert losses == pytest.approx(expected, rel=tolerance)
+        assert losses[0] == pytest.approx(expected[0], rel=first)
+        assert losses == pytest.approx(expected, rel=last)
 
 
 def test_a_stack_goes_on_from_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,21 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_as_if_undisturbed(
     assert all(torch.equal(a, b) for a, b in zip(weights(parts), weights(whole), strict=True))
 
 
+def test_a_training_that_another_device_went_on_with_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
+    batches, saved = Batches(small(), RECIPE, CPU), tmp_path / "saved"
+    bfloat16 = Engine("bfloat16", "never")
+    with pytest.raises(CrashError):
+        fit("resnet20_relu_bn", batches, 0, tmp_path, bfloat16, checkpoints=saved, on_step=crash_after(3))
+    (*_, path) = sorted(saved.iterdir())
+    tensors, state = checkpoint.read_one(path)
+    assert (state["devices"], state["kernels"]) == (["cpu"], ["library"])
+    checkpoint.write(saved, 10**6, tensors, state | {"devices": ["cuda"], "kernels": ["triton"]})  # as if begun there
+    result = fit("resnet20_relu_bn", batches, 0, tmp_path, checkpoints=saved)
+    assert result.precision == "bfloat16 autocast, float32"
+    assert (result.device, result.kernels) == ("cuda, cpu", "triton, library")
+
+
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
     recipe = dataclasses.replace(RECIPE, max_steps=2)
