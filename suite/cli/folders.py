@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from suite import env
 from suite.cli.options import imports_of
 from suite.errors import InputError, join_with_or
 from suite.tables import spec
@@ -72,6 +73,16 @@ def runs_at_other_depths(table: Table, store: "Store") -> Iterator[str]:
         if other != table.depth and there & {row.model for row in spec.with_depth(table, other).rows}:
             how = f"--depth {other}" if other != spec.load_table(table.number).depth else "no --depth"
             yield f"{store.root} has runs of ResNet-{other} that this table leaves out: give {how} to see them"
+
+
+def under_way(store: "Store") -> Iterator[str]:
+    """What to say where a table is printed of a folder that somebody is at work on."""
+    from suite.grid.claims import Claims
+
+    if count := len(Claims(store.root).under_way()):
+        stages = f"{count} stage{'s are' if count > 1 else ' is'}"
+        how = env.typed(["status", "--results", str(store.root)])
+        yield f"{stages} under way in {store.root}, and stored when done; how far: {how}"
 
 
 def check_modules(table: int | OwnTable | None, modules: Sequence[str]) -> tuple[str, ...]:

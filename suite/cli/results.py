@@ -48,7 +48,7 @@ def show(
     click.echo(
         render(select_columns(report.build(wanted, store, metric, imports=imports), columns), text_format), nl=False
     )
-    for line in folders.runs_at_other_depths(wanted, store):
+    for line in [*folders.runs_at_other_depths(wanted, store), *folders.under_way(store)]:
         click.echo(line, err=True)
     return 0
 

@@ -119,7 +119,8 @@ def _launch(
     with on_device_of(x):
         triton_kernels.convolve[grid](
             x, weight, bias, y, statistics, pixels, height, width, c_in, c_out, groups, stride, x.shape[2], x.shape[3],
-            transposed, tile.pixels, tile.terms, tile.channels, num_warps=tile.warps, num_stages=tile.stages, **_OPTIONS,
+            transposed, tile.pixels, tile.terms, tile.channels,
+            num_warps=tile.warps, num_stages=tile.stages, **_OPTIONS,
         )  # fmt: skip
     return y
 

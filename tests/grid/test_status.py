@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import suite.__main__ as command_line
 from suite import env
 from suite.errors import InputError
 from suite.grid import claims as claims_module
@@ -55,6 +56,22 @@ def test_status_tells_done_under_way_failed_and_the_time_left(grid: Grid, store:
     assert "resnet110_relu_bn on digits10 seed 2: train" in text
     assert "nobody is at it" in status.render(status.read(store))  # the claim was given up
     assert done.key in found.done
+
+
+def test_a_table_says_how_many_stages_are_under_way(
+    grid: Grid, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, _ = trainings(grid)
+    command = ["show", "--table", "2", "--results", str(tmp_path)]
+    with Claims(tmp_path) as claims:
+        assert claims.take(first)
+        assert command_line.main(command) == 0
+        assert f"1 stage is under way in {tmp_path}, and stored when done; how far: " in capsys.readouterr().err
+        assert claims.take(second)
+        assert command_line.main(command) == 0
+        assert f"2 stages are under way in {tmp_path}" in capsys.readouterr().err
+    assert command_line.main(command) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_is_known_to_be_there_between_its_stages(grid: Grid, store: Store, tmp_path: Path) -> None:
