@@ -1,11 +1,11 @@
 """What `suite status` says of a folder."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import suite.__main__ as command_line
 from suite import env
 from suite.errors import InputError
 from suite.grid import claims as claims_module
@@ -59,19 +59,17 @@ def test_status_tells_done_under_way_failed_and_the_time_left(grid: Grid, store:
 
 
 def test_a_table_says_how_many_stages_are_under_way(
-    grid: Grid, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    grid: Grid, store: Store, tmp_path: Path, suite: Callable[..., tuple[int, str, str]]
 ) -> None:
     first, second, _ = trainings(grid)
     command = ["show", "--table", "2", "--results", str(tmp_path)]
     with Claims(tmp_path) as claims:
         assert claims.take(first)
-        assert command_line.main(command) == 0
-        assert f"1 stage is under way in {tmp_path}, and stored when done; how far: " in capsys.readouterr().err
+        assert f"1 stage is under way in {tmp_path}, and stored when done; how far: " in suite(*command)[2]
         assert claims.take(second)
-        assert command_line.main(command) == 0
-        assert f"2 stages are under way in {tmp_path}" in capsys.readouterr().err
-    assert command_line.main(command) == 0
-    assert capsys.readouterr().err == ""
+        assert f"2 stages are under way in {tmp_path}" in suite(*command)[2]
+    code, _, err = suite(*command)
+    assert (code, err) == (0, "")
 
 
 def test_a_run_is_known_to_be_there_between_its_stages(grid: Grid, store: Store, tmp_path: Path) -> None:
