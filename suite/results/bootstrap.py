@@ -20,7 +20,18 @@ def resample_rounds(rounds: Sequence[NDArray[Any]], random: np.random.Generator)
     """Medians of all runs (RESAMPLES,), of which whole rounds are drawn: runs of one
     share the machine's mood."""
     draws = random.integers(0, len(rounds), (RESAMPLES, len(rounds)))
-    return np.array([np.median(np.concatenate([rounds[index] for index in draw])) for draw in draws])
+    values = np.concatenate([np.asarray(each, np.float64) for each in rounds])
+    order = np.argsort(values)
+    values, round_of = values[order], np.repeat(np.arange(len(rounds)), [len(each) for each in rounds])[order]
+    # A value counts as often as its round was drawn, so that sorting once serves all draws.
+    return np.array([_weighted_median(values, np.bincount(draw, minlength=len(rounds))[round_of]) for draw in draws])
+
+
+def _weighted_median(values: Values, counts: NDArray[np.intp]) -> np.float64:
+    """The median of ascending values, each so often."""
+    up_to = np.cumsum(counts)
+    low, high = values[np.searchsorted(up_to, [(up_to[-1] - 1) // 2, up_to[-1] // 2], side="right")]
+    return np.float64((low + high) / 2)
 
 
 def resample_values(values: Values, random: np.random.Generator) -> Values:
