@@ -355,7 +355,7 @@ def test_published_tables_are_what_their_records_print(table: Path, suite: Run) 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_published_results_are_whole(folder: Path) -> None:
-    """Networks that were trained for a few steps are published without their weights and files, and so are further seeds
+    """Networks that were trained for a few steps are published without their weights and files. So are further seeds,
     and what was trained on a GPU."""
     found = verify(folder)
     assert found.problems == []
