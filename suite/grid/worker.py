@@ -145,7 +145,7 @@ class Worker:
             self.look(pending)
             if len(pending) < before:
                 since = monotonic()
-            else:
+            elif not self.deadline.passed:
                 if not waited:
                     count = "1 stage" if len(pending) == 1 else f"{len(pending)} stages"
                     self.display.note(f"waiting for {count} that others are at, or whose needs they are at")

@@ -253,6 +253,7 @@ def test_at_the_end_of_its_time_a_run_keeps_a_checkpoint_and_says_what_is_left(
         "the same command goes on from there"
     )
     assert "train: stopped" in err
+    assert "waiting for" not in err
     assert "failed" not in out + err
     assert not (tmp_path / "records").exists()
     assert list((tmp_path / "work").iterdir()) == list((tmp_path / "claims").iterdir()) == []
