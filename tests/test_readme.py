@@ -314,6 +314,15 @@ def test_the_figures_of_the_readme_are_those_of_the_published_records(
                     assert is_rounded(found[row["network"]][key] / unit, figure), (row["network"], heading)
 
 
+def test_the_error_by_the_whole_recipe_is_that_of_its_record(suite: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    said = re.search(r"`(resnet110_\w+)`\s+on\s+CIFAR-100,\s+([\d.]+) %.*?the paper has ([\d.]+)", README, re.DOTALL)
+    assert said is not None
+    where = "--rows", f"{said[1]}@cifar100", "--results", "results/published/nvidia-h200"
+    (row,) = json.loads(suite("show", "--table", "2", *where, "--columns", "all", "--format", "json")[1])["rows"]
+    assert (f"{row['top1']:.2f}", f"{row['paper_top1']:.2f}") == (said[2], said[3])
+
+
 def test_a_quick_table_4_takes_the_room_that_the_readme_says() -> None:
     # A network without BatchNorm has files of nearly the size of its twin's with it, and no published record as yet.
     rows = [f"{row.model.rpartition('_')[0]}_bn" for row in load_table(4).rows]
