@@ -79,10 +79,13 @@ def under_way(store: "Store") -> Iterator[str]:
     """What to say where a table is printed of a folder that somebody is at work on."""
     from suite.grid.claims import Claims
 
-    if count := len(Claims(store.root).under_way()):
-        stages = f"{count} stage{'s are' if count > 1 else ' is'}"
+    if claims := Claims(store.root).under_way():
+        stages = f"{len(claims)} stage{'s are' if len(claims) > 1 else ' is'}"
+        # Whether a process of another machine is alive shows only to who looks for a minute.
+        others = dict.fromkeys(claim.holder.host for claim in claims if not claim.holder.is_here)
+        unless = f", unless the work on {', '.join(others)} has been killed" if others else ""
         how = env.typed(["status", "--results", str(store.root)])
-        yield f"{stages} under way in {store.root}, and stored when done; how far: {how}"
+        yield f"{stages} under way in {store.root}, and stored when done{unless}; how far: {how}"
 
 
 def check_modules(table: int | OwnTable | None, modules: Sequence[str]) -> tuple[str, ...]:

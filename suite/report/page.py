@@ -284,5 +284,5 @@ def _summary(folders: Sequence[Store], provenance: Provenance) -> str:
         words += f"; no row needs the rest: {', '.join(rest)}"
     words += "."
     if machines:
-        words += f" Measured on {' and on '.join(machines)}."
+        words += f" Measured on {'; on '.join(machines)}."
     return f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."

@@ -254,7 +254,9 @@ def _from_records(folder: Path) -> dict[Case, dict[str, _Measurement]]:
     store = Store(folder)
     records = list(store.typed(LatencyRecord))
     if not records:
-        raise InputError(f"{folder}: no latency records in it; give the --results folder of a finished run")
+        raise InputError(
+            f"{folder}: no latency records in it; give the --results folder of a run that has timed networks"
+        )
     data = {record.key: record.inputs.data.name for record in store.typed(TrainRecord)}
     trained = {record.key: data.get(record.inputs.train) for record in store.typed(ExportRecord)}
     found: dict[Case, dict[str, _Measurement]] = {}

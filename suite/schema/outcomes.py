@@ -88,7 +88,8 @@ class TrainResult(Errors, frozen=True, kw_only=True, gc=False):
         epochs: of the last of them.
         steps: done at the last learning rate.
         test_images: how many were tested.
-        device: "cpu" or "cuda"; "cuda, cpu" if one went on with what the other began.
+        device: "cpu" or "cuda"; "cuda, cpu" if one went on with the last try that the
+            other began.
         precision: of activations in training, such as "float32" or "bfloat16 autocast",
             or both in their order; empty if not known.
         compiled: whether by torch.compile.

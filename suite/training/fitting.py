@@ -53,7 +53,8 @@ class Fit(TrainingState):
         least = feasible.LEAST_LEARNING_RATE
         while (yield from self._one_try()) != feasible.TRAINED and self.at.learning_rate / 2 >= least:
             self.start_over(self.at.learning_rate / 2)
-        trained, steps, epochs = self.at.tries[-1].outcome == feasible.TRAINED, self.at.steps, self.at.epochs
+        last = self.at
+        trained = last.tries[-1].outcome == feasible.TRAINED
         errors = self._errors() if trained else Errors(top1=None, top5=None)
         if not trained:
             self.start_over(self.recipe.learning_rate)  # so that the net can still be exported and timed
@@ -61,18 +62,18 @@ class Fit(TrainingState):
             self._save()
         result = TrainResult(
             **structs.asdict(errors),
-            best_top1=min(error for epoch in epochs if (error := none_if_unset(epoch.top1)) is not None)
+            best_top1=min(error for epoch in last.epochs if (error := none_if_unset(epoch.top1)) is not None)
             if trained
             else None,
             trained=trained,
-            tries=self.at.tries,
-            epochs=epochs,
-            steps=steps,
+            tries=last.tries,
+            epochs=last.epochs,
+            steps=last.steps,
             test_images=self.batches.test_images,
-            device=", ".join(self.at.devices),
-            precision=", ".join(self.at.precisions),
-            compiled=self.at.compile.compiled,
-            kernels=", ".join(self.at.kernels),
+            device=", ".join(last.devices),
+            precision=", ".join(last.precisions),
+            compiled=last.compile.compiled,
+            kernels=", ".join(last.kernels),
             processes=self.group.size,
             batch_per_process=-(-self.recipe.batch_size // self.group.size),
         )
@@ -186,6 +187,8 @@ class Fit(TrainingState):
         self._mark, self._waited = perf_counter(), 0.0
         images_before, seconds_before = at.images, at.seconds
         feed = iter(self.batches.train(self.job.seed, epoch, skip=at.step))
+        if at.steps < self.total:
+            self.note_what_computes()
         while at.steps < self.total:
             start = perf_counter()
             batch = next(feed, None)

@@ -23,9 +23,10 @@ from suite.training.operators import Statistics, add_parts, next_power, on_devic
 
 Activation = Literal["none", "relu", "crelu"]
 
-# A sum is divided between so many programs at most, and a program reads so many values at a time.
+# Pixels are divided between so many programs at most for each block of channels, and a program reads so many values at
+# a time.
 PROGRAMS, VALUES = 528, 4096
-# Channels of one norm that a program holds.
+# Channels of a norm that uses these kernels.
 MOST_CHANNELS = 1024
 # A product and its sum may be rounded once. Triton warns where it is not told.
 _OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
@@ -34,7 +35,7 @@ _OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
 def _division(pixels: int, channels: int) -> tuple[int, int, int, int]:
     """Parts of the pixels, tiles of a part, pixels of a tile, and the channels of a
     tile, which are a power of two."""
-    block = channels & -channels  # the greatest that divides them, so that none is read in vain
+    block = channels & -channels  # the greatest that divides them, so that none is read in vain, unless it is small
     if block < 16:
         block = next_power(channels)
     tile = max(1, min(VALUES // block, next_power(pixels)))

@@ -69,8 +69,8 @@ def add_parts(sums: Tensor, total: Tensor) -> None:
 
 
 def _block(channels: int) -> int:
-    """How many channels to take at a time, a power of two: the fewest that are not
-    there, then the fewest blocks."""
+    """How many channels to take at a time, a power of two: the one that leaves the
+    fewest unused, then the fewest blocks."""
     return min((64, 32, 16), key=lambda size: (-(-channels // size) * size, -size))
 
 

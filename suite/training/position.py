@@ -26,8 +26,9 @@ class Position(Struct, kw_only=True):
         images, seconds: seen in all tries, and what that took.
         stacked: seeds that were trained as one network with this one, itself included;
             the most there were.
-        devices, precisions, kernels: that have computed its steps, each in the order of
-            their first use: another machine may have gone on with it.
+        devices, precisions, kernels: that have computed the steps of the present try,
+            each in the order of their first use: another machine may have gone on with
+            it.
     """
 
     learning_rate: float

@@ -82,10 +82,9 @@ class TrainingState:
                     compile=self._decide_on_compile(engine, trials, interruption),
                 )
                 self._begin()
-        if self.at.steps < self.total or not self.at.devices:  # else a test is all that is left
-            self._note_what_computes()
 
-    def _note_what_computes(self) -> None:
+    def note_what_computes(self) -> None:
+        """Keep what the next steps are computed by, for the record."""
         at = self.at
         for known, now in (
             (at.devices, self.device.type),
@@ -155,7 +154,8 @@ class TrainingState:
 
     def start_over(self, learning_rate: float) -> None:
         """Begin again with initial weights; the tries so far stay in the record."""
-        self.at = structs.replace(self.at, learning_rate=learning_rate, epochs=[], step=0, seen=0, steps=0)
+        nothing = dict(epochs=[], step=0, seen=0, steps=0, devices=[], precisions=[], kernels=[])
+        self.at = structs.replace(self.at, learning_rate=learning_rate, **nothing)
         self._begin()
 
     def kind(self) -> Hashable | None:

@@ -1,5 +1,6 @@
 """What `suite status` says of a folder."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,14 @@ def test_a_table_says_how_many_stages_are_under_way(
         assert claims.take(first)
         assert f"1 stage is under way in {tmp_path}, and stored when done; how far: " in suite(*command)[2]
         assert claims.take(second)
-        assert f"2 stages are under way in {tmp_path}" in suite(*command)[2]
+        assert f"2 stages are under way in {tmp_path}, and stored when done; how far: " in suite(*command)[2]
+        (path, _) = (tmp_path / "claims").glob("*.json")
+        claim = json.loads(path.read_text())
+        claim["holder"] |= {"host": "lent", "boot": "another"}
+        path.write_text(json.dumps(claim))
+        said = "2 stages are under way in {}, and stored when done, unless the work on lent has been killed; how far: "
+        assert said.format(tmp_path) in suite(*command)[2]
+        path.unlink()
     code, _, err = suite(*command)
     assert (code, err) == (0, "")
 

@@ -242,7 +242,7 @@ def test_on_a_terminal_what_all_cells_have_is_said_once(a: Path) -> None:
     ("kind", "message"),
     [
         ("nothing", "no such file or folder; give a results folder or a JSON file of pytest-benchmark"),
-        ("empty folder", "no latency records in it; give the --results folder of a finished run"),
+        ("empty folder", "no latency records in it; give the --results folder of a run that has timed networks"),
         ("other file", "not a JSON file of pytest-benchmark; give one that --benchmark-json wrote"),
         ("other JSON", "not a JSON file of pytest-benchmark"),
         ("no benchmarks", "no benchmarks in it"),

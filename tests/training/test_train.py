@@ -158,6 +158,31 @@ def test_a_training_that_another_device_went_on_with_says_so(tmp_path: Path, mon
     assert (result.device, result.kernels) == ("cuda, cpu", "triton, library")
 
 
+def test_a_training_that_begins_anew_on_another_device_is_that_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all steps of the first try were done elsewhere, and only its test shows that it failed."""
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
+    recipe = dataclasses.replace(RECIPE, max_steps=2)
+    batches, saved = Batches(small(), recipe, CPU), tmp_path / "saved"
+
+    def crash(*_: Any) -> None:
+        raise CrashError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fitting, "evaluate", crash)
+        with pytest.raises(CrashError):
+            fit("resnet20_relu_bn", batches, 0, tmp_path, checkpoints=saved)
+    (*_, path) = sorted(saved.iterdir())
+    tensors, state = checkpoint.read_one(path)
+    assert (state["steps"], state["devices"]) == (2, ["cpu"])
+    spoilt = {name: value * torch.nan if name.startswith("model.fc") else value for name, value in tensors.items()}
+    checkpoint.write(saved, 10**6, spoilt, state | {"devices": ["cuda"]})
+    result = fit("resnet20_relu_bn", batches, 0, tmp_path, checkpoints=saved)
+    assert [tried.outcome for tried in result.tries] == [feasible.NOT_FINITE, feasible.TRAINED]
+    assert result.device == "cpu"
+
+
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0.0)
     recipe = dataclasses.replace(RECIPE, max_steps=2)
@@ -278,6 +303,7 @@ def test_below_the_floor_a_net_did_not_train_and_keeps_its_initial_weights(
     recipe = dataclasses.replace(RECIPE, learning_rate=1e30, max_steps=3)
     result = fit("resnet20_relu_plain", Batches(small(), recipe, CPU), 0, tmp_path)
     assert not result.trained
+    assert (result.device, result.precision, result.kernels) == ("cpu", "float32", "library")
     assert result.top1 is result.top5 is result.best_top1 is None
     assert len(result.tries) == 4
     torch.manual_seed(0)
