@@ -1,5 +1,6 @@
 """Results folders that a user names, and the page that is written of them."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -79,7 +80,10 @@ def under_way(store: "Store") -> Iterator[str]:
     """What to say where a table is printed of a folder that somebody is at work on."""
     from suite.grid.claims import Claims
 
-    if claims := Claims(store.root).under_way():
+    claims = []
+    with contextlib.suppress(OSError):  # what one may not read is no reason to print no table
+        claims = Claims(store.root).under_way()
+    if claims:
         stages = f"{len(claims)} stage{'s are' if len(claims) > 1 else ' is'}"
         # Whether a process of another machine is alive shows only to who looks for a minute.
         others = dict.fromkeys(claim.holder.host for claim in claims if not claim.holder.is_here)

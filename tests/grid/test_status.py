@@ -80,6 +80,18 @@ def test_a_table_says_how_many_stages_are_under_way(
     assert (code, err) == (0, "")
 
 
+def test_a_table_is_printed_where_claims_may_not_be_read(
+    store: Store, tmp_path: Path, suite: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(claims: Claims) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Claims, "under_way", refuse)
+    code, out, err = suite("show", "--table", "2", "--results", str(tmp_path))
+    assert (code, err) == (0, "")
+    assert out.startswith("Table 2")
+
+
 def test_a_run_is_known_to_be_there_between_its_stages(grid: Grid, store: Store, tmp_path: Path) -> None:
     (plan_of_run,) = store.plans()
     with Claims(tmp_path, "runs") as runs:
