@@ -74,27 +74,12 @@ def _block(channels: int) -> int:
     return min((64, 32, 16), key=lambda size: (-(-channels // size) * size, -size))
 
 
-class _Tile(NamedTuple):
-    """What one program of a convolution computes, and how.
-
-    Attributes:
-        pixels: of the output.
-        channels: of the output, of one group.
-        terms: how many of the 9 x in products of a sum are added at a time.
-        warps, stages: as Triton counts them.
-    """
-
-    pixels: int
-    channels: int
-    terms: int
-    warps: int = 4
-    stages: int = 3
-
-
-def _tile(pixels: int, c_in: int, c_out: int) -> _Tile:
-    block = next_power(max(c_out, 16)) if c_out <= MOST_OUT else 64
+def _tiles(pixels: int, channels: int) -> tuple[int, int]:
+    """How many pixels of the output, and how many channels of a group, one program
+    computes."""
+    block = next_power(max(channels, 16)) if channels <= MOST_OUT else 64
     tile = 256 if pixels >= 65536 and block <= 32 else 128 if pixels >= 65536 and block <= 64 else 64
-    return _Tile(tile, block, _block(c_in))
+    return tile, block
 
 
 def _launch(
@@ -114,13 +99,12 @@ def _launch(
     groups = (y if transposed else x).shape[1] // weight.shape[1]
     c_in, c_out = x.shape[1] // groups, channels // groups
     pixels = batch * height * width
-    tile = _tile(pixels, c_in, c_out)
-    grid = (-(-pixels // tile.pixels) * groups, -(-c_out // tile.channels))
+    tile, block = _tiles(pixels, c_out)
+    grid = (-(-pixels // tile) * groups, -(-c_out // block))
     with on_device_of(x):
         triton_kernels.convolve[grid](
             x, weight, bias, y, statistics, pixels, height, width, c_in, c_out, groups, stride, x.shape[2], x.shape[3],
-            transposed, tile.pixels, tile.terms, tile.channels,
-            num_warps=tile.warps, num_stages=tile.stages, **_OPTIONS,
+            transposed, tile, _block(c_in), block, num_warps=4, num_stages=3, **_OPTIONS,
         )  # fmt: skip
     return y
 
@@ -177,8 +161,8 @@ def _and_parts(x: Tensor, weight: Tensor, cast: Tensor, stride: int = 1) -> tupl
 
 
 def _pixels_of_a_part(x: Tensor, cast: Tensor, y: Tensor) -> int:
-    groups = x.shape[1] // cast.shape[1]
-    return _tile(y.numel() // y.shape[1], cast.shape[1], cast.shape[0] // groups).pixels
+    tile, _ = _tiles(y.numel() // y.shape[1], cast.shape[0] * cast.shape[1] // x.shape[1])
+    return tile
 
 
 def conv3x3_with_statistics(x: Tensor, weight: Tensor, cast: Tensor, stride: int = 1) -> tuple[Tensor, Statistics]:
@@ -200,11 +184,6 @@ def _(gradient: Tensor, cast: Tensor, x: Tensor, stride: int = 1) -> Tensor:
     return _channels_last(x, x.shape[1])
 
 
-def _weight_tile(block_in: int, block_out: int) -> tuple[int, int]:
-    """How many pixels a program reads at once, and Triton's stages."""
-    return (128 if block_in * block_out <= 1024 else 64), 3
-
-
 @torch.library.custom_op("suite::conv3x3_weight_gradient", mutates_args=())
 def conv3x3_weight_gradient(x: Tensor, gradient: Tensor, groups: int = 1, stride: int = 1) -> Tensor:
     """The gradient of `conv3x3` with respect to its weight, in float32.
@@ -220,7 +199,7 @@ def conv3x3_weight_gradient(x: Tensor, gradient: Tensor, groups: int = 1, stride
     pixels = batch * height * width
     block_in, block_out = min(_block(c_in), 32), min(max(next_power(c_out), 16), 64)
     blocks = -(-c_in // block_in) * -(-c_out // block_out)
-    tile, stages = _weight_tile(block_in, block_out)
+    tile = 128 if block_in * block_out <= 1024 else 64
     wanted = max(1, min(PROGRAMS // (3 * blocks * groups), PARTIAL_SUMS // (4 * 9 * groups * c_in * c_out)))
     tiles = -(-pixels // (tile * wanted))
     parts = -(-pixels // (tile * tiles))
@@ -229,7 +208,7 @@ def conv3x3_weight_gradient(x: Tensor, gradient: Tensor, groups: int = 1, stride
     with on_device_of(x):
         triton_kernels.weight_gradient[(parts * groups, 3, blocks)](
             x, gradient, sums, pixels, height, width, c_in, c_out, groups, stride, x.shape[2], x.shape[3], tiles, tile,
-            block_in, block_out, num_warps=4, num_stages=stages, **_OPTIONS,
+            block_in, block_out, num_warps=4, num_stages=3, **_OPTIONS,
         )  # fmt: skip
         add_parts(sums, total)
     return total

@@ -287,7 +287,8 @@ def compiled_for_a_gpu() -> None:
     rectify = dict(channels=12, tile=128, tile_channels=16)
     for name, constants, in_float32 in (
         ("convolve", dict(transposed=False, statistics=None, **image, **alone, **blocks), {"bias"}),
-        ("convolve", dict(transposed=False, bias=None, **image, **alone, **blocks), {"statistics"}),
+        # All terms of a step of the sum are of one tap.
+        ("convolve", dict(transposed=False, bias=None, **(image | dict(c_in=16)), **alone, **blocks), {"statistics"}),
         (
             "convolve",
             dict(transposed=True, bias=None, statistics=None, **image, **seeds, x_height=16, x_width=16, **blocks),
