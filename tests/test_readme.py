@@ -325,6 +325,15 @@ def test_the_error_by_the_whole_recipe_is_that_of_its_record(suite: Run, monkeyp
     assert (f"{row['top1']:.2f}", f"{row['paper_top1']:.2f}") == (said[2], said[3])
 
 
+def test_the_images_a_second_on_a_gpu_are_those_that_were_kept() -> None:
+    steps = json.loads((ROOT / "results" / "published" / "nvidia-h200" / "steps.json").read_text("utf-8"))
+    (rows,) = tables(DOCS["training"], "On a GPU")
+    assert len(rows) == len(steps["before"])
+    for row, when in itertools.product(rows, ("before", "now")):
+        rate = steps[when].get(row["networks"].replace("`", ""))
+        assert row[when] in (("not measured", "") if rate is None else (f"{round(rate, -2):,}", f"{round(rate, -1):,}"))
+
+
 def test_a_quick_table_4_takes_the_room_that_the_readme_says() -> None:
     # A network without BatchNorm has files of nearly the size of its twin's with it, and no published record as yet.
     rows = [f"{row.model.rpartition('_')[0]}_bn" for row in load_table(4).rows]
