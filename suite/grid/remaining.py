@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from suite.grid.claims import Claim
 from suite.grid.plan import TIMED
+from suite.progress import duration
 
 # Seconds of a timing before any has ended, as in a quick run.
 GUESS = 5.0
@@ -30,14 +31,27 @@ class Planned:
         return self.name.rpartition(": ")[2]
 
 
-def seconds_left(
+@dataclass(frozen=True)
+class TimeLeft:
+    """Seconds of work that is left for those who are at it, and the kinds of stages that
+    these leave out, since none of them has ended."""
+
+    seconds: float
+    left_out: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{'at least' if self.left_out else 'about'} {duration.format_duration(self.seconds)}"
+
+
+def time_left(
     stages: Sequence[Planned], settled: Collection[str], claims: Sequence[Claim], took: Mapping[str, float]
-) -> float | None:
-    """Seconds of work that is left for those who are at it.
+) -> TimeLeft | None:
+    """How long the stages of a plan will take that are not settled.
 
     Stages of one sort take a time that grows with the network, so that the larger ones
-    at a table's end do not come as a surprise. Timings are taken by one process,
-    whoever else is at work.
+    at a table's end do not come as a surprise. While none of a sort has ended, those
+    under way tell by their own pace. Timings are taken by one process, whoever else is
+    at work.
 
     Args:
         stages: of the plan.
@@ -46,31 +60,48 @@ def seconds_left(
         took: seconds of those that are done, by key.
 
     Returns:
-        None if no stage of some sort but timings has ended.
+        None if nothing is known of trainings that are left, which take most of a run.
     """
-    known: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for stage in stages:
-        if stage.key in took:
-            for name in (stage.sort, stage.kind):
-                known[name].append((relative_size(stage.model), took[stage.key]))
     held = {claim.key: claim for claim in claims}
-    left = {True: 0.0, False: 0.0}
+    known = _known(stages, took)
+    by_pace = _known(stages, {key: _at_its_pace(claim) for key, claim in held.items() if claim.left})
+    left, left_out = {True: 0.0, False: 0.0}, dict[str, None]()
     for stage in stages:
         if stage.key in settled:
             continue
-        timed = stage.kind in TIMED
-        done = known.get(stage.sort) or known.get(stage.kind)
-        if not done and not timed:
-            return None
-        expected = _extrapolate(done, relative_size(stage.model)) if done else GUESS
-        claim = held.get(stage.key)
-        if claim and claim.left:  # by its own pace, as it is shown beside it
+        timed, claim = stage.kind in TIMED, held.get(stage.key)
+        if claim and claim.left:  # as it is shown beside it
             left[timed] += claim.left
             continue
+        found = (each.get(name) for each in (known, by_pace) for name in (stage.sort, stage.kind))
+        sizes_and_seconds = next(filter(None, found), None)
+        if not sizes_and_seconds and not timed:
+            left_out[stage.kind] = None
+            continue
+        size = relative_size(stage.model)
+        expected = _extrapolate(sizes_and_seconds, size) if sizes_and_seconds else GUESS
         share = claim.done / claim.total if claim and claim.total else 0.0
         left[timed] += max(0.0, 1 - share) * expected
+    if "train" in left_out:
+        return None
     workers = {(claim.holder.host, claim.holder.pid) for claim in claims if claim.kind not in TIMED}
-    return left[False] / max(1, len(workers)) + left[True]
+    return TimeLeft(left[False] / max(1, len(workers)) + left[True], tuple(left_out))
+
+
+def _known(stages: Sequence[Planned], seconds: Mapping[str, float]) -> Mapping[str, list[tuple[float, float]]]:
+    """Sizes of networks and seconds of their stages, by the sort and by the kind of
+    these."""
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for stage in stages:
+        if stage.key in seconds:
+            for name in (stage.sort, stage.kind):
+                found[name].append((relative_size(stage.model), seconds[stage.key]))
+    return found
+
+
+def _at_its_pace(claim: Claim) -> float:
+    """The seconds of a whole stage that is under way, from those that are left of it."""
+    return claim.left * claim.total / max(1, claim.total - claim.done)
 
 
 def _extrapolate(known: Sequence[tuple[float, float]], wanted: float) -> float:

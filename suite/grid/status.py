@@ -10,7 +10,7 @@ from suite.files import wrap
 from suite.grid import remaining
 from suite.grid.claims import Claim, Claims
 from suite.grid.plan import Grid
-from suite.grid.remaining import Planned
+from suite.grid.remaining import Planned, TimeLeft
 from suite.progress import duration
 from suite.results.store import Store
 
@@ -29,8 +29,8 @@ class Status:
         under_way: claims of stages that somebody is at.
         running: whether a run is there, be it between two stages.
         failed: reason of each stage that has failed and not succeeded since, by key.
-        seconds_left: of work for the workers that are at it, from what stages of the
-            same kind took; None if one of some kind but timings has yet to end.
+        time_left: from what stages of the same kind took; None if nothing is known of
+            the trainings that are left.
     """
 
     command: str
@@ -39,7 +39,7 @@ class Status:
     under_way: Sequence[Claim]
     running: bool
     failed: Mapping[str, str]
-    seconds_left: float | None
+    time_left: TimeLeft | None
 
 
 def plan_of(grid: Grid, command: Sequence[str]) -> dict[str, object]:
@@ -67,9 +67,9 @@ def read(store: Store) -> list[Status]:
         left = [stage for stage in stages if stage.key not in finished]
         under_way = [claims[stage.key] for stage in left if stage.key in claims]
         reasons = {stage.key: failed[stage.key] for stage in left if stage.key in failed and stage.key not in claims}
-        seconds = remaining.seconds_left(stages, finished | set(reasons), list(claims.values()), took)
+        time_left = remaining.time_left(stages, finished | set(reasons), list(claims.values()), took)
         there = bool(under_way) or plan.command in running
-        found.append(Status(plan.command, stages, finished, under_way, there, reasons, seconds))
+        found.append(Status(plan.command, stages, finished, under_way, there, reasons, time_left))
     return found
 
 
@@ -90,6 +90,12 @@ def _row(claim: Claim) -> tuple[str, ...]:
     steps = f"{claim.done}/{claim.total}" if claim.total else ""
     left = f"about {duration.format_duration(claim.left)} left" if claim.left else ""
     return claim.name, steps, left, claim.note, f"{claim.holder.host}, process {claim.holder.pid}"
+
+
+def _in_words(left: TimeLeft | None) -> str:
+    if left is None:
+        return "not known yet"
+    return f"{left}" + (f", since of {' and '.join(left.left_out)} none has ended yet" if left.left_out else "")
 
 
 def render(found: Sequence[Status], records: int = 0, where: str = "here", width: int | None = None) -> str:
@@ -118,8 +124,7 @@ def render(found: Sequence[Status], records: int = 0, where: str = "here", width
         lines = [_typed(status.command)]
         lines.append("  done: " + ", ".join(f"{kind} {done[kind]}/{all_of[kind]}" for kind in kinds))
         if len(status.done) < len(status.stages):
-            left = "not known yet" if status.seconds_left is None else duration.format_duration(status.seconds_left)
-            lines.append(f"  time left: {left}{'' if status.running else IDLE}")
+            lines.append(f"  time left: {_in_words(status.time_left)}{'' if status.running else IDLE}")
         if status.under_way:
             text = tabulate(map(_row, status.under_way), tablefmt="plain")
             lines += ["  under way:", *("    " + line for line in text.splitlines())]

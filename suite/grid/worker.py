@@ -16,7 +16,6 @@ from suite.grid.plan import TIMED, Cell, Grid, RunOptions, Stage, to_time_with
 from suite.grid.reach import without_unused_peaks
 from suite.inference.latency import most_alive
 from suite.interrupt import Deadline, TimeIsUp
-from suite.progress import duration
 from suite.results.store import Store
 
 # Seconds between two looks at what others have done, and for which an estimate of the time left is taken as it is.
@@ -221,21 +220,21 @@ class Worker:
         self._checked.add(cell)
         stages = [each for each in self._of_cell[cell] if each.kind not in TIMED or cell in self._told]
         self.display.note(rows.format_row(self.grid.table, cell, stages, self.store))
-        if first and len(self.grid.cells) > 1 and (left := self._seconds_left()):
-            self.display.note(f"about {duration.format_duration(left)} left for the other rows and for all timings")
+        if first and len(self.grid.cells) > 1 and (left := self._estimate_rest()) and left.seconds:
+            self.display.note(f"{left} left for the other rows and for all timings")
 
     def _time_left(self) -> str:
         """In words for the display, which asks more often than it is worth to look."""
         when, words = self._estimate
         if monotonic() - when > ESTIMATED:
-            left = self._seconds_left()
-            words = "" if left is None else f"about {duration.format_duration(left)} left"
+            left = self._estimate_rest()
+            words = f"{left} left" if left else ""
             self._estimate = monotonic(), words
         return words
 
-    def _seconds_left(self) -> float | None:
+    def _estimate_rest(self) -> remaining.TimeLeft | None:
         settled = self.done | self._lost
-        return remaining.seconds_left(self._planned, settled, self.claims.under_way(), dict(self._took))
+        return remaining.time_left(self._planned, settled, self.claims.under_way(), dict(self._took))
 
     def _lose(self, stage: Stage) -> None:
         self._lost.add(stage.key)

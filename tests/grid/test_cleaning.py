@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from suite import distributed, progress
-from suite.grid import cleaning, plan, reach, remaining, status
-from suite.grid.claims import Claim, Claims
+from suite.grid import cleaning, plan, reach, status
+from suite.grid.claims import Claims
 from suite.grid.plan import Grid, RunOptions
 from suite.grid.runner import Worker
-from suite.results.holder import Holder
 from suite.results.store import Store
 
 ROWS = ("resnet20_*relu_bn@cifar10",)
@@ -120,20 +119,3 @@ def test_clean_says_how_much_an_unfinished_command_still_needs(tmp_path: Path, s
     _, out, _ = suite("clean", "--results", str(tmp_path))
     assert out.splitlines()[0].split()[:6] == ["quick", "6", "folders", "6.0", "MB", "removed"]
     assert "needed by" not in out
-
-
-def planned(*models: str) -> list[remaining.Planned]:
-    return [remaining.Planned("train", model, model, f"{model} on digits10: train") for model in models]
-
-
-def test_the_time_left_grows_with_the_networks_that_are_left() -> None:
-    small, large, larger = planned("resnet20_relu_bn", "resnet20_crelu_bn", "resnet20_w32_relu_bn")
-    alike = remaining.seconds_left([small, large], {small.key}, [], {small.key: 10.0})
-    assert alike == pytest.approx(15.0), "half of the time is taken to grow with a network, until two have been seen"
-    took = {small.key: 10.0, large.key: 18.0}
-    assert remaining.seconds_left([small, large, larger], set(took), [], took) == pytest.approx(34.0)
-    assert remaining.seconds_left([small], set(), [], {}) is None
-    first = Claim(small.key, "train", small.name, 1, Holder("h", "", 1, ""), done=1, total=10, left=600.0)
-    assert remaining.seconds_left([small, large], {large.key}, [first], {large.key: 10.0}) == 600, "as its bar says"
-    timing = remaining.Planned("latency", "l", "resnet20_relu_bn", "resnet20_relu_bn on digits10: latency torch cpu")
-    assert remaining.seconds_left([small, timing], {small.key}, [], {small.key: 1.0}) == remaining.GUESS

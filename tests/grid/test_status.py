@@ -10,7 +10,7 @@ import pytest
 from suite import env
 from suite.errors import InputError
 from suite.grid import claims as claims_module
-from suite.grid import status
+from suite.grid import remaining, status
 from suite.grid.claims import Claims, Presence
 from suite.grid.plan import Grid, RunOptions, Stage, plan
 from suite.progress import lines
@@ -37,7 +37,7 @@ def trainings(grid: Grid) -> list[Stage]:
 def test_status_tells_done_under_way_failed_and_the_time_left(grid: Grid, store: Store, tmp_path: Path) -> None:
     done, fails, goes_on = trainings(grid)
     (before,) = status.read(store)
-    assert before.seconds_left is None
+    assert before.time_left is None
     for stage in grid.stages:
         if stage.cell is grid.cells[0] or stage.kind == "peak":
             store.put(stage.kind, stage.inputs, {}, {}, {"seconds": 10.0})
@@ -50,7 +50,7 @@ def test_status_tells_done_under_way_failed_and_the_time_left(grid: Grid, store:
     assert [claim.key for claim in found.under_way] == [goes_on.key]
     assert found.failed == {fails.key: "MemoryError: no room"}
     left = len(grid.stages) - len(found.done) - 1
-    assert found.seconds_left == pytest.approx(10.0 * left)
+    assert found.time_left == remaining.TimeLeft(pytest.approx(10.0 * left))
     assert "-m suite run --table 2" in text
     assert "train 1/3" in text
     assert "failed:\n    resnet110_relu_bn on digits10 seed 1: train: MemoryError: no room" in text
@@ -123,7 +123,7 @@ def test_of_the_first_training_under_way_the_time_left_is_that_of_its_own_steps(
         while "6/11" not in text:
             time.sleep(0.05)
             text = status.render(status.read(store))
-    assert "time left: not known yet" in text
+    assert "time left: at least 27 min, since of export and parity none has ended yet\n" in text
     assert "6/11  about 5 min left  epoch 1/2" in text
 
 
@@ -131,7 +131,7 @@ def test_a_finished_plan_has_no_time_left(grid: Grid, store: Store) -> None:
     for stage in grid.stages:
         store.put(stage.kind, stage.inputs, {}, {}, {"seconds": 1.0})
     (found,) = status.read(store)
-    assert found.seconds_left == 0
+    assert found.time_left == remaining.TimeLeft(0.0)
     assert "time left" not in status.render([found])
 
 
