@@ -107,6 +107,7 @@ def add_run(store: Store) -> Callable[..., dict[str, AnyRecord]]:
         versions: dict[str, str] | None = None,
         version: int | None = None,
         tries: list[dict[str, Any]] | None = None,
+        trained_in: str = "",
     ) -> dict[str, AnyRecord]:
         environment = environment or {}
         recipe = {"epochs": epochs, "max_steps": max_steps, "learning_rate": learning_rate, "max_test_images": None}
@@ -120,6 +121,7 @@ def add_run(store: Store) -> Callable[..., dict[str, AnyRecord]]:
             "tries": tries or [{"learning_rate": 0.1, "outcome": "trained" if trained else "the loss was not finite"}],
             "steps": max_steps or epochs * 391,
             "test_images": 10000,
+            "precision": trained_in,
         }
         fingerprint = {"name": data, "train": 50000, "test": 10000, "sha256": "0" * 64}
         train = store.put(

@@ -62,8 +62,8 @@ def _trained(where: str, nets: Sequence[Entry], metric: Metric) -> Answer:
     part = findings.compare_errors(best, other, metric)
     points = findings.top1_error(other, metric)[0] - error
     rest = f"{points:.1f} points less than {look.net(other.row.title).title}{_cost(best, other)}"
-    rates = findings.rates_apart([best, other], lambda net: look.net(net.row.title).title)
-    sure = ", ".join(filter(None, [rates, runs_in_words([best, other])]))
+    unlike = findings.trained_unlike([best, other], lambda net: look.net(net.row.title).title)
+    sure = ", ".join(filter(None, [*unlike, runs_in_words([best, other])]))
     if part.holds is None:
         sure = f"Too close to tell: {part.margin}" + (f" ({sure})" if sure else "")
     else:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from suite.files import printable
 from suite.registry import label_of
 from suite.report.entries import Entry, Metric, are_alike, errors, untrained_in_words
 from suite.report.paper_claims import CLAIMS, Claim, Nets, Part, pair_in_words, sign
@@ -93,7 +94,7 @@ def _finding(claim: Claim, place: tuple[str, str], nets: Nets, metric: Metric) -
     parts += claim.look(inside)
     if not parts:
         return Finding(where, "not yet measured")
-    notes = [rates for part in parts if (rates := rates_apart(part.nets))]
+    notes = [note for part in parts for note in trained_unlike(part.nets)]
     notes += [note for part in parts for net in part.nets for note in caveats(net)]
     planned = _planned(place, nets)
     count = sum(planned.issuperset(keys) for keys in claim.comparisons)
@@ -136,21 +137,36 @@ def caveats(net: Entry) -> list[str]:
     return notes
 
 
-def rates_apart(nets: Sequence[Entry], name: Callable[[Entry], str] = lambda net: net.row.title) -> str:
+def trained_unlike(nets: Sequence[Entry], name: Callable[[Entry], str] = lambda net: net.row.title) -> list[str]:
+    """How the trainings of two nets differ by more than the nets, in words; nothing of
+    other than two."""
+    return [words for apart in (_rates_apart, _precisions_apart) if len(nets) == 2 and (words := apart(nets, name))]
+
+
+def _rates_apart(nets: Sequence[Entry], name: Callable[[Entry], str]) -> str:
     """By how much the learning rates of two nets that trained differ, in words, with
-    the lower first; empty where they do not, and of other than two nets.
+    the lower first; empty where they do not.
 
     A rate at which training is not feasible is halved, of each net for itself; what is
     then compared is also the rates.
     """
     found = [(sorted(_rates(net)), name(net)) for net in nets]
-    if len(found) != 2 or not all(rates for rates, _ in found) or found[0][0] == found[1][0]:
+    if not all(rates for rates, _ in found) or found[0][0] == found[1][0]:
         return ""
     (low, net), (high, other) = sorted(found)
     if len(low) == len(high) == 1 and (share := SHARES.get(low[0] / high[0])):
         return f"{net} at {share} of {other}'s learning rate"
     one, another = (" and ".join(f"{rate:g}" for rate in rates) for rates in (low, high))
     return f"{net} at a learning rate of {one}, {other} at {another}"
+
+
+def _precisions_apart(nets: Sequence[Entry], name: Callable[[Entry], str]) -> str:
+    """In which precision each of two nets was trained, in words; empty where that is
+    one and the same, or not known."""
+    found = [" and ".join(sorted({printable(run.result.precision) for run in net.runs.train})) for net in nets]
+    if not all(found) or found[0] == found[1]:
+        return ""
+    return ", ".join(f"{name(net)} trained in {precision}" for net, precision in zip(nets, found, strict=True))
 
 
 def _rates(net: Entry) -> set[float]:

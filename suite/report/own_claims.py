@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from suite.registry import label_of
 from suite.report.entries import Entry, Metric
-from suite.report.findings import Finding, caveats, compare_errors, rates_apart, verdict
+from suite.report.findings import Finding, caveats, compare_errors, trained_unlike, verdict
 from suite.report.paper_claims import Claim
 from suite.tables import own
 from suite.tables.own import OwnTable
@@ -40,8 +40,7 @@ def _finding(table: OwnTable, claim: own.Claim, entries: Sequence[Entry], metric
     if len(found) < 2 or not all(net.counts for net in found) or found[0].epochs != found[1].epochs:
         return Finding(where, "not yet measured")
     part = compare_errors(found[0], found[1], metric, claim.metric)
-    notes = [rates] if (rates := rates_apart(found)) else []
-    notes += [note for net in found for note in caveats(net)]
+    notes = [*trained_unlike(found), *(note for net in found for note in caveats(net))]
     return Finding(where, verdict([part], 1), (part,), tuple(dict.fromkeys(notes)))
 
 

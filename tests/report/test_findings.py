@@ -179,6 +179,21 @@ def test_the_rate_of_a_net_that_did_not_train_is_not_held_against_another(store:
     assert "learning rate" not in finding.how_sure
 
 
+def test_nets_that_were_trained_in_different_precisions_are_compared_with_that_said(
+    store: Store, add_run: AddRun
+) -> None:
+    add_run("resnet110_relu_bn", top1=6.5, trained_in="float32")
+    add_run("resnet110_crelu_bn", top1=5.5, trained_in="bfloat16 autocast")
+    finding = of(judge(store, WITH), "CIFAR-10, ResNet-110")
+    assert finding.caveats[0] == (
+        "resnet110_crelu_bn trained in bfloat16 autocast, resnet110_relu_bn trained in float32"
+    )
+    add_run("resnet110_relu_plain", top1=8.5)
+    add_run("resnet110_crelu_plain", top1=7.5, trained_in="float32")
+    finding = of(judge(store, WITHOUT), "CIFAR-10, ResNet-110")
+    assert "float32" not in finding.how_sure, "an old record has no precision"
+
+
 def test_table_3_compares_nets_of_equal_size(store: Store, add_run: AddRun) -> None:
     add_run("resnet110_relu_bn", top1=6.5)
     add_run("resnet110_w12_crelu_bn", top1=5.0)
