@@ -216,7 +216,8 @@ class Records:
             if failure.stage == stage and same:
                 of = self._data_of(failure)
                 if (of is None or of in _names(row)) and (runs is None or self._is_of(failure, runs)):
-                    return f"{stage} failed: {failure.reason}"
+                    where = f" on {of}" if stage == "train" and of not in (None, row.data) else ""
+                    return f"{stage} failed{where}: {failure.reason}"
         return None
 
     def _is_of(self, failure: Failure, runs: Runs) -> bool:

@@ -172,7 +172,7 @@ def test_a_stage_that_fails_is_shown_and_the_others_go_on(tmp_path: Path) -> Non
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert "train failed: MemoryError: no room" in done.stdout
+    assert "train failed on digits10: MemoryError: no room" in done.stdout
     assert "Traceback" not in done.stderr
     assert len(list((tmp_path / "records" / "latency").iterdir())) == 1
 

@@ -63,6 +63,12 @@ def test_a_failed_stage_is_an_empty_cell_with_the_reason(store: Store) -> None:
     assert notes(build(store), "top1") == "train failed: RuntimeError: out of memory"
 
 
+def test_a_training_that_failed_on_other_images_than_the_row_s_names_them(store: Store) -> None:
+    inputs = {"model": "resnet110_relu_bn", "data": {"name": "digits10"}}
+    store.fail("train", inputs, "RuntimeError: out of memory")
+    assert notes(build(store), "top1") == "train failed on digits10: RuntimeError: out of memory"
+
+
 def test_parity_is_shown_relative_to_the_scale_and_a_failure_is_loud(store: Store, add_run: AddRun) -> None:
     add_run()
     result = build(store)
