@@ -1,6 +1,7 @@
 """Call the function of each stage with what the store has, and return its typed
 result."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -120,7 +121,17 @@ class Stages:
             for each in steps:
                 each(done, total, note)
 
-        return latency.measure([self._request(stage) for stage in stages], step)
+        return latency.measure([self._request(stage) for stage in stages], step, len(stages))
+
+    def most_in_turns(self, stages: Sequence[Stage]) -> int:
+        """How many of these timings may be measured in turns."""
+        from suite.inference import latency
+
+        requests = []
+        for stage in stages:
+            with contextlib.suppress(RuntimeError):  # a file is gone, which is told when it is to be timed
+                requests.append(self._request(stage))
+        return latency.most_alive(requests)
 
     def _request(self, stage: Stage) -> "Request":
         from suite.inference import latency

@@ -2,7 +2,7 @@
 and so with its key."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -95,15 +95,18 @@ def comparison_group(stage: Stage) -> str:
     return f"{depth}_{parts[-1]}" if parts else depth
 
 
-def to_time_with(stage: Stage, pending: Iterable[Stage], most: int) -> list[Stage]:
-    """A timing, and those of `pending` to be measured in turns with it: at most so many
-    in all, and all of a network that are to be compared, or none."""
+def to_time_with(stage: Stage, pending: Iterable[Stage], most: Callable[[Sequence[Stage]], int]) -> list[Stage]:
+    """A timing, and those of `pending` to be measured in turns with it: at most as many
+    in all as `most` says of them, and all of a network that are to be compared, or
+    none."""
     group = timing_group(stage)
     others = [other for other in pending if other.kind == "latency" and timing_group(other) == group]
+    candidates = list(dict.fromkeys([stage, *others]))
+    room = most(candidates)
     taken: list[Stage] = []
-    for _, of_network in groupby(dict.fromkeys([stage, *others]), key=lambda each: each.cell):
+    for _, of_network in groupby(candidates, key=lambda each: each.cell):
         following = list(of_network)
-        if taken and len(taken) + len(following) > most:
+        if taken and len(taken) + len(following) > room:
             break
         taken += following
     return taken

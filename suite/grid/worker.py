@@ -14,7 +14,6 @@ from suite.grid.machine import MachineLock
 from suite.grid.perform import Performer
 from suite.grid.plan import TIMED, Cell, Grid, RunOptions, Stage, to_time_with
 from suite.grid.reach import without_unused_peaks
-from suite.inference.latency import most_alive
 from suite.interrupt import Deadline, TimeIsUp
 from suite.results.store import Store
 
@@ -246,8 +245,8 @@ class Worker:
         if stage.kind == "train":
             return self._claim(self._trainings(pending), self.options.pack)
         if stage.kind == "latency":
-            most = most_alive()
-            return self._claim(to_time_with(stage, filter(self.is_ready, pending), most), most)
+            together = to_time_with(stage, filter(self.is_ready, pending), self.performer.stages.most_in_turns)
+            return self._claim(together, len(together))
         return self._claim([stage], 1)
 
     def _trainings(self, pending: Iterable[Stage]) -> list[Stage]:

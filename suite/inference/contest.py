@@ -107,7 +107,7 @@ def time_in_turns(
     for batch_size in dict.fromkeys(entrant.request.batch_size for entrant in entrants):
         same = [index for index, each in enumerate(entrants) if each.request.batch_size == batch_size]
         # The first takes part in every group, so that each has met it at the same time.
-        step = latency.most_alive() - 1
+        step = latency.most_alive([entrants[index].request for index in same]) - 1
         groups += [same[:1] + same[start : start + step] for start in range(1, max(len(same), 2), step)]
     total = protocol.rounds * fewest * sum(map(len, groups))
     done = 0

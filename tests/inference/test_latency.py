@@ -128,13 +128,37 @@ def test_figures_that_are_compared_are_taken_in_turns(onnx_file: Path, monkeypat
 
 
 def test_fewer_take_turns_where_memory_is_short(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def most(gigabytes: float) -> int:
+    def most(gigabytes: float, *requests: Request) -> int:
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(gigabytes * 1e9)))
-        return latency.most_alive()
+        return latency.most_alive(requests)
 
-    assert {left: most(left) for left in (64, 12, 7.9, 2, 0.5)} == {64: 24, 12: 12, 7.9: 7, 2: 2, 0.5: 2}
+    small = request(onnx_file)
+    assert {left: most(left, small) for left in (64, 3.2, 0.79, 0.32, 0.05)} == {
+        64: 32,
+        3.2: 21,
+        0.79: 5,
+        0.32: 2,
+        0.05: 2,
+    }
+    assert most(12, small, request(onnx_file, provider="cuda")) == 10, "a GPU's libraries"
+    assert most(3.2, small, request(onnx_file, batch_size=64, size=224)) == 2, "what images come to inside"
+    assert most(0.05, request(onnx_file), request(onnx_file), request(onnx_file)) == 2
     answers = latency.measure([request(onnx_file)] * 3)
     assert [answer.in_turns_with for answer in answers if isinstance(answer, LatencyResult)] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.onnx.data", "folder/model.safetensors"])
+def test_a_large_file_needs_memory_for_each_of_its_bytes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(300_000_000)  # takes no room on disk
+    asked = request(path.parent if "folder" in name else tmp_path / "net.onnx")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10 * 10**9))
+    assert latency.most_alive([asked]) == 11, "0.9 GB each"
+    assert latency.most_alive([request(tmp_path / "none.onnx")]) == 32
 
 
 def test_a_request_that_fails_does_not_end_the_others(onnx_file: Path, tmp_path: Path) -> None:
