@@ -152,10 +152,12 @@ def list_(what: str, results: Path, text_format: str) -> int:
             if click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
                 raise InputError(f"{option} is only for list weights")
     if what == "weights":
+        from suite.inference import names
         from suite.report import formats
         from suite.results import weights
 
-        found = weights.find_weights(results)
+        # Beside the package is where timm finds them, whatever folder one works in.
+        found = weights.find_weights(names.PUBLISHED if results == PUBLISHED and not results.is_dir() else results)
         if text_format == "json":
             click.echo(formats.to_json({"weights": found}), nl=False)
         else:

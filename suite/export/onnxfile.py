@@ -67,17 +67,22 @@ def classes(model: Any) -> int:
     return _sides(model.graph.output[0])[1]
 
 
+def metadata(model: Any) -> dict[str, str]:
+    """What a file says of itself, by name."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 def model_in_metadata(path: Path, model: Any) -> str:
     """What a file that was exported from initial weights says of its model."""
     import timm
 
     import models  # noqa: F401 - registers the networks with timm
 
-    stated = {entry.key: entry.value for entry in model.metadata_props}
+    stated = metadata(model)
     if stated.get("trained") != "false":
         raise InputError(
             f"{path}: made from a run's weights; give them by --weights FOLDER, "
-            "or by --weights NAME if they are published, or FILE.safetensors if they were given so"
+            "or --weights FILE.safetensors if they were given so"
         )
     if stated.get("model") not in timm.list_models(module="crelu_resnet"):
         raise InputError(f"{path}: says that its model is {stated.get('model')!r}, which is not one of this project's")

@@ -16,7 +16,7 @@ from suite import env
 from suite.errors import InputError, join_with_or
 from suite.export import onnxfile, zoo
 from suite.files import name_full_disk
-from suite.inference import model_files, networks, reduced, subjects
+from suite.inference import model_files, names, networks, reduced, subjects
 from suite.registry import ORT, PROVIDERS, REDUCED, why_unsupported
 from suite.results.folder import EXPORT, folder_beside
 
@@ -238,7 +238,7 @@ def parity(
     Args:
         name: an ONNX file, a run's folder of weights, or a model.
         weights: for a file, the run's folder or the model that it was exported from;
-            None for what the file names.
+            None for what the file names, and for published weights.
         data: the data set to test on; empty for the embedded one.
         images: how many of it, evenly spaced; None for as many as take a minute.
         provider: that the file is run on.
@@ -260,7 +260,9 @@ def parity(
         raise InputError(f"--weights {weights} is only for ONNX files; {name} is not one")
     require_provider(provider)
     file = onnxfile.read(path) if is_file else None
-    made_from = weights or (onnxfile.model_in_metadata(path, file) if file else name)
+    stated = onnxfile.metadata(file) if file else {}
+    made_from = weights or names.published_with(stated.get("weights_sha256"))
+    made_from = made_from or (onnxfile.model_in_metadata(path, file) if file else name)
     size = onnxfile.image_size(file) if file else None
     from suite.inference import departure
 
@@ -274,6 +276,7 @@ def parity(
             raise InputError(f"{name}: tells {classes} classes apart, {of.model} {of.classes}: another network's file")
         elif (channels := onnxfile.channels(file)) != of.channels:
             raise InputError(f"{name}: takes {channels} channels, {of.model} {of.channels}: another network's file")
+        networks.require_weights_of(of, name, stated)
         batches = networks.test_batches(of, data, images)
         precision = onnxfile.precision(path)
         notes = batches.dataset.notes

@@ -16,7 +16,7 @@ from suite.errors import InputError, describe_error, join_with_or
 _ENTRYPOINT = re.compile(r"^@register_model[^\n]*\n(?:@[^\n]*\n)*def (\w+)\(", re.MULTILINE)
 _MODELS = Path(__file__).parent.parent.parent / "models"
 # The same folder as in `models.published`, whose import would load torch; test_published.py compares the two.
-_PUBLISHED = _MODELS.parent / "results" / "published"
+PUBLISHED = _MODELS.parent / "results" / "published"
 _REMEDY = "git checkout results/published restores it"
 
 
@@ -73,14 +73,14 @@ def published() -> dict[str, tuple[Path, str]]:
     Raises:
         InputError: the index is damaged.
     """
-    index = _PUBLISHED / "weights.json"
+    index = PUBLISHED / "weights.json"
     try:
         found = {each["name"]: (Path(each["file"]), str(each["sha256"])) for each in _listed(index)}
         if any(path.is_absolute() or ".." in path.parts for path, _ in found.values()):
             raise ValueError("a file is outside of its folder")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index}: is no index of weights ({describe_error(error)}); {_REMEDY}") from None
-    return {name: (_PUBLISHED / path, digest) for name, (path, digest) in found.items()}
+    return {name: (PUBLISHED / path, digest) for name, (path, digest) in found.items()}
 
 
 def _listed(index: Path) -> list[dict[str, Any]]:
@@ -108,6 +108,15 @@ def published_folder(name: str) -> Path | None:
     return file.parent
 
 
+def published_with(digest: str | None) -> str | None:
+    """The name of the published weights with this SHA-256, if there are such.
+
+    Raises:
+        InputError: the index is damaged.
+    """
+    return next((name for name, (_, known) in published().items() if known == digest), None)
+
+
 def require_model(name: str, what: str = "a model of this project or of timm") -> None:
     """See to it that there is a model of this name, whatever tag it has.
 
@@ -116,9 +125,10 @@ def require_model(name: str, what: str = "a model of this project or of timm") -
     """
     if not is_known(name):
         bare, dot, _ = name.partition(".")
-        tagged = sorted(each for each in published() if each.startswith(f"{bare}.")) if dot else []
         if dot and bare in our_models():
-            hint = f"; use {join_with_or([bare, *tagged])}, as `list weights` says"
+            tagged = sorted(each for each in published() if each.startswith(f"{bare}."))
+            hint = f"; {PUBLISHED} has no such weights" + (f", but {join_with_or(tagged)}" if tagged else "")
+            hint += f". {bare} alone means initial weights"
         else:
             hint = suggest_names(name, our_models() | timm_models())
         raise InputError(f"{name}: neither a file or folder that is there nor {what}{hint}")

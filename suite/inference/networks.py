@@ -20,6 +20,7 @@ from suite.inference import names
 from suite.registry import DATA_SETS, STAND_INS
 from suite.results.record import TrainRecord
 from suite.results.store import Store
+from suite.results.wording import remedy
 from suite.tables import spec
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def errors_in_one_line(name: str) -> Iterator[None]:
         foreign = type(error).__module__.partition(".")[0] in ("onnxruntime", "onnx", "google", "safetensors_rust")
         if isinstance(error, InputError) or not (foreign or isinstance(error, _EXPECTED)):
             raise
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            raise InputError(f"{name}: {error.filename}: {error.strerror}") from error
         raise InputError(f"{name}: {first_line(error)}") from error
 
 
@@ -106,7 +109,10 @@ def find_network(name: str, size: int | None = None) -> Iterator[NamedNetwork]:
         config = read_config(folder)
         usual = timm.get_pretrained_cfg(config.model)
         assert usual is not None  # every network of this project has one
-        yield NamedNetwork(folder, config.model, config.classes, size or usual.input_size[-1], trained, config.channels)
+        size = size or usual.input_size[-1]
+        found = NamedNetwork(folder, config.model, config.classes, size, trained, config.channels)
+        _require_as_recorded(found)
+        yield found
 
 
 def test_batches(of: NamedNetwork, data: Mapping[str, Path], images: int | None) -> "Batches":
@@ -212,22 +218,64 @@ def metadata(of: NamedNetwork, more: dict[str, str]) -> dict[str, str]:
         known = statistics_of(read_config(of.weights).statistics, of.channels)
     else:
         known = {name: network.described[name] for name in ("mean", "std", "label_names") if name in network.described}
-    with open(of.weights / "model.safetensors", "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    stated = {"model": of.model, "weights_sha256": digest, "trained": str(of.trained).lower()}
+    stated = {"model": of.model, "weights_sha256": _digest(of), "trained": str(of.trained).lower()}
     for name, value in (known | {"versions": env.versions()}).items():
         stated[name] = json.dumps(value)
     return stated | more
+
+
+def _digest(of: NamedNetwork) -> str:
+    with open(of.weights / "model.safetensors", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_weights_of(of: NamedNetwork, name: str, stated: Mapping[str, str]) -> None:
+    """See to it that a network is the one of which a file says that it was made.
+
+    Initial weights are not held against each other: those of another machine or version
+    of torch may differ.
+
+    Args:
+        of: the network.
+        name: of the file.
+        stated: its metadata, of which all may be missing.
+
+    Raises:
+        InputError: it is another network, or has other weights.
+    """
+    if (model := stated.get("model", of.model)) != of.model:
+        raise InputError(f"{name}: was made from {printable(model)}, not from {of.model}; give its own by --weights")
+    trained = of.trained or stated.get("trained") == "true"
+    if trained and stated.get("weights_sha256", digest := _digest(of)) != digest:
+        raise InputError(f"{name}: was made from other weights of {of.model} than these; give its own by --weights")
 
 
 def training_metadata(of: NamedNetwork) -> dict[str, str]:
     """What a run was trained on, for `metadata`: its `recipe`, the `data`'s fingerprint
     and the `run`'s key, from the record in its results folder; nothing for initial
     weights and for a folder of weights that lies elsewhere."""
+    if (record := _training(of)) is None:
+        return {}
+    asked = {"recipe": record.inputs.recipe, "data": to_builtins(record.inputs.data)}
+    return {name: json.dumps(value, sort_keys=True) for name, value in asked.items()} | {"run": record.key}
+
+
+def _training(of: NamedNetwork) -> TrainRecord | None:
+    """The record of the training that gave a network its weights, where these lie in a
+    results folder."""
     folder = of.weights.resolve()
-    store = Store(folder.parent.parent)
-    for record in store.typed(TrainRecord, [of.model]) if of.trained else ():
-        if record.key == folder.name:
-            asked = {"recipe": record.inputs.recipe, "data": to_builtins(record.inputs.data)}
-            return {name: json.dumps(value, sort_keys=True) for name, value in asked.items()} | {"run": record.key}
-    return {}
+    records = Store(folder.parent.parent).typed(TrainRecord, [of.model]) if of.trained else ()
+    return next((record for record in records if record.key == folder.name), None)
+
+
+def _require_as_recorded(of: NamedNetwork) -> None:
+    """See to it that weights in a results folder are those of their training.
+
+    Raises:
+        InputError: they were changed since.
+    """
+    record = _training(of)
+    stated = record.artifacts.get("model.safetensors") if record else None
+    if stated and stated.sha256 != _digest(of):
+        weights = of.weights / "model.safetensors"
+        raise InputError(f"{weights}: changed since it was trained; {remedy(weights, 'train it again')}")

@@ -10,8 +10,8 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from suite.errors import InputError
-from suite.results.record import key_of, parse, read_text, refuse_duplicate_names, why_unreadable
-from suite.results.wording import describe_json_error
+from suite.results.record import key_of, parse, read_text, refuse_duplicate_names
+from suite.results.wording import describe_json_error, why_unreadable
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from suite.errors import InputError
 from suite.files import printable
 from suite.results.samples import LatencySamples, to_seconds
-from suite.results.wording import describe_json_error
+from suite.results.wording import describe_json_error, remedy, why_unreadable
 from suite.schema.inputs import (
     AnalyzeInputs,
     ConvertInputs,
@@ -240,8 +240,10 @@ def read_record(path: Path, kind: type[K]) -> K:
         return decode(read_text(path), kind)
     except VersionError as error:
         raise InputError(f"{path}: {error}") from None
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a record ({why_unreadable(error)}); delete it to measure again") from None
+        raise InputError(f"{path}: not a record ({why_unreadable(error)}); {remedy(path)}") from None
 
 
 class VersionError(ValueError):
@@ -312,11 +314,6 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> None:
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
-
-
-def why_unreadable(error: Exception) -> str:
-    """Why a file cannot be read, in printable words."""
-    return printable((error.strerror if isinstance(error, OSError) else None) or str(error))
 
 
 def _printable(value: object) -> object:

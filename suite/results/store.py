@@ -29,6 +29,7 @@ from pathlib import Path
 
 import msgspec
 
+from suite.errors import InputError
 from suite.files import write
 from suite.results import artifacts
 from suite.results.folder import Folder
@@ -125,25 +126,19 @@ class Store(Folder):
 
     def _places(self, stage: str, models: Collection[str] | None) -> Iterator[Path]:
         folder = self.inside("records", stage)
-        if not folder.is_dir():
-            return
-        for name in sorted(os.listdir(folder)):
+        for name in sorted(_listed(folder)):
             # A name tells the model, so that what nobody asked for is not even opened.
             if name.endswith(".json") and (models is None or name.rpartition("-")[0] in models):
                 yield folder / name
 
     def stages(self) -> list[str]:
         """The stages of which there are records."""
-        with contextlib.suppress(FileNotFoundError):
-            return sorted(os.listdir(self.root / "records"))
-        return []
+        return sorted(_listed(self.root / "records"))
 
     def names(self, stage: str) -> list[str]:
         """Of each record of a stage its file's name without the ending, MODEL-KEY."""
-        with contextlib.suppress(FileNotFoundError):
-            names = os.listdir(self.root / "records" / stage)
-            return [name.removesuffix(".json") for name in names if name.endswith(".json")]
-        return []
+        names = _listed(self.root / "records" / stage)
+        return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
     def keys(self, stage: str) -> set[str]:
         """The keys of a stage's records."""
@@ -262,6 +257,20 @@ class Store(Folder):
 
     def _path(self, kind: str, stage: str, inputs: Mapping[str, object]) -> Path:
         return self.inside(kind, stage) / f"{inputs['model']}-{key_of(stage, inputs)}.json"
+
+
+def _listed(folder: Path) -> list[str]:
+    """What is in a folder, which need not be there.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 def _now() -> str:

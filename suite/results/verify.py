@@ -13,6 +13,7 @@ from suite.files import printable
 from suite.results.artifacts import sha256
 from suite.results.notes import read_failure, read_plan
 from suite.results.record import TYPES, AnyRecord, key_of, read_record
+from suite.results.wording import remedy
 
 # Inputs that hold the key of another record, and the stages of which it may be.
 UPSTREAM = {"train": ("train",), "export": ("export",), "file": ("export", "convert")}
@@ -91,7 +92,7 @@ def verify(
                     missing.append((path, _place(root, record)))
                 continue
             if problem := _artifact(path, artifact.bytes, artifact.sha256):
-                problems.append(f"{path}: {problem}; delete {_place(root, record)} to make it again")
+                problems.append(f"{path}: {problem}; {remedy(root, f'delete {_place(root, record)} to make it again')}")
             files += 1
             done += artifact.bytes
     progress(done, total, "bytes")
@@ -161,7 +162,7 @@ def read_verified(root: Path, path: Path) -> AnyRecord:
     except InputError:
         raise
     except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: not a record ({error}); delete it to measure again") from None
+        raise InputError(f"{path}: not a record ({error}); {remedy(path)}") from None
 
 
 def _without_upstream(root: Path, records: list[AnyRecord]) -> Iterator[str]:
@@ -171,7 +172,7 @@ def _without_upstream(root: Path, records: list[AnyRecord]) -> Iterator[str]:
             key = record.inputs.get(name)
             if isinstance(key, str) and not any((stage, key) in there for stage in stages):
                 what = f"made from {' or '.join(stages)} {key}, of which there is no sound record"
-                yield f"{_place(root, record)}: {what}; delete it to measure again"
+                yield f"{_place(root, record)}: {what}; {remedy(root)}"
 
 
 def _missing(files: list[tuple[Path, Path]]) -> Iterator[str]:

@@ -46,7 +46,7 @@ def find_weights(root: Path) -> list[dict[str, Any]]:
         raise InputError(f"{root}: is a results folder; give the folder that holds it")
     folders = sorted(path.parent for path in root.glob("*/records") if path.is_dir())
     if not folders:
-        raise InputError(f"{root}: holds no results folders")
+        raise InputError(f"{root}: holds no results folders; published weights come with a checkout of the repository")
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for folder in folders:
         store = Store(folder)

@@ -1,9 +1,12 @@
-"""Put validation errors of msgspec into plain words: where, what, and what it should
-be."""
+"""Put what is wrong with files of a results folder into plain words: where, what, what
+it should be, and what to do."""
 
 import re
+from pathlib import Path
 
 import msgspec
+
+from suite.files import printable
 
 # As msgspec ends its messages: the inner place first, if one check called another.
 _PLACE = re.compile(r" - at `([^`]*)`")
@@ -19,6 +22,17 @@ _WORDS = {
 }
 _TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "object": (dict,), "array": (list,)}
 _SIGNS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why a file cannot be read, in printable words."""
+    return printable((error.strerror if isinstance(error, OSError) else None) or str(error))
+
+
+def remedy(path: Path, usual: str = "delete it to measure again") -> str:
+    """What to do about what is wrong in a results folder; published ones are kept by
+    git."""
+    return "git checkout restores it" if "published" in path.parts else usual
 
 
 def describe_json_error(error: msgspec.ValidationError, text: bytes) -> str:

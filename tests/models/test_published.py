@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def test_the_index_is_what_the_records_say(suite: Suite, monkeypatch: pytest.Mon
     out = suite("list", "weights")[1]
     assert all(each["name"] in out and str(each["error"]) in out for each in WEIGHTS)
     assert f"\n\n{out}\n" in (models.published.FOLDER / "README.md").read_text("utf-8")
+    monkeypatch.chdir(ROOT.parent)
+    assert suite("list", "weights")[1] == out, "they lie beside the package, wherever one works"
 
 
 @pytest.mark.parametrize("each", WEIGHTS, ids=lambda each: each["name"])
@@ -86,7 +89,43 @@ def test_commands_take_published_weights_by_their_name(suite: Suite, tmp_path: P
     code, _, err = suite("export", "resnet20_relu_bn.cifar100_11ep", str(tmp_path / "other.onnx"))
     assert code == 2
     assert "neither a file or folder that is there nor a model" in err
-    assert "use resnet20_relu_bn, resnet20_relu_bn.cifar100_10ep or resnet20_relu_bn.cifar10_10ep, as" in err
+    assert f"{models.published.FOLDER} has no such weights, but resnet20_relu_bn.cifar100_10ep or resnet20_r" in err
+    assert err.endswith(". resnet20_relu_bn alone means initial weights\n"), "which nobody asked for"
+
+
+def test_a_file_of_published_weights_is_checked_against_them_and_no_others(suite: Suite, tmp_path: Path) -> None:
+    name, few = "resnet20_relu_bn.cifar10_10ep", ("--images", "10")
+    for precision in ("fp32", "int8"):
+        path = str(tmp_path / f"{precision}.onnx")
+        assert suite("export", name, path, "--precision", precision)[0] == 0
+        code, out, _ = suite("parity", path, *few)
+        assert (code, out.partition(",")[0]) == (0, "resnet20_relu_bn with a run's weights")
+        for other, why in (
+            ("resnet20_relu_np2.cifar10_10ep", "was made from resnet20_relu_bn, not from resnet20_relu_np2"),
+            ("resnet20_relu_bn", "was made from other weights of resnet20_relu_bn than these"),
+        ):
+            code, out, err = suite("parity", path, "--weights", other, *few)
+            assert (code, out) == (2, "")
+            assert err.endswith(f"\nerror: {path}: {why}; give its own by --weights\n")
+
+
+def test_weights_of_a_run_that_were_changed_since_are_not_exported(suite: Suite, tmp_path: Path) -> None:
+    file = next(
+        models.published.FOLDER / each["file"] for each in WEIGHTS if each["name"] == "resnet20_relu_bn.cifar10_10ep"
+    )
+    run = tmp_path / "results" / "artifacts" / file.parent.name
+    shutil.copytree(file.parent, run)
+    (record,) = file.parents[2].glob(f"records/train/*-{run.name}.json")
+    (tmp_path / "results" / "records" / "train").mkdir(parents=True)
+    shutil.copy(record, tmp_path / "results" / "records" / "train")
+    assert suite("export", str(run), str(tmp_path / "net.onnx"))[0] == 0
+    changed = bytearray((run / "model.safetensors").read_bytes())
+    changed[-1] ^= 1
+    (run / "model.safetensors").write_bytes(changed)
+    code, out, err = suite("export", str(run), str(tmp_path / "other.onnx"))
+    assert (code, out) == (2, "")
+    assert err == f"error: {run}/model.safetensors: changed since it was trained; train it again\n"
+    assert not (tmp_path / "other.onnx").exists()
 
 
 INDEX = {"weights": [{"name": "resnet20_relu_bn.x", "file": "m/artifacts/k/model.safetensors", "sha256": "0"}]}
@@ -111,7 +150,7 @@ def test_damaged_published_weights_are_named_and_not_used(
     if weights is not None:
         (tmp_path / "m" / "artifacts" / "k").mkdir(parents=True)
         (tmp_path / "m" / "artifacts" / "k" / "model.safetensors").write_bytes(weights)
-    monkeypatch.setattr(names, "_PUBLISHED", tmp_path)
+    monkeypatch.setattr(names, "PUBLISHED", tmp_path)
     names.published.cache_clear()
     try:
         code, out, err = suite("export", "resnet20_relu_bn.x", str(tmp_path / "net.onnx"))
