@@ -253,7 +253,31 @@ table = click.option(
     is_eager=True,  # since it says which data sets there are
     help="1, 2, 3 or 4, as in the paper, or the TOML file of a table of your own (`init` writes one).",
 )
-results = click.option("--results", type=Location(), default=RESULTS, show_default=True, help="Folder of the records.")
+
+
+def _one_folder(ctx: click.Context, param: click.Parameter, values: tuple[Path, ...]) -> Path:
+    if len(values) > 1:
+        raise InputError("--results is given twice, and this command takes one folder; show and report take several")
+    return values[0]
+
+
+results = click.option(
+    "--results",
+    type=Location(),
+    multiple=True,
+    default=(RESULTS,),
+    show_default=True,
+    callback=_one_folder,
+    help="Folder of the records.",
+)
+several_results = click.option(
+    "--results",
+    type=Location(),
+    multiple=True,
+    default=(RESULTS,),
+    show_default=True,
+    help="Folder of the records; repeat.",
+)
 metric = click.option(
     "--metric",
     type=Word(["last", "best"]),

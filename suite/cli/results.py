@@ -23,7 +23,7 @@ PUBLISHED = Path("results", "published")
 @options.table
 @options.modules
 @options.rows
-@options.results
+@options.several_results
 @options.depth
 @options.metric
 @options.columns
@@ -32,7 +32,7 @@ def show(
     table: int | OwnTable,
     modules: tuple[str, ...],
     rows: tuple[str, ...],
-    results: Path,
+    results: tuple[Path, ...],
     depth: str | None,
     metric: Any,
     columns: tuple[str, ...],
@@ -40,16 +40,20 @@ def show(
 ) -> int:
     """Print a table from the most complete records of each row."""
     from suite.report import tables as report
+    from suite.report.runs import Records
     from suite.results.store import Store
 
-    folders.require_results_if_given(results)
+    for folder in results:
+        folders.require_results_if_given(folder)
     imports = folders.check_modules(table, modules)
-    wanted, store = spec.select_table(table, rows, int(depth) if depth else None), Store(results)
-    click.echo(
-        render(select_columns(report.build(wanted, store, metric, imports=imports), columns), text_format), nl=False
-    )
-    for line in [*folders.runs_at_other_depths(wanted, store), *folders.under_way(store)]:
+    wanted, stores = spec.select_table(table, rows, int(depth) if depth else None), [Store(each) for each in results]
+    records = Records(stores, {row.model for row in wanted.rows}, imports=imports)
+    click.echo(render(select_columns(report.build(wanted, records, metric), columns), text_format), nl=False)
+    for line in records.contradictions:
         click.echo(line, err=True)
+    for store in stores:
+        for line in [*folders.runs_at_other_depths(wanted, store), *folders.under_way(store)]:
+            click.echo(line, err=True)
     return 0
 
 
@@ -91,14 +95,7 @@ def status_(results: Path) -> int:
 
 
 @click.command("report", short_help="Write a page of all tables, plots and provenance.")
-@click.option(
-    "--results",
-    type=options.Location(),
-    multiple=True,
-    default=(options.RESULTS,),
-    show_default=True,
-    help="Folders of records; repeat.",
-)
+@options.several_results
 @click.option(
     "--out", type=options.Location(), help="Folder to write; by default report/ in the first folder of records."
 )

@@ -153,7 +153,7 @@ def write(
         batches=sheet(larger, everything=True) if larger else None,
         library=asset("echarts.min.js"),
         script=asset("report.js"),
-        **_tables(folders, sections),
+        **_tables(folders, sections, records.contradictions),
         **_drawings(drawings),
     )
     _write_all(out, texts)
@@ -217,7 +217,7 @@ def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
             yield _Section(name, shown, entries, report.build(shown, records, metric, detail=True))
 
 
-def _tables(folders: Sequence[Store], sections: Sequence[_Section]) -> dict[str, Any]:
+def _tables(folders: Sequence[Store], sections: Sequence[_Section], remarks: Sequence[str]) -> dict[str, Any]:
     """The paper's tables as the template takes them, those whose errors mean something
     first, and their provenance."""
     provenance = Provenance()
@@ -234,7 +234,7 @@ def _tables(folders: Sequence[Store], sections: Sequence[_Section]) -> dict[str,
             )
             for section in ordered
         ],
-        "summary": _summary(folders, provenance),
+        "summary": _summary(folders, provenance, remarks),
         "provenance": provenance.shown(),
     }
 
@@ -272,7 +272,7 @@ def _data_without_errors(entries: Sequence[Entry]) -> str:
     return ", ".join(label_of(data) for data in dict.fromkeys([*DATA_SETS, *sorted(run)]) if data in run - counts)
 
 
-def _summary(folders: Sequence[Store], provenance: Provenance) -> str:
+def _summary(folders: Sequence[Store], provenance: Provenance, remarks: Sequence[str]) -> str:
     machines = list(provenance.machines)
     where = ", ".join(str(store.root) for store in folders)
     found = {(stage, key) for store in folders for stage in store.stages() for key in store.keys(stage)}
@@ -282,7 +282,7 @@ def _summary(folders: Sequence[Store], provenance: Provenance) -> str:
     if others:
         rest = (f"{number} {STAGES.get(stage, (stage, stage))[number > 1]}" for stage, number in others.items())
         words += f"; no row needs the rest: {', '.join(rest)}"
-    words += "."
+    words = ". ".join([words, *remarks]) + "."
     if machines:
         words += f" Measured on {'; on '.join(machines)}."
     return f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."

@@ -226,6 +226,30 @@ def test_a_results_folder_that_is_a_file_is_named_by_every_command(suite: Run, t
     assert suite("run", *ROW, "--results", inside) == (2, "", f"error: --results {inside}: {file} is no folder\n")
 
 
+def test_a_folder_of_records_that_is_a_file_is_named_before_anything_is_printed(suite: Run, tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "train").touch()
+    expected = f"error: {tmp_path}/records/train: cannot be read: Not a directory\n"
+    for command in (["show", "--table", "2"], ["report"]):
+        assert suite(*command, "--results", str(tmp_path)) == (2, "", expected)
+    assert not (tmp_path / "report").exists()
+
+
+def test_show_takes_several_folders_and_commands_on_one_refuse_a_second(
+    suite: Run, store: Store, add_run: Callable[..., object], tmp_path: Path
+) -> None:
+    add_run("resnet110_relu_bn", top1=6.5)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    both = ["--results", str(empty), "--results", str(store.root)]
+    code, out, _ = suite("show", "--table", "2", "--rows", "resnet110_relu_bn@cifar10", *both)
+    assert code == 0
+    assert "6.50" in out
+    expected = "error: --results is given twice, and this command takes one folder; show and report take several\n"
+    for command in (["figure", "2"], ["status"], ["verify"], ["clean"], ["run", *ROW]):
+        assert suite(*command, *both) == (2, "", expected)
+
+
 def test_a_truncated_data_file_is_named(suite: Run, tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()

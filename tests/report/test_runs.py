@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from suite.tables import spec
 AddRun = Callable[..., dict[str, Any]]
 
 
-def build(store: Store, model: str = "resnet110_relu_bn", number: int = 2, **options: Any) -> Report:
+def build(store: Store | Records, model: str = "resnet110_relu_bn", number: int = 2, **options: Any) -> Report:
     return report.build(spec.with_rows(spec.load_table(number), [f"{model}@cifar10"]), store, **options)
 
 
@@ -159,6 +160,23 @@ def test_runs_of_which_auto_chose_other_precisions_are_not_one_row(store: Store,
         result = train.result | {"precision": precision, "top1": 9.0}
         store.put("train", {**train.inputs, "seed": seed}, result, {}, {})
     assert build(store, detail=True).lines[0].values["seeds"] == 2
+
+
+def test_of_results_that_two_folders_have_unlike_the_first_are_shown_with_that_said(
+    store: Store, add_run: AddRun, tmp_path: Path
+) -> None:
+    made = add_run(top1=6.0)["train"]
+    copy, other = Store(tmp_path / "copy"), Store(tmp_path / "other")
+    copy.put("train", made.inputs, made.result, {}, {"seconds": 1.0})
+    other.put("train", made.inputs, made.result | {"top1": 7.0}, {}, {})
+    assert Records([store, copy]).contradictions == [], "equal results, whatever time they took"
+    for stores, error in (([store, other], 6.0), ([other, store], 7.0)):
+        records = Records(stores)
+        assert records.contradictions == [
+            "results that stand in several folders with different figures: 1; "
+            "shown are those of the folder that was named first"
+        ]
+        assert build(records).lines[0].values["top1"] == error
 
 
 def test_a_failure_is_told_at_the_row_whose_data_it_was_on(store: Store, add_run: AddRun) -> None:
