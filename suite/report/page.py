@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,13 @@ class _Section:
         return f"Table {self.table.number}" + (f", ResNet-{self.table.depth}" if "-" in self.name else "")
 
     @property
+    def judged(self) -> list[Entry]:
+        """What claims are judged by: at another depth than the paper's only what was
+        run, since nobody need run the rest."""
+        elsewhere = not self.table.own and "-" in self.name
+        return [entry for entry in self.entries if entry.runs.train or not elsewhere]
+
+    @property
     def state(self) -> str:
         """Why it is folded, in words; empty if some of its errors mean something."""
         count = sum(bool(entry.runs.train) for entry in self.entries)
@@ -115,7 +122,7 @@ def write(
     folders = [stores] if isinstance(stores, Store) else list(stores)
     records = Records(folders, imports=imports)
     sections = [_own_section(records, own, metric)] if own else list(_sections(records, metric))
-    entries = [entry for section in sections for entry in section.entries]
+    entries = [entry for section in sections for entry in section.judged]
     judged = own_claims.judge(entries, metric) if own else findings.judge(entries, metric)
     chosen = {} if own else choices.tables(entries, metric)
     larger = batches.table(entries)
@@ -201,20 +208,17 @@ def _own_section(records: Records, own: OwnTable, metric: Metric) -> _Section:
 
 
 def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
-    """The paper's tables always, and those of their rows that were run at other
-    depths."""
+    """The paper's tables always, and at other depths those of which rows were run."""
     for number in spec.NUMBERS:
         table = spec.load_table(number)
         others = [spec.with_depth(table, depth) for depth in CIFAR_DEPTHS if table.depth and depth != table.depth]
         for each in [table, *others]:
             entries = [Entry(each, row, records.runs(each, row)) for row in each.rows]
-            if each is not table:
-                entries = [e for e in entries if (e.runs.analyze if number == report.ANALYSED else e.runs.train)]
-                if not entries:
-                    continue
-            shown = replace(each, rows=tuple(entry.row for entry in entries))
+            inside = number == report.ANALYSED
+            if each is not table and not any(e.runs.analyze if inside else e.runs.train for e in entries):
+                continue
             name = f"table{number}" + ("" if each is table else f"-resnet{each.depth}")
-            yield _Section(name, shown, entries, report.build(shown, records, metric, detail=True))
+            yield _Section(name, each, entries, report.build(each, records, metric, detail=True))
 
 
 def _tables(folders: Sequence[Store], sections: Sequence[_Section], remarks: Sequence[str]) -> dict[str, Any]:

@@ -211,16 +211,23 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
         columns += [error, agreement]
         for runs, line in zip(found, lines, strict=True):
             if check in runs.checks:
-                _put_parity(line, error, agreement, [record.result for record in runs.checks[check]])
+                results = [record.result for record in runs.checks[check]]
+                _put_parity(line, error, agreement, results, runs.train[0].is_quick)
             else:
                 line.put(error, None, "not run")
                 line.put(agreement, None, "not run")
     return columns
 
 
-def _put_parity(line: Line, error: Column, agreement: Column, results: Sequence[ParityResult]) -> None:
-    """The worst of these, and what is to be said of them."""
+def _put_parity(
+    line: Line, error: Column, agreement: Column, results: Sequence[ParityResult], by_answers_of_quick: bool = False
+) -> None:
+    """The worst of these, and what is to be said of them; of those that are judged by
+    their right answers, how few a quick run's network has."""
     notes = [f"parity on {sum(result.images for result in results)} images"]
+    torch = [top1 for result in results if (top1 := none_if_unset(result.torch_top1)) is not None]
+    if by_answers_of_quick and torch:
+        notes[0] += f", on {max(torch):.0f} % of which a quick run's network errs"
     failed = [result for result in results if not result.passed]
     if failed:
         layers = [result.departure.layer for result in failed if result.departure]

@@ -236,8 +236,11 @@ def test_rows_run_at_another_depth_have_a_table_of_their_own(store: Store, add_r
     add_run("resnet20_crelu_bn")
     html = page.write(store, tmp_path / "out").read_text("utf-8")
     assert cell(html, "table2-resnet20", "resnet20_crelu_bn", "heading_0")
-    assert ">resnet20_crelu_plain<" not in html
-    assert "--depth 20" in html
+    found = section(html, "table2-resnet20")
+    assert "19 rows not run" in found, "which are shown on request, and named by the command that is missing"
+    assert "Missing: 19 rows not run; 1 row with fewer than 5 seeds" in found
+    assert "--depth 20" in found
+    assert 'id="table2-resnet32"' not in html, "of which nothing was run"
 
 
 def test_table_1_and_its_figures_appear_with_their_records(html: str) -> None:

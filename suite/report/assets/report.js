@@ -131,8 +131,8 @@ function steps(plot, at) {
   }));
 }
 
-// Each point's name above and beside it, on a side where there is room, and moved where another one, a point or the front
-// is.
+// Each point's name beside it and a little above, on a side where there is room, or over it where there is none at its right,
+// and moved where another one, a point or the front is.
 function name(plot, scatters, shades, width, height) {
   const share = (axis, value) => axis.log ? Math.log(value / axis.low) / Math.log(axis.high / axis.low)
     : (value - axis.low) / (axis.high - axis.low);
@@ -145,8 +145,10 @@ function name(plot, scatters, shades, width, height) {
     const [[x, y], item] = [places[index], items[index]];
     const long = 6.4 * item.name.length;
     const room = [x + 10 + long < width + 20 && "right", x - 10 - long > -40 && "left"].filter(Boolean);
-    const sides = room.length ? room : ["left"];
-    const spot = (side, shift) => side === "right" ? [x + 10, x + 10 + long, y + shift] : [x - 10 - long, x - 10, y + shift];
+    const over = !room.includes("right") && x + long / 2 < width + 20;
+    const sides = room.concat(over ? "top" : room.length ? [] : "left");
+    const spots = { right: [x + 10, x + 10 + long, y], left: [x - 10 - long, x - 10, y], top: [x - long / 2, x + long / 2, y - 8] };
+    const spot = (side, shift) => [spots[side][0], spots[side][1], spots[side][2] + shift];
     const free = ([from, to, line]) => line > 0 && line < height
       && !taken.some(([start, end, other]) => Math.abs(line - other) < 11 && from < end && start < to);
     const crossed = ([from, to, line]) =>
@@ -156,7 +158,8 @@ function name(plot, scatters, shades, width, height) {
     const open = tries.filter((each) => free(spot(...each)));
     const [side, shift] = open.find((each) => !crossed(spot(...each))) ?? open[0] ?? [sides[0], -9];
     taken.push(spot(side, shift));
-    item.label = { show: true, formatter: () => item.name, color: shades.ink, fontSize: 11, offset: [0, shift],
+    item.label = { show: true, formatter: () => item.name, color: shades.ink, fontSize: 11,
+      offset: [0, side === "top" ? shift + 9 : shift],
       textBorderColor: shades.ground, textBorderWidth: 3, position: side };
   }
 }
