@@ -255,7 +255,12 @@ table = click.option(
 )
 
 
-def _one_folder(ctx: click.Context, param: click.Parameter, values: tuple[Path, ...]) -> Path:
+def one_folder(ctx: click.Context, param: click.Parameter, values: tuple[Path, ...]) -> Path:
+    """The value of an option that may be given once.
+
+    Raises:
+        InputError: it is given more than once.
+    """
     if len(values) > 1:
         raise InputError("--results is given twice, and this command takes one folder; show and report take several")
     return values[0]
@@ -267,7 +272,7 @@ results = click.option(
     multiple=True,
     default=(RESULTS,),
     show_default=True,
-    callback=_one_folder,
+    callback=one_folder,
     help="Folder of the records.",
 )
 several_results = click.option(

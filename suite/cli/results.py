@@ -136,8 +136,10 @@ def report_(
 @click.option(
     "--results",
     type=options.Location(),
-    default=PUBLISHED,
+    multiple=True,
+    default=(PUBLISHED,),
     show_default=True,
+    callback=options.one_folder,
     help="Of weights: what holds the results folders.",
 )
 @click.option("--format", "text_format", type=options.Word(["github", "json"]), default="github", help="Of weights.")

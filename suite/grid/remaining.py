@@ -60,18 +60,21 @@ def time_left(
         took: seconds of those that are done, by key.
 
     Returns:
-        None if nothing is known of trainings that are left, which take most of a run.
+        None if nothing is known of trainings that are left, which take most of a run,
+        or of all that is left.
     """
     held = {claim.key: claim for claim in claims}
+    shares = {claim.key: claim.left / _together(claim, claims) for claim in claims}
     known = _known(stages, took)
-    by_pace = _known(stages, {key: _at_its_pace(claim) for key, claim in held.items() if claim.left})
+    whole = {key: share * held[key].total / max(1, held[key].total - held[key].done) for key, share in shares.items()}
+    by_pace = _known(stages, {key: seconds for key, seconds in whole.items() if seconds})
     left, left_out = {True: 0.0, False: 0.0}, dict[str, None]()
     for stage in stages:
         if stage.key in settled:
             continue
         timed, claim = stage.kind in TIMED, held.get(stage.key)
-        if claim and claim.left:  # as it is shown beside it
-            left[timed] += claim.left
+        if shares.get(stage.key):
+            left[timed] += shares[stage.key]
             continue
         found = (each.get(name) for each in (known, by_pace) for name in (stage.sort, stage.kind))
         sizes_and_seconds = next(filter(None, found), None)
@@ -82,7 +85,7 @@ def time_left(
         expected = _extrapolate(sizes_and_seconds, size) if sizes_and_seconds else GUESS
         share = claim.done / claim.total if claim and claim.total else 0.0
         left[timed] += max(0.0, 1 - share) * expected
-    if "train" in left_out:
+    if "train" in left_out or (left_out and not any(left.values())):
         return None
     workers = {(claim.holder.host, claim.holder.pid) for claim in claims if claim.kind not in TIMED}
     return TimeLeft(left[False] / max(1, len(workers)) + left[True], tuple(left_out))
@@ -99,9 +102,10 @@ def _known(stages: Sequence[Planned], seconds: Mapping[str, float]) -> Mapping[s
     return found
 
 
-def _at_its_pace(claim: Claim) -> float:
-    """The seconds of a whole stage that is under way, from those that are left of it."""
-    return claim.left * claim.total / max(1, claim.total - claim.done)
+def _together(claim: Claim, claims: Sequence[Claim]) -> int:
+    """How many stages a process does at the same time, timings in turns or a pack of
+    trainings: the time left beside each is that of all."""
+    return sum((other.kind, other.holder) == (claim.kind, claim.holder) for other in claims)
 
 
 def _extrapolate(known: Sequence[tuple[float, float]], wanted: float) -> float:

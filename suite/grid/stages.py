@@ -97,8 +97,8 @@ def comparison_group(stage: Stage) -> str:
 
 def to_time_with(stage: Stage, pending: Iterable[Stage], most: Callable[[Sequence[Stage]], int]) -> list[Stage]:
     """A timing, and those of `pending` to be measured in turns with it: at most as many
-    in all as `most` says of them, and all of a network that are to be compared, or
-    none."""
+    in all as `most` says of them, and all of a further network that are to be compared,
+    or none."""
     group = timing_group(stage)
     others = [other for other in pending if other.kind == "latency" and timing_group(other) == group]
     candidates = list(dict.fromkeys([stage, *others]))
@@ -109,7 +109,7 @@ def to_time_with(stage: Stage, pending: Iterable[Stage], most: Callable[[Sequenc
         if taken and len(taken) + len(following) > room:
             break
         taken += following
-    return taken
+    return taken[:room]
 
 
 def _inputs(kind: str, cell: Cell, **inputs: Any) -> dict[str, Any]:

@@ -245,8 +245,10 @@ class Worker:
         if stage.kind == "train":
             return self._claim(self._trainings(pending), self.options.pack)
         if stage.kind == "latency":
+            if not (taken := self._claim([stage], 1)):
+                return []
             together = to_time_with(stage, filter(self.is_ready, pending), self.performer.stages.most_in_turns)
-            return self._claim(together, len(together))
+            return taken + self._claim(together[1:], len(together) - 1)
         return self._claim([stage], 1)
 
     def _trainings(self, pending: Iterable[Stage]) -> list[Stage]:

@@ -261,8 +261,10 @@ def parity(
     require_provider(provider)
     file = onnxfile.read(path) if is_file else None
     stated = onnxfile.metadata(file) if file else {}
-    made_from = weights or names.published_with(stated.get("weights_sha256"))
-    made_from = made_from or (onnxfile.model_in_metadata(path, file) if file else name)
+    made_from = weights or name
+    if file and not weights:
+        digest = stated.get("weights_sha256") if stated.get("trained") == "true" else None
+        made_from = (digest and names.published_with(digest)) or onnxfile.model_in_metadata(path, file)
     size = onnxfile.image_size(file) if file else None
     from suite.inference import departure
 

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 from typing import Protocol as Interface
@@ -80,9 +81,11 @@ def most_alive(requests: Sequence[Request]) -> int:
 def _memory(request: Request) -> float:
     """The bytes that a session takes at most; of a file that is not there those of its
     process."""
-    path = Path(request.path)
-    files = path.iterdir() if path.is_dir() else (path, path.with_name(f"{path.name}.data"))
-    stored = sum(file.stat().st_size for file in files if file.is_file())
+    path, stored = Path(request.path), 0
+    with suppress(OSError):  # what cannot be read is told when it is loaded
+        # Weights may lie beside the file, in one whose name goes on from its own.
+        files = path.iterdir() if path.is_dir() else path.parent.glob(f"{escape(path.name)}*")
+        stored = sum(file.stat().st_size for file in files if file.is_file())
     pixels = request.batch_size * request.size**2
     libraries = LIBRARIES if request.provider != "cpu" else 0.0
     return PROCESS + libraries + PER_BYTE * stored + PER_PIXEL * pixels

@@ -108,7 +108,7 @@ def published_folder(name: str) -> Path | None:
     return file.parent
 
 
-def published_with(digest: str | None) -> str | None:
+def published_with(digest: str) -> str | None:
     """The name of the published weights with this SHA-256, if there are such.
 
     Raises:
@@ -127,8 +127,8 @@ def require_model(name: str, what: str = "a model of this project or of timm") -
         bare, dot, _ = name.partition(".")
         if dot and bare in our_models():
             tagged = sorted(each for each in published() if each.startswith(f"{bare}."))
-            hint = f"; {PUBLISHED} has no such weights" + (f", but {join_with_or(tagged)}" if tagged else "")
-            hint += f". {bare} alone means initial weights"
+            hint = f"; {bare} alone has initial weights, "
+            hint += f"published are {', '.join(tagged)}" if tagged else f"and {PUBLISHED} has none"
         else:
             hint = suggest_names(name, our_models() | timm_models())
         raise InputError(f"{name}: neither a file or folder that is there nor {what}{hint}")

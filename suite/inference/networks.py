@@ -66,7 +66,8 @@ def errors_in_one_line(name: str) -> Iterator[None]:
         if isinstance(error, InputError) or not (foreign or isinstance(error, _EXPECTED)):
             raise
         if isinstance(error, OSError) and error.strerror and error.filename:
-            raise InputError(f"{name}: {error.filename}: {error.strerror}") from error
+            where = f"{error.filename}: " if str(error.filename) != name else ""
+            raise InputError(f"{name}: {where}{error.strerror}") from error
         raise InputError(f"{name}: {first_line(error)}") from error
 
 
@@ -246,7 +247,7 @@ def require_weights_of(of: NamedNetwork, name: str, stated: Mapping[str, str]) -
     if (model := stated.get("model", of.model)) != of.model:
         raise InputError(f"{name}: was made from {printable(model)}, not from {of.model}; give its own by --weights")
     trained = of.trained or stated.get("trained") == "true"
-    if trained and stated.get("weights_sha256", digest := _digest(of)) != digest:
+    if trained and stated.get("weights_sha256") not in (None, _digest(of)):
         raise InputError(f"{name}: was made from other weights of {of.model} than these; give its own by --weights")
 
 

@@ -56,20 +56,20 @@ class _Section:
     table: Table
     entries: list[Entry]
     report: Report
+    elsewhere: bool = False
 
     @property
     def short(self) -> str:
         """Such as "Table 2, ResNet-20"."""
         if self.table.own:
             return self.table.label
-        return f"Table {self.table.number}" + (f", ResNet-{self.table.depth}" if "-" in self.name else "")
+        return f"Table {self.table.number}" + (f", ResNet-{self.table.depth}" if self.elsewhere else "")
 
     @property
     def judged(self) -> list[Entry]:
         """What claims are judged by: at another depth than the paper's only what was
         run, since nobody need run the rest."""
-        elsewhere = not self.table.own and "-" in self.name
-        return [entry for entry in self.entries if entry.runs.train or not elsewhere]
+        return [entry for entry in self.entries if entry.runs.train or not self.elsewhere]
 
     @property
     def state(self) -> str:
@@ -218,7 +218,8 @@ def _sections(records: Records, metric: Metric) -> Iterator[_Section]:
             if each is not table and not any(e.runs.analyze if inside else e.runs.train for e in entries):
                 continue
             name = f"table{number}" + ("" if each is table else f"-resnet{each.depth}")
-            yield _Section(name, each, entries, report.build(each, records, metric, detail=True))
+            built = report.build(each, records, metric, detail=True)
+            yield _Section(name, each, entries, built, elsewhere=each is not table)
 
 
 def _tables(folders: Sequence[Store], sections: Sequence[_Section], remarks: Sequence[str]) -> dict[str, Any]:
@@ -286,7 +287,7 @@ def _summary(folders: Sequence[Store], provenance: Provenance, remarks: Sequence
     if others:
         rest = (f"{number} {STAGES.get(stage, (stage, stage))[number > 1]}" for stage, number in others.items())
         words += f"; no row needs the rest: {', '.join(rest)}"
-    words = ". ".join([words, *remarks]) + "."
+    words = ". ".join([words, *(remark.capitalize() for remark in remarks)]) + "."
     if machines:
         words += f" Measured on {'; on '.join(machines)}."
     return f"{words} Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."

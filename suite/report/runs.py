@@ -95,7 +95,7 @@ class Records:
             another text of them does not count.
 
     Attributes:
-        contradictions: what is to be said of results that several folders have, and
+        contradictions: what is to be said of trainings that several folders have, and
             not alike; at most one line.
 
     Raises:
@@ -111,15 +111,15 @@ class Records:
         imports: Sequence[str] = (),
     ) -> None:
         sources = modules.digests(imports)
-        unlike: list[str] = []
+        unlike: set[str] = set()
 
         def each(kind: type[K], kept: Callable[[K], S]) -> list[S]:
             found: dict[str, S] = {}
             for store in stores:
                 for record in map(kept, store.typed(kind, models)):
                     first = found.setdefault(record.key, record)
-                    if first is not record and first.result != record.result:
-                        unlike.append(record.key)
+                    if kind is TrainRecord and first is not record and first.result != record.result:
+                        unlike.add(record.key)
             # Where a stage has a newer version, its record stands behind and is the one that a dictionary keeps.
             return sorted(found.values(), key=lambda record: (record.inputs.version, record.finished))
 
@@ -157,7 +157,7 @@ class Records:
             for peak in store.typed(PeakRecord):
                 place = peak.inputs.machine, peak.inputs.provider, peak.inputs.threads, peak.inputs.precision
                 self.peak[place] = max(self.peak.get(place, peak), peak, key=lambda each: each.result.flops)
-        said = f"results that stand in several folders with different figures: {len(unlike)}"
+        said = f"trainings that stand in several folders with different figures: {len(unlike)}"
         self.contradictions = [f"{said}; shown are those of the folder that was named first"] if unlike else []
         self.failures: list[Failure] = [
             failure for store in stores for failure in store.failures() if failed is None or failure.stage in failed

@@ -220,13 +220,14 @@ def _parity(table: Table, found: list[Runs], lines: list[Line], index: Records) 
 
 
 def _put_parity(
-    line: Line, error: Column, agreement: Column, results: Sequence[ParityResult], by_answers_of_quick: bool = False
+    line: Line, error: Column, agreement: Column, results: Sequence[ParityResult], quick: bool = False
 ) -> None:
     """The worst of these, and what is to be said of them; of those that are judged by
     their right answers, how few a quick run's network has."""
     notes = [f"parity on {sum(result.images for result in results)} images"]
-    torch = [top1 for result in results if (top1 := none_if_unset(result.torch_top1)) is not None]
-    if by_answers_of_quick and torch:
+    by_answers = [result for result in results if result.precision != "fp32" or result.tf32]
+    torch = [top1 for result in by_answers if (top1 := none_if_unset(result.torch_top1)) is not None]
+    if quick and torch:
         notes[0] += f", on {max(torch):.0f} % of which a quick run's network errs"
     failed = [result for result in results if not result.passed]
     if failed:

@@ -102,7 +102,9 @@ def read_failure(path: Path) -> Failure:
             of=of,
             arguments=inputs.arguments,
         )
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {why_unreadable(error)}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not the note of a failure ({why_unreadable(error)}); delete it") from None
 
 
@@ -123,7 +125,9 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         return _read(read_text(path), Plan)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {why_unreadable(error)}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: not a plan ({why_unreadable(error)}); delete it, the next run writes it anew"
         ) from None

@@ -240,9 +240,9 @@ def read_record(path: Path, kind: type[K]) -> K:
         return decode(read_text(path), kind)
     except VersionError as error:
         raise InputError(f"{path}: {error}") from None
-    except PermissionError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {why_unreadable(error)}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a record ({why_unreadable(error)}); {remedy(path)}") from None
 
 

@@ -13,7 +13,7 @@ from suite.files import printable
 from suite.results.artifacts import sha256
 from suite.results.notes import read_failure, read_plan
 from suite.results.record import TYPES, AnyRecord, key_of, read_record
-from suite.results.wording import remedy
+from suite.results.wording import INDEX, remedy
 
 # Inputs that hold the key of another record, and the stages of which it may be.
 UPSTREAM = {"train": ("train",), "export": ("export",), "file": ("export", "convert")}
@@ -108,14 +108,14 @@ def verify(
 
 def _published_weights(root: Path) -> set[Path] | None:
     """The files of the index of weights beside a folder; None if there is no index."""
-    index = root.resolve().parent / "weights.json"
+    index = root.resolve().parent / INDEX
     if not index.is_file():
         return None
     try:
         return {index.parent / each["file"] for each in json.loads(index.read_text("utf-8"))["weights"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        remedy = f"`{env.typed()} list weights --results {index.parent} --format json` writes it anew"
-        raise InputError(f"{index}: is no index of weights ({describe_error(error)}); {remedy}") from None
+        anew = f"`{env.typed()} list weights --results {index.parent} --format json` writes it anew"
+        raise InputError(f"{index}: is no index of weights ({describe_error(error)}); {anew}") from None
 
 
 def _place(root: Path, record: AnyRecord) -> Path:
@@ -186,7 +186,8 @@ def _missing(files: list[tuple[Path, Path]]) -> Iterator[str]:
         )
         return
     for path, record in files:
-        yield f"{path}: missing; left out on purpose, verify --without-files; else delete {record} to make it again"
+        what = remedy(record, f"delete {record} to make it again")
+        yield f"{path}: missing; left out on purpose, verify --without-files; else {what}"
 
 
 def _artifact(path: Path, size: int, sha: str) -> str | None:

@@ -42,11 +42,13 @@ def find_weights(root: Path) -> list[dict[str, Any]]:
         InputError: there is no results folder, or no such weights, or a record or
             configuration cannot be read.
     """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; published weights come with a checkout of the repository")
     if (root / "records").is_dir():
         raise InputError(f"{root}: is a results folder; give the folder that holds it")
     folders = sorted(path.parent for path in root.glob("*/records") if path.is_dir())
     if not folders:
-        raise InputError(f"{root}: holds no results folders; published weights come with a checkout of the repository")
+        raise InputError(f"{root}: holds no results folders")
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for folder in folders:
         store = Store(folder)

@@ -8,6 +8,8 @@ import msgspec
 
 from suite.files import printable
 
+# The list of the weights that results folders hold, beside these.
+INDEX = "weights.json"
 # As msgspec ends its messages: the inner place first, if one check called another.
 _PLACE = re.compile(r" - at `([^`]*)`")
 _STEP = re.compile(r"[^.\[\]]+|\[\d+\]|\[\.\.\.\]")
@@ -30,9 +32,10 @@ def why_unreadable(error: Exception) -> str:
 
 
 def remedy(path: Path, usual: str = "delete it to measure again") -> str:
-    """What to do about what is wrong in a results folder; published ones are kept by
-    git."""
-    return "git checkout restores it" if "published" in path.parts else usual
+    """What to do about what is wrong in a results folder; published ones, which an index
+    of weights lies beside, are kept by git."""
+    published = any((parent / INDEX).is_file() for parent in path.resolve().parents)
+    return "git checkout restores it" if published else usual
 
 
 def describe_json_error(error: msgspec.ValidationError, text: bytes) -> str:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.shell_completion import ShellComplete
@@ -236,17 +237,27 @@ def test_a_folder_of_records_that_is_a_file_is_named_before_anything_is_printed(
 
 
 def test_show_takes_several_folders_and_commands_on_one_refuse_a_second(
-    suite: Run, store: Store, add_run: Callable[..., object], tmp_path: Path
+    suite: Run, store: Store, add_run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    add_run("resnet110_relu_bn", top1=6.5)
+    made = add_run("resnet110_relu_bn", top1=6.5)["train"]
     empty = tmp_path / "empty"
     empty.mkdir()
-    both = ["--results", str(empty), "--results", str(store.root)]
-    code, out, _ = suite("show", "--table", "2", "--rows", "resnet110_relu_bn@cifar10", *both)
-    assert code == 0
+    both = ["--results", str(store.root), "--results", str(empty)]
+    row = ["--table", "2", "--rows", "resnet110_relu_bn@cifar10"]
+    code, out, err = suite("show", *row, *both)
+    assert (code, err) == (0, "")
     assert "6.50" in out
+    Store(empty).put("train", made.inputs, made.result | {"top1": 7.5}, {}, {})
+    code, out, err = suite("show", *row, *both)
+    said = (
+        "rainings that stand in several folders with different figures: 1; shown are those of the folder that was named"
+    )
+    assert "6.50" in out
+    assert f"t{said} first\n" in err
+    page = suite("report", *both, "--out", str(tmp_path / "page"))[1].strip()
+    assert f". T{said} first." in " ".join(Path(page).read_text("utf-8").split())
     expected = "error: --results is given twice, and this command takes one folder; show and report take several\n"
-    for command in (["figure", "2"], ["status"], ["verify"], ["clean"], ["run", *ROW]):
+    for command in (["figure", "2"], ["status"], ["verify"], ["clean"], ["run", *ROW], ["list", "weights"]):
         assert suite(*command, *both) == (2, "", expected)
 
 

@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from suite import distributed, progress
 from suite.errors import InputError
-from suite.grid import estimate, perform, runner, status
+from suite.grid import calls, estimate, perform, runner, status
 from suite.grid import plan as grid
 from suite.grid.claims import Claims
 from suite.grid.plan import Grid, RunOptions, Stage
@@ -210,7 +212,7 @@ def test_all_forms_of_a_network_are_timed_in_turns_with_its_neighbours_as_many_a
         ("onnxruntime", "int8"),
         ("torch", "fp32"),
     }
-    for most, taken in ((12, 12), (11, 8), (8, 8), (4, 4), (3, 4)):
+    for most, taken in ((12, 12), (11, 8), (8, 8), (4, 4), (3, 3)):
         assert grid.to_time_with(timed[0], timed, lambda stages, most=most: most) == singly[:taken]
     # The first form of the first is done.
     assert grid.to_time_with(singly[2], singly[2:], lambda stages: 6) == singly[2:8]
@@ -218,6 +220,14 @@ def test_all_forms_of_a_network_are_timed_in_turns_with_its_neighbours_as_many_a
     eights = [stage for stage in timed if stage.inputs["batch_size"] == 8]
     assert grid.to_time_with(eights[0], timed, len) == eights, "asked of those that may be timed with it"
     assert len(eights) == 9, "torch is timed at one batch size"
+
+
+def test_files_that_are_gone_do_not_end_the_choice_of_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = RunOptions(2, tmp_path, rows=("resnet20_relu_bn@cifar10",), depth=20)
+    timed = of_kind(grid.plan(options), "latency")
+    stages = calls.Stages(store.Store(tmp_path), progress.Silent(0))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
+    assert stages.most_in_turns(timed) == 6, "as many as processes without a network fit"
 
 
 ROWS = ("resnet20_*_bn@cifar10",)

@@ -147,7 +147,7 @@ def test_fewer_take_turns_where_memory_is_short(onnx_file: Path, monkeypatch: py
     assert [answer.in_turns_with for answer in answers if isinstance(answer, LatencyResult)] == [1, 1, 0]
 
 
-@pytest.mark.parametrize("name", ["net.onnx", "net.onnx.data", "folder/model.safetensors"])
+@pytest.mark.parametrize("name", ["net.onnx", "net.onnx.data", "net.onnx_data", "folder/model.safetensors"])
 def test_a_large_file_needs_memory_for_each_of_its_bytes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

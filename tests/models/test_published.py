@@ -89,8 +89,10 @@ def test_commands_take_published_weights_by_their_name(suite: Suite, tmp_path: P
     code, _, err = suite("export", "resnet20_relu_bn.cifar100_11ep", str(tmp_path / "other.onnx"))
     assert code == 2
     assert "neither a file or folder that is there nor a model" in err
-    assert f"{models.published.FOLDER} has no such weights, but resnet20_relu_bn.cifar100_10ep or resnet20_r" in err
-    assert err.endswith(". resnet20_relu_bn alone means initial weights\n"), "which nobody asked for"
+    of_it = "published are resnet20_relu_bn.cifar100_10ep, resnet20_relu_bn.cifar10_10ep\n"
+    assert err.endswith(f"; resnet20_relu_bn alone has initial weights, {of_it}")
+    code, _, err = suite("export", "resnet32_relu_bn.cifar10_10ep", str(tmp_path / "other.onnx"))
+    assert err.endswith(f"; resnet32_relu_bn alone has initial weights, and {models.published.FOLDER} has none\n")
 
 
 def test_a_file_of_published_weights_is_checked_against_them_and_no_others(suite: Suite, tmp_path: Path) -> None:

@@ -170,10 +170,11 @@ def test_of_results_that_two_folders_have_unlike_the_first_are_shown_with_that_s
     copy.put("train", made.inputs, made.result, {}, {"seconds": 1.0})
     other.put("train", made.inputs, made.result | {"top1": 7.0}, {}, {})
     assert Records([store, copy]).contradictions == [], "equal results, whatever time they took"
+    assert len(Records([store, other, other]).contradictions) == 1
     for stores, error in (([store, other], 6.0), ([other, store], 7.0)):
         records = Records(stores)
         assert records.contradictions == [
-            "results that stand in several folders with different figures: 1; "
+            "trainings that stand in several folders with different figures: 1; "
             "shown are those of the folder that was named first"
         ]
         assert build(records).lines[0].values["top1"] == error

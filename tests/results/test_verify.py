@@ -175,6 +175,31 @@ def test_a_record_from_before_digests_is_checked_by_its_key(store: Store, path: 
     assert "its key is not the hash of its inputs" in of_a_record(store)
 
 
+def test_of_published_results_git_is_the_remedy(store: Store, path: Path) -> None:
+    (store.root.parent / "weights.json").write_text('{"weights": []}')  # as beside published folders
+    change(path, finished="yesterday")
+    assert of_a_record(store) == f"{path}: not a record (changed since it was written); git checkout restores it"
+
+
+def test_what_cannot_be_read_is_not_to_be_deleted(
+    store: Store, record: AnyRecord, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.fail("export", INPUTS, "out of memory")
+    store.save_plan({"command": "", "stages": []})
+    (note,) = (store.root / "failures").glob("*/*.json")
+    (plan,) = (store.root / "plans").glob("*.json")
+    whole = Path.open
+
+    def open_but(file: Path, *arguments: Any, **options: Any) -> Any:
+        if file in (path, note, plan):
+            raise OSError(5, "Input/output error")
+        return whole(file, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_but)
+    expected = [f"{file}: cannot be read: Input/output error" for file in (path, note, plan)]
+    assert [said for said in verify(store.root).problems if "unexpected" not in said] == expected
+
+
 def test_a_record_under_another_name_is_named(store: Store, path: Path) -> None:
     path.rename(path.with_name("resnet110_relu_bn-0.json"))
     assert "resnet110_relu_bn-0.json: not a record (it belongs at" in of_a_record(store)
