@@ -326,7 +326,8 @@ def test_a_model_is_exported_and_checked_end_to_end(tmp_path: Path, suite: Run) 
     assert code == 0
     assert "passed" in text
     code, _, err = suite("parity", str(out), "--images", "20", "--weights", "resnet20_relu_bn")
-    assert (code, "error" in err) == (1, False)  # the file of another network
+    assert code == 2
+    assert f"{out}: was made from resnet20_crelu_bn, not from resnet20_relu_bn" in err
 
 
 def test_a_file_is_checked_at_the_size_that_it_was_exported_for(tmp_path: Path, suite: Run) -> None:
