@@ -33,8 +33,8 @@ class Planned:
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """Seconds of work that is left for those who are at it, and the kinds of stages that
-    these leave out, since none of them has ended."""
+    """Seconds of work that is left for those who are at it, and the kinds of stages
+    that these leave out, since none of them has ended."""
 
     seconds: float
     left_out: tuple[str, ...] = ()

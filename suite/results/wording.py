@@ -32,8 +32,8 @@ def why_unreadable(error: Exception) -> str:
 
 
 def remedy(path: Path, usual: str = "delete it to measure again") -> str:
-    """What to do about what is wrong in a results folder; published ones, which an index
-    of weights lies beside, are kept by git."""
+    """What to do about what is wrong in a results folder; published ones, which lie
+    beside an index of weights, are kept by git."""
     published = any((parent / INDEX).is_file() for parent in path.resolve().parents)
     return "git checkout restores it" if published else usual
 
