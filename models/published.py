@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import operator
 import warnings
 from collections import deque
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ def with_weights(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, D
     }
     try:
         weights = [_entry(each) for each in json.loads(INDEX.read_text("utf-8"))["weights"]] if INDEX.is_file() else []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(f"{INDEX}: is no index of weights ({error!r}), of which timm then finds none", stacklevel=2)
         weights = []
     for (name, tag), own, digest in weights:
@@ -59,5 +60,6 @@ def _entry(each: Mapping[str, Any]) -> tuple[tuple[str, str], dict[str, Any], st
     """Model and tag of an entry, what its configuration says of its own, and the digest
     of its file."""
     name, _, tag = each["name"].partition(".")
-    own = {key: each[key] for key in ("num_classes", "mean", "std")}
+    mean, std = ([float(value) for value in each[key]] for key in ("mean", "std"))
+    own = {"num_classes": operator.index(each["num_classes"]), "mean": mean, "std": std}
     return (name, tag), {**own, "file": str(FOLDER / each["file"])}, str(each["sha256"])

@@ -165,7 +165,22 @@ def test_damaged_published_weights_are_named_and_not_used(
         names.published.cache_clear()
 
 
-@pytest.mark.parametrize("index", ["garbage", "[]", '{"weights": 3}', '{"weights": [{"name": "resnet20_relu_bn.x"}]}'])
+WHOLE = INDEX["weights"][0] | {"num_classes": 10, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "garbage",
+        "[]",
+        '{"weights": 3}',
+        '{"weights": [{"name": "resnet20_relu_bn.x"}]}',
+        *(
+            json.dumps({"weights": [WHOLE | wrong]})
+            for wrong in ({"name": 3}, {"file": 3}, {"num_classes": "ten"}, {"mean": 0.5}, {"std": ["a", "b", "c"]})
+        ),
+    ],
+)
 def test_timm_has_its_models_beside_a_damaged_index(
     index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
