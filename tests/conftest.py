@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 import suite.__main__ as command_line
+from suite.grid.machine import MachineLock
 from suite.results.record import AnyRecord
 from suite.results.store import Store
 from suite.tables.spec import version_of
@@ -45,6 +46,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("nightly" if config.getoption("--nightly") else "quick")
+
+
+def pytest_report_header() -> list[str]:
+    """Name runs of this machine that tests wait for, which may take hours."""
+    return [f"tests that time something wait for: {each}" for each in MachineLock(print).holders()]
 
 
 @pytest.fixture(scope="session", autouse=True)

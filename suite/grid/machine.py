@@ -71,7 +71,7 @@ class MachineLock:
             return
         try:
             if not _try_lock(descriptor, shared) and not self._lock_before_named(descriptor, shared):
-                self._say("; ".join([reason, *(self._holders() or [UNNAMED])]))
+                self._say("; ".join([reason, *(self.holders() or [UNNAMED])]))
                 self._wait(descriptor, shared)
             with self._note_in_file(descriptor, alone=not shared):
                 yield
@@ -97,7 +97,7 @@ class MachineLock:
         has it and no longer a moment before it gives it up; True if this process has
         the machine by then."""
         end = monotonic() + NAMED
-        while not self._holders() and monotonic() < end:
+        while not self.holders() and monotonic() < end:
             sleep(NAMED / 20)
             if _try_lock(descriptor, shared):
                 return True
@@ -128,7 +128,7 @@ class MachineLock:
         stack.callback(os.close, descriptor)
         return descriptor
 
-    def _holders(self) -> list[str]:
+    def holders(self) -> list[str]:
         """Who has the machine, as far as they have said so; what anybody may have
         written is made printable."""
         found = []

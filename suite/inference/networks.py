@@ -2,7 +2,6 @@
 what a file says of them."""
 
 import contextlib
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,11 +15,8 @@ from suite import env
 from suite.errors import InputError, first_line
 from suite.export.weights import CONFIG, read_config
 from suite.files import printable
-from suite.inference import names
+from suite.inference import names, provenance
 from suite.registry import DATA_SETS, STAND_INS
-from suite.results.record import TrainRecord
-from suite.results.store import Store
-from suite.results.wording import remedy
 from suite.tables import spec
 
 if TYPE_CHECKING:
@@ -112,7 +108,8 @@ def find_network(name: str, size: int | None = None) -> Iterator[NamedNetwork]:
         assert usual is not None  # every network of this project has one
         size = size or usual.input_size[-1]
         found = NamedNetwork(folder, config.model, config.classes, size, trained, config.channels)
-        _require_as_recorded(found)
+        if trained:
+            provenance.require_as_recorded(folder, found.model)
         yield found
 
 
@@ -219,15 +216,10 @@ def metadata(of: NamedNetwork, more: dict[str, str]) -> dict[str, str]:
         known = statistics_of(read_config(of.weights).statistics, of.channels)
     else:
         known = {name: network.described[name] for name in ("mean", "std", "label_names") if name in network.described}
-    stated = {"model": of.model, "weights_sha256": _digest(of), "trained": str(of.trained).lower()}
+    stated = {"model": of.model, "weights_sha256": provenance.digest(of.weights), "trained": str(of.trained).lower()}
     for name, value in (known | {"versions": env.versions()}).items():
         stated[name] = json.dumps(value)
     return stated | more
-
-
-def _digest(of: NamedNetwork) -> str:
-    with open(of.weights / "model.safetensors", "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_weights_of(of: NamedNetwork, name: str, stated: Mapping[str, str]) -> None:
@@ -247,7 +239,7 @@ def require_weights_of(of: NamedNetwork, name: str, stated: Mapping[str, str]) -
     if (model := stated.get("model", of.model)) != of.model:
         raise InputError(f"{name}: was made from {printable(model)}, not from {of.model}; give its own by --weights")
     trained = of.trained or stated.get("trained") == "true"
-    if trained and stated.get("weights_sha256") not in (None, _digest(of)):
+    if trained and stated.get("weights_sha256") not in (None, provenance.digest(of.weights)):
         raise InputError(f"{name}: was made from other weights of {of.model} than these; give its own by --weights")
 
 
@@ -255,28 +247,8 @@ def training_metadata(of: NamedNetwork) -> dict[str, str]:
     """What a run was trained on, for `metadata`: its `recipe`, the `data`'s fingerprint
     and the `run`'s key, from the record in its results folder; nothing for initial
     weights and for a folder of weights that lies elsewhere."""
-    if (record := _training(of)) is None:
+    record = provenance.training(of.weights, of.model) if of.trained else None
+    if record is None:
         return {}
     asked = {"recipe": record.inputs.recipe, "data": to_builtins(record.inputs.data)}
     return {name: json.dumps(value, sort_keys=True) for name, value in asked.items()} | {"run": record.key}
-
-
-def _training(of: NamedNetwork) -> TrainRecord | None:
-    """The record of the training that gave a network its weights, where these lie in a
-    results folder."""
-    folder = of.weights.resolve()
-    records = Store(folder.parent.parent).typed(TrainRecord, [of.model]) if of.trained else ()
-    return next((record for record in records if record.key == folder.name), None)
-
-
-def _require_as_recorded(of: NamedNetwork) -> None:
-    """See to it that weights in a results folder are those of their training.
-
-    Raises:
-        InputError: they were changed since.
-    """
-    record = _training(of)
-    stated = record.artifacts.get("model.safetensors") if record else None
-    if stated and stated.sha256 != _digest(of):
-        weights = of.weights / "model.safetensors"
-        raise InputError(f"{weights}: changed since it was trained; {remedy(weights, 'train it again')}")

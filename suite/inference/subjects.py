@@ -7,7 +7,7 @@ from typing import Any
 
 from suite.errors import InputError, join_with_or
 from suite.export import graphs, zoo
-from suite.inference import names
+from suite.inference import names, provenance
 from suite.inference.feeds import NOTHING_GIVEN, TYPES, GivenInputs, Input
 
 
@@ -35,7 +35,8 @@ def find(name: str, modules: Sequence[str] = ()) -> Subject:
         modules: to import beforehand, which register their models with timm.
 
     Raises:
-        InputError: there is no such thing, or it cannot be read.
+        InputError: there is no such thing, it cannot be read, or weights in a results
+            folder were changed since they were trained.
     """
     if not name.removeprefix(zoo.LOCAL):
         raise InputError("the name of a network is empty; give a model, a folder of weights or an ONNX file")
@@ -47,7 +48,9 @@ def find(name: str, modules: Sequence[str] = ()) -> Subject:
         names.require_model(name)
     if path.is_dir():
         zoo.import_modules(modules)
-        return Subject(name, network=zoo.from_folder(path))
+        network = zoo.from_folder(path)
+        provenance.require_as_recorded(path, network.model)
+        return Subject(name, network=network)
     if not is_model:
         if name.startswith(zoo.LOCAL):
             raise InputError(f"{name}: no such folder")

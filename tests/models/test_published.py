@@ -111,7 +111,7 @@ def test_a_file_of_published_weights_is_checked_against_them_and_no_others(suite
             assert err.endswith(f"\nerror: {path}: {why}; give its own by --weights\n")
 
 
-def test_weights_of_a_run_that_were_changed_since_are_not_exported(suite: Suite, tmp_path: Path) -> None:
+def test_weights_of_a_run_that_were_changed_since_are_not_used(suite: Suite, tmp_path: Path) -> None:
     file = next(
         models.published.FOLDER / each["file"] for each in WEIGHTS if each["name"] == "resnet20_relu_bn.cifar10_10ep"
     )
@@ -120,13 +120,21 @@ def test_weights_of_a_run_that_were_changed_since_are_not_exported(suite: Suite,
     (record,) = file.parents[2].glob(f"records/train/*-{run.name}.json")
     (tmp_path / "results" / "records" / "train").mkdir(parents=True)
     shutil.copy(record, tmp_path / "results" / "records" / "train")
-    assert suite("export", str(run), str(tmp_path / "net.onnx"))[0] == 0
+    net = str(tmp_path / "net.onnx")
+    assert suite("export", str(run), net)[0] == 0
     changed = bytearray((run / "model.safetensors").read_bytes())
     changed[-1] ^= 1
     (run / "model.safetensors").write_bytes(changed)
-    code, out, err = suite("export", str(run), str(tmp_path / "other.onnx"))
-    assert (code, out) == (2, "")
-    assert err == f"error: {run}/model.safetensors: changed since it was trained; train it again\n"
+    for command in (
+        ("export", str(run), str(tmp_path / "other.onnx")),
+        ("parity", net, "--weights", str(run)),
+        ("parity", net, "--against", str(run)),
+        ("time", f"local-dir:{run}"),
+        ("explain", str(run)),
+    ):
+        code, out, err = suite(*command)
+        assert (code, out) == (2, "")
+        assert err == f"error: {run}/model.safetensors: changed since it was trained; train it again\n"
     assert not (tmp_path / "other.onnx").exists()
 
 
