@@ -35,7 +35,7 @@ def with_weights(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, D
         warnings.warn(f"{INDEX}: is no index of weights ({error!r}), of which timm then finds none", stacklevel=2)
         weights = []
     for (name, tag), own, digest in weights:
-        if name in found and Path(own["file"]).is_file():
+        if name in found:
             _digests[own["file"]] = digest
             found[name].tags.append(tag)
             found[name].cfgs[tag] = PretrainedCfg(**{**configurations[name], **own})
@@ -53,7 +53,8 @@ def require_as_published(file: str | None) -> None:
     if file in _digests:
         path = Path(file)
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != _digests[file]:
-            raise RuntimeError(f"{file}: is not as it was published; git checkout results/published restores it")
+            what = "is not as it was published" if path.is_file() else "is missing"
+            raise RuntimeError(f"{file}: {what}; git checkout results/published restores it")
 
 
 def _entry(each: Mapping[str, Any]) -> tuple[tuple[str, str], dict[str, Any], str]:

@@ -340,11 +340,11 @@ def test_a_report_that_cannot_be_written_leaves_no_folder_that_was_made_for_it(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(page, "write_file", write_nothing)
-    out = store.root / "pages" / "today"
-    for wanted in (out, store.root):
+    (store.root / "empty").mkdir()
+    for wanted in (store.root / "pages" / "today", store.root / "empty"):
         code, _, err = suite("report", "--results", str(store.root), "--out", str(wanted))
         assert (code, err) == (2, f"error: {wanted}: cannot write the report there: No space left on device\n")
-    assert {path.name for path in store.root.iterdir()} == {"records"}
+    assert {path.name for path in store.root.iterdir()} == {"records", "empty"}
 
 
 @pytest.mark.parametrize("pages", range(14))
@@ -375,12 +375,13 @@ def test_a_full_disk_at_any_write_leaves_results_as_they_were_or_complete(disk: 
 def test_a_report_that_does_not_fit_the_disk_is_one_line_and_the_one_before_it_stays(disk: Path, suite: Suite) -> None:
     (disk / "results").mkdir()
     (disk / "out").mkdir()
-    (disk / "out" / "index.html").write_text("before")
+    before = f"<title>mine{page.MARK.decode()}"
+    (disk / "out" / "index.html").write_text(before)
     code, out, err = suite("report", "--results", str(disk / "results"), "--out", str(disk / "out"))
     assert (code, out) == (2, "")
     assert err == f"error: {disk / 'out'}: cannot write the report there: No space left on device\n"
-    assert (disk / "out" / "index.html").read_text() == "before"
-    assert not list((disk / "out").rglob("*.tmp"))
+    assert (disk / "out" / "index.html").read_text() == before
+    assert [path.name for path in (disk / "out").rglob("*")] == ["index.html"]
 
 
 def test_a_report_cut_short_is_written_anew(store: Store, suite: Suite) -> None:

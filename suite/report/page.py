@@ -7,6 +7,7 @@ script reads.
 """
 
 import contextlib
+import errno
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ from suite.tables import spec
 from suite.tables.own import OwnTable
 from suite.tables.spec import CIFAR_DEPTHS, Table
 
+# What the head of each report's page has.
+MARK = b": error, parity and latency</title>"
 # What one record of a stage is, and several are.
 STAGES = {
     "train": ("training", "trainings"),
@@ -103,7 +106,7 @@ def write(
 
     Beside the page lie `table2.md`, `.csv` and `.tex` (booktabs) for each table,
     `table2-resnet20.*` for those run with other nets, and one SVG for each plot in
-    `plots/`. A file of the same name is replaced.
+    `plots/`. A report that is there is replaced.
 
     Args:
         stores: one or several results folders, of one or several machines.
@@ -117,7 +120,7 @@ def write(
 
     Raises:
         InputError: a record cannot be read.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or holds other things.
     """
     folders = [stores] if isinstance(stores, Store) else list(stores)
     records = Records(folders, imports=imports)
@@ -168,21 +171,39 @@ def write(
 
 
 def _write_all(out: Path, texts: Mapping[str, str]) -> None:
-    """Write files into a folder; where the first cannot be, without a folder that was
-    made for it.
+    """Write files into a folder that is new, empty or a report's; where one cannot be
+    written, those that were not there before are removed.
 
     Raises:
-        OSError: one cannot be written.
+        OSError: one cannot be written, or the folder is another thing's.
     """
-    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    if foreign := _foreign(out, texts):
+        raise FileExistsError(errno.EEXIST, f"{foreign} is of no report; give a new folder or a report's")
+    new = [folder for folder in (out / "plots", out, *out.parents) if not folder.exists()]
+    files = [path for name in texts if not (path := out / name).exists()]
     try:
         for name, text in texts.items():
             write_file(out / name, text.encode())
     except OSError:
+        for path in files:
+            with contextlib.suppress(OSError):  # one that was never written
+                path.unlink(missing_ok=True)
         for folder in new:
             with contextlib.suppress(OSError):  # one that holds something, or was never made
                 folder.rmdir()
         raise
+
+
+def _foreign(out: Path, texts: Mapping[str, str]) -> str | None:
+    """What lies in a folder that no report has, if it holds no report's page either; a
+    report that was cut off has none yet."""
+    page = out / "index.html"
+    if page.is_file():
+        with page.open("rb") as file:
+            return None if MARK in file.read(4096) else page.name
+    ours = {Path(name).parts[0] for name in texts}
+    there = sorted(path.name for path in out.iterdir() if path.name[0] != ".") if out.is_dir() else []
+    return next((name for name in there if name not in ours), None)
 
 
 def _contents(drawings: Mapping[str, list[Figure]], has_choices: bool, is_own: bool) -> list[tuple[str, str]]:

@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from suite import env
 from suite.errors import InputError, describe_error
 from suite.files import printable
 from suite.results.artifacts import sha256
 from suite.results.notes import read_failure, read_plan
-from suite.results.record import TYPES, AnyRecord, key_of, read_record
+from suite.results.record import TYPES, AnyRecord, TrainRecord, key_of, read_record
+from suite.results.weights import describe
 from suite.results.wording import INDEX, remedy
 
 # Inputs that hold the key of another record, and the stages of which it may be.
@@ -59,10 +61,11 @@ def verify(
     the hash of its inputs, and that the records that it was made from are there. Of its
     files: that they are there, with their sizes and hashes. What lies in the folders of
     records, artifacts, failures, plans and checkpoints and belongs to nothing is named
-    too; a stage under way leaves nothing there but its checkpoints.
+    too, artifacts once all records are sound; a stage under way leaves nothing there
+    but its checkpoints.
 
-    Published results have the index of weights beside their folder: of them every file
-    but those weights may be left out.
+    Published results have the index of weights beside their folder, which is to say of
+    them what their records say: of them every file but those weights may be left out.
 
     Args:
         root: a results folder that is there. Nothing in it is changed.
@@ -74,6 +77,7 @@ def verify(
         InputError: a folder in it, or the index beside it, cannot be read.
     """
     records, problems = _records(root)
+    all_sound = not problems
     problems += _without_upstream(root, records)
     total = sum(artifact.bytes for record in records for artifact in record.artifacts.values())
     files = done = left_out = 0
@@ -97,25 +101,46 @@ def verify(
             done += artifact.bytes
     progress(done, total, "bytes")
     problems += _missing(missing)
-    problems += _unlisted(root, records)
+    problems += _indexed_otherwise(root, records, weights or {})
+    if all_sound:  # else a file may be of a damaged record, and be what hours of training left
+        problems += _unlisted(root, records)
     problems += _notes(root / "failures", read_failure)
     problems += _notes(root / "plans", read_plan)
     problems += _checkpoints(root, {record.key for record in records})
-    keys = {record.key for record in records}
-    problems += [f"{p}: unexpected, of no record; delete it" for p in _files(root / "removed") if p.name not in keys]
     return Verification(len(records), files, done, [printable(problem) for problem in problems], left_out)
 
 
-def _published_weights(root: Path) -> set[Path] | None:
-    """The files of the index of weights beside a folder; None if there is no index."""
+def _published_weights(root: Path) -> dict[Path, dict[str, Any]] | None:
+    """What the index of weights beside a folder says of each file; None if there is no
+    index."""
     index = root.resolve().parent / INDEX
     if not index.is_file():
         return None
     try:
-        return {index.parent / each["file"] for each in json.loads(index.read_text("utf-8"))["weights"]}
+        return {index.parent / each["file"]: each for each in json.loads(index.read_text("utf-8"))["weights"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        anew = f"`{env.typed()} list weights --results {index.parent} --format json` writes it anew"
-        raise InputError(f"{index}: is no index of weights ({describe_error(error)}); {anew}") from None
+        raise InputError(f"{index}: is no index of weights ({describe_error(error)}); {_anew(index)}") from None
+
+
+def _anew(index: Path) -> str:
+    return f"`{env.typed()} list weights --results {index.parent} --format json` writes it anew"
+
+
+def _indexed_otherwise(root: Path, records: list[AnyRecord], weights: dict[Path, dict[str, Any]]) -> Iterator[str]:
+    """A line for each training of which the index says anything else than its record
+    and the configuration beside its weights."""
+    index = root.resolve().parent / INDEX
+    for record in records:
+        stated = [weights.get((root / artifact.path).resolve()) for artifact in record.artifacts.values()]
+        if record.stage != "train" or not any(stated):
+            continue
+        try:
+            described = describe(read_record(_place(root, record), TrainRecord), root.resolve())
+        except InputError as error:
+            yield str(error)
+            continue
+        if json.loads(json.dumps(described)) not in stated:
+            yield f"{index}: says other things of {described['name']} than its record; {_anew(index)}"
 
 
 def _place(root: Path, record: AnyRecord) -> Path:
@@ -204,7 +229,10 @@ def _artifact(path: Path, size: int, sha: str) -> str | None:
 
 def _unlisted(root: Path, records: list[AnyRecord]) -> Iterator[str]:
     listed = {root / artifact.path for record in records for artifact in record.artifacts.values()}
-    return (f"{path}: unexpected, of no record; delete it" for path in _files(root / "artifacts") if path not in listed)
+    listed |= {root / "removed" / record.key for record in records}
+    for path in [*_files(root / "artifacts"), *_files(root / "removed")]:
+        if path not in listed:
+            yield f"{path}: unexpected, of no record; delete it"
 
 
 def _notes(folder: Path, read: Callable[[Path], object]) -> Iterator[str]:

@@ -56,7 +56,7 @@ def find_weights(root: Path) -> list[dict[str, Any]]:
             weights = record.artifacts.get("model.safetensors")
             if weights is None or not _is_publishable(record) or not (folder / weights.path).is_file():
                 continue
-            entry = _entry(record, folder)
+            entry = describe(record, folder)
             if entry["name"] not in found or found[entry["name"]][0] < record.finished:
                 found[entry["name"]] = record.finished, entry
     if not found:
@@ -72,7 +72,12 @@ def _is_publishable(record: TrainRecord) -> bool:
     return record.result.trained and whole and not inputs.arguments and not inputs.source
 
 
-def _entry(record: TrainRecord, folder: Path) -> dict[str, Any]:
+def describe(record: TrainRecord, folder: Path) -> dict[str, Any]:
+    """The entry of a training in a results folder, as `find_weights` returns it.
+
+    Raises:
+        InputError: the configuration beside its weights cannot be read.
+    """
     inputs, weights = record.inputs, record.artifacts["model.safetensors"]
     decay = inputs.recipe.get("weight_decay", WEIGHT_DECAY)
     how = f"_wd{decay:g}" if decay != WEIGHT_DECAY else ""

@@ -63,10 +63,18 @@ def test_timm_is_given_published_weights_only_as_they_were_published(
         file.unlink()
     else:
         file.write_bytes(sound[: len(sound) // 2] if fault == "cut short" else sound + bytes(1))
-    with pytest.raises(
-        RuntimeError, match=r"^.*model\.safetensors: is not as it was published; git checkout results/p"
-    ):
+    what = "is missing" if fault == "gone" else "is not as it was published"
+    with pytest.raises(RuntimeError, match=rf"^.*model\.safetensors: {what}; git checkout results/published"):
         load()
+
+
+def test_timm_knows_published_weights_whose_file_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights.json").write_text(json.dumps({"weights": [WHOLE]}))
+    monkeypatch.setattr(models.published, "INDEX", tmp_path / "weights.json")
+    found = models.published.with_weights({"resnet20_relu_bn": {"num_classes": 10}})
+    assert list(found["resnet20_relu_bn"].tags) == ["", "x"]
+    with pytest.raises(RuntimeError, match="is missing; git checkout results/published restores it"):
+        models.published.require_as_published(found["resnet20_relu_bn"].cfgs["x"].file)
 
 
 def test_a_name_without_a_tag_is_what_it_was() -> None:

@@ -22,6 +22,7 @@ from suite.results.verify import verify
 from suite.tables import spec
 
 AddRun = Callable[..., dict[str, Any]]
+Suite = Callable[..., tuple[int, str, str]]
 PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "amd-epyc-2-cores"
 
 
@@ -221,6 +222,28 @@ def test_every_link_leads_somewhere(html: str, tmp_path: Path) -> None:
     assert len(links) > 20
     for link in links:
         assert link[1:] in anchors if link.startswith("#") else (tmp_path / "out" / link).is_file(), link
+
+
+@pytest.mark.parametrize("name", ["index.html", "notes.txt", "records"])
+def test_a_folder_of_other_things_is_left_as_it_is(name: str, store: Store, suite: Suite, tmp_path: Path) -> None:
+    for folder in (store.root, tmp_path / "own"):
+        folder.mkdir()
+    (tmp_path / "own" / name).write_text("mine")
+    (tmp_path / "own" / "findings.md").write_text("mine too")
+    code, out, err = suite("report", "--results", str(store.root), "--out", str(tmp_path / "own"))
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: {tmp_path / 'own'}: cannot write the report there: {name} is of no report; give a new folder or a "
+        "report's\n"
+    )
+    assert {path.read_text() for path in (tmp_path / "own").iterdir()} == {"mine", "mine too"}
+
+
+def test_a_report_takes_the_place_of_one_before_even_if_that_was_cut_off(store: Store, tmp_path: Path) -> None:
+    first = page.write(store, tmp_path / "report")
+    assert page.write(store, tmp_path / "report") == first
+    first.unlink()
+    assert page.write(store, tmp_path / "report").is_file()
 
 
 def test_each_table_lies_beside_the_page_in_three_formats(html: str, tmp_path: Path) -> None:
