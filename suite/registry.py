@@ -71,6 +71,15 @@ def stand_in(name: str) -> str | None:
     return STAND_INS.get(name, name if name in DATA_SETS else None)
 
 
+def what_is_there(name: str, train: int, test: int) -> str | None:
+    """How much there is of a data set that is not whole, in words; None of one that is,
+    or of which it is not known how large it is."""
+    known = DATA_SETS.get(name)
+    if known is None or known.images in (None, (train, test)):
+        return None
+    return f"{name} of {train} training and {test} test images, not all of it"
+
+
 def label_of(name: str) -> str:
     """What a data set is called in tables and plots; one that is not of the suite has
     its name."""

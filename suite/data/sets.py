@@ -173,13 +173,13 @@ def _load_embedded(name: str) -> Dataset:
 
 @cache
 def _from_path(name: str, path: Path) -> Dataset:
-    _must_be_folder(path)
+    must_be_folder(name, path)
     return _READERS[DATA_SETS[name].reader](name, path)
 
 
 @cache
 def _own(name: str, path: Path, mean: Triple, std: Triple, side: int | None) -> Dataset:
-    _must_be_folder(path)
+    must_be_folder(name, path)
     of = DataSet(name, 0, mean, std, "class folders")
     train, test = folders.list_own(name, path)
     if side is None:
@@ -192,9 +192,15 @@ def _own(name: str, path: Path, mean: Triple, std: Triple, side: int | None) -> 
     return replace(dataset, fingerprint={**dataset.fingerprint, "mean": list(mean), "std": list(std)})
 
 
-def _must_be_folder(path: Path) -> None:
+def must_be_folder(name: str, path: Path) -> None:
+    """See whether a data set may be at a path, before anything is read.
+
+    Raises:
+        InputError: there is no folder.
+    """
     if not path.is_dir():
-        raise InputError(f"{path}: {'is no folder' if path.exists() else 'does not exist'}")
+        what = "is no folder" if path.exists() else "does not exist"
+        raise InputError(f"{path}: {what}; give the folder that holds {name}")
 
 
 def _read_class_folders(name: str, path: Path) -> Dataset:

@@ -61,7 +61,8 @@ def describe_left_out(table: Table, cells: tuple[Cell, ...]) -> Iterator[str]:
     running = {cell.row.data for cell in cells}
     for name in sorted({row.data for row in table.rows} - running):
         count = sum(row.data == name for row in table.rows)
-        yield f"left out: {count} rows on {name}; add --data {name}=PATH to run them"
+        rows, them = ("row", "it") if count == 1 else ("rows", "them")
+        yield f"left out: {count} {rows} on {name}; add --data {name}=PATH to run {them}"
 
 
 def describe_unsupported_forms(options: RunOptions) -> Iterator[str]:

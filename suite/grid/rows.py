@@ -39,7 +39,7 @@ def format_row(table: Table, cell: Cell, stages: Iterable[Stage], store: Store) 
             elif stage.kind == "latency":
                 parts.append(_latency(stage.inputs, convert(record.result, LatencyResult)))
     parts += [f"failed: {', '.join(dict.fromkeys(failed))}"] if failed else []
-    return f"{cell.name}: {', '.join(filter(None, parts))}"
+    return f"{cell.name}: {', '.join(filter(None, parts)) or 'done'}"
 
 
 def _error(table: Table, cell: Cell, record: TrainRecord) -> str:

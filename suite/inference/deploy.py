@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import to_builtins
 
 from suite import env
+from suite.data import sets
 from suite.errors import InputError, join_with_or
 from suite.export import onnxfile, zoo
 from suite.files import name_full_disk
@@ -259,6 +260,8 @@ def parity(
     if weights and not is_file:
         raise InputError(f"--weights {weights} is only for ONNX files; {name} is not one")
     require_provider(provider)
+    for data_set, folder in data.items():
+        sets.must_be_folder(data_set, folder)
     file = onnxfile.read(path) if is_file else None
     stated = onnxfile.metadata(file) if file else {}
     made_from = weights or name
@@ -281,7 +284,7 @@ def parity(
         networks.require_weights_of(of, name, stated)
         batches = networks.test_batches(of, data, images)
         precision = onnxfile.precision(path)
-        notes = batches.dataset.notes
+        notes = (*batches.dataset.notes, *networks.size_notes(batches.dataset, images))
         fewer = None
         if images is None:
             fewer = _in_a_minute(of, data, path, precision, provider, runtime, batches.test_images)

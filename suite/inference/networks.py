@@ -16,7 +16,7 @@ from suite.errors import InputError, first_line
 from suite.export.weights import CONFIG, read_config
 from suite.files import printable
 from suite.inference import names, provenance
-from suite.registry import DATA_SETS, STAND_INS
+from suite.registry import DATA_SETS, STAND_INS, what_is_there
 from suite.tables import spec
 
 if TYPE_CHECKING:
@@ -203,6 +203,15 @@ def training_data_note(of: NamedNetwork, dataset: "Dataset", given: bool) -> str
     if tuple(classes) == dataset.classes:
         return ""
     return printable(f"trained on other classes ({', '.join(classes[:3])}, ...); --data NAME=PATH gives its own")
+
+
+def size_notes(dataset: "Dataset", images: int | None) -> list[str]:
+    """What to say of a data set that is not whole, or has fewer test images than were
+    asked for."""
+    test = len(dataset.test)
+    part = what_is_there(dataset.name, len(dataset.train), test)
+    fewer = f"{test} test images are all that there are, of {images} asked for"
+    return [*([part] if part else []), *([fewer] if images and images > test else [])]
 
 
 def metadata(of: NamedNetwork, more: dict[str, str]) -> dict[str, str]:

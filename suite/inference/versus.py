@@ -104,7 +104,7 @@ def compare_subjects(
         given, data = replace(feeds.parse_inputs([str(data)]), shapes=given.shapes), None
     both = (first, second)
     taken = shared_inputs.common_inputs(both, given, count)
-    found = Comparison("random inputs, of seed 0 on", of=None)
+    found = Comparison("random inputs, of seeds 0, 1 and so on", of=None)
     if data is not None:
         found.words = f"images of {data}"
         batches = _images(both, taken[0], data, found)
@@ -243,7 +243,7 @@ def export_subject(network: Subject, scratch: Path, provider: str, say: Callable
     """The export of a model as a subject, to compare it with."""
     assert network.network is not None  # for the type checker
     path = model_files.Maker(network.name, network.network, scratch, say).file("fp32", provider)
-    return replace(subjects.find(str(path)), name=f"its export for {provider}")
+    return replace(subjects.find(str(path)), name=f"its ONNX file for {provider}")
 
 
 def subject_of_weights(path: Path, weights: Path, model: str | None, modules: Sequence[str] = ()) -> Subject:

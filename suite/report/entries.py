@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from suite.files import printable
-from suite.registry import DATA_SETS
+from suite.registry import what_is_there
 from suite.report.runs import Runs
 from suite.results.record import TrainRecord
 from suite.schema.outcomes import Epoch, Try, none_if_unset
@@ -158,9 +158,8 @@ def shortfalls(table: Table, row: Row, train: list[TrainRecord]) -> list[str]:
         parts.append(f"{recipe.epochs} of {epochs} epochs")
     if result.test_images < data.test:
         parts.append(f"{result.test_images} of {data.test} test images")
-    registered = DATA_SETS.get(data.name)
-    if registered and registered.images and (data.train, data.test) != registered.images:
-        parts.append(f"{data.name} of {data.train} training and {data.test} test images, not all of it")
+    if part := what_is_there(data.name, data.train, data.test):
+        parts.append(part)
     trained = [run for run in train if run.result.trained]
     rates = {run.result.tries[-1].learning_rate for run in trained}
     notes = []

@@ -27,10 +27,12 @@ Verdict = Literal["confirmed", "confirmed in part", "contradicted", "too close t
 SURE = 1.96
 # Standard deviation of a test error over seeds, relative: He et al. 2016 give 6.61 +- 0.16 % over five ResNet-110.
 OVER_SEEDS = 0.025
+# Seeds from which on what they differ by is taken from themselves.
+ENOUGH = 3
 COUNTS = "A difference counts where chance makes one so great in fewer than 5 % of cases."
 ASSUMED = (
     f"Where there are fewer than three seeds, what they would differ by is assumed: {OVER_SEEDS:.1%} of the error, as "
-    "in five runs of ResNet-110 by He et al. (2016)."
+    "in five runs of ResNet-110 by He et al. (2016), or as much as the seeds of the network beside, if that is more."
 )
 # Standard error of a median over that of a mean, for normal figures: sqrt(pi / 2).
 MEDIAN = 1.2533
@@ -178,7 +180,10 @@ def _rates(net: Entry) -> set[float]:
 def compare_errors(better: Entry, worse: Entry, metric: Metric, of: str = "top1") -> Part:
     """Whether the first net errs less, in one of the errors that there are. A net that
     did not train errs most."""
-    (a, a_error, a_freedom), (b, b_error, b_freedom) = median_error(better, metric, of), median_error(worse, metric, of)
+    assumed = max(OVER_SEEDS, *(_over_seeds(net, metric, of) for net in (better, worse)))
+    (a, a_error, a_freedom), (b, b_error, b_freedom) = (
+        median_error(net, metric, of, assumed) for net in (better, worse)
+    )
     spread = math.hypot(a_error, b_error)
     share = a_error**4 / a_freedom + b_error**4 / b_freedom
     freedom = spread**4 / share if share else math.inf  # Welch and Satterthwaite
@@ -198,18 +203,26 @@ def top1_error(net: Entry, metric: Metric) -> tuple[float, float, float]:
     return median_error(net, metric, "top1")
 
 
-def median_error(net: Entry, metric: Metric, of: str) -> tuple[float, float, float]:
+def _over_seeds(net: Entry, metric: Metric, of: str) -> float:
+    """The standard deviation over a net's seeds, relative to their median; 0 of fewer
+    than three."""
+    values = errors(net.runs, of, metric)
+    median, count = median_over_seeds(values), len(values)
+    return statistics.stdev(values) / median if median and count >= ENOUGH else 0.0
+
+
+def median_error(net: Entry, metric: Metric, of: str, over_seeds: float = OVER_SEEDS) -> tuple[float, float, float]:
     """The median test error in percent, its standard error, and the degrees of freedom
     of that: from the seeds, or where they are fewer than three from what test images
-    and seeds usually make of an error."""
+    make of an error, and seeds, by a standard deviation of `over_seeds` of it."""
     values = errors(net.runs, of, metric)
     median, count = median_over_seeds(values), len(values)
     if median is None:
         return math.inf, 0.0, math.inf
-    if count >= 3:
+    if count >= ENOUGH:
         return median, MEDIAN * statistics.stdev(values) / math.sqrt(count), count - 1
     images = net.runs.train[0].result.test_images
-    spread = math.hypot(math.sqrt(median * (100 - median) / images), OVER_SEEDS * median)
+    spread = math.hypot(math.sqrt(median * (100 - median) / images), over_seeds * median)
     return median, spread / math.sqrt(count), math.inf
 
 

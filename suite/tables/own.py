@@ -189,6 +189,9 @@ def parse(text: str, path: Path) -> OwnTable:
         name: replace(each, path=_beside(path, each.path) if each.path else "") for name, each in file.data.items()
     }
     imports = tuple(_beside(path, name) if name.endswith(".py") else name for name in file.imports)
+    for name, module in zip(file.imports, imports, strict=True):
+        if module.endswith(".py") and not Path(module).is_file():
+            raise InputError(f"{source}: imports: {name}: no such file beside the table")
     table = OwnTable(
         number=0,
         title=file.title,

@@ -82,6 +82,8 @@ def _convert(hint: Any, value: object, where: str) -> Any:
 def _scalar(hint: type, value: object, where: str) -> object:
     wanted: Collection[type] = (int, float) if hint is float else (hint,)
     # bool is an int to Python, but not to the reader of a table.
-    if type(value) not in wanted or (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, float) and hint is float and not math.isfinite(value):
+        raise InputError(f"{where}: must be finite, not {value!r}")
+    if type(value) not in wanted:
         raise InputError(f"{where}: must be of type {hint.__name__}, not {value!r}")
     return float(value) if hint is float else value  # type: ignore[arg-type] # a number, as was asked above

@@ -203,6 +203,8 @@ def with_depth(table: Table, depth: int) -> Table:
         if not table.own:
             why = f"the rows of {table.label} differ in depth"
         raise InputError(f"--depth is only for tables 1, 2 and 3; {why}")
+    if depth == table.depth:
+        return table
     rows = tuple(
         dataclasses.replace(row, model=row.model.replace(f"resnet{table.depth}_", f"resnet{depth}_"))
         for row in table.rows

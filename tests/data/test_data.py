@@ -58,10 +58,10 @@ def test_wrong_names_and_paths_are_one_clear_line(tmp_path):
     assert "cifar10 needs the path" in error("cifar10", None)
     assert "digits10" in error("cifar10", None)
     missing = tmp_path / "missing"
-    assert error("cifar10", missing) == f"{missing}: does not exist"
+    assert error("cifar10", missing) == f"{missing}: does not exist; give the folder that holds cifar10"
     file = tmp_path / "file"
     file.touch()
-    assert error("imagenet", file) == f"{file}: is no folder"
+    assert error("imagenet", file) == f"{file}: is no folder; give the folder that holds imagenet"
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "holds no cifar100" in error("cifar100", empty)

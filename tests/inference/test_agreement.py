@@ -50,7 +50,7 @@ def test_equal_files_pass_whatever_their_names_are(net: Callable[..., Path], sui
     a, b = net("a.onnx"), net("b.onnx", image="x", scores="y", batch=4)
     code, out, err = suite("parity", str(b), "--against", str(a), "--images", "10")
     assert code == 0, err
-    words = "random inputs, of seed 0 on, not 10, since a file has batches of one size alone"
+    words = "random inputs, of seeds 0, 1 and so on, not 10, since a file has batches of one size alone"
     assert out.startswith(f"{b} against {a}: 12 {words}\n")
     assert "scores         greatest difference 0, which is 0.0e+00 of the greatest value, " in out
     assert "agreement      100 % of 12 rows" in out
@@ -188,7 +188,7 @@ def test_as_many_inputs_are_compared_as_were_asked_for(
 ) -> None:
     ask = ("parity", str(net("a.onnx")), "--against", str(net("b.onnx")))
     out = suite(*ask, "--images", "20")[1]
-    assert ": 20 random inputs, of seed 0 on\n" in out
+    assert ": 20 random inputs, of seeds 0, 1 and so on\n" in out
     assert "over 200 values\nagreement      100 % of 20 rows" in out
     np.savez(tmp_path / "values.npz", image=np.ones((5, 3, 8, 8), np.float32))
     assert ": 2 inputs of " in suite(*ask, "--images", "2", "--data", str(tmp_path / "values.npz"))[1]

@@ -337,3 +337,13 @@ def test_as_many_images_as_take_a_minute_are_those_after_a_slow_start(
     network = networks.NamedNetwork(Path(), "resnet20_relu_np", 10, 32, trained=False)
     found = deploy._in_a_minute(network, {}, Path("net.onnx"), "fp32", "cpu", "onnxruntime", of)
     assert found == (None if expected is None else pytest.approx(expected, abs=1))
+
+
+def test_a_data_set_that_is_not_whole_is_told() -> None:
+    digits = data.load("digits10")
+    assert networks.size_notes(digits, None) == networks.size_notes(digits, len(digits.test)) == []
+    train, test = len(digits.train), len(digits.test)
+    assert networks.size_notes(dataclasses.replace(digits, name="cifar10"), 10_000) == [
+        f"cifar10 of {train} training and {test} test images, not all of it",
+        f"{test} test images are all that there are, of 10000 asked for",
+    ]

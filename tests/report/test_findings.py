@@ -306,3 +306,22 @@ def test_nets_of_other_images_are_not_held_against_each_other(store: Store, add_
     part = {**train.inputs, "data": {**train.inputs["data"], "sha256": "1" * 64}}
     store.put("train", part, train.result, {}, {})
     assert of(judge(store, WITH), "CIFAR-10, ResNet-110").verdict == "not yet measured"
+
+
+def test_one_seed_is_taken_to_vary_as_the_seeds_of_the_other_do(store: Store, add_run: AddRun) -> None:
+    """By hand: of 7.50 %, one seed on 10,000 images, the standard error is sqrt(0.2634^2 + (s * 7.5)^2)."""
+    nets = {}
+    for model, errors in (("resnet110_crelu_bn", [5.0, 6.0, 7.0]), ("resnet110_relu_bn", [7.5])):
+        for seed, error in enumerate(errors):
+            add_run(model, seed=seed, top1=error)
+        table = spec.load_table(2)
+        row = next(row for row in table.rows if (row.model, row.data) == (model, "cifar10"))
+        nets[model] = Entry(table, row, Records([store]).runs(table, row))
+    values, alone = nets["resnet110_crelu_bn"], nets["resnet110_relu_bn"]
+    assert findings.median_error(alone, "last", "top1")[1] == pytest.approx(math.hypot(0.26339, 0.025 * 7.5), rel=1e-4)
+    part = findings.compare_errors(values, alone, "last")
+    of_three, of_one = 1.2533 / math.sqrt(3), math.hypot(0.26339, 1 / 6 * 7.5)
+    spread = math.hypot(of_three, of_one)
+    freedom = spread**4 / (of_three**4 / 2)
+    assert part.margin == f"1.50 points apart, chance makes up to {findings._sure(freedom) * spread:.2f}"
+    assert part.holds is None

@@ -142,6 +142,7 @@ def test_another_depth_renames_all_models_and_the_title_says_so() -> None:
     assert all(timm.is_model(row.model) for row in table.rows)
     assert "run with ResNet-20" in table.title
     assert "figures are of ResNet-110" in table.title
+    assert spec.with_depth(spec.load_table(2), 110) == spec.load_table(2), "which says nothing of other nets"
 
 
 def test_depth_is_refused_where_rows_differ_in_it() -> None:
@@ -174,7 +175,7 @@ def test_a_glob_without_a_match_is_named_with_the_models_there_are() -> None:
         ("epochs = 164", 'epochs = "164"', "t.toml: recipe: epochs: must be of type int, not '164'"),
         ("epochs = 164", "epochs = true", "t.toml: recipe: epochs: must be of type int, not True"),
         ("epochs = 164", "epochs = 0", "t.toml: recipe: epochs must be at least 1, not 0"),
-        ("learning_rate = 0.1", "learning_rate = nan", "t.toml: recipe: learning_rate: must be of type float, not nan"),
+        ("learning_rate = 0.1", "learning_rate = nan", "t.toml: recipe: learning_rate: must be finite, not nan"),
         ("learning_rate = 0.1", "learning_rate = -1", "t.toml: recipe: learning_rate must be positive"),
         ("milestones = [81, 122]", "milestones = [122, 81]", "t.toml: recipe: milestones must rise"),
         (
