@@ -376,12 +376,14 @@ def test_published_tables_are_what_their_records_print(table: Path, suite: Run) 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_published_results_are_whole(folder: Path) -> None:
     """Networks that were trained for a few steps are published without their weights and files. So are further seeds,
-    and what was trained on a GPU."""
+    what was trained on a GPU, and two networks of which 40 MB leave no room."""
     found = verify(folder)
     assert found.problems == []
     assert found.records > 0
+    assert sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file()) <= 40_000_000
     assert all("samples" not in record.result for record in Store(folder).each("latency")), "each run is kept once"
     for record in Store(folder).each("train"):
         whole = all((folder / file.path).is_file() for file in record.artifacts.values())
         left_out = record.inputs["seed"] > 0 or folder.name == "nvidia-h200"
+        left_out |= record.inputs["model"].endswith("nobias") and record.inputs["data"]["name"] == "cifar100"
         assert whole == (record.inputs["recipe"]["max_steps"] is None and not left_out)
