@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import hashlib
 import importlib.util
 import json
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.errors import InputError, describe_error, join_with_or
+from suite.results.artifacts import sha256
 
 _ENTRYPOINT = re.compile(r"^@register_model[^\n]*\n(?:@[^\n]*\n)*def (\w+)\(", re.MULTILINE)
 _MODELS = Path(__file__).parent.parent.parent / "models"
@@ -102,9 +102,8 @@ def published_folder(name: str) -> Path | None:
     file, digest = published()[name]
     if not file.is_file():
         raise InputError(f"{name}: its weights are missing from {file.parent}; {_REMEDY}")
-    with open(file, "rb") as content:
-        if hashlib.file_digest(content, "sha256").hexdigest() != digest:
-            raise InputError(f"{name}: {file} is not as it was published; {_REMEDY}")
+    if sha256(file) != digest:
+        raise InputError(f"{name}: {file} is not as it was published; {_REMEDY}")
     return file.parent
 
 

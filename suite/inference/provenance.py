@@ -1,10 +1,10 @@
 """Where weights come from: the run that trained them, by its record in the results
 folder in which they lie."""
 
-import hashlib
 from pathlib import Path
 
 from suite.errors import InputError
+from suite.results.artifacts import sha256
 from suite.results.record import TrainRecord
 from suite.results.store import Store
 from suite.results.wording import remedy
@@ -14,8 +14,7 @@ WEIGHTS = "model.safetensors"
 
 def digest(folder: Path) -> str:
     """SHA-256 of the weights in a folder in timm's local layout."""
-    with open(folder / WEIGHTS, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(folder / WEIGHTS)
 
 
 def training(folder: Path, model: str) -> TrainRecord | None:

@@ -32,7 +32,7 @@ ENOUGH = 3
 COUNTS = "A difference counts where chance makes one so great in fewer than 5 % of cases."
 ASSUMED = (
     f"Where there are fewer than three seeds, what they would differ by is assumed: {OVER_SEEDS:.1%} of the error, as "
-    "in five runs of ResNet-110 by He et al. (2016), or as much as the seeds of the network beside, if that is more."
+    "in five runs of ResNet-110 by He et al. (2016), or as much as the other network's seeds do, if that is more."
 )
 # Standard error of a median over that of a mean, for normal figures: sqrt(pi / 2).
 MEDIAN = 1.2533
