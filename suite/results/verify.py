@@ -123,7 +123,7 @@ def _published_weights(root: Path) -> dict[Path, dict[str, Any]] | None:
 
 
 def _anew(index: Path) -> str:
-    return f"`{env.typed()} list weights --results {index.parent} --format json` writes it anew"
+    return f"`{env.typed()} list weights --results {index.parent} --format json > {index}` writes it anew"
 
 
 def _indexed_otherwise(root: Path, records: list[AnyRecord], weights: dict[Path, dict[str, Any]]) -> Iterator[str]:
